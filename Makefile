@@ -1,0 +1,44 @@
+# `make serve` and `make test` work on a fresh clone with Python 3.11+, pip and make.
+PYTHON ?= python3
+PORT ?= 8000
+MODEL ?= SmolLM2-135M-Instruct
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.PHONY: install serve test lint bench clean
+
+install: $(INSTALLED)
+
+serve: $(INSTALLED)
+	$(BIN)/trimtab serve --model "$(MODEL)" --port $(PORT)
+
+test: $(INSTALLED_DEV)
+	$(BIN)/trimtab fetch
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED_DEV)
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.burst
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# torch first and exact: a range would bring gigabytes of CUDA to a machine without a GPU.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,22 @@
+"""One decision per request: which variant, which KV budget, and why."""
+
+from controller.analyzer import PromptFeatures, analyze
+from controller.catalogue import Catalogue
+from controller.controller import Controller, Decision, Hints
+from controller.latency import StepModel
+from controller.load import EngineLoad, SequenceLoad, StepRecord
+from controller.shield import ShieldSettings
+
+__all__ = [
+    "Catalogue",
+    "Controller",
+    "Decision",
+    "EngineLoad",
+    "Hints",
+    "PromptFeatures",
+    "SequenceLoad",
+    "ShieldSettings",
+    "StepModel",
+    "StepRecord",
+    "analyze",
+]

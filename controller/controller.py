@@ -1,0 +1,150 @@
+"""One decision per request: observe, shield, ask the policy, remember how it went."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from controller.analyzer import PromptFeatures
+from controller.catalogue import Catalogue
+from controller.forecast import Forecast
+from controller.latency import StepModel
+from controller.load import EngineLoad, StepRecord
+from controller.shield import Shield, ShieldSettings
+from policies import Action, Candidate, Objectives, Observation, Policy, Reason
+from pruners.variant import BASE
+from telemetry import Snapshot
+
+_SMOOTHING = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What a request asks of the controller. Pins win over the policy."""
+
+    objectives: Objectives = field(default_factory=Objectives)
+    variant: str | None = None
+    kv_budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was chosen, why, what is predicted of it, and what the choice cost in seconds."""
+
+    action: Action
+    reason: Reason
+    policy: str
+    complexity: float
+    loss: float | None
+    ttft: float
+    tpot: float
+    wait: float
+    masked: tuple[str, ...]
+    seconds: float
+
+
+class Controller:
+    """Joins prompt, telemetry and load into an observation and has the policy choose."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        latency: StepModel,
+        policy: Policy,
+        load: Callable[[], EngineLoad],
+        telemetry: Callable[[], Snapshot],
+        defaults: Objectives,
+        shield: ShieldSettings | None = None,
+    ) -> None:
+        self.catalogue = catalogue
+        self.latency = latency
+        self._policy = policy
+        self._load = load
+        self._telemetry = telemetry
+        self._defaults = defaults
+        self._shield = shield or ShieldSettings()
+        self._expected_output = 128.0
+
+    def decide(
+        self, features: PromptFeatures, prompt_tokens: int, max_tokens: int, hints: Hints
+    ) -> Decision:
+        """Chooses the action for one request. Pinned names are expected to exist."""
+        started = time.perf_counter()
+        observation = self.observe(features, prompt_tokens, max_tokens, hints)
+        if hints.variant is not None or hints.kv_budget is not None:
+            chosen, reason = _pinned(observation, hints), Reason.PINNED
+        else:
+            chosen, reason = self._policy.choose(observation)
+        candidate = next(c for c in observation.candidates if c.action == chosen)
+        return Decision(
+            action=chosen,
+            reason=reason,
+            policy=self._policy.name,
+            complexity=observation.complexity,
+            loss=candidate.loss,
+            ttft=candidate.ttft,
+            tpot=candidate.tpot,
+            wait=observation.wait,
+            masked=tuple(c.blocked for c in observation.candidates if c.blocked is not None),
+            seconds=time.perf_counter() - started,
+        )
+
+    def observe(
+        self, features: PromptFeatures, prompt_tokens: int, max_tokens: int, hints: Hints
+    ) -> Observation:
+        """What the policy is shown for this request, now."""
+        load, snapshot = self._load(), self._telemetry()
+        forecast = Forecast(self.latency, load, self._expected_output)
+        shield = Shield(self._shield, load, snapshot, self._expected_output)
+        objectives = Objectives(
+            ttft=_either(hints.objectives.ttft, self._defaults.ttft),
+            tpot=_either(hints.objectives.tpot, self._defaults.tpot),
+            max_loss=_either(hints.objectives.max_loss, self._defaults.max_loss),
+        )
+        expected = prompt_tokens + int(min(max_tokens, self._expected_output))
+        base = self.catalogue.variants[BASE]
+        candidates = []
+        for action in self._actions(hints):
+            variant = self.catalogue.variants[action.variant]
+            held = min(expected, action.kv_budget or expected)
+            timing = forecast.timing(variant, prompt_tokens, held)
+            loss = self.catalogue.loss(action, expected)
+            candidates.append(
+                Candidate(
+                    action=action,
+                    loss=loss,
+                    cost=forecast.cost(variant, base),
+                    ttft=timing.ttft,
+                    tpot=timing.tpot,
+                    blocked=shield.blocked(held, loss, objectives.max_loss),
+                )
+            )
+        battery = snapshot.on_battery.value
+        return Observation(
+            candidates=tuple(candidates),
+            objectives=objectives,
+            wait=forecast.wait,
+            complexity=features.complexity,
+            on_battery=None if battery is None else bool(battery),
+            battery_charge=snapshot.battery_charge_ratio.value,
+        )
+
+    def step_done(self, record: StepRecord) -> None:
+        """Called by the engine after every step."""
+        self.latency.observe(record)
+
+    def answer_done(self, output_tokens: int) -> None:
+        """Learns how long answers are."""
+        self._expected_output += _SMOOTHING * (output_tokens - self._expected_output)
+
+    def _actions(self, hints: Hints) -> list[Action]:
+        actions = self.catalogue.actions()
+        pinned = Action(hints.variant or BASE, hints.kv_budget)
+        return actions if pinned in actions else [*actions, pinned]
+
+
+def _pinned(observation: Observation, hints: Hints) -> Action:
+    return Action(hints.variant or BASE, hints.kv_budget)
+
+
+def _either(first: float | None, second: float | None) -> float | None:
+    return second if first is None else first

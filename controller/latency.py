@@ -1,0 +1,91 @@
+"""How long a step takes: fitted once from measured steps, corrected by every step that follows."""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import combinations
+
+import numpy as np
+
+from controller.load import StepRecord
+from pruners.architecture import Shape
+from pruners.variant import VariantSpec
+
+Rows = Iterable[tuple[VariantSpec, int]]
+_SMOOTHING = 0.1  # weight of the newest step in the running correction
+
+
+class StepModel:
+    """Seconds of a step = fixed + streamed parameters / bandwidth + multiplied ones / throughput.
+
+    A mixed batch streams the union of its variants' weights once and multiplies what each row asks
+    for; cached keys and values count as streamed. The correction follows the host: when something
+    else takes the processor, every prediction grows within a few steps.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._coefficients = np.zeros(3)
+        self.correction = 1.0
+        self.fitted = False
+
+    def fit(self, records: Sequence[StepRecord]) -> None:
+        """Least squares on relative errors with coefficients >= 0."""
+        features = np.array([self._features(r.rows, r.sampled, r.cached) for r in records])
+        seconds = np.array([r.seconds for r in records])
+        self._coefficients = _non_negative(features / seconds[:, None], np.ones(len(records)))
+        self.correction = 1.0
+        self.fitted = True
+
+    def observe(self, record: StepRecord) -> None:
+        """Moves the correction towards what this step took."""
+        predicted = self._raw(record.rows, record.sampled, record.cached)
+        if predicted > 0:
+            # One stalled step says little; the bound keeps it from ruling the next fifty.
+            ratio = min(max(record.seconds / predicted, 0.2), 5.0)
+            self.correction += _SMOOTHING * (ratio - self.correction)
+
+    def seconds(self, rows: Rows, sampled: int, cached: int) -> float:
+        """Predicted seconds of a step over `rows` (variant, tokens) with `cached` tokens read."""
+        return self.correction * self._raw(rows, sampled, cached)
+
+    def _raw(self, rows: Rows, sampled: int, cached: int) -> float:
+        return float(self._features(rows, sampled, cached) @ self._coefficients)
+
+    def _features(self, rows: Rows, sampled: int, cached: int) -> np.ndarray:
+        shape = self._shape
+        present = [(variant, tokens) for variant, tokens in rows if tokens]
+        head = shape.hidden * shape.vocab
+        streamed = _union_parameters(frozenset(v for v, _ in present), shape)
+        streamed += head if sampled else 0
+        streamed += cached * 2 * shape.layers * shape.kv_groups * shape.head_dim
+        worked = sum(tokens * _body_parameters(variant, shape) for variant, tokens in present)
+        return np.array([1.0, streamed / 1e9, (worked + sampled * head) / 1e9])
+
+
+@lru_cache(maxsize=4096)
+def _union_parameters(variants: frozenset[VariantSpec], shape: Shape) -> int:
+    widest = VariantSpec(
+        "union",
+        tuple(max((v.kv_groups[i] for v in variants), default=0) for i in range(shape.layers)),
+        tuple(max((v.ffn[i] for v in variants), default=0) for i in range(shape.layers)),
+    )
+    return widest.body_parameters(shape)
+
+
+@lru_cache(maxsize=1024)
+def _body_parameters(variant: VariantSpec, shape: Shape) -> int:
+    return variant.body_parameters(shape)
+
+
+def _non_negative(features: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The non-negative least-squares solution; with three coefficients, by trying every subset."""
+    count = features.shape[1]
+    best, best_error = np.zeros(count), np.inf
+    for size in range(1, count + 1):
+        for subset in map(list, combinations(range(count), size)):
+            part, *_ = np.linalg.lstsq(features[:, subset], target, rcond=None)
+            error = float(np.square(features[:, subset] @ part - target).sum())
+            if (part >= 0).all() and error < best_error:
+                best, best_error = np.zeros(count), error
+                best[subset] = part
+    return best

@@ -1,0 +1,17 @@
+"""Policies: from an observation to an action, and nothing else."""
+
+from policies.observation import Action, Candidate, Objectives, Observation, Policy, Reason
+from policies.rule import RulePolicy, RuleSettings
+from policies.static import StaticPolicy
+
+__all__ = [
+    "Action",
+    "Candidate",
+    "Objectives",
+    "Observation",
+    "Policy",
+    "Reason",
+    "RulePolicy",
+    "RuleSettings",
+    "StaticPolicy",
+]

@@ -1,0 +1,77 @@
+"""What a policy sees and what it answers. Plain data: a decision can be replayed from it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class Reason(StrEnum):
+    """Why an action was chosen."""
+
+    PINNED = "pinned"  # the request named it
+    BASE_FITS = "base_fits"  # the base meets every objective
+    QUEUE = "queue"  # others are waiting
+    TTFT = "ttft"  # the base would answer its first token too late
+    TPOT = "tpot"  # the base would write too slowly
+    BATTERY = "battery"  # on battery and low
+    MEMORY = "memory"  # not enough memory for a full cache
+    LEAST_BAD = "least_bad"  # nothing meets the objectives
+    FIXED = "fixed"  # a static policy
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What the engine is told: a variant and, unless None, at most so many cached tokens."""
+
+    variant: str
+    kv_budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What the answer should keep. Seconds, and nats per token for `max_loss`; None is no bound."""
+
+    ttft: float | None = None
+    tpot: float | None = None
+    max_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An action with what is predicted of it.
+
+    `loss` in nats per token to the base (None: never measured), `cost` the time of a full batch
+    relative to the base's, `ttft` and `tpot` in seconds. `blocked` names the shield's constraint.
+    """
+
+    action: Action
+    loss: float | None
+    cost: float
+    ttft: float
+    tpot: float
+    blocked: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Everything a decision depends on. The base without a budget is the first candidate.
+
+    `wait` is the predicted time in the queue, in seconds; readings are None where missing.
+    """
+
+    candidates: tuple[Candidate, ...]
+    objectives: Objectives
+    wait: float
+    complexity: float
+    on_battery: bool | None = None
+    battery_charge: float | None = None
+
+
+class Policy(Protocol):
+    """Chooses one of the candidates."""
+
+    name: str
+
+    def choose(self, observation: Observation) -> tuple[Action, Reason]:
+        """The action and why; a pure function of the observation."""
+        ...

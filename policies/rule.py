@@ -1,0 +1,80 @@
+"""The default policy: the least predicted loss that keeps the objectives, here and in the queue."""
+
+from dataclasses import dataclass
+
+from policies.observation import Action, Candidate, Observation, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSettings:
+    """`headroom` is the share of the TTFT objective that the queue may use up before answers
+    shrink; below `battery_low` charge (0..1) on battery every answer is cut to `battery_cost`."""
+
+    headroom: float = 0.5
+    battery_low: float = 0.3
+    battery_cost: float = 0.85
+
+
+class RulePolicy:
+    """Degrades no more than the backlog needs.
+
+    If the queue takes twice as long as the objective leaves for it, answers have to become twice as
+    cheap for the queue to keep its promise; so the bound on an action's relative cost falls in
+    proportion to the predicted wait, and the base returns as the queue drains.
+    """
+
+    name = "rule"
+
+    def __init__(self, settings: RuleSettings | None = None) -> None:
+        self._settings = settings or RuleSettings()
+
+    def choose(self, observation: Observation) -> tuple[Action, Reason]:
+        """The least loss among what the shield allows and the objectives permit."""
+        base = observation.candidates[0]
+        allowed = [c for c in observation.candidates if c.blocked is None]
+        if not allowed:
+            return _cheapest(observation.candidates).action, Reason.LEAST_BAD
+        bound, reason = self._cost_bound(observation)
+        fitting = [c for c in allowed if c.cost <= bound and _in_time(c, observation)]
+        if not fitting:
+            return _cheapest(allowed).action, Reason.LEAST_BAD
+        best = min(fitting, key=_loss)
+        if best is base:
+            return best.action, Reason.BASE_FITS
+        return best.action, reason or _why_not_base(base, observation)
+
+    def _cost_bound(self, observation: Observation) -> tuple[float, Reason | None]:
+        bound, reason = float("inf"), None
+        ttft = observation.objectives.ttft
+        if ttft is not None and observation.wait > self._settings.headroom * ttft:
+            bound, reason = self._settings.headroom * ttft / observation.wait, Reason.QUEUE
+        charge = observation.battery_charge
+        if observation.on_battery and charge is not None and charge < self._settings.battery_low:
+            limit = self._settings.battery_cost
+            if limit < bound:
+                bound, reason = limit, Reason.BATTERY
+        return bound, reason
+
+
+def _in_time(candidate: Candidate, observation: Observation) -> bool:
+    objectives = observation.objectives
+    late = objectives.ttft is not None and candidate.ttft > objectives.ttft
+    slow = objectives.tpot is not None and candidate.tpot > objectives.tpot
+    return not late and not slow
+
+
+def _why_not_base(base: Candidate, observation: Observation) -> Reason:
+    objectives = observation.objectives
+    if base.blocked is not None:
+        return Reason.MEMORY
+    if objectives.ttft is not None and base.ttft > objectives.ttft:
+        return Reason.TTFT
+    return Reason.TPOT
+
+
+def _loss(candidate: Candidate) -> float:
+    return float("inf") if candidate.loss is None else candidate.loss
+
+
+def _cheapest(candidates: tuple[Candidate, ...] | list[Candidate]) -> Candidate:
+    return min(candidates, key=lambda c: (c.cost, c.action.kv_budget or float("inf"), _loss(c)))

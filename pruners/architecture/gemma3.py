@@ -1,0 +1,33 @@
+"""Gemma 3 (text): Llama's names, with norms on both sides of each block."""
+
+from pruners.architecture.base import Decoder, HfModule, Layer
+from pruners.architecture.llama import attention_of, mlp_of, shape_of
+
+FAMILIES = ("gemma3_text",)
+
+
+def _layer(module: HfModule) -> Layer:
+    return Layer(
+        module=module,
+        attention=attention_of(module.self_attn),
+        mlp=mlp_of(module.mlp),
+        attention_norm=module.input_layernorm,
+        mlp_norm=module.pre_feedforward_layernorm,
+        attention_out_norm=module.post_attention_layernorm,
+        mlp_out_norm=module.post_feedforward_layernorm,
+    )
+
+
+def locate(model: HfModule) -> Decoder:
+    """Takes a `Gemma3ForCausalLM` apart."""
+    body = model.model
+    return Decoder(
+        family=model.config.model_type,
+        model=model,
+        shape=shape_of(model.config),
+        layers=[_layer(layer) for layer in body.layers],
+        embed=body.embed_tokens,
+        final_norm=body.norm,
+        head=model.lm_head,
+        rotary=body.rotary_emb,
+    )

@@ -1,0 +1,26 @@
+"""Wanda for whole structures."""
+
+import torch
+
+from pruners.architecture import Layer, Shape
+from pruners.calibration import LayerStatistics
+from pruners.importance.base import per_group
+
+
+class ActivationNorm:
+    """`sqrt(E[h_j^2]) * ||W[:, j]||`: the size of what a unit writes to the residual stream.
+
+    The score of Wanda (Sun et al. 2023, arXiv 2306.11695) summed over a column, as in the
+    structured Wanda-sp baseline of FLAP (An et al. 2024, arXiv 2312.11983).
+    """
+
+    def ffn(self, layer: Layer, statistics: LayerStatistics) -> torch.Tensor:
+        return statistics.ffn.second.sqrt() * _column_norms(layer.mlp.down.weight)
+
+    def kv(self, layer: Layer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
+        columns = statistics.heads.second.sqrt() * _column_norms(layer.attention.o.weight)
+        return per_group(columns, shape)
+
+
+def _column_norms(weight: torch.Tensor) -> torch.Tensor:
+    return weight.float().norm(dim=0).cpu()

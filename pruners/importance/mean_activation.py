@@ -1,0 +1,20 @@
+"""The mean activation, a baseline."""
+
+import torch
+
+from pruners.architecture import Layer, Shape
+from pruners.calibration import LayerStatistics
+from pruners.importance.base import per_group
+
+
+class MeanActivation:
+    """`|E[h_j]|`: the size of a unit's signed mean activation, blind to its weights.
+
+    The default criterion of Slimformers, taken here at the input of `down` and `o`.
+    """
+
+    def ffn(self, layer: Layer, statistics: LayerStatistics) -> torch.Tensor:
+        return statistics.ffn.mean.abs()
+
+    def kv(self, layer: Layer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
+        return per_group(statistics.heads.mean.abs(), shape)

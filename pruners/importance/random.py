@@ -1,0 +1,19 @@
+"""Chance, the baseline that every score must beat."""
+
+import torch
+
+from pruners.architecture import Layer, Shape
+from pruners.calibration import LayerStatistics
+
+
+class Random:
+    """Uniform scores from a seed, drawn afresh for each layer."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def ffn(self, layer: Layer, statistics: LayerStatistics) -> torch.Tensor:
+        return torch.rand(len(layer.mlp.up.weight), generator=self._generator)
+
+    def kv(self, layer: Layer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
+        return torch.rand(shape.kv_groups, generator=self._generator)

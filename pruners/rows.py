@@ -1,0 +1,108 @@
+"""Token rows: where they come from, and how ragged ones become batches."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows padded on the right, `[rows, length]`; `valid` is false on padding.
+
+    A causal model's real tokens never see what stands to their right, so that padding needs no
+    attention mask; it only has to be left out of what is measured.
+    """
+
+    tokens: torch.Tensor
+    valid: torch.Tensor
+
+    def scored(self, after: int = 0) -> torch.Tensor:
+        """Positions from `after` on whose next token is real, `[rows, length]`."""
+        scored = self.valid.roll(-1, dims=1)
+        scored[:, -1] = False
+        scored[:, :after] = False
+        return scored
+
+    def targets(self, scored: torch.Tensor) -> torch.Tensor:
+        """The next token of each scored position, `[positions]`."""
+        return self.tokens.roll(-1, dims=1)[scored]
+
+
+def batches(rows: Sequence[torch.Tensor], tokens: int = BATCH_TOKENS) -> Iterator[Batch]:
+    """Joins rows of similar length, up to `tokens` with padding; a longer row stands alone."""
+    waiting: list[torch.Tensor] = []
+    for row in sorted(rows, key=len, reverse=True):
+        if waiting and (len(waiting) + 1) * len(waiting[0]) > tokens:
+            yield _padded(waiting)
+            waiting = []
+        waiting.append(row)
+    if waiting:
+        yield _padded(waiting)
+
+
+def _padded(rows: list[torch.Tensor]) -> Batch:
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return Batch(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
+
+
+def text_rows(
+    tokenizer: "PreTrainedTokenizerBase", text: str, window: int, limit: int | None = None
+) -> list[torch.Tensor]:
+    """Cuts a text into non-overlapping rows of `window` tokens, `limit` tokens in all.
+
+    The last row may be shorter. Each row starts as the tokenizer starts a text (such as `<bos>`).
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:limit]
+    bos = tokenizer.bos_token_id
+    start = [bos] if bos is not None and tokenizer("").input_ids[:1] == [bos] else []
+    step = window - len(start)
+    rows = [start + ids[i : i + step] for i in range(0, len(ids), step)]
+    return [torch.tensor(row) for row in rows if len(row) > 1]
+
+
+def wikitext2_rows(
+    tokenizer: "PreTrainedTokenizerBase", raw: str, window: int = 1024
+) -> list[torch.Tensor]:
+    """WikiText-2 as the field measures it: lines of the raw file joined by blank lines.
+
+    Non-overlapping full windows; the remainder is dropped. State `window` with any figure: a
+    shorter context gives a higher perplexity.
+    """
+    lines = ["" if not line.strip() else line + "\n" for line in raw.split("\n")[:-1]]
+    rows = text_rows(tokenizer, "\n\n".join(lines), window)
+    return [row for row in rows if len(row) == window]
+
+
+def count(rows: Sequence[torch.Tensor]) -> int:
+    """Tokens in all rows."""
+    return sum(len(row) for row in rows)
+
+
+def rows_hash(rows: Sequence[torch.Tensor]) -> str:
+    """Identity of a set of rows, in order: 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(len(row).to_bytes(8, "little"))
+        digest.update(row.to(torch.int32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def sample(rows: Sequence[torch.Tensor], tokens: int, seed: int) -> list[torch.Tensor]:
+    """Rows drawn without replacement until there are `tokens`; the last one is cut to fit."""
+    drawn: list[torch.Tensor] = []
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    for index in order.tolist():
+        room = tokens - count(drawn)
+        if room < 2:  # a single token predicts nothing
+            break
+        drawn.append(rows[index][:room])
+    return drawn

@@ -1,0 +1,118 @@
+"""Collecting answers for a plain response, and sending them as server-sent events."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from server.api.errors import ApiError, envelope
+from server.api.service import Call, Service
+from server.engine.sequence import Delta, FinishReason, TokenLogprob
+
+DONE = "data: [DONE]\n\n"
+
+
+@dataclass(slots=True)
+class Answer:
+    """One finished answer."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    tokens: int = 0
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Appends what one step brought."""
+        self.text += delta.text
+        self.tokens += delta.token is not None
+        if delta.logprob is not None:
+            self.logprobs.append(delta.logprob)
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason.value
+            self.stop_reason = delta.stop_reason
+
+
+async def collect(service: Service, call: Call, request: Request) -> list[Answer]:
+    """All answers of a call; a client that hangs up cancels them. Raises `ApiError`."""
+    answers = [Answer() for _ in call.generations]
+
+    async def gather() -> None:
+        async for index, delta in service.deltas(call):
+            if delta.finish_reason is FinishReason.ERROR:
+                raise ApiError(500, delta.error or "the engine failed")
+            answers[index].add(delta)
+
+    work = asyncio.create_task(gather())
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ApiError(499, "the client closed the connection")
+        await work
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+    return answers
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def stream(
+    service: Service,
+    call: Call,
+    chunks: Callable[[int, Delta, Answer], Iterable[dict[str, object]]],
+    head: Iterable[dict[str, object]] = (),
+    tail: Callable[[list[Answer]], Iterable[dict[str, object]]] = lambda _: (),
+) -> StreamingResponse:
+    """Server-sent events: `head`, then `chunks` of every delta, then `tail`, then `[DONE]`.
+
+    A failure in mid-stream is sent as an event holding an `error`, as clients expect.
+    """
+
+    async def events() -> AsyncIterator[str]:
+        answers = [Answer() for _ in call.generations]
+        deltas = service.deltas(call)
+        try:
+            for chunk in head:
+                yield _event(chunk)
+            async for index, delta in deltas:
+                answers[index].add(delta)
+                if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                    yield _event(envelope(500, delta.error or "the answer was aborted"))
+                    break
+                for chunk in chunks(index, delta, answers[index]):
+                    yield _event(chunk)
+            else:
+                for chunk in tail(answers):
+                    yield _event(chunk)
+            yield DONE
+        finally:
+            await deltas.aclose()  # type: ignore[attr-defined]
+
+    headers = {**call.headers(), "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+def usage(call: Call, answers: list[Answer]) -> dict[str, int]:
+    """The `usage` object."""
+    written = sum(answer.tokens for answer in answers)
+    return {
+        "prompt_tokens": call.prompt_tokens,
+        "completion_tokens": written,
+        "total_tokens": call.prompt_tokens + written,
+    }
+
+
+def _event(chunk: dict[str, object]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"

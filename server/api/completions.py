@@ -1,0 +1,184 @@
+"""`POST /v1/completions`, as the OpenAI API has it."""
+
+from collections.abc import Iterable
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from server.api.answers import Answer, collect, stream, usage
+from server.api.errors import ApiError
+from server.api.protocol import CompletionBody
+from server.api.service import Ask, Call, Prompt, Service, call_id_of, variant_alias
+from server.engine.sequence import Delta, TokenLogprob
+
+DEFAULT_MAX_TOKENS = 16
+_FLOOR = -9999.0  # JSON has no -inf
+
+
+def router(service: Service) -> APIRouter:
+    """The route, bound to a service."""
+    routes = APIRouter()
+
+    @routes.post("/v1/completions")
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        _check(body)
+        wanted = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        ask = Ask(
+            prompts=_prompts(service, body),
+            body=body,
+            max_tokens=max(1, wanted),
+            variant=variant_alias(service, body.model),
+            logprobs=body.logprobs,
+            prompt_logprobs=bool(body.echo) and body.logprobs is not None,
+        )
+        call = service.start(ask, call_id_of(request, "cmpl"))
+        common = {
+            "id": call.call_id,
+            "object": "text_completion",
+            "created": call.created,
+            "model": service.model.name,
+            "system_fingerprint": service.model.fingerprint,
+        }
+        if not body.stream:
+            answers = await collect(service, call, request)
+            if wanted == 0:
+                answers = [_without_output(answer) for answer in answers]
+            choices = [_choice(service, body, ask, i, a) for i, a in enumerate(answers)]
+            full = {**common, "choices": choices, "usage": usage(call, answers)}
+            return JSONResponse({**full, "trimtab": call.disclosure()}, headers=call.headers())
+        return _streamed(service, call, body, ask, common)
+
+    return routes
+
+
+def _streamed(
+    service: Service, call: Call, body: CompletionBody, ask: Ask, common: dict[str, object]
+) -> Response:
+    options = body.stream_options
+    offsets = [0] * len(call.generations)
+    echoed: set[int] = set()
+
+    def chunks(index: int, delta: Delta, answer: Answer) -> Iterable[dict[str, object]]:
+        text = delta.text
+        if body.echo and index not in echoed:
+            echoed.add(index)
+            text = _prompt_text(service, ask, body, index) + text
+        if not text and delta.finish_reason is None and delta.logprob is None:
+            return
+        choice: dict[str, object] = {
+            "index": index,
+            "text": text,
+            "logprobs": None,
+            "finish_reason": None if delta.finish_reason is None else delta.finish_reason.value,
+            "stop_reason": delta.stop_reason,
+        }
+        if body.logprobs is not None and delta.logprob is not None:
+            choice["logprobs"] = _logprobs(service, [delta.logprob], offsets[index])
+            offsets[index] += len(service.model.tokenizer.decode([delta.logprob.token]))
+        chunk: dict[str, object] = {**common, "choices": [choice]}
+        if answer.tokens <= 1 or delta.finish_reason is not None:
+            chunk["trimtab"] = call.disclosure()
+        if options is not None and options.continuous_usage_stats:
+            chunk["usage"] = usage(call, [answer])
+        yield chunk
+
+    def tail(answers: list[Answer]) -> Iterable[dict[str, object]]:
+        if options is not None and options.include_usage:
+            yield {**common, "choices": [], "usage": usage(call, answers)}
+
+    return stream(service, call, chunks, tail=tail)
+
+
+def _check(body: CompletionBody) -> None:
+    if body.suffix:
+        raise ApiError(400, "suffix is not supported", "suffix")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream: true", "stream_options")
+    if body.stream and body.echo and body.logprobs is not None:
+        raise ApiError(400, "echo with logprobs cannot be streamed", "stream")
+    if body.max_tokens == 0 and (not body.echo or body.stream):
+        raise ApiError(400, "max_tokens 0 needs echo, and no stream", "max_tokens")
+
+
+def _prompts(service: Service, body: CompletionBody) -> list[Prompt]:
+    given = body.prompt
+    if isinstance(given, str):
+        return [service.tokenize(given)]
+    if not given:
+        raise ApiError(400, "the prompt is empty", "prompt")
+    if isinstance(given[0], int):
+        return [_from_ids(service, given)]
+    return [service.tokenize(p) if isinstance(p, str) else _from_ids(service, p) for p in given]
+
+
+def _from_ids(service: Service, ids: list[int]) -> Prompt:
+    vocab = service.model.weights.shape.vocab
+    if any(token >= vocab for token in ids):
+        raise ApiError(400, f"prompt: the vocabulary has {vocab} tokens", "prompt")
+    return Prompt(list(ids), service.model.tokenizer.decode(ids))
+
+
+def _prompt_text(service: Service, ask: Ask, body: CompletionBody, index: int) -> str:
+    prompt = ask.prompts[index // (body.n or 1)]
+    return str(service.model.tokenizer.decode(prompt.tokens, skip_special_tokens=True))
+
+
+def _without_output(answer: Answer) -> Answer:
+    """Scoring only: the one token that the engine wrote is not part of the answer."""
+    return Answer(
+        prompt_logprobs=answer.prompt_logprobs, finish_reason="length", logprobs=[], tokens=0
+    )
+
+
+def _choice(
+    service: Service, body: CompletionBody, ask: Ask, index: int, answer: Answer
+) -> dict[str, object]:
+    text = answer.text
+    logprobs: dict[str, object] | None = None
+    if body.echo:
+        text = _prompt_text(service, ask, body, index) + text
+    if body.logprobs is not None:
+        scored: list[TokenLogprob | int] = []
+        if body.echo:
+            first = ask.prompts[index // (body.n or 1)].tokens[0]
+            scored = [first, *answer.prompt_logprobs]
+        logprobs = _logprobs(service, [*scored, *answer.logprobs], 0)
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": logprobs,
+        "finish_reason": answer.finish_reason,
+        "stop_reason": answer.stop_reason,
+    }
+
+
+def _logprobs(
+    service: Service, scored: list[TokenLogprob | int] | list[TokenLogprob], offset: int
+) -> dict[str, object]:
+    """The completions format; a bare token id is the first prompt token, which has no score."""
+    decode = service.model.tokenizer.decode
+    tokens: list[str] = []
+    values: list[float | None] = []
+    tops: list[dict[str, float] | None] = []
+    offsets: list[int] = []
+    for item in scored:
+        token = item if isinstance(item, int) else item.token
+        tokens.append(decode([token]))
+        offsets.append(offset)
+        offset += len(tokens[-1])
+        if isinstance(item, int):
+            values.append(None)
+            tops.append(None)
+            continue
+        values.append(max(item.logprob, _FLOOR))
+        # Tokens may decode to equal strings; the chosen one, listed first, keeps its place.
+        top: dict[str, float] = {}
+        for alternative, value in item.top:
+            top.setdefault(decode([alternative]), max(value, _FLOOR))
+        tops.append(top)
+    return {
+        "tokens": tokens,
+        "token_logprobs": values,
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }

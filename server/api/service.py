@@ -1,0 +1,277 @@
+"""The way of one request, whatever its wire format: check, decide, run, account."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from controller import Controller, Decision, Hints, analyze
+from policies import Objectives
+from pruners.variant import BASE
+from server.api.errors import ApiError
+from server.api.protocol import SamplingBody, TrimtabHints
+from server.engine.engine import Engine, EngineStoppedError, Generation, QueueFullError
+from server.engine.kv_cache import KVBudget
+from server.engine.load import LoadedModel
+from server.engine.sampling import SamplingParams
+from server.engine.sequence import Delta, FinishReason, GenerationRequest
+from server.engine.text import StopRules
+from telemetry import ServerMetrics
+
+_ANALYSED_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A tokenised prompt and the text that the analyzer reads."""
+
+    tokens: list[int]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One HTTP call, tokenised: its prompts, its parameters, and what of each token is wanted."""
+
+    prompts: list[Prompt]
+    body: SamplingBody
+    max_tokens: int | None  # None: up to the end of the context
+    variant: str | None = None  # from a model name like `base@ffn-75`
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+
+
+@dataclass(slots=True)
+class Call:
+    """A call under way: one generation per prompt and answer, all by one decision."""
+
+    call_id: str
+    created: int
+    decision: Decision
+    generations: list[Generation]
+    prompt_tokens: int
+
+    def disclosure(self) -> dict[str, object]:
+        """The `trimtab` object of the response: which variant answered, and why."""
+        d = self.decision
+        return {
+            "variant": d.action.variant,
+            "kv_budget": d.action.kv_budget,
+            "policy": d.policy,
+            "reason": d.reason.value,
+            "complexity": d.complexity,
+            "predicted_loss": d.loss,
+            "predicted_ttft_ms": round(1e3 * d.ttft, 1),
+            "predicted_tpot_ms": round(1e3 * d.tpot, 2),
+            "predicted_queue_ms": round(1e3 * d.wait, 1),
+        }
+
+    def headers(self) -> dict[str, str]:
+        """Headers that disclose the same."""
+        return {"X-Trimtab-Variant": self.decision.action.variant, "X-Request-Id": self.call_id}
+
+
+class Service:
+    """Everything that the routes share."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        engine: Engine,
+        controller: Controller,
+        metrics: ServerMetrics,
+        longest: int,
+        max_answers: int,
+    ) -> None:
+        self.model = model
+        self.engine = engine
+        self.controller = controller
+        self.metrics = metrics
+        self.longest = longest  # prompt and answer together, in tokens
+        self._max_answers = max_answers
+
+    def tokenize(self, text: str, special: bool = True) -> Prompt:
+        """Text to tokens; `special` adds what the tokenizer puts around plain text."""
+        tokens = self.model.tokenizer.encode(text, add_special_tokens=special)
+        return Prompt(tokens, text[:_ANALYSED_CHARACTERS])
+
+    def start(self, ask: Ask, call_id: str) -> Call:
+        """Validates, decides and queues. Raises `ApiError`."""
+        body, count = ask.body, ask.body.n or 1
+        if len(ask.prompts) * count > self._max_answers:
+            raise ApiError(400, f"at most {self._max_answers} answers in one call", "n")
+        longest = max((p.tokens for p in ask.prompts), key=len, default=[])
+        if not all(p.tokens for p in ask.prompts) or not longest:
+            raise ApiError(400, "the prompt is empty", "prompt")
+        room = self.longest - len(longest)
+        max_tokens = room if ask.max_tokens is None else ask.max_tokens
+        if room < 1 or max_tokens > room:
+            wanted = f" and {ask.max_tokens} to write" if ask.max_tokens else ""
+            raise ApiError(
+                400,
+                f"this model's context is {self.longest} tokens; the prompt has {len(longest)}"
+                f"{wanted}",
+                "prompt" if room < 1 else "max_tokens",
+                "context_length_exceeded",
+            )
+        hints = self._hints(body.trimtab, ask.variant)
+        text = max((p.text for p in ask.prompts), key=len)
+        decision = self.controller.decide(analyze(text), len(longest), max_tokens, hints)
+        self._count_decision(decision)
+        generations: list[Generation] = []
+        try:
+            for index in range(len(ask.prompts) * count):
+                prompt = ask.prompts[index // count]
+                request = self._request(ask, prompt, max_tokens, decision, call_id, index)
+                generations.append(self.engine.submit(request))
+        except (QueueFullError, EngineStoppedError) as error:
+            for generation in generations:
+                generation.cancel()
+            self.metrics.requests.labels(decision.action.variant, "refused").inc()
+            raise ApiError(503, str(error), retry_after=max(1.0, decision.wait)) from error
+        prompt_tokens = sum(len(p.tokens) for p in ask.prompts)
+        return Call(call_id, int(time.time()), decision, generations, prompt_tokens)
+
+    async def deltas(self, call: Call) -> AsyncIterator[tuple[int, Delta]]:
+        """All answers' deltas as they come, with the answer's index.
+
+        Leaving early cancels what is still running, so that its slots are free within one step.
+        """
+        queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
+
+        async def pump(index: int, generation: Generation) -> None:
+            async for delta in generation:
+                queue.put_nowait((index, delta))
+
+        pumps = [asyncio.create_task(pump(i, g)) for i, g in enumerate(call.generations)]
+        open_answers = set(range(len(pumps)))
+        try:
+            while open_answers:
+                index, delta = await queue.get()
+                if delta.finish_reason is not None:
+                    open_answers.discard(index)
+                    self._account(call, call.generations[index], delta.finish_reason)
+                yield index, delta
+        finally:
+            for index in open_answers:
+                call.generations[index].cancel()
+                self._account(call, call.generations[index], FinishReason.ABORT)
+            for task in pumps:
+                task.cancel()
+
+    def _hints(self, hints: TrimtabHints, alias: str | None) -> Hints:
+        variant = hints.variant or alias
+        if variant is not None and variant not in self.model.variants:
+            known = ", ".join(self.model.variants)
+            raise ApiError(400, f"no variant '{variant}'; there are: {known}", "trimtab.variant")
+        return Hints(
+            Objectives(
+                ttft=None if hints.ttft_ms is None else hints.ttft_ms / 1e3,
+                tpot=None if hints.tpot_ms is None else hints.tpot_ms / 1e3,
+                max_loss=hints.max_loss,
+            ),
+            variant,
+            hints.kv_budget,
+        )
+
+    def _request(
+        self,
+        ask: Ask,
+        prompt: Prompt,
+        max_tokens: int,
+        decision: Decision,
+        call_id: str,
+        index: int,
+    ) -> GenerationRequest:
+        body = ask.body
+        budget = decision.action.kv_budget
+        stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        return GenerationRequest(
+            request_id=f"{call_id}-{index}",
+            prompt=tuple(prompt.tokens),
+            max_tokens=max_tokens,
+            variant=self.model.variants[decision.action.variant],
+            kv_budget=None if budget is None else KVBudget(budget),
+            sampling=self._sampling(body, index),
+            stop=StopRules(
+                tuple(stop), frozenset(body.stop_token_ids or ()), body.include_stop_str_in_output
+            ),
+            eos_token_ids=frozenset() if body.ignore_eos else self.model.eos_token_ids,
+            min_tokens=body.min_tokens,
+            logprobs=ask.logprobs,
+            prompt_logprobs=ask.prompt_logprobs,
+        )
+
+    def _sampling(self, body: SamplingBody, index: int) -> SamplingParams:
+        """User over the model's generation config over the OpenAI defaults, as vLLM has it."""
+        vocab = self.model.weights.shape.vocab
+        bias = body.logit_bias or {}
+        if any(token >= vocab for token in bias):
+            raise ApiError(400, f"logit_bias: the vocabulary has {vocab} tokens", "logit_bias")
+
+        def pick(name: str, default: float) -> float:
+            given = getattr(body, name)
+            return self.model.sampling_defaults.get(name, default) if given is None else given
+
+        return SamplingParams(
+            temperature=pick("temperature", 1.0),
+            top_p=pick("top_p", 1.0),
+            top_k=max(0, int(pick("top_k", 0))),
+            min_p=pick("min_p", 0.0),
+            repetition_penalty=pick("repetition_penalty", 1.0),
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            logit_bias=bias,
+            # Answers to one seeded call differ from each other, and each is reproducible.
+            seed=None if body.seed is None else body.seed + index,
+        )
+
+    def _count_decision(self, decision: Decision) -> None:
+        self.metrics.decisions.labels(decision.action.variant, decision.reason.value).inc()
+        self.metrics.decision_duration.observe(decision.seconds)
+        if decision.loss is not None:
+            self.metrics.predicted_loss.observe(decision.loss)
+        for constraint in decision.masked:
+            self.metrics.shield_masked.labels(constraint).inc()
+
+    def _account(self, call: Call, generation: Generation, reason: FinishReason) -> None:
+        sequence = generation.sequence
+        tokens = len(sequence.output)
+        first, last = sequence.first_token_at, sequence.last_token_at
+        tpot = None
+        if first is not None and last is not None and tokens > 1:
+            tpot = (last - first) / (tokens - 1)
+        if sequence.started_at is not None:
+            self.metrics.queue.observe(sequence.started_at - sequence.arrived)
+        self.metrics.finished(
+            call.decision.action.variant,
+            reason.value,
+            len(sequence.request.prompt),
+            tokens,
+            None if first is None else first - sequence.arrived,
+            tpot,
+            time.monotonic() - sequence.arrived,
+        )
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+            self.controller.answer_done(tokens)
+
+
+def call_id_of(request: Request, prefix: str) -> str:
+    """The client's `X-Request-Id` if it is a plain short one, else a fresh id."""
+    given = request.headers.get("x-request-id", "")
+    if given and len(given) <= 128 and given.isascii() and given.isprintable():
+        return given
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def variant_alias(service: Service, model: str | None) -> str | None:
+    """The variant in a model name like `NAME@ffn-75`. Raises `ApiError` 404 for other models."""
+    if model is None or model in (service.model.name, BASE):
+        return None
+    name, _, variant = model.rpartition("@")
+    if name == service.model.name and variant in service.model.variants:
+        return variant
+    raise ApiError(404, f"no model '{model}'; see /v1/models", "model", "model_not_found")

@@ -1,0 +1,193 @@
+"""Puts the server together: model, engine, telemetry, controller, routes."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import resources
+from pathlib import Path
+
+import torch
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from controller import Catalogue, Controller, StepModel, StepRecord
+from policies import Objectives, Policy, RulePolicy, StaticPolicy
+from pruners.artefact import Artefact, ArtefactError, load_artefact
+from pruners.variant import BASE
+from server.api import chat, completions, errors, generate, system
+from server.api.limits import Limits
+from server.api.service import Service
+from server.engine.decoder import Decoder
+from server.engine.engine import Engine
+from server.engine.kv_cache import KVCache
+from server.engine.linear import nbytes
+from server.engine.load import DTYPES, LoadedModel, default_dtype, load_model
+from server.engine.runner import Runner
+from server.engine.scheduler import Scheduler, SchedulerLimits
+from server.engine.source import model_name, resolve_model
+from server.engine.warmup import measure_steps
+from server.settings import Settings, SettingsError
+from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, default_sampler
+
+log = logging.getLogger(__name__)
+
+_KV_SHARE = 0.25  # of the memory that is free at start, for the cache, unless it is set
+_LEAST_KV = 1024  # tokens, however little memory there is
+
+
+def shipped_artefact(name: str) -> Path | None:
+    """The artefact that comes with the package for a model of this name, if there is one."""
+    folder = Path(str(resources.files("pruners"))) / "shipped" / name.lower()
+    return folder if folder.exists() else None
+
+
+def load(settings: Settings) -> LoadedModel:
+    """Loads the model and its artefact as the settings say."""
+    folder = resolve_model(settings.model)
+    name = model_name(settings.model)
+    dtype = default_dtype() if settings.weights == "auto" else DTYPES[settings.weights]
+    given = settings.artefact or shipped_artefact(name)
+    artefact = None if given is None else load_artefact(given)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    try:
+        model = load_model(folder, name, dtype, artefact, settings.context)
+    except ArtefactError:
+        if settings.artefact is not None:
+            raise
+        # Another model that happens to be called like the shipped one's.
+        model = load_model(folder, name, dtype, None, settings.context)
+    if model.artefact is None:
+        log.warning("no artefact for %s: serving the base only; see `trimtab build`", name)
+    return model
+
+
+def build_runner(model: LoadedModel, settings: Settings, free_bytes: float | None) -> Runner:
+    """The engine's inside: cache, scheduler and decoder.
+
+    Unless it is set, the cache takes at most a quarter of `free_bytes`.
+    """
+    weights = model.weights
+    shape = weights.shape
+    if settings.step_tokens < settings.max_running:
+        raise SettingsError("step_tokens must be at least max_running")
+    per_token = 2 * shape.layers * shape.kv_groups * shape.head_dim * weights.dtype.itemsize
+    wanted = settings.max_running * weights.context
+    if free_bytes is not None:
+        wanted = min(wanted, max(int(free_bytes * _KV_SHARE) // per_token, _LEAST_KV))
+    capacity = settings.kv_tokens or wanted
+    cache = KVCache(shape, capacity, weights.dtype, weights.device)
+    limits = SchedulerLimits(settings.max_running, settings.step_tokens)
+    return Runner(Decoder(weights, cache), Scheduler(cache, limits))
+
+
+def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None = None) -> FastAPI:
+    """The application around a loaded model. Raises `SettingsError`.
+
+    `sampler` lets tests plant the host's readings.
+    """
+    sampler = sampler or default_sampler(period_seconds=settings.telemetry_seconds)
+    sampler.start()
+
+    def snapshot() -> Snapshot:
+        latest = sampler.latest()
+        assert latest is not None
+        return latest
+
+    registry = CollectorRegistry()
+    metrics = ServerMetrics(registry)
+    registry.register(TelemetryCollector(sampler.latest))
+    runner = build_runner(model, settings, snapshot().memory_available_bytes.value)
+    latency = StepModel(model.weights.shape)
+
+    def on_step(record: StepRecord) -> None:
+        metrics.step.observe(record.seconds)
+        controller.step_done(record)
+
+    engine = Engine(runner, model.tokenizer, settings.max_waiting, on_step, settings.threads)
+
+    controller = Controller(
+        catalogue(model, settings),
+        latency,
+        make_policy(settings.policy, model),
+        engine.load,
+        snapshot,
+        Objectives(_seconds(settings.ttft_ms), _seconds(settings.tpot_ms), settings.max_loss),
+    )
+    smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
+    latency.fit(measure_steps(runner, model.tokenizer, [model.variants[BASE], smallest]))
+    longest = min(model.weights.context, runner.scheduler.cache.arena.capacity)
+    service = Service(model, engine, controller, metrics, longest, settings.max_answers)
+
+    def refresh() -> None:
+        now = engine.load()
+        metrics.requests_running.set(now.running)
+        metrics.requests_waiting.set(now.waiting)
+        metrics.kv_cache_usage.set(now.kv_used / now.kv_capacity)
+
+    describe(model, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        engine.stop()
+        sampler.stop()
+
+    app = FastAPI(title="Trimtab", lifespan=lifespan)
+    app.state.service = service
+    app.add_middleware(Limits, max_body_bytes=settings.max_body_bytes, api_key=settings.api_key)
+    errors.install(app)
+    app.include_router(system.public_router(service))
+    for routes in (
+        system.router(service, registry, refresh),
+        generate.router(service),
+        completions.router(service),
+        chat.router(service),
+    ):
+        app.include_router(routes)
+    return app
+
+
+def make_policy(name: str, model: LoadedModel) -> Policy:
+    """A policy by its setting: `rule` or `static:VARIANT`. Raises `SettingsError`."""
+    if name == "rule":
+        return RulePolicy()
+    kind, _, variant = name.partition(":")
+    if kind == "static" and variant in model.variants:
+        return StaticPolicy(variant)
+    known = ", ".join(["rule", *(f"static:{v}" for v in model.variants)])
+    raise SettingsError(f"no policy '{name}'; there are: {known}")
+
+
+def catalogue(model: LoadedModel, settings: Settings) -> Catalogue:
+    """The actions on offer, with the losses that the artefact's table holds."""
+    artefact = model.artefact
+    budgets = tuple(b for b in settings.kv_budgets if b < model.weights.context)
+    return Catalogue(
+        variants=model.variants,
+        kv_budgets=budgets,
+        variant_loss=_losses(artefact),
+        kv_loss={},
+    )
+
+
+def describe(model: LoadedModel, metrics: ServerMetrics) -> None:
+    """Sets the metrics that never change."""
+    shape = model.weights.shape
+    base = sum(nbytes(tensor) for tensor in model.weights.tensors())
+    own = 0 if model.artefact is None else nbytes(model.artefact.ffn_order)
+    metrics.weights_resident.labels("base").set(base)
+    metrics.weights_resident.labels("variants").set(own)
+    full = model.variants[BASE].parameters(shape)
+    for name, variant in model.variants.items():
+        share = variant.parameters(shape) / full
+        metrics.variant.labels(name).info({"model": model.name, "bytes_ratio": f"{share:.4f}"})
+
+
+def _losses(artefact: Artefact | None) -> dict[str, float]:
+    return {} if artefact is None else {n: q.kl for n, q in artefact.quality.items()}
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3

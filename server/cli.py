@@ -1,0 +1,114 @@
+"""The `trimtab` command."""
+
+import logging
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+
+from pruners.architecture import UnsupportedModelError
+from pruners.artefact import ArtefactError
+from server.engine.source import DEFAULT_MODEL, ModelSourceError, resolve_model
+from server.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+cli = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="An LLM inference server that shrinks the model instead of failing the user.",
+)
+
+_MODEL_HELP = f"A Hugging Face id, a folder or a GGUF file. Default {DEFAULT_MODEL}."
+
+
+class UsageError(ValueError):
+    """Something the user asked for cannot be done. One clear line, exit code 2."""
+
+
+_USER_ERRORS = (UsageError, SettingsError, ModelSourceError, UnsupportedModelError, ArtefactError)
+
+
+@cli.command()
+def fetch(model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL) -> None:
+    """Obtain a model and print where it lies."""
+    typer.echo(resolve_model(model))
+
+
+@cli.command()
+def serve(
+    model: Annotated[str | None, typer.Option(help=_MODEL_HELP)] = None,
+    artefact: Annotated[Path | None, typer.Option(help="A folder by `trimtab build`.")] = None,
+    host: Annotated[str | None, typer.Option(help="Default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default 8000.")] = None,
+    weights: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    policy: Annotated[str | None, typer.Option(help="rule, or static:VARIANT.")] = None,
+    max_running: Annotated[int | None, typer.Option(help="Answers written at once.")] = None,
+    max_waiting: Annotated[int | None, typer.Option(help="Requests queued before 503.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Processor threads of the model.")] = None,
+    context: Annotated[int | None, typer.Option(help="Longest prompt and answer.")] = None,
+) -> None:
+    """Serve a model over HTTP. Every setting is also a TRIMTAB_* environment variable."""
+    given: dict[str, Any] = {
+        "model": model,
+        "artefact": artefact,
+        "host": host,
+        "port": port,
+        "weights": weights,
+        "policy": policy,
+        "max_running": max_running,
+        "max_waiting": max_waiting,
+        "threads": threads,
+        "context": context,
+    }
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    _check_free(settings.host, settings.port)
+    # Imported here: other commands start without the HTTP stack.
+    from server.app import create_app, load
+
+    app = create_app(load(settings), settings)
+    log.info("serving %s on http://%s:%s", settings.model, settings.host, settings.port)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=int(settings.drain_seconds),
+    )
+
+
+def _check_free(host: str, port: int) -> None:
+    """Fails before the model is loaded, not after."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def main() -> None:
+    """Entry point: user errors are one line on stderr and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        cli()
+    except ValidationError as error:
+        first = error.errors()[0]
+        _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    except _USER_ERRORS as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    print(f"trimtab: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The forward pass: a ragged batch of segments, each at its own position and of its own variant.
+
+A segment is a prompt chunk or one decoded token; both take the same path. The pass reads each
+weight once, whatever variants the batch mixes (see `ladder`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from pruners.variant import VariantSpec
+from server.engine.kv_cache import KVCache, SequenceCache
+from server.engine.ladder import WHOLE, Index, Rows, RowSets, Rung, ladder
+from server.engine.weights import BaseWeights, LayerWeights, Norm
+
+
+@dataclass(slots=True)
+class Segment:
+    """Consecutive tokens of one sequence to process now. Room in `cache` is reserved already."""
+
+    tokens: list[int]
+    cache: SequenceCache
+    variant: VariantSpec
+
+
+class _Step:
+    """What one pass knows about its batch, computed once and read by every layer."""
+
+    def __init__(self, segments: list[Segment], weights: BaseWeights) -> None:
+        self.segments = segments
+        lengths = [len(s.tokens) for s in segments]
+        self.sets = RowSets(lengths, [s.variant for s in segments])
+        ranges = [torch.arange(s.cache.seen, s.cache.seen + len(s.tokens)) for s in segments]
+        self.positions = torch.cat(ranges)
+        slots = [s.cache.slots(len(s.tokens)) for s in segments]
+        self.slots = torch.cat(slots).to(weights.device)
+        for segment in segments:
+            segment.cache.seen += len(segment.tokens)
+        positions = self.positions.to(weights.device)
+        self.rope = {
+            kind: (cos[positions, None, None], sin[positions, None, None])
+            for kind, (cos, sin) in weights.rope.items()
+        }
+        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+        self._device = weights.device
+
+    def mask(self, segment: int, positions: slice, window: int | None) -> Tensor | None:
+        """Which cached tokens each new token of a segment may see, `[new, held]`; None is all."""
+        key = (segment, window)
+        if key not in self._masks:
+            queries = self.positions[positions]
+            cached = self.segments[segment].cache.positions()
+            distance = queries[:, None] - cached[None]
+            visible = distance >= 0
+            if window is not None:
+                visible &= distance < window
+            self._masks[key] = None if bool(visible.all()) else visible.to(self._device)
+        return self._masks[key]
+
+
+class Decoder:
+    """Runs segments through the base or its variants."""
+
+    def __init__(self, weights: BaseWeights, cache: KVCache) -> None:
+        self.weights = weights
+        self.cache = cache
+
+    @torch.inference_mode()
+    def forward(self, segments: list[Segment]) -> Tensor:
+        """Hidden states `[rows, hidden]` after the final norm; keys and values are cached.
+
+        Rows follow the segments' tokens in order. Each segment's `cache.seen` is advanced.
+        """
+        weights = self.weights
+        step = _Step(segments, weights)
+        tokens = torch.tensor([t for s in segments for t in s.tokens], device=weights.device)
+        x = F.embedding(tokens, weights.embed)
+        if weights.embed_scale != 1.0:
+            x = x * weights.embed_scale
+        for index, layer in enumerate(weights.layers):
+            x = self._block(
+                x,
+                step,
+                ladder(step.sets.variants, index, "kv_groups"),
+                (layer.attention_norm, layer.attention_out_norm),
+                partial(self._attention, step, index, layer),
+            )
+            x = self._block(
+                x,
+                step,
+                ladder(step.sets.variants, index, "ffn"),
+                (layer.mlp_norm, layer.mlp_out_norm),
+                partial(self._mlp, layer),
+            )
+        return weights.final_norm(x)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """fp32 logits `[rows, vocab]` of final hidden states."""
+        return self.weights.head(hidden).float()
+
+    def _block(
+        self,
+        x: Tensor,
+        step: _Step,
+        rungs: tuple[Rung, ...],
+        norms: tuple[Norm, Norm | None],
+        apply: Callable[[Tensor, Rung], Tensor],
+    ) -> Tensor:
+        """`x + f(norm(x))` for the rows that have this sub-block, rung by rung."""
+        if not rungs:
+            return x
+        norm, out_norm = norms
+        members = rungs[0].variants
+        where = step.sets.index(members, step.sets.variants)
+        h = norm(x[where])
+        out = apply(h, rungs[0])
+        for rung in rungs[1:]:
+            inner = step.sets.index(rung.variants, members)
+            _add(out, inner, apply(h[inner], rung))
+        if out_norm is not None:
+            out = out_norm(out)
+        if where == WHOLE:
+            return x + out
+        _add(x, where, out)
+        return x
+
+    def _mlp(self, layer: LayerWeights, h: Tensor, rung: Rung) -> Tensor:
+        gate = layer.gate.outputs(rung.low, rung.high)(h)
+        up = layer.up.outputs(rung.low, rung.high)(h)
+        return layer.down.inputs(rung.low, rung.high)(self.weights.activation(gate) * up)
+
+    def _attention(
+        self, step: _Step, index: int, layer: LayerWeights, h: Tensor, rung: Rung
+    ) -> Tensor:
+        """Attention of KV groups `rung.low..high` with their query heads. `h` is normed rows."""
+        shape = self.weights.shape
+        queries, dim = shape.queries_per_group, shape.head_dim
+        rows, groups = step.sets.of(rung.variants), slice(rung.low, rung.high)
+        where = step.sets.index(rung.variants, step.sets.variants)
+        width = (queries + 2) * dim
+        fused = layer.qkv.outputs(rung.low * width, rung.high * width)(h)
+        fused = fused.view(rows.count, rung.high - rung.low, queries + 2, dim)
+        turned, values = fused[:, :, : queries + 1], fused[:, :, queries + 1]
+        if layer.qk_norm is not None:
+            turned = layer.qk_norm(turned)
+        cos, sin = step.rope[layer.rope]
+        turned = turned * cos[where] + turned.roll(dim // 2, -1) * sin[where]
+        slots = step.slots[where]
+        self.cache.keys[index, :, groups].index_copy_(0, slots, turned[:, :, queries])
+        self.cache.values[index, :, groups].index_copy_(0, slots, values)
+        mixed = self._mix(turned[:, :, :queries], rows, step, index, groups, layer.window)
+        width = queries * dim
+        return layer.o.inputs(rung.low * width, rung.high * width)(mixed)
+
+    def _mix(
+        self,
+        queries: Tensor,
+        rows: Rows,
+        step: _Step,
+        index: int,
+        groups: slice,
+        window: int | None,
+    ) -> Tensor:
+        """Softmax attention, segment by segment. Queries `[rows, groups, queries, dim]`."""
+        keys, values = self.cache.keys[index], self.cache.values[index]
+        mixed = torch.empty_like(queries, memory_format=torch.contiguous_format)
+        whole = step.sets.all.spans
+        for span in rows.spans:
+            cache = step.segments[span.segment].cache
+            held = slice(cache.start, cache.start + cache.held)
+            at = whole[span.segment]
+            mask = step.mask(span.segment, slice(at.begin, at.end), window)
+            # One key/value group is a batch entry, its query heads times the new tokens are rows:
+            # grouped-query attention without repeating keys.
+            q = queries[span.begin : span.end].transpose(0, 1).transpose(1, 2)  # g, heads, new, d
+            k = keys[held, groups].transpose(0, 1)
+            v = values[held, groups].transpose(0, 1)
+            new = span.end - span.begin
+            if mask is not None:
+                mask = mask.expand(q.shape[1], new, -1).reshape(1, q.shape[1] * new, -1)
+            y = F.scaled_dot_product_attention(
+                q.reshape(1, q.shape[0], -1, q.shape[-1]),
+                k[None],
+                v[None],
+                attn_mask=mask,
+                scale=self.weights.softmax_scale,
+            )[0]
+            y = y.view(q.shape).transpose(1, 2).transpose(0, 1)
+            mixed[span.begin : span.end] = y
+        return mixed.flatten(1)
+
+
+def _add(target: Tensor, where: Index, value: Tensor) -> None:
+    if isinstance(where, slice):
+        target[where] += value
+    else:
+        target.index_add_(0, where, value)

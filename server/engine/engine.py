@@ -1,0 +1,161 @@
+"""The engine as the HTTP side sees it: submit, iterate, cancel. The work is done in one thread."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from controller import EngineLoad, SequenceLoad, StepRecord
+from server.engine.runner import Runner
+from server.engine.sequence import Delta, GenerationRequest, Sequence
+from server.engine.text import TextStream
+
+log = logging.getLogger(__name__)
+
+
+class QueueFullError(RuntimeError):
+    """The waiting line is at its bound; try again later."""
+
+
+class EngineStoppedError(RuntimeError):
+    """The engine is shutting down or its thread has died."""
+
+
+class Generation:
+    """One submitted request: an asynchronous stream of deltas, the last with a finish reason."""
+
+    def __init__(self, sequence_of: Callable[[Callable[[Delta], None]], Sequence]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._deltas: asyncio.Queue[Delta] = asyncio.Queue()
+        self.sequence = sequence_of(self._emit)
+
+    def _emit(self, delta: Delta) -> None:
+        # Called in the engine's thread; the loop may be gone at shutdown.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+
+    def cancel(self) -> None:
+        """Frees the slot within one engine step."""
+        self.sequence.cancelled = True
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        while True:
+            delta = await self._deltas.get()
+            yield delta
+            if delta.finish_reason is not None:
+                return
+
+
+class Engine:
+    """Owns the engine thread. All methods may be called from any other thread."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: PreTrainedTokenizerBase,
+        max_waiting: int,
+        on_step: Callable[[StepRecord], None] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._max_waiting = max_waiting
+        self._on_step = on_step
+        self._threads = threads
+        self._wake = threading.Condition()
+        self._arrivals: list[Sequence] = []
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the engine thread."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine can take requests."""
+        return self._thread.is_alive() and not self._stopping
+
+    def submit(self, request: GenerationRequest) -> Generation:
+        """Queues a request. Raises `QueueFullError` or `EngineStoppedError`."""
+
+        def sequence_of(emit: Callable[[Delta], None]) -> Sequence:
+            return Sequence(request, TextStream(self._tokenizer, request.stop), emit)
+
+        with self._wake:
+            if not self.alive:
+                raise EngineStoppedError("the engine is not running")
+            waiting = len(self._arrivals) + len(self._runner.scheduler.waiting)
+            free = self._runner.scheduler.limits.max_running - len(self._runner.scheduler.running)
+            if waiting - max(0, free) >= self._max_waiting:
+                raise QueueFullError(f"{waiting} requests are waiting, the limit is reached")
+            generation = Generation(sequence_of)
+            self._arrivals.append(generation.sequence)
+            self._wake.notify()
+        return generation
+
+    def load(self) -> EngineLoad:
+        """A snapshot of the queue, the running answers and the cache."""
+        scheduler = self._runner.scheduler
+        with self._wake:
+            running = list(scheduler.running)
+            waiting = [*scheduler.waiting, *self._arrivals]
+        return EngineLoad(
+            sequences=tuple(
+                [_load_of(s, True) for s in running] + [_load_of(s, False) for s in waiting]
+            ),
+            max_running=scheduler.limits.max_running,
+            step_tokens=scheduler.limits.step_tokens,
+            kv_used=scheduler.cache.arena.used,
+            kv_capacity=scheduler.cache.arena.capacity,
+        )
+
+    def stop(self, drain_seconds: float = 0.0) -> None:
+        """Takes no more requests, waits for those in flight, then ends the thread."""
+        deadline = time.monotonic() + drain_seconds
+        while time.monotonic() < deadline and self._thread.is_alive() and self.load().sequences:
+            time.sleep(0.02)
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def _loop(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        while not self._stopping:
+            with self._wake:
+                for sequence in self._arrivals:
+                    self._runner.scheduler.add(sequence)
+                self._arrivals.clear()
+            try:
+                busy = self._runner.step(self._on_step)
+            except Exception:
+                # One failed step must not leave every client hanging.
+                log.exception("engine step failed")
+                self._runner.abort_all("the engine failed on this request")
+                busy = True
+            if not busy:
+                with self._wake:
+                    if not self._arrivals and not self._stopping:
+                        self._wake.wait(timeout=0.5)
+        self._runner.abort_all("the server is shutting down")
+
+
+def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:
+    request = sequence.request
+    total = len(request.prompt) + request.max_tokens
+    budget = request.kv_budget
+    return SequenceLoad(
+        variant=request.variant,
+        running=running,
+        prompt_left=sequence.pending if sequence.in_prompt else 0,
+        output_left=request.max_tokens - len(sequence.output),
+        cached=sequence.cache.held if sequence.cache is not None else 0,
+        cache_limit=total if budget is None else min(total, budget.tokens),
+    )

@@ -1,0 +1,95 @@
+"""How rows of different variants share one pass over the weights.
+
+Variants are nested prefixes, so the widths present in a batch cut a matrix into rungs. Each rung
+is read once and applied to the rows that reach it; rows that skip the sub-block are left out.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from pruners.variant import VariantSpec
+
+Index = slice | Tensor
+WHOLE = slice(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """Units `low..high` of a sub-block and the variants whose rows use them."""
+
+    low: int
+    high: int
+    variants: frozenset[VariantSpec]
+
+
+@lru_cache(maxsize=4096)
+def ladder(variants: frozenset[VariantSpec], layer: int, target: str) -> tuple[Rung, ...]:
+    """The rungs of one sub-block (`target` is `ffn` or `kv_groups`) for the variants in a batch."""
+    width = {variant: getattr(variant, target)[layer] for variant in variants}
+    rungs, low = [], 0
+    for high in sorted({w for w in width.values() if w}):
+        rungs.append(Rung(low, high, frozenset(v for v in variants if width[v] >= high)))
+        low = high
+    return tuple(rungs)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The rows `begin..end` of a `Rows` that belong to segment number `segment` of the batch."""
+
+    segment: int
+    begin: int
+    end: int
+
+
+class Rows:
+    """A subset of a batch's rows, made of whole segments in batch order."""
+
+    def __init__(self, lengths: Sequence[int], members: Sequence[int]) -> None:
+        self.spans: list[Span] = []
+        begin = 0
+        for segment in members:
+            self.spans.append(Span(segment, begin, begin + lengths[segment]))
+            begin += lengths[segment]
+        self.count = begin
+
+    def within(self, parent: "Rows") -> Index:
+        """Where these rows stand among `parent`'s: a slice if they are consecutive there."""
+        if self.count == parent.count:
+            return WHOLE
+        at = {span.segment: span for span in parent.spans}
+        ranges = [(at[span.segment].begin, at[span.segment].end) for span in self.spans]
+        if all(left[1] == right[0] for left, right in itertools.pairwise(ranges)):
+            return slice(ranges[0][0], ranges[-1][1])
+        return torch.cat([torch.arange(begin, end) for begin, end in ranges])
+
+
+class RowSets:
+    """The row subsets of one batch, each made once."""
+
+    def __init__(self, lengths: Sequence[int], variants: Sequence[VariantSpec]) -> None:
+        self.variants = frozenset(variants)
+        self._lengths = lengths
+        self._by_segment = variants
+        self._rows: dict[frozenset[VariantSpec], Rows] = {}
+        self._index: dict[tuple[frozenset[VariantSpec], frozenset[VariantSpec]], Index] = {}
+        self.all = self.of(self.variants)
+
+    def of(self, variants: frozenset[VariantSpec]) -> Rows:
+        """The rows of these variants."""
+        if variants not in self._rows:
+            members = [i for i, v in enumerate(self._by_segment) if v in variants]
+            self._rows[variants] = Rows(self._lengths, members)
+        return self._rows[variants]
+
+    def index(self, variants: frozenset[VariantSpec], parent: frozenset[VariantSpec]) -> Index:
+        """Where the rows of `variants` stand among the rows of `parent`."""
+        key = (variants, parent)
+        if key not in self._index:
+            self._index[key] = self.of(variants).within(self.of(parent))
+        return self._index[key]

@@ -1,0 +1,169 @@
+"""One step of the engine: schedule, run the decoder, sample, hand out what came of it."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from controller import StepRecord
+from pruners.variant import VariantSpec
+from server.engine.decoder import Decoder, Segment
+from server.engine.scheduler import Scheduler, Work
+from server.engine.sequence import Delta, FinishReason, Sequence, TokenLogprob
+
+_LOGIT_ROWS = 128  # prompt positions whose full-vocabulary logits exist at one time
+
+
+class Runner:
+    """Drives the scheduler and the decoder. Used by one thread at a time."""
+
+    def __init__(self, decoder: Decoder, scheduler: Scheduler) -> None:
+        self.decoder = decoder
+        self.scheduler = scheduler
+
+    def step(self, on_step: Callable[[StepRecord], None] | None = None) -> bool:
+        """Processes one batch; False if there was nothing to do."""
+        self._drop_cancelled()
+        work = self.scheduler.schedule()
+        if not work:
+            return False
+        # Rows of equal variants stand together, the widest first: sub-batches are then slices.
+        work.sort(key=lambda item: _rank(item.sequence.request.variant), reverse=True)
+        started = time.perf_counter()
+        segments = [self._segment(item) for item in work]
+        hidden = self.decoder.forward(segments)
+        sampled = self._sample(work, hidden)
+        seconds = time.perf_counter() - started
+        if on_step is not None:
+            on_step(_record(work, len(sampled), seconds))
+        for sequence, token, logprob in sampled:
+            self._advance(sequence, token, logprob)
+        return True
+
+    def abort_all(self, error: str) -> None:
+        """Ends every sequence with an error; used when a step failed."""
+        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+            self.scheduler.remove(sequence)
+            sequence.emit(Delta(finish_reason=FinishReason.ERROR, error=error))
+
+    def _drop_cancelled(self) -> None:
+        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+            if sequence.cancelled:
+                self.scheduler.remove(sequence)
+                sequence.emit(Delta(finish_reason=FinishReason.ABORT))
+
+    def _segment(self, item: Work) -> Segment:
+        assert item.sequence.cache is not None
+        tokens = item.sequence.next_tokens(item.count)
+        return Segment(tokens, item.sequence.cache, item.sequence.request.variant)
+
+    def _sample(
+        self, work: list[Work], hidden: Tensor
+    ) -> list[tuple[Sequence, int, TokenLogprob | None]]:
+        """Next tokens of the sequences whose last token was processed in this step."""
+        ready: list[Sequence] = []
+        rows: list[int] = []
+        end = 0
+        for item in work:
+            begin, end = end, end + item.count
+            sequence = item.sequence
+            if sequence.request.prompt_logprobs and not sequence.output:
+                self._score_prompt(sequence, hidden[begin:end])
+            if sequence.pending == 0:
+                assert sequence.cache is not None
+                sequence.cache.finish_prompt()
+                ready.append(sequence)
+                rows.append(end - 1)
+        if not ready:
+            return []
+        logits = self.decoder.logits(hidden if len(rows) == len(hidden) else hidden[rows])
+        greedy = logits.argmax(-1).tolist()
+        sampled = []
+        for row, (sequence, best) in enumerate(zip(ready, greedy, strict=True)):
+            request = sequence.request
+            scores = logits[row]
+            if len(sequence.output) < request.min_tokens and request.eos_token_ids:
+                scores = scores.clone()
+                scores[list(request.eos_token_ids)] = -torch.inf
+                best = int(scores.argmax())
+            if request.sampling.plain_greedy:
+                token = best
+            else:
+                token = sequence.sampler(scores, list(request.prompt), sequence.output)
+            logprob = None
+            if request.logprobs is not None:
+                logprob = _logprobs(logits[row : row + 1], [token], request.logprobs)[0]
+            sampled.append((sequence, token, logprob))
+        return sampled
+
+    def _score_prompt(self, sequence: Sequence, hidden: Tensor) -> None:
+        """Log-probabilities of the prompt tokens that follow the rows just processed."""
+        prompt, top = sequence.request.prompt, sequence.request.logprobs or 0
+        done = sequence.computed
+        first = done - len(hidden)
+        targets = list(prompt[first + 1 : done + 1])
+        for at in range(0, len(targets), _LOGIT_ROWS):
+            part = targets[at : at + _LOGIT_ROWS]
+            logits = self.decoder.logits(hidden[at : at + len(part)])
+            sequence.prompt_logprobs += _logprobs(logits, part, top)
+
+    def _advance(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
+        now = time.monotonic()
+        request = sequence.request
+        scores = None
+        if not sequence.output:
+            sequence.first_token_at = now
+            scores = tuple(sequence.prompt_logprobs) if request.prompt_logprobs else None
+        sequence.last_token_at = now
+        sequence.output.append(token)
+        enough = len(sequence.output) >= request.min_tokens
+        ended = enough and (token in request.eos_token_ids or token in request.stop.token_ids)
+        text = "" if ended and not request.stop.include_in_output else sequence.text.push(token)
+        reason: FinishReason | None = None
+        stop_reason: str | int | None = None
+        if ended:
+            reason = FinishReason.STOP
+            stop_reason = token if token in request.stop.token_ids else None
+        elif sequence.text.stopped_by is not None:
+            reason, stop_reason = FinishReason.STOP, sequence.text.stopped_by
+        elif len(sequence.output) >= request.max_tokens:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            self.scheduler.remove(sequence)
+            text += sequence.text.finish()
+            if reason is not FinishReason.STOP and sequence.text.stopped_by is not None:
+                reason, stop_reason = FinishReason.STOP, sequence.text.stopped_by
+        sequence.emit(Delta(text, token, logprob, scores, reason, stop_reason))
+
+
+def _rank(variant: VariantSpec) -> tuple[int, int, str]:
+    return (sum(variant.ffn), sum(variant.kv_groups), variant.name)
+
+
+def _record(work: list[Work], sampled: int, seconds: float) -> StepRecord:
+    rows: dict[VariantSpec, int] = {}
+    cached = 0
+    for item in work:
+        variant = item.sequence.request.variant
+        rows[variant] = rows.get(variant, 0) + item.count
+        cached += item.sequence.cache.held if item.sequence.cache is not None else 0
+    return StepRecord(seconds, tuple(rows.items()), sampled, cached)
+
+
+def _logprobs(logits: Tensor, tokens: list[int], top: int) -> list[TokenLogprob]:
+    """Each row's log-probability of its token and of the `top` most likely ones.
+
+    All values come from one tensor, so that a client may compare them for equality.
+    """
+    scores = logits.log_softmax(-1)
+    picked = scores.gather(1, torch.tensor(tokens, device=scores.device)[:, None])[:, 0].tolist()
+    values, ids = scores.topk(min(top, scores.shape[1]), dim=-1)
+    found = []
+    for token, logprob, row, names in zip(
+        tokens, picked, values.tolist(), ids.tolist(), strict=True
+    ):
+        best = dict(zip(names, row, strict=True))
+        likeliest = tuple({token: logprob, **best}.items())
+        found.append(TokenLogprob(token, logprob, likeliest, top))
+    return found

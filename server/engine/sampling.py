@@ -1,0 +1,106 @@
+"""From logits to the next token, with each request's own parameters and random stream."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_NUCLEUS = 1024  # candidates looked at before the whole vocabulary is sorted
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request samples. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int | None = None
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether the next token is simply the arg-max of the logits."""
+        return self.temperature == 0 and not self.changes_logits
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether penalties or biases apply."""
+        return bool(
+            self.repetition_penalty != 1.0
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+        )
+
+
+class Sampler:
+    """Samples for one request; the same seed and logits give the same tokens."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self.params = params
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
+
+    def __call__(self, logits: Tensor, prompt: list[int], output: list[int]) -> int:
+        """The next token for fp32 `logits` `[vocab]` after `prompt` and `output`."""
+        if self.params.changes_logits:
+            logits = self._penalise(logits.clone(), prompt, output)
+        if self.params.temperature == 0:
+            return int(logits.argmax())
+        # Divided by the maximum first: a tiny temperature must not overflow.
+        scaled = (logits - logits.max()) / self.params.temperature
+        values, tokens = self._candidates(scaled)
+        probabilities = values.softmax(0).cumsum(0)
+        draw = torch.rand(1, generator=self._generator).to(logits.device) * probabilities[-1]
+        pick = torch.searchsorted(probabilities, draw, right=True)
+        return int(tokens[min(int(pick), len(tokens) - 1)])
+
+    def _penalise(self, logits: Tensor, prompt: list[int], output: list[int]) -> Tensor:
+        params = self.params
+        if params.repetition_penalty != 1.0:
+            seen = torch.tensor(sorted(set(prompt) | set(output)), device=logits.device)
+            picked = logits[seen]
+            penalty = params.repetition_penalty
+            logits[seen] = torch.where(picked > 0, picked / penalty, picked * penalty)
+        if (params.presence_penalty or params.frequency_penalty) and output:
+            tokens, counts = torch.tensor(output, device=logits.device).unique(return_counts=True)
+            logits[tokens] -= params.presence_penalty + params.frequency_penalty * counts
+        for token, bias in params.logit_bias.items():
+            logits[token] += bias
+        return logits
+
+    def _candidates(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (descending) and ids of the tokens that top-k, top-p and min-p leave."""
+        params = self.params
+        vocab = scaled.shape[0]
+        limit = min(params.top_k or vocab, vocab)
+        if limit == vocab and params.top_p >= 1.0 and params.min_p == 0.0:
+            return scaled, torch.arange(vocab, device=scaled.device)
+        first = min(limit, _NUCLEUS) if params.top_p < 1.0 or params.min_p else limit
+        values, tokens = scaled.topk(first)
+        keep = self._kept(values, scaled, limit)
+        if keep == first < limit:  # the nucleus reaches beyond the first candidates
+            values, tokens = scaled.topk(limit)
+            keep = self._kept(values, scaled, limit)
+        return values[:keep], tokens[:keep]
+
+    def _kept(self, values: Tensor, scaled: Tensor, limit: int) -> int:
+        # top-k renormalises before top-p looks, as in transformers and vLLM.
+        total = (values if limit < scaled.shape[0] and limit == len(values) else scaled).logsumexp(
+            0
+        )
+        probabilities = (values - total).exp()
+        keep = torch.ones_like(probabilities, dtype=torch.bool)
+        if self.params.top_p < 1.0:
+            keep &= probabilities.cumsum(0) - probabilities < self.params.top_p
+        if self.params.min_p > 0.0:
+            keep &= probabilities >= self.params.min_p * probabilities[0]
+        return max(1, int(keep.sum()))

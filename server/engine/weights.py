@@ -1,0 +1,268 @@
+"""The base's weights in the layout that makes every variant a prefix."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from pruners.architecture import Attention, Decoder, Layer, Shape, UnsupportedModelError
+from server.engine.linear import DenseLinear
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+_STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+
+
+class Norm:
+    """RMS norm with the rounding order of `transformers`: normalise in fp32, round, scale."""
+
+    def __init__(self, weight: Tensor, eps: float, dtype: torch.dtype) -> None:
+        self.weight = weight
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalises the last dimension of `x`."""
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.weight.dtype == torch.float32:  # Gemma scales before it rounds
+            return (normed * self.weight).to(self.dtype)
+        return self.weight * normed.to(self.dtype)
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """One layer. `qkv` holds, group after group, the query heads, key and value of that group.
+
+    So a prefix of KV groups is a run of rows of `qkv` and of columns of `o`, and a prefix of FFN
+    neurons a run of rows of `gate` and `up` and of columns of `down`.
+    """
+
+    attention_norm: Norm
+    qkv: DenseLinear
+    qk_norm: Norm | None
+    o: DenseLinear
+    attention_out_norm: Norm | None
+    mlp_norm: Norm
+    gate: DenseLinear
+    up: DenseLinear
+    down: DenseLinear
+    mlp_out_norm: Norm | None
+    window: int | None
+    rope: str
+
+
+@dataclass(slots=True)
+class BaseWeights:
+    """Everything the decoder reads. `rope[kind]` is cos and signed sin, each `[positions, dim]`."""
+
+    shape: Shape
+    dtype: torch.dtype
+    embed: Tensor
+    embed_scale: float
+    layers: list[LayerWeights]
+    final_norm: Norm
+    head: DenseLinear
+    rope: dict[str, tuple[Tensor, Tensor]]
+    softmax_scale: float
+    activation: Callable[[Tensor], Tensor]
+    context: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.device
+
+    def tensors(self) -> list[Tensor]:
+        """Every resident weight tensor, tied ones once."""
+        found = [self.embed, self.final_norm.weight, *self.head.tensors()]
+        for layer in self.layers:
+            for part in (layer.qkv, layer.o, layer.gate, layer.up, layer.down):
+                found += part.tensors()
+            norms = (
+                layer.attention_norm,
+                layer.qk_norm,
+                layer.attention_out_norm,
+                layer.mlp_norm,
+                layer.mlp_out_norm,
+            )
+            found += [norm.weight for norm in norms if norm is not None]
+        return list({t.data_ptr(): t for t in found}.values())
+
+
+def take_weights(
+    decoder: Decoder, ffn_order: Tensor | None, kv_order: Tensor | None, context: int
+) -> BaseWeights:
+    """Moves a loaded model's weights into the serving layout, most important first.
+
+    The source's matrices are released layer by layer, so the peak is one layer above the model.
+    Permuting neurons and groups leaves the function unchanged up to rounding.
+    """
+    config = decoder.model.config
+    _check_supported(decoder)
+    dtype = decoder.embed.weight.dtype
+    gemma = decoder.family.startswith("gemma")
+
+    def norm(module: nn.Module | None) -> Norm | None:
+        if module is None:
+            return None
+        weight = next(module.parameters()).detach()
+        # Gemma stores w - 1 and multiplies in fp32.
+        return Norm(1.0 + weight.float() if gemma else weight, config.rms_norm_eps, dtype)
+
+    layers = []
+    with torch.no_grad():
+        for index, layer in enumerate(decoder.layers):
+            kv = None if kv_order is None else kv_order[index].long()
+            ffn = None if ffn_order is None else ffn_order[index].long()
+            layers.append(_take_layer(decoder, layer, index, kv, ffn, norm))
+    final_norm = norm(decoder.final_norm)
+    assert final_norm is not None
+    scale = getattr(config, "query_pre_attn_scalar", None) or decoder.shape.head_dim
+    return BaseWeights(
+        shape=decoder.shape,
+        dtype=dtype,
+        embed=decoder.embed.weight.detach(),
+        # As the family rounds it: the scale is a tensor of the embedding's dtype.
+        embed_scale=float(torch.tensor(decoder.shape.hidden**0.5).to(dtype)) if gemma else 1.0,
+        layers=layers,
+        final_norm=final_norm,
+        head=DenseLinear(decoder.head.weight.detach(), _bias(decoder.head)),
+        rope=_rope_tables(decoder, context),
+        softmax_scale=scale**-0.5,
+        activation=_ACTIVATIONS[_activation_name(config)],
+        context=context,
+    )
+
+
+def _take_layer(
+    decoder: Decoder,
+    layer: Layer,
+    index: int,
+    kv: Tensor | None,
+    ffn: Tensor | None,
+    norm: Callable[[nn.Module | None], Norm | None],
+) -> LayerWeights:
+    attention, mlp = layer.attention, layer.mlp
+    kinds = getattr(decoder.model.config, "layer_types", None)
+    kind = kinds[index] if kinds else "full_attention"
+    window = decoder.model.config.sliding_window if kind == "sliding_attention" else None
+    if kinds is None:
+        window = getattr(decoder.model.config, "sliding_window", None)
+    attention_norm, mlp_norm = norm(layer.attention_norm), norm(layer.mlp_norm)
+    assert attention_norm is not None
+    assert mlp_norm is not None
+    taken = LayerWeights(
+        attention_norm=attention_norm,
+        qkv=_fuse_qkv(attention, decoder.shape, kv),
+        qk_norm=_fuse_qk_norm(attention, decoder.shape, norm),
+        o=_order_o(attention, decoder.shape, kv),
+        attention_out_norm=norm(layer.attention_out_norm),
+        mlp_norm=mlp_norm,
+        gate=_rows(mlp.gate, ffn),
+        up=_rows(mlp.up, ffn),
+        down=_columns(mlp.down, ffn),
+        mlp_out_norm=norm(layer.mlp_out_norm),
+        window=window,
+        rope=kind if decoder.family.startswith("gemma") else "default",
+    )
+    for module in (attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down):
+        module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+    return taken
+
+
+def _bias(module: nn.Linear) -> Tensor | None:
+    return None if module.bias is None else module.bias.detach()
+
+
+def _rows(module: nn.Linear, order: Tensor | None) -> DenseLinear:
+    weight, bias = module.weight.detach(), _bias(module)
+    if order is None:
+        return DenseLinear(weight.clone(), bias)
+    return DenseLinear(weight[order], None if bias is None else bias[order])
+
+
+def _columns(module: nn.Linear, order: Tensor | None) -> DenseLinear:
+    weight = module.weight.detach()
+    return DenseLinear(weight.clone() if order is None else weight[:, order], _bias(module))
+
+
+def _fuse_qkv(attention: Attention, shape: Shape, order: Tensor | None) -> DenseLinear:
+    def fuse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        groups, dim, rest = shape.kv_groups, shape.head_dim, q.shape[1:]
+        parts = (
+            q.reshape(groups, shape.queries_per_group * dim, *rest),
+            k.reshape(groups, dim, *rest),
+            v.reshape(groups, dim, *rest),
+        )
+        fused = torch.cat(parts, dim=1)
+        return (fused if order is None else fused[order]).flatten(0, 1).contiguous()
+
+    q, k, v = attention.q, attention.k, attention.v
+    bias = None if q.bias is None else fuse(q.bias.detach(), k.bias.detach(), v.bias.detach())
+    return DenseLinear(fuse(q.weight.detach(), k.weight.detach(), v.weight.detach()), bias)
+
+
+def _order_o(attention: Attention, shape: Shape, order: Tensor | None) -> DenseLinear:
+    weight = attention.o.weight.detach()
+    if order is None:
+        return DenseLinear(weight.clone(), _bias(attention.o))
+    blocks = weight.reshape(weight.shape[0], shape.kv_groups, -1)[:, order]
+    return DenseLinear(blocks.flatten(1).contiguous(), _bias(attention.o))
+
+
+def _fuse_qk_norm(
+    attention: Attention, shape: Shape, norm: Callable[[nn.Module | None], Norm | None]
+) -> Norm | None:
+    q, k = norm(attention.q_norm), norm(attention.k_norm)
+    if q is None or k is None:
+        return None
+    weight = torch.cat([q.weight.expand(shape.queries_per_group, -1), k.weight[None]])
+    return Norm(weight, q.eps, q.dtype)
+
+
+def _rope_tables(decoder: Decoder, context: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """cos and sin for every position, from the model's own rotary module.
+
+    The first half of sin is negated: rotating is then `x * cos + roll(x, dim / 2) * sin`.
+    """
+    probe = decoder.embed.weight[:1, None]
+    positions = torch.arange(context, device=probe.device)[None]
+    gemma = decoder.family.startswith("gemma")
+    kinds = sorted(set(decoder.model.config.layer_types)) if gemma else ["default"]
+    tables = {}
+    with torch.no_grad():
+        for kind in kinds:
+            arguments = (probe, positions, kind) if gemma else (probe, positions)
+            cos, sin = (table[0].clone() for table in decoder.rotary(*arguments))
+            sin[:, : sin.shape[1] // 2].neg_()
+            tables[kind] = (cos, sin)
+    return tables
+
+
+def _activation_name(config: object) -> str:
+    name = getattr(config, "hidden_activation", None) or config.hidden_act  # type: ignore[attr-defined]
+    return str(name)
+
+
+def _check_supported(decoder: Decoder) -> None:
+    config = decoder.model.config
+    name = _activation_name(config)
+    if name not in _ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"activation '{name}' is not supported; supported: {', '.join(_ACTIVATIONS)}"
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in [rope] if "rope_type" in rope else rope.values():
+        kind = parameters.get("rope_type", "default") if isinstance(parameters, dict) else "default"
+        if kind not in _STATIC_ROPE:
+            raise UnsupportedModelError(
+                f"rope type '{kind}' is not supported; supported: {', '.join(sorted(_STATIC_ROPE))}"
+            )
+    for what in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, what, None):
+            raise UnsupportedModelError(f"{what} is not supported")

@@ -1,0 +1,44 @@
+"""Every setting of the server, from the command line or `TRIMTAB_*` environment variables."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from server.engine.source import DEFAULT_MODEL
+
+
+class SettingsError(ValueError):
+    """A setting that does not fit the model. One clear line."""
+
+
+class Settings(BaseSettings):
+    """Sizes in tokens or bytes, times in seconds or, where the name says so, milliseconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid")
+
+    model: str = DEFAULT_MODEL
+    artefact: Path | None = None  # None: the shipped one, if it was built for this model
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    api_key: str | None = None
+
+    weights: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    context: int | None = Field(default=None, ge=64)
+    max_running: int = Field(default=8, ge=1, le=256)
+    max_waiting: int = Field(default=256, ge=0)
+    step_tokens: int = Field(default=256, ge=16)
+    kv_tokens: int | None = Field(default=None, ge=512)  # None: from the memory that is free
+    kv_budgets: tuple[int, ...] = (1024, 256)
+
+    policy: str = "rule"  # or static:VARIANT
+    ttft_ms: float | None = Field(default=2000.0, gt=0)
+    tpot_ms: float | None = Field(default=None, gt=0)
+    max_loss: float | None = Field(default=None, ge=0)
+
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
+    max_answers: int = Field(default=64, ge=1)  # prompts times `n` in one call
+    drain_seconds: float = Field(default=30.0, ge=0)
+    telemetry_seconds: float = Field(default=0.5, gt=0)

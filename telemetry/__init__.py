@@ -1,0 +1,21 @@
+"""Readings of host, battery and GPU, sampled by one thread, and the Prometheus metrics."""
+
+from telemetry.collector import TelemetryCollector
+from telemetry.metrics import ServerMetrics, render
+from telemetry.reader import Reader
+from telemetry.sampler import Sampler, default_sampler
+from telemetry.snapshot import GpuReadings, Reading, Snapshot, missing, present
+
+__all__ = [
+    "GpuReadings",
+    "Reader",
+    "Reading",
+    "Sampler",
+    "ServerMetrics",
+    "Snapshot",
+    "TelemetryCollector",
+    "default_sampler",
+    "missing",
+    "present",
+    "render",
+]

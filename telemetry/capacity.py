@@ -1,0 +1,77 @@
+"""The CPUs and the memory that this process may use: the host's, or a tighter cgroup's."""
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import psutil  # type: ignore[import-untyped]
+
+from telemetry import cgroup
+from telemetry.files import read_text
+from telemetry.snapshot import Reading, present
+
+
+class CapacityReader:
+    """Reads `cpu_effective_count`, `memory_total_bytes` and `memory_available_bytes`."""
+
+    fields: ClassVar[tuple[str, ...]] = (
+        "cpu_effective_count",
+        "memory_total_bytes",
+        "memory_available_bytes",
+    )
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        # Taken once: an OpenMP runtime may later pin the thread that asks to a single core.
+        self._affinity = _affinity()
+        # Also once: finding them costs more than reading them, and a process stays in its groups.
+        self._cpu_groups = cgroup.groups(root, "cpu")
+        self._memory_groups = cgroup.groups(root, "memory")
+
+    def read(self) -> dict[str, Reading]:
+        total, available = self._memory()
+        return {
+            "cpu_effective_count": self._cpus(),
+            "memory_total_bytes": total,
+            "memory_available_bytes": available,
+        }
+
+    def _cpus(self) -> Reading:
+        counts = [self._affinity]
+        for group in self._cpu_groups:
+            quota = cgroup.cpu_quota(group)
+            if quota is not None:
+                counts.append((quota, group.source))
+        return present(*min(counts))
+
+    def _memory(self) -> tuple[Reading, Reading]:
+        total, available, source = _host_memory(self._root)
+        totals, availables = [(total, source)], [(available, source)]
+        for group in self._memory_groups:
+            limit = cgroup.memory_limit(group)
+            if limit is None:
+                continue
+            totals.append((limit, group.source))
+            used = cgroup.memory_used(group)
+            if used is not None:
+                availables.append((max(0, limit - used), group.source))
+        return present(*min(totals)), present(*min(availables))
+
+
+def _affinity() -> tuple[float, str]:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)), "affinity"
+    return psutil.cpu_count(), "psutil"
+
+
+def _host_memory(root: Path) -> tuple[float, float, str]:
+    """Total bytes, available bytes and their source."""
+    kibibytes = {}
+    for line in (read_text(root / "proc/meminfo") or "").splitlines():
+        name, _, rest = line.partition(":")
+        kibibytes[name] = rest.split()
+    if "MemTotal" in kibibytes and "MemAvailable" in kibibytes:
+        total, available = (int(kibibytes[k][0]) * 1024 for k in ("MemTotal", "MemAvailable"))
+        return total, available, "/proc/meminfo"
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available, "psutil"

@@ -1,0 +1,148 @@
+"""NVIDIA GPUs through NVML. Without a driver there is simply no GPU."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, ClassVar
+
+from telemetry.reader import Readings
+from telemetry.snapshot import GpuReadings, Reading, missing, present
+
+
+class _NoGpuError(Exception):
+    """Carries the reason why no device can be read."""
+
+
+class _Device:
+    """An NVML handle and the last value of its slow energy counter."""
+
+    def __init__(self, nvml: ModuleType, handle: Any) -> None:  # noqa: ANN401
+        self.handle = handle
+        self.uuid: str = nvml.nvmlDeviceGetUUID(handle)
+        self.name: str = nvml.nvmlDeviceGetName(handle)
+        self.energy: Reading | None = None
+        self.energy_read_at = 0.0
+
+
+class GpuReader:
+    """Reads `gpus`, those that CUDA_VISIBLE_DEVICES leaves visible, and `gpu_source`.
+
+    NVML is loaded by the first read. The energy counter, which takes milliseconds, is read every
+    `energy_period_seconds` and repeated in between.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ("gpu_source",)
+
+    def __init__(
+        self, environ: Mapping[str, str] = os.environ, energy_period_seconds: float = 2.0
+    ) -> None:
+        self._environ = environ
+        self._energy_period = energy_period_seconds
+        self._nvml: Any = None
+        self._devices: list[_Device] = []
+        self._absent: Reading | None = None
+
+    def read(self) -> Readings:
+        if self._nvml is None and self._absent is None:
+            self._open()
+        if self._absent is not None:
+            return {"gpu_source": self._absent, "gpus": ()}
+        return {
+            "gpu_source": present(len(self._devices), "nvml"),
+            "gpus": tuple(self._read_device(device) for device in self._devices),
+        }
+
+    def _open(self) -> None:
+        import pynvml  # Here, so that a host without a GPU pays nothing for it.
+
+        try:
+            pynvml.nvmlInit()
+            self._devices = _visible_devices(pynvml, self._environ)
+        except (pynvml.NVMLError, _NoGpuError) as error:
+            self._absent = missing("nvml", str(error))
+        else:
+            self._nvml = pynvml
+
+    def _read_device(self, device: _Device) -> GpuReadings:
+        nvml, handle = self._nvml, device.handle
+        return GpuReadings(
+            uuid=device.uuid,
+            name=device.name,
+            memory_total_bytes=self._query(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
+            memory_used_bytes=self._query(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used),
+            utilization_ratio=self._query(
+                lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+            ),
+            power_watts=self._query(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+            energy_joules=self._energy(device),
+            temperature_celsius=self._query(
+                lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
+            ),
+            throttled=self._query(lambda: _throttled(nvml, handle)),
+        )
+
+    def _energy(self, device: _Device) -> Reading:
+        now = time.monotonic()
+        if device.energy is None or now - device.energy_read_at >= self._energy_period:
+            device.energy_read_at = now
+            device.energy = self._query(
+                lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(device.handle) / 1000
+            )
+        return device.energy
+
+    def _query(self, ask: Callable[[], float]) -> Reading:
+        try:
+            return present(float(ask()), "nvml")
+        except self._nvml.NVMLError as error:
+            return missing("nvml", str(error))
+
+
+def _throttled(nvml: ModuleType, handle: Any) -> float:  # noqa: ANN401
+    """1.0 while heat or a power brake slows the clocks.
+
+    The software power cap is left out: a busy and healthy GPU sits at its power limit.
+    """
+    slowed = (
+        nvml.nvmlClocksEventReasonHwSlowdown
+        | nvml.nvmlClocksEventReasonHwThermalSlowdown
+        | nvml.nvmlClocksEventReasonSwThermalSlowdown
+        | nvml.nvmlClocksEventReasonHwPowerBrakeSlowdown
+    )
+    return float(bool(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle) & slowed))
+
+
+def _visible_devices(nvml: ModuleType, environ: Mapping[str, str]) -> list[_Device]:
+    """The devices that CUDA would show, in its order. Raises NVMLError or _NoGpuError."""
+    count = nvml.nvmlDeviceGetCount()
+    devices = [_Device(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(count)]
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        by_bus = environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+        same_order = by_bus or len({device.name for device in devices}) == 1
+        devices = _choose(nvml, devices, chosen.split(","), same_order)
+    if not devices:
+        raise _NoGpuError("no visible device")
+    return devices
+
+
+def _choose(
+    nvml: ModuleType, devices: list[_Device], wanted: list[str], same_order: bool
+) -> list[_Device]:
+    chosen = []
+    for entry in map(str.strip, wanted):
+        if entry.isdigit() and not same_order:
+            # CUDA counts the fastest device first, NVML goes by bus: another device than meant.
+            raise _NoGpuError(
+                "mixed GPU models: set CUDA_DEVICE_ORDER=PCI_BUS_ID or choose by UUID"
+            )
+        if entry.isdigit():
+            found = devices[int(entry) : int(entry) + 1]
+        elif entry.startswith("MIG-"):
+            found = [_Device(nvml, nvml.nvmlDeviceGetHandleByUUID(entry))]
+        else:
+            found = [device for device in devices if entry and device.uuid.startswith(entry)]
+        if len(found) != 1:
+            break  # As CUDA does: what follows an invalid entry is not visible.
+        chosen += found
+    return chosen

@@ -1,0 +1,176 @@
+import time
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from telemetry import (
+    GpuReadings,
+    ServerMetrics,
+    Snapshot,
+    TelemetryCollector,
+    missing,
+    present,
+    render,
+)
+
+SERVER_METRICS = {
+    "trimtab_requests_total": "counter",
+    "trimtab_prompt_tokens_total": "counter",
+    "trimtab_generation_tokens_total": "counter",
+    "trimtab_time_to_first_token_seconds": "histogram",
+    "trimtab_time_per_output_token_seconds": "histogram",
+    "trimtab_request_duration_seconds": "histogram",
+    "trimtab_queue_seconds": "histogram",
+    "trimtab_step_seconds": "histogram",
+    "trimtab_decisions_total": "counter",
+    "trimtab_decision_duration_seconds": "histogram",
+    "trimtab_predicted_loss_nats": "histogram",
+    "trimtab_shield_masked_total": "counter",
+    "trimtab_requests_running": "gauge",
+    "trimtab_requests_waiting": "gauge",
+    "trimtab_kv_cache_usage_ratio": "gauge",
+    "trimtab_weights_resident_bytes": "gauge",
+    "trimtab_variant_info": "gauge",
+}
+
+
+def exposed(registry):
+    """Declared name -> type, read from what a scrape sees."""
+    lines = render(registry)[0].decode().splitlines()
+    declared = (line.split()[2:] for line in lines if line.startswith("# TYPE"))
+    return {name: kind for name, kind in declared if not name.endswith("_created")}
+
+
+def collector_of(snapshot):
+    registry = CollectorRegistry()
+    registry.register(TelemetryCollector(lambda: snapshot))
+    return registry
+
+
+def test_exact_names_and_types():
+    registry = CollectorRegistry()
+    ServerMetrics(registry)
+    assert exposed(registry) == SERVER_METRICS
+
+
+def test_two_registries_share_nothing():
+    one, other = CollectorRegistry(), CollectorRegistry()
+    ServerMetrics(one).requests.labels("base", "ok").inc()
+    ServerMetrics(other)
+    labels = {"variant": "base", "outcome": "ok"}
+    assert one.get_sample_value("trimtab_requests_total", labels) == 1
+    assert other.get_sample_value("trimtab_requests_total", labels) is None
+
+
+def test_a_finished_request_moves_its_metrics_together():
+    registry = CollectorRegistry()
+    metrics = ServerMetrics(registry)
+    metrics.finished("w75", "ok", 100, 20, ttft=0.05, tpot=0.004, duration=0.2)
+    metrics.finished("w75", "cancelled", 10, 1, ttft=0.05, tpot=None, duration=0.1)
+    metrics.finished("w75", "refused", 7, 0, ttft=None, tpot=None, duration=0.0)
+    metrics.finished("w75", "refused", 0, 0, ttft=None, tpot=None, duration=None)
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"trimtab_{name}", {"variant": "w75"} | labels)
+
+    assert value("requests_total", outcome="ok") == 1
+    assert value("requests_total", outcome="refused") == 2
+    assert value("prompt_tokens_total") == 117
+    assert value("generation_tokens_total") == 21
+    assert value("time_to_first_token_seconds_count") == 2
+    assert value("time_to_first_token_seconds_sum") == pytest.approx(0.1)
+    assert value("time_per_output_token_seconds_count") == 1
+    assert value("request_duration_seconds_count") == 3
+    assert value("request_duration_seconds_sum") == pytest.approx(0.3)
+
+
+def test_token_times_are_told_apart_below_ten_milliseconds():
+    registry = CollectorRegistry()
+    ServerMetrics(registry).finished("base", "ok", 1, 2, ttft=0.003, tpot=0.0032, duration=1)
+
+    def below(le):
+        labels = {"variant": "base", "le": le}
+        return registry.get_sample_value("trimtab_time_per_output_token_seconds_bucket", labels)
+
+    assert (below("0.003"), below("0.004")) == (0, 1)
+
+
+def test_variant_info_carries_what_it_is_given():
+    registry = CollectorRegistry()
+    ServerMetrics(registry).variant.labels("w75").info({"target": "ffn_neuron"})
+    labels = {"variant": "w75", "target": "ffn_neuron"}
+    assert registry.get_sample_value("trimtab_variant_info", labels) == 1
+
+
+def test_telemetry_drops_what_is_missing_and_marks_it():
+    registry = collector_of(
+        Snapshot(
+            taken_at=time.monotonic() - 2,
+            cpu_utilization_ratio=present(0.25, "/proc/stat"),
+            cpu_effective_count=present(4, "affinity"),
+            on_battery=missing("/sys/class/power_supply", "no battery"),
+        )
+    )
+    sample = registry.get_sample_value
+    assert sample("trimtab_host_cpu_utilization_ratio") == 0.25
+    assert sample("trimtab_host_effective_cpus") == 4
+    assert "trimtab_host_on_battery" not in exposed(registry)
+
+    def available(reading):
+        return sample("trimtab_telemetry_available", {"reading": reading, "uuid": ""})
+
+    assert available("cpu_utilization_ratio") == 1
+    assert available("on_battery") == 0
+    assert 2 <= sample("trimtab_telemetry_age_seconds") < 5
+
+
+def test_gpus_are_told_apart_by_uuid():
+    gpus = (
+        GpuReadings("GPU-a", "H200", power_watts=present(300, "nvml")),
+        GpuReadings("GPU-b", "H200", power_watts=missing("nvml", "Not Supported")),
+        GpuReadings("GPU-c", "H200", power_watts=present(200, "nvml")),
+    )
+    sample = collector_of(Snapshot(0.0, gpus=gpus)).get_sample_value
+    assert sample("trimtab_gpu_power_watts", {"uuid": "GPU-a"}) == 300
+    assert sample("trimtab_gpu_power_watts", {"uuid": "GPU-b"}) is None
+    assert sample("trimtab_gpu_power_watts", {"uuid": "GPU-c"}) == 200
+    for uuid, expected in (("GPU-a", 1), ("GPU-b", 0)):
+        labels = {"reading": "gpu_power_watts", "uuid": uuid}
+        assert sample("trimtab_telemetry_available", labels) == expected
+
+
+def full_snapshot():
+    some = present(1.0, "test")
+    gpu = GpuReadings("GPU-a", "H200", **{name: some for name, _ in GpuReadings("", "").readings()})
+    return Snapshot(0.0, gpus=(gpu,), **{name: some for name, _ in Snapshot(0.0).readings()})
+
+
+def test_all_telemetry_names_and_types():
+    names = exposed(collector_of(full_snapshot()))
+    host = (
+        "cpu_utilization_ratio effective_cpus cpu_frequency_hertz load_1m memory_total_bytes "
+        "memory_available_bytes process_resident_bytes cpu_pressure_ratio memory_pressure_ratio "
+        "temperature_celsius disk_free_bytes battery_charge_ratio on_battery gpus"
+    )
+    gpu = "memory_total_bytes memory_used_bytes utilization_ratio power_watts temperature_celsius"
+    assert names == {
+        **{f"trimtab_host_{name}": "gauge" for name in host.split()},
+        **{f"trimtab_gpu_{name}": "gauge" for name in (gpu + " throttled").split()},
+        "trimtab_host_cpu_energy_joules_total": "counter",
+        "trimtab_gpu_energy_joules_total": "counter",
+        "trimtab_telemetry_available": "gauge",
+        "trimtab_telemetry_age_seconds": "gauge",
+    }
+
+
+def test_before_the_first_sample_nothing_is_exposed():
+    assert exposed(collector_of(None)) == {}
+
+
+def test_the_answer_of_a_scrape_can_be_parsed():
+    registry = collector_of(full_snapshot())
+    ServerMetrics(registry)
+    body, content_type = render(registry)
+    assert content_type.startswith("text/plain")
+    assert len(list(text_string_to_metric_families(body.decode()))) > len(SERVER_METRICS)
