@@ -48,8 +48,8 @@ def variants_of(weights: BaseWeights) -> dict[str, VariantSpec]:
     shape = weights.shape
     mixed = VariantSpec(
         "mixed",
-        tuple(max(1, shape.kv_groups // 2) for _ in range(shape.layers - 1)) + (0,),
-        (0,) + tuple(32 for _ in range(shape.layers - 1)),
+        (*[max(1, shape.kv_groups // 2)] * (shape.layers - 1), 0),
+        (0, *[32] * (shape.layers - 1)),
     )
     found = [
         base_spec(shape),

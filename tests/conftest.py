@@ -1,0 +1,33 @@
+"""What many tests share: the default model, and servers that run for a whole session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.engine.source import DEFAULT_MODEL, resolve_model
+from tests.server.process import ServerProcess
+from tests.tiny import save_tiny
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The default model's folder, fetched once into the cache."""
+    return resolve_model(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with a tokenizer."""
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_server(
+    tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A live server on the tiny model."""
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    server = ServerProcess("--model", str(tiny_folder), log=log, TRIMTAB_THREADS="1")
+    yield server.wait()
+    server.stop()

@@ -1,0 +1,140 @@
+"""Scheduling under pressure: every answer is the one it would have been alone."""
+
+import torch
+
+from server.engine.kv_cache import KVBudget
+from server.engine.sampling import SamplingParams
+from server.engine.sequence import FinishReason
+from server.engine.text import StopRules
+from tests.engine.driving import (
+    TOKENIZER,
+    reference,
+    run,
+    runner_of,
+    submit,
+    variants_of,
+    weights_of,
+)
+from tests.tiny import tiny_model
+
+
+def fresh(**limits):
+    runner = runner_of(weights_of(tiny_model()), **limits)
+    return runner, variants_of(runner.decoder.weights)
+
+
+def test_preemption_under_memory_pressure_does_not_change_an_answer():
+    prompts = [[i, i + 1, i + 2] for i in range(3, 9)]
+    expected = [reference(tiny_model(), prompt, 100) for prompt in prompts]
+    runner, variants = fresh(capacity=256)
+    recorders = [submit(runner, prompt, variants["base"], 100)[1] for prompt in prompts]
+    run(runner)
+    assert runner.scheduler.preemptions > 0
+    assert [r.tokens for r in recorders] == expected
+    assert runner.scheduler.cache.arena.used == 0
+
+
+def test_answers_start_in_arrival_order_and_never_more_than_the_limit():
+    runner, variants = fresh(running=2)
+    sequences = [submit(runner, [5, 6], variants["base"], 5)[0] for _ in range(6)]
+    while runner.step():
+        assert len(runner.scheduler.running) <= 2
+    firsts = [s.first_token_at for s in sequences]
+    assert firsts == sorted(firsts)
+
+
+def test_a_long_prompt_does_not_stop_running_answers():
+    runner, variants = fresh(step_tokens=16)
+    _, short = submit(runner, [5, 6], variants["base"], 30)
+    runner.step()
+    submit(runner, range(100), variants["base"], 5)
+    for _ in range(5):
+        before = len(short.tokens)
+        runner.step()
+        assert len(short.tokens) == before + 1
+
+
+def test_cancelling_frees_the_slot_at_the_next_step():
+    runner, variants = fresh()
+    sequence, recorder = submit(runner, [5, 6], variants["base"], 100)
+    runner.step()
+    assert runner.scheduler.cache.arena.used > 0
+    sequence.cancelled = True
+    assert not runner.step()
+    assert recorder.last.finish_reason is FinishReason.ABORT
+    assert runner.scheduler.cache.arena.used == 0
+    assert not runner.scheduler.running
+
+
+def test_seeded_sampling_does_not_depend_on_the_batch():
+    def write(neighbours):
+        runner, variants = fresh()
+        params = SamplingParams(temperature=1.0, top_p=0.9, seed=11)
+        _, recorder = submit(runner, [9, 8, 7], variants["base"], 30, sampling=params)
+        for i in range(neighbours):
+            submit(runner, [i], variants["ffn-50"], 30)
+        run(runner)
+        return recorder.tokens
+
+    assert write(0) == write(5)
+
+
+def test_prompt_and_token_logprobs_equal_transformers():
+    prompt = list(range(40, 110))
+    runner, variants = fresh(step_tokens=32)
+    _, recorder = submit(runner, prompt, variants["base"], 4, logprobs=3, prompt_logprobs=True)
+    run(runner)
+    tokens = prompt + recorder.tokens
+    scores = tiny_model()(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    found = [*recorder.deltas[0].prompt_logprobs, *(d.logprob for d in recorder.deltas)]
+    assert [item.token for item in found] == tokens[1:]
+    for position, item in enumerate(found):
+        assert abs(item.logprob - float(scores[position, item.token])) < 2e-3
+        best = scores[position].topk(3)
+        assert (
+            sorted(dict(item.top).values(), reverse=True)[:3]
+            == torch.tensor(sorted(dict(item.top).values(), reverse=True)[:3]).tolist()
+        )
+        assert abs(max(dict(item.top).values()) - float(best.values[0])) < 2e-3
+        assert item.top[0] == (item.token, item.logprob)
+
+
+def test_finish_reasons():
+    runner, variants = fresh()
+    free = reference(tiny_model(), [5, 9], 12)
+    base = variants["base"]
+    _, length = submit(runner, [5, 9], base, 12)
+    _, eos = submit(runner, [5, 9], base, 12, eos_token_ids=frozenset({free[4]}))
+    _, late = submit(runner, [5, 9], base, 12, eos_token_ids=frozenset({free[4]}), min_tokens=12)
+    rules = StopRules(token_ids=frozenset({free[2]}))
+    _, token = submit(runner, [5, 9], base, 12, stop=rules)
+    piece = TOKENIZER.decode(free[3:6], skip_special_tokens=True)
+    _, string = submit(runner, [5, 9], base, 12, stop=StopRules((piece,)))
+    run(runner)
+    assert (length.last.finish_reason, length.tokens) == (FinishReason.LENGTH, free)
+    first = free.index(free[4])
+    assert (eos.last.finish_reason, eos.tokens) == (FinishReason.STOP, free[: first + 1])
+    assert free[4] not in late.tokens[:11]
+    assert token.last.stop_reason == free[2]
+    assert string.last.stop_reason == piece
+    assert piece not in string.text
+
+
+def test_a_budget_and_a_preemption_together_still_end():
+    runner, variants = fresh(capacity=256)
+    made = [
+        submit(runner, range(60), variants["base"], 90, kv_budget=KVBudget(48))[1] for _ in range(4)
+    ]
+    run(runner)
+    assert all(len(r.tokens) == 90 for r in made)
+    assert runner.scheduler.cache.arena.used == 0
+
+
+def test_a_failed_step_ends_every_answer_and_frees_everything():
+    runner, variants = fresh()
+    _, recorder = submit(runner, [5, 6], variants["base"], 10)
+    runner.step()
+    runner.abort_all("broken")
+    assert recorder.last.finish_reason is FinishReason.ERROR
+    assert recorder.last.error == "broken"
+    assert runner.scheduler.cache.arena.used == 0
