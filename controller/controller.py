@@ -10,7 +10,7 @@ from controller.forecast import Forecast
 from controller.latency import StepModel
 from controller.load import EngineLoad, StepRecord
 from controller.shield import Shield, ShieldSettings
-from policies import Action, Candidate, Objectives, Observation, Policy, Reason
+from policies import Action, Candidate, Constraint, Objectives, Observation, Policy, Reason
 from pruners.variant import BASE
 from telemetry import Snapshot
 
@@ -25,6 +25,11 @@ class Hints:
     variant: str | None = None
     kv_budget: int | None = None
 
+    @property
+    def pinned(self) -> Action:
+        """The action that the pins name; what is left open is the base's."""
+        return Action(self.variant or BASE, self.kv_budget)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -38,7 +43,7 @@ class Decision:
     ttft: float
     tpot: float
     wait: float
-    masked: tuple[str, ...]
+    masked: tuple[Constraint, ...]
     seconds: float
 
 
@@ -71,7 +76,7 @@ class Controller:
         started = time.perf_counter()
         observation = self.observe(features, prompt_tokens, max_tokens, hints)
         if hints.variant is not None or hints.kv_budget is not None:
-            chosen, reason = _pinned(observation, hints), Reason.PINNED
+            chosen, reason = hints.pinned, Reason.PINNED
         else:
             chosen, reason = self._policy.choose(observation)
         candidate = next(c for c in observation.candidates if c.action == chosen)
@@ -138,12 +143,7 @@ class Controller:
 
     def _actions(self, hints: Hints) -> list[Action]:
         actions = self.catalogue.actions()
-        pinned = Action(hints.variant or BASE, hints.kv_budget)
-        return actions if pinned in actions else [*actions, pinned]
-
-
-def _pinned(observation: Observation, hints: Hints) -> Action:
-    return Action(hints.variant or BASE, hints.kv_budget)
+        return actions if hints.pinned in actions else [*actions, hints.pinned]
 
 
 def _either(first: float | None, second: float | None) -> float | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from controller.load import EngineLoad
+from policies import Constraint
 from telemetry import Snapshot
 
 
@@ -36,13 +37,15 @@ class Shield:
         available = snapshot.memory_available_bytes.value
         self._memory = available / total if total and available is not None else None
 
-    def blocked(self, kv_tokens: int, loss: float | None, max_loss: float | None) -> str | None:
+    def blocked(
+        self, kv_tokens: int, loss: float | None, max_loss: float | None
+    ) -> Constraint | None:
         """The constraint that forbids a cache of `kv_tokens` or a predicted `loss`, or None."""
         if max_loss is not None and loss != 0.0 and (loss is None or loss > max_loss):
-            return "quality_floor"
+            return Constraint.QUALITY_FLOOR
         if kv_tokens > self._kv_free:
-            return "kv_memory"
+            return Constraint.KV_MEMORY
         low = self._memory is not None and self._memory < self._settings.memory_low
         if low and kv_tokens > self._settings.low_memory_kv:
-            return "host_memory"
+            return Constraint.HOST_MEMORY
         return None

@@ -1,12 +1,21 @@
 """Policies: from an observation to an action, and nothing else."""
 
-from policies.observation import Action, Candidate, Objectives, Observation, Policy, Reason
+from policies.observation import (
+    Action,
+    Candidate,
+    Constraint,
+    Objectives,
+    Observation,
+    Policy,
+    Reason,
+)
 from policies.rule import RulePolicy, RuleSettings
 from policies.static import StaticPolicy
 
 __all__ = [
     "Action",
     "Candidate",
+    "Constraint",
     "Objectives",
     "Observation",
     "Policy",

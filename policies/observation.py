@@ -19,6 +19,14 @@ class Reason(StrEnum):
     FIXED = "fixed"  # a static policy
 
 
+class Constraint(StrEnum):
+    """Why the shield forbids an action."""
+
+    QUALITY_FLOOR = "quality_floor"  # it would lose more than the request allows
+    KV_MEMORY = "kv_memory"  # its cache would not fit beside those promised already
+    HOST_MEMORY = "host_memory"  # the host is short of memory
+
+
 @dataclass(frozen=True, slots=True)
 class Action:
     """What the engine is told: a variant and, unless None, at most so many cached tokens."""
@@ -49,7 +57,7 @@ class Candidate:
     cost: float
     ttft: float
     tpot: float
-    blocked: str | None = None
+    blocked: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from policies.observation import Action, Candidate, Observation, Reason
+from policies.observation import Action, Candidate, Constraint, Observation, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,17 @@ class RulePolicy:
         base = observation.candidates[0]
         allowed = [c for c in observation.candidates if c.blocked is None]
         if not allowed:
-            return _cheapest(observation.candidates).action, Reason.LEAST_BAD
+            # Memory is short for all of them; the quality floor holds even so.
+            kept = [c for c in observation.candidates if c.blocked is not Constraint.QUALITY_FLOOR]
+            return min(kept, key=_cache_then_loss).action, Reason.LEAST_BAD
         bound, reason = self._cost_bound(observation)
-        fitting = [c for c in allowed if c.cost <= bound and _in_time(c, observation)]
+        cheap = [c for c in allowed if c.cost <= bound]
+        if not cheap:
+            return min(allowed, key=_cost_then_loss).action, Reason.LEAST_BAD
+        fitting = [c for c in cheap if _in_time(c, observation)]
         if not fitting:
-            return _cheapest(allowed).action, Reason.LEAST_BAD
+            # An objective that nothing can keep is no reason to lose quality as well.
+            return min(cheap, key=_loss).action, Reason.LEAST_BAD
         best = min(fitting, key=_loss)
         if best is base:
             return best.action, Reason.BASE_FITS
@@ -76,5 +82,9 @@ def _loss(candidate: Candidate) -> float:
     return float("inf") if candidate.loss is None else candidate.loss
 
 
-def _cheapest(candidates: tuple[Candidate, ...] | list[Candidate]) -> Candidate:
-    return min(candidates, key=lambda c: (c.cost, c.action.kv_budget or float("inf"), _loss(c)))
+def _cost_then_loss(candidate: Candidate) -> tuple[float, float]:
+    return candidate.cost, _loss(candidate)
+
+
+def _cache_then_loss(candidate: Candidate) -> tuple[float, float]:
+    return candidate.action.kv_budget or float("inf"), _loss(candidate)

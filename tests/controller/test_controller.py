@@ -1,0 +1,127 @@
+"""The controller joined up, over planted telemetry and load."""
+
+import time
+
+import pytest
+
+from controller import Catalogue, Controller, EngineLoad, Hints, SequenceLoad, StepModel, analyze
+from policies import Action, Objectives, Reason, RulePolicy
+from pruners.variant import BASE as BASE_NAME
+from telemetry import Snapshot, present
+from tests.controller.test_latency import BASE, HALF, SHALLOW, fitted
+
+GIB = 2**30
+
+
+class Host:
+    """What the controller is shown."""
+
+    def __init__(self):
+        self.load = EngineLoad((), 4, 256, 0, 4096)
+        self.snapshot = Snapshot(
+            taken_at=0.0,
+            memory_total_bytes=present(16 * GIB, "test"),
+            memory_available_bytes=present(8 * GIB, "test"),
+        )
+
+    def busy(self, running, waiting, capacity=4096):
+        made = [SequenceLoad(BASE, i < running, 0, 200, 64, 264) for i in range(running + waiting)]
+        self.load = EngineLoad(tuple(made), 4, 256, 64 * running, capacity)
+
+    def controller(self, **defaults):
+        catalogue = Catalogue(
+            variants={BASE_NAME: BASE, "ffn-50": HALF, "depth-9": SHALLOW},
+            kv_budgets=(512,),
+            variant_loss={"ffn-50": 1.5, "depth-9": 0.7},
+            kv_loss={512: 0.1},
+        )
+        return Controller(
+            catalogue,
+            fitted(),
+            RulePolicy(),
+            lambda: self.load,
+            lambda: self.snapshot,
+            Objectives(**{"ttft": 0.5, **defaults}),
+        )
+
+
+@pytest.fixture
+def host():
+    return Host()
+
+
+def decide(controller, prompt=40, output=100, **hints):
+    return controller.decide(analyze("What is this?"), prompt, output, Hints(**hints))
+
+
+def test_idle_base_then_busy_smaller_then_base_again(host):
+    controller = host.controller()
+    assert decide(controller).action == Action("base")
+    host.busy(4, 12)
+    crowded = decide(controller)
+    assert crowded.action.variant != "base"
+    assert crowded.reason in (Reason.QUEUE, Reason.LEAST_BAD)
+    assert crowded.loss > 0
+    host.busy(1, 0)
+    assert decide(controller).action == Action("base")
+
+
+def test_a_quality_floor_is_kept_however_busy(host):
+    host.busy(4, 40)
+    decision = decide(host.controller(), objectives=Objectives(max_loss=0.8))
+    assert decision.loss <= 0.8
+    assert "quality_floor" in decision.masked
+
+
+def test_pins_win_over_everything(host):
+    host.busy(4, 40)
+    decision = decide(host.controller(), variant="base")
+    assert (decision.action, decision.reason) == (Action("base"), Reason.PINNED)
+    decision = decide(host.controller(), kv_budget=100)
+    assert decision.action == Action("base", 100)
+
+
+def test_little_memory_means_a_smaller_cache_before_a_smaller_model(host):
+    host.snapshot = Snapshot(
+        taken_at=0.0,
+        memory_total_bytes=present(16 * GIB, "test"),
+        memory_available_bytes=present(0.5 * GIB, "test"),
+    )
+    decision = decide(host.controller(), prompt=450, output=100)
+    assert (decision.action, decision.reason) == (Action("base", 512), Reason.MEMORY)
+    assert "host_memory" in decision.masked
+    short = decide(host.controller(), prompt=100, output=100)
+    assert short.action == Action("base"), "a short answer needs no budget"
+
+
+def test_a_full_cache_is_seen_before_it_overflows(host):
+    host.busy(2, 0, capacity=1200)
+    decision = decide(host.controller(ttft=None), prompt=1000, output=100)
+    assert decision.action == Action("base", 512)
+    assert "kv_memory" in decision.masked
+
+
+def test_missing_readings_are_no_obstacle(host):
+    host.snapshot = Snapshot(taken_at=0.0)
+    assert decide(host.controller()).action == Action("base")
+
+
+def test_a_decision_is_quick(host):
+    host.busy(4, 60)
+    controller = host.controller()
+    decide(controller)
+    started = time.perf_counter()
+    for _ in range(50):
+        decide(controller)
+    # Far above the 1 ms that it should take: this guards against an accident, not a regression.
+    assert (time.perf_counter() - started) / 50 < 0.05
+
+
+def test_the_expected_answer_follows_what_answers_are(host):
+    controller = host.controller()
+    host.busy(4, 8)
+    before = decide(controller).wait
+    for _ in range(200):
+        controller.answer_done(10)
+    assert decide(controller).wait < before / 2
+    assert isinstance(controller.latency, StepModel)

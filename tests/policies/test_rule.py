@@ -1,0 +1,106 @@
+"""The rule policy as a pure function: what it sees decides what it answers."""
+
+import pytest
+
+from policies import (
+    Action,
+    Candidate,
+    Constraint,
+    Objectives,
+    Observation,
+    Reason,
+    RulePolicy,
+    StaticPolicy,
+)
+
+BASE = Action("base")
+SIZES = [("base", 0.0, 1.0), ("ffn-87.5", 0.2, 0.92), ("depth-24", 0.9, 0.8), ("ffn-50", 1.7, 0.7)]
+
+
+def candidate(name, loss, cost, kv=None, blocked=None, ttft=0.1, tpot=0.02):
+    return Candidate(Action(name, kv), loss, cost, ttft, tpot * cost, blocked)
+
+
+def observe(wait=0.0, candidates=None, battery=None, **objectives):
+    return Observation(
+        candidates=tuple(candidates or [candidate(*size) for size in SIZES]),
+        objectives=Objectives(**{"ttft": 1.0, **objectives}),
+        wait=wait,
+        complexity=0.5,
+        on_battery=None if battery is None else True,
+        battery_charge=battery,
+    )
+
+
+def test_an_idle_host_gets_the_base():
+    assert RulePolicy().choose(observe()) == (BASE, Reason.BASE_FITS)
+
+
+@pytest.mark.parametrize(
+    ("wait", "variant"), [(0.4, "base"), (0.52, "ffn-87.5"), (0.6, "depth-24"), (0.7, "ffn-50")]
+)
+def test_it_shrinks_no_more_than_the_queue_needs(wait, variant):
+    action, reason = RulePolicy().choose(observe(wait))
+    assert action.variant == variant
+    assert reason == (Reason.BASE_FITS if variant == "base" else Reason.QUEUE)
+
+
+def test_a_hopeless_queue_gets_the_cheapest():
+    assert RulePolicy().choose(observe(30.0)) == (Action("ffn-50"), Reason.LEAST_BAD)
+
+
+def test_a_tpot_objective_takes_the_least_loss_that_keeps_it():
+    assert RulePolicy().choose(observe(tpot=0.0185)) == (Action("ffn-87.5"), Reason.TPOT)
+
+
+def test_an_objective_that_nothing_keeps_costs_no_quality():
+    assert RulePolicy().choose(observe(tpot=0.001)) == (BASE, Reason.LEAST_BAD)
+
+
+def test_the_quality_floor_holds_even_when_nothing_fits():
+    low = [candidate(n, a, c, blocked=Constraint.QUALITY_FLOOR) for n, a, c in SIZES[1:]]
+    base = candidate(*SIZES[0], blocked=Constraint.KV_MEMORY)
+    assert RulePolicy().choose(observe(9.0, [base, *low])) == (BASE, Reason.LEAST_BAD)
+
+
+def test_what_the_shield_blocks_is_not_chosen():
+    blocked = [candidate(n, a, c, blocked=Constraint.KV_MEMORY) for n, a, c in SIZES[:2]]
+    rest = [candidate(*size) for size in SIZES[2:]]
+    found = RulePolicy().choose(observe(candidates=blocked + rest))
+    assert found == (Action("depth-24"), Reason.MEMORY)
+    action, reason = RulePolicy().choose(observe(candidates=blocked))
+    assert (action.variant, reason) == ("base", Reason.LEAST_BAD)
+
+
+def test_a_smaller_cache_goes_before_a_smaller_model():
+    candidates = [
+        candidate("base", 0.0, 1.0, blocked=Constraint.HOST_MEMORY),
+        candidate("base", 0.05, 1.0, kv=512),
+        candidate("ffn-50", 1.7, 0.7, blocked=Constraint.HOST_MEMORY),
+        candidate("ffn-50", 1.75, 0.7, kv=512),
+    ]
+    found = RulePolicy().choose(observe(candidates=candidates))
+    assert found == (Action("base", 512), Reason.MEMORY)
+
+
+def test_a_low_battery_bounds_the_cost_and_a_missing_one_changes_nothing():
+    assert RulePolicy().choose(observe(battery=0.2)) == (Action("depth-24"), Reason.BATTERY)
+    assert RulePolicy().choose(observe(battery=0.9))[0] == BASE
+    assert RulePolicy().choose(observe(battery=None))[0] == BASE
+
+
+def test_an_unmeasured_loss_is_the_last_choice():
+    candidates = [
+        candidate("base", 0.0, 1.0, blocked=Constraint.KV_MEMORY),
+        candidate("new", None, 0.5),
+        candidate("ffn-50", 1.7, 0.7),
+    ]
+    assert RulePolicy().choose(observe(candidates=candidates))[0] == Action("ffn-50")
+
+
+def test_static_keeps_its_variant():
+    policy = StaticPolicy("ffn-50")
+    assert policy.choose(observe(30.0)) == (Action("ffn-50"), Reason.FIXED)
+    candidates = [candidate("ffn-50", 1.7, 0.7, blocked=Constraint.HOST_MEMORY)]
+    candidates.append(candidate("ffn-50", 1.8, 0.7, kv=256))
+    assert policy.choose(observe(candidates=candidates))[0] == Action("ffn-50", 256)

@@ -1,0 +1,183 @@
+"""The real default model: against `transformers`, and served to a real client."""
+
+import time
+
+import openai
+import pytest
+import torch
+
+from pruners.variant import BASE, base_spec
+from server.app import build_runner, load
+from server.engine.decoder import Segment
+from server.engine.linear import nbytes
+from server.engine.load import load_transformers
+from server.engine.sampling import SamplingParams
+from server.engine.sequence import GenerationRequest, Sequence
+from server.engine.source import DEFAULT_MODEL
+from server.engine.text import StopRules, TextStream
+from server.settings import Settings
+from tests.server.process import ServerProcess
+
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Once upon a time, in a village by the sea,",
+    "Q: What is 17 + 25?\nA:",
+    "<|im_start|>user\nName three planets.<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nWrite a haiku about rain.<|im_end|>\n<|im_start|>assistant\n",
+    "SELECT name, age FROM users WHERE",
+    "Die Hauptstadt von Deutschland ist",
+    "La photosynthèse est le processus par lequel",
+    "1, 1, 2, 3, 5, 8, 13,",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "The quick brown fox",
+    '{"name": "Alice", "age": 30, "city": "',
+    "In 1969, Neil Armstrong",
+    "To make pancakes you need flour, eggs and",
+    "Theorem. There are infinitely many primes.\nProof.",
+    "import numpy as np\n\nx = np.",
+    "🙂 Emoji are",
+    "A",
+    "The mitochondrion is the powerhouse of the cell. " * 12 + "In short,",
+]
+
+
+@pytest.fixture(scope="module")
+def model(default_model):
+    return load(Settings(weights="fp32"))
+
+
+@pytest.fixture(scope="module")
+def runner(model):
+    return build_runner(model, Settings(max_running=8, step_tokens=128), None)
+
+
+@pytest.fixture(scope="module")
+def reference(default_model):
+    return load_transformers(default_model, torch.float32)
+
+
+def add(runner, model, prompt, variant, count):
+    request = GenerationRequest(
+        request_id="test",
+        prompt=tuple(prompt),
+        max_tokens=count,
+        variant=variant,
+        sampling=SamplingParams(temperature=0.0),
+    )
+    sequence = Sequence(request, TextStream(model.tokenizer, StopRules()), lambda _: None)
+    runner.scheduler.add(sequence)
+    return sequence
+
+
+def test_greedy_tokens_equal_transformers_beside_other_variants(model, runner, reference):
+    """If every token is the arg-max of transformers' own logits after the tokens before it, then
+    greedy decoding in transformers writes the same 64 tokens."""
+    others = [spec for name, spec in model.variants.items() if name != BASE]
+    assert len(others) >= 5, "the shipped artefact is missing"
+    made = []
+    for index, text in enumerate(PROMPTS):
+        prompt = model.tokenizer.encode(text)
+        made.append(add(runner, model, prompt, model.variants[BASE], 64))
+        add(runner, model, prompt[:32], others[index % len(others)], 24)
+    while runner.step():
+        pass
+    for text, sequence in zip(PROMPTS, made, strict=True):
+        tokens = [*sequence.request.prompt, *sequence.output]
+        with torch.inference_mode():
+            logits = reference(torch.tensor([tokens])).logits[0]
+        expected = logits[len(sequence.request.prompt) - 1 : -1].argmax(-1).tolist()
+        assert sequence.output == expected, text
+
+
+def test_one_prompt_through_generate_itself(model, runner, reference):
+    prompt = model.tokenizer.encode(PROMPTS[4])
+    sequence = add(runner, model, prompt, model.variants[BASE], 64)
+    while runner.step():
+        pass
+    reference.generation_config.eos_token_id = None
+    ids = torch.tensor([prompt])
+    out = reference.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False
+    )
+    assert sequence.output == out[0, len(prompt) :].tolist()
+
+
+def test_base_logits_are_bit_identical_after_a_thousand_switches(model, runner):
+    prompt = model.tokenizer.encode(PROMPTS[15])
+
+    def logits():
+        cache = runner.scheduler.cache.open(128, None)
+        assert cache.reserve(len(prompt))
+        segment = Segment(list(prompt), cache, base_spec(model.weights.shape))
+        found = runner.decoder.logits(runner.decoder.forward([segment]))
+        cache.close()
+        return found
+
+    before = logits()
+    specs = list(model.variants.values())
+    for index in range(1000):
+        add(runner, model, [index % 1000 + 5], specs[(7 * index) % len(specs)], 1)
+    while runner.step():
+        pass
+    assert torch.equal(before, logits())
+
+
+def test_variants_are_views_and_add_next_to_nothing(model, runner):
+    base = sum(nbytes(tensor) for tensor in model.weights.tensors())
+    storages = {t.untyped_storage().data_ptr() for t in model.weights.tensors()}
+    for spec in model.variants.values():
+        add(runner, model, [5, 6, 7], spec, 2)
+    while runner.step():
+        pass
+    for layer in model.weights.layers:
+        for part in (layer.qkv, layer.o, layer.gate, layer.up, layer.down):
+            for piece in part._slices.values():
+                assert piece.weight.untyped_storage().data_ptr() in storages
+    own = nbytes(model.artefact.ffn_order) + nbytes(model.artefact.kv_order)
+    assert own <= 0.05 * base
+
+
+def test_a_real_client_on_the_real_server(default_model, tmp_path):
+    started = time.monotonic()
+    server = ServerProcess(log=tmp_path / "server.log").wait()
+    try:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        first = client.completions.create(
+            model=DEFAULT_MODEL, prompt=PROMPTS[0], max_tokens=8, temperature=0
+        )
+        assert "Paris" in first.choices[0].text
+        # The bar is 15 s on an idle machine of two cores; a busy one may take longer.
+        assert time.monotonic() - started < 60
+
+        raw = client.chat.completions.with_raw_response.create(
+            model=DEFAULT_MODEL,
+            messages=[{"role": "user", "content": "Name the largest planet."}],
+            max_tokens=24,
+            temperature=0,
+            extra_body={"trimtab": {"variant": "ffn-87.5"}},
+        )
+        assert raw.headers["x-trimtab-variant"] == "ffn-87.5"
+        answer = raw.parse()
+        assert answer.trimtab["reason"] == "pinned"
+        assert answer.trimtab["predicted_loss"] > 0
+        assert answer.choices[0].message.content
+
+        pieces = client.chat.completions.create(
+            model=f"{DEFAULT_MODEL}@{BASE}",
+            messages=[{"role": "user", "content": "Count to three."}],
+            max_tokens=16,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = list(pieces)
+        assert chunks[-1].usage.completion_tokens <= 16
+        assert any(c.choices and c.choices[0].delta.content for c in chunks)
+
+        with pytest.raises(openai.NotFoundError):
+            client.completions.create(model="gpt-9", prompt="x")
+        with pytest.raises(openai.BadRequestError, match="context"):
+            client.completions.create(model=DEFAULT_MODEL, prompt="x " * 9000)
+        server.idle()
+    finally:
+        assert server.stop() == 0
