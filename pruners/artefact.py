@@ -44,6 +44,7 @@ class Artefact:
     """Orders, specs and measured quality, bound to one model.
 
     `ffn_order` is `[layers, ffn]`, `kv_order` `[layers, kv_groups]`: most important first.
+    `quality` is by variant, `kv_quality` by KV budget in tokens, for the base.
     """
 
     model_name: str
@@ -53,6 +54,7 @@ class Artefact:
     kv_order: torch.Tensor
     variants: tuple[VariantSpec, ...]
     quality: dict[str, Quality]
+    kv_quality: dict[int, Quality] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
 
@@ -88,6 +90,7 @@ class Artefact:
             "schema": SCHEMA,
             "evaluation": self.evaluation,
             "quality": {name: asdict(q) for name, q in self.quality.items()},
+            "kv_quality": {str(budget): asdict(q) for budget, q in self.kv_quality.items()},
         }
         (staging / "variants.json").write_text(_dump(variants))
         (staging / "table.json").write_text(_dump(table))
@@ -130,6 +133,7 @@ def load_artefact(folder: Path) -> Artefact:
                 for v in variants["variants"]
             ),
             quality={name: Quality(**q) for name, q in table["quality"].items()},
+            kv_quality={int(budget): Quality(**q) for budget, q in table["kv_quality"].items()},
             provenance=variants["provenance"],
             evaluation=table["evaluation"],
         )

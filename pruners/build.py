@@ -10,11 +10,12 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from pruners.architecture import Shape, locate
-from pruners.artefact import Artefact
+from pruners.architecture import Decoder, Shape, locate
+from pruners.artefact import Artefact, Quality
 from pruners.calibration import calibrate
 from pruners.depth import DepthOrder, greedy_layers
 from pruners.evaluate import evaluate
+from pruners.evict import SINKS, streaming
 from pruners.fingerprint import fingerprint
 from pruners.importance import ActivationNorm, rank
 from pruners.mask import mask
@@ -30,14 +31,16 @@ class BuildError(ValueError):
 class Recipe:
     """What to build. It is written into the artefact, and with the same rows gives the same one.
 
-    `ffn_keep` are shares of FFN neurons, `skip_layers` numbers of layers, `mixed` pairs of both.
+    `ffn_keep` are shares of FFN neurons, `skip_layers` numbers of layers, `mixed` pairs of both;
+    `kv_budgets` are in tokens, measured on the base over rows of twice their length.
     `calibration_tokens` rank the neurons; `selection_tokens` of the same rows choose the layers.
     """
 
     ffn_keep: tuple[float, ...] = (0.875, 0.75, 0.5)
     skip_layers: tuple[int, ...] = (3, 6)
     mixed: tuple[tuple[int, float], ...] = ((6, 0.75),)
-    calibration_tokens: int = 32_768
+    kv_budgets: tuple[int, ...] = (512, 256)
+    calibration_tokens: int = 24_576
     selection_tokens: int = 2_500
     seed: int = 0
 
@@ -103,6 +106,7 @@ def build(
         spec.name: partial(mask, decoder, spec, order) for spec in specs
     }
     measured = evaluate(decoder, masks, held_out_rows, progress=progress)
+    budgets = {b: _budget_quality(decoder, b, held_out_rows, progress) for b in recipe.kv_budgets}
 
     return Artefact(
         model_name=model_name,
@@ -112,6 +116,7 @@ def build(
         kv_order=order.kv.int(),
         variants=specs,
         quality=measured.quality,
+        kv_quality={budget: quality for budget, quality in budgets.items() if quality is not None},
         provenance={
             "versions": {name: _version(name) for name in ("trimtab", "torch", "transformers")},
             "recipe": asdict(recipe),
@@ -127,6 +132,17 @@ def build(
             "base_perplexity": measured.base_perplexity,
         },
     )
+
+
+def _budget_quality(
+    decoder: Decoder, budget: int, rows: Sequence[torch.Tensor], progress: Progress | None
+) -> Quality | None:
+    """What `budget` tokens of prompt lose over the next as many; None without rows that long."""
+    long = [row[: 2 * budget] for row in rows if len(row) >= 2 * budget]
+    if not long:
+        return None
+    held = partial(streaming, decoder, budget, SINKS, budget - SINKS)
+    return evaluate(decoder, {"kv": held}, long, budget, progress).quality["kv"]
 
 
 def _check_rows(calibration: Sequence[torch.Tensor], held_out: Sequence[torch.Tensor]) -> None:

@@ -9,6 +9,9 @@ from torch import nn
 
 from pruners.architecture import Decoder
 
+SINKS = 4
+"""First tokens that every budget keeps; attention rests on them (arXiv 2309.17453)."""
+
 
 @contextmanager
 def streaming(decoder: Decoder, prompt: int, sinks: int, recent: int) -> Iterator[None]:

@@ -168,7 +168,7 @@ def catalogue(model: LoadedModel, settings: Settings) -> Catalogue:
         variants=model.variants,
         kv_budgets=budgets,
         variant_loss=_losses(artefact),
-        kv_loss={},
+        kv_loss={b: q.kl for b, q in artefact.kv_quality.items()} if artefact is not None else {},
     )
 
 

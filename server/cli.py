@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pruners.architecture import UnsupportedModelError
 from pruners.artefact import ArtefactError
+from pruners.build import BuildError, Recipe
 from server.engine.source import DEFAULT_MODEL, ModelSourceError, resolve_model
 from server.settings import Settings, SettingsError
 
@@ -31,7 +32,14 @@ class UsageError(ValueError):
     """Something the user asked for cannot be done. One clear line, exit code 2."""
 
 
-_USER_ERRORS = (UsageError, SettingsError, ModelSourceError, UnsupportedModelError, ArtefactError)
+_USER_ERRORS = (
+    UsageError,
+    SettingsError,
+    ModelSourceError,
+    UnsupportedModelError,
+    ArtefactError,
+    BuildError,
+)
 
 
 @cli.command()
@@ -80,6 +88,21 @@ def serve(
         log_level="warning",
         timeout_graceful_shutdown=int(settings.drain_seconds),
     )
+
+
+@cli.command()
+def build(
+    out: Annotated[Path, typer.Option(help="The artefact's folder; replaced if it exists.")],
+    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
+    text: Annotated[Path | None, typer.Option(help="Calibrate on this text instead.")] = None,
+    seed: int = 0,
+) -> None:
+    """Rank, cut and measure variants of a model; the server reads the folder that this writes."""
+    from server.building import build_artefact
+
+    artefact = build_artefact(model, text, Recipe(seed=seed))
+    artefact.save(out)
+    typer.echo(f"{out}: {len(artefact.variants)} variants of {artefact.model_name}")
 
 
 def _check_free(host: str, port: int) -> None:

@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     max_waiting: int = Field(default=256, ge=0)
     step_tokens: int = Field(default=256, ge=16)
     kv_tokens: int | None = Field(default=None, ge=512)  # None: from the memory that is free
-    kv_budgets: tuple[int, ...] = (1024, 256)
+    kv_budgets: tuple[int, ...] = (512, 256)
 
     policy: str = "rule"  # or static:VARIANT
     ttft_ms: float | None = Field(default=2000.0, gt=0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pruners.architecture import Shape
+from pruners.evict import SINKS
 
 _GRAIN = 64  # slots; regions are multiples, so that growing by a token is rare
 
@@ -21,7 +22,7 @@ class KVBudget:
     """At most `tokens` cached tokens: the first `sinks` and the most recent others."""
 
     tokens: int
-    sinks: int = 4
+    sinks: int = SINKS
 
     def __post_init__(self) -> None:
         if not 0 <= self.sinks < self.tokens:
