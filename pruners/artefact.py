@@ -137,7 +137,7 @@ def load_artefact(folder: Path) -> Artefact:
             provenance=variants["provenance"],
             evaluation=table["evaluation"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"artefact {folder} is damaged: {error!r}") from error
     _check(artefact, folder)
     return artefact

@@ -52,6 +52,9 @@ class Recipe:
         for skip in self._skips():
             if not 0 < skip < shape.layers:
                 raise BuildError(f"recipe: cannot skip {skip} of the model's {shape.layers} layers")
+        for budget in self.kv_budgets:
+            if budget <= SINKS:
+                raise BuildError(f"recipe: KV budget {budget} is not above its {SINKS} sinks")
         if min(self.calibration_tokens, self.selection_tokens) < 2:
             raise BuildError("recipe: calibration and selection need at least 2 tokens")
 

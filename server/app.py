@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from controller import Catalogue, Controller, StepModel, StepRecord
 from policies import Objectives, Policy, RulePolicy, StaticPolicy
+from policies.bundle import actions_hash, load_policy
 from pruners.artefact import Artefact, ArtefactError, load_artefact
 from pruners.variant import BASE
 from server.api import chat, completions, errors, generate, system
@@ -109,7 +110,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     controller = Controller(
         catalogue(model, settings),
         latency,
-        make_policy(settings.policy, model),
+        make_policy(model, settings),
         engine.load,
         snapshot,
         Objectives(_seconds(settings.ttft_ms), _seconds(settings.tpot_ms), settings.max_loss),
@@ -149,14 +150,21 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     return app
 
 
-def make_policy(name: str, model: LoadedModel) -> Policy:
-    """A policy by its setting: `rule` or `static:VARIANT`. Raises `SettingsError`."""
+def make_policy(model: LoadedModel, settings: Settings) -> Policy:
+    """The policy of the settings: `rule`, `static:VARIANT` or a folder by `train-policy`.
+
+    Raises `SettingsError` or `PolicyError`.
+    """
+    name = settings.policy
     if name == "rule":
         return RulePolicy()
     kind, _, variant = name.partition(":")
     if kind == "static" and variant in model.variants:
         return StaticPolicy(variant)
-    known = ", ".join(["rule", *(f"static:{v}" for v in model.variants)])
+    if Path(name).is_dir():
+        actions = actions_hash([str(a) for a in catalogue(model, settings).actions()])
+        return load_policy(Path(name), model.fingerprint, actions)
+    known = ", ".join(["rule", *(f"static:{v}" for v in model.variants), "a trained folder"])
     raise SettingsError(f"no policy '{name}'; there are: {known}")
 
 

@@ -10,6 +10,7 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
+from policies.bundle import PolicyError
 from pruners.architecture import UnsupportedModelError
 from pruners.artefact import ArtefactError
 from pruners.build import BuildError, Recipe
@@ -39,6 +40,7 @@ _USER_ERRORS = (
     UnsupportedModelError,
     ArtefactError,
     BuildError,
+    PolicyError,
 )
 
 
@@ -105,6 +107,30 @@ def build(
     typer.echo(f"{out}: {len(artefact.variants)} variants of {artefact.model_name}")
 
 
+@cli.command("train-policy")
+def train_policy(
+    out: Annotated[Path, typer.Option(help="The folder to write policy.json into.")],
+    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
+    artefact: Annotated[Path | None, typer.Option(help="A folder by `trimtab build`.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="CSV of TIMESTAMP,ContextTokens,GeneratedTokens.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=24, help="How many requests to replay.")] = 600,
+    ttft_ms: Annotated[float, typer.Option(min=1.0, help="The objective to train for.")] = 2000.0,
+    seed: int = 0,
+) -> None:
+    """Train the rule policy on replayed traffic at this device's measured speed."""
+    from server.training import train_policy as trained_on
+
+    settings = Settings(model=model, artefact=artefact, ttft_ms=ttft_ms)
+    bundle = trained_on(settings, trace, requests, seed)
+    path = bundle.save(out)
+    low, high = bundle.report["gain_over_default_95"]
+    verdict = "promoted" if bundle.promoted else "not promoted: the default stays"
+    typer.echo(f"{path}: headroom {bundle.settings.headroom:g}, {verdict}")
+    typer.echo(f"gain over the default on held-out traffic, 95 %: {low:+.4f} to {high:+.4f}")
+
+
 def _check_free(host: str, port: int) -> None:
     """Fails before the model is loaded, not after."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -115,12 +141,22 @@ def _check_free(host: str, port: int) -> None:
             raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
+def train_policy_main() -> None:
+    """Entry point of `train-policy`, the same as `trimtab train-policy`."""
+    sys.argv.insert(1, "train-policy")
+    main()
+
+
 def main() -> None:
     """Entry point: user errors are one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        cli()
+        cli(standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(getattr(error, "format_message", error.__str__)())
+    except typer.Abort:
+        sys.exit(130)
     except ValidationError as error:
         first = error.errors()[0]
         _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")

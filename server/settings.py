@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     kv_tokens: int | None = Field(default=None, ge=512)  # None: from the memory that is free
     kv_budgets: tuple[int, ...] = (512, 256)
 
-    policy: str = "rule"  # or static:VARIANT
+    policy: str = "rule"  # or static:VARIANT, or a folder by `train-policy`
     ttft_ms: float | None = Field(default=2000.0, gt=0)
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)

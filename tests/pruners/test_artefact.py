@@ -24,6 +24,7 @@ def example() -> Artefact:
         kv_order=torch.tensor([[1, 0], [0, 1], [1, 0]], dtype=torch.int32),
         variants=variants,
         quality={v.name: Quality(0.5 + i, 0.7, 40.25) for i, v in enumerate(variants)},
+        kv_quality={64: Quality(0.1, 0.9, 30.5)},
         provenance={"recipe": {"seed": 0}},
         evaluation={"hash": "abc", "tokens": 60},
     )
@@ -37,7 +38,15 @@ def folder(tmp_path: Path) -> Path:
 
 def test_round_trip(folder: Path):
     saved, loaded = example(), load_artefact(folder)
-    for name in ("model_name", "fingerprint", "shape", "variants", "quality", "provenance"):
+    for name in (
+        "model_name",
+        "fingerprint",
+        "shape",
+        "variants",
+        "quality",
+        "kv_quality",
+        "provenance",
+    ):
         assert getattr(loaded, name) == getattr(saved, name)
     assert loaded.evaluation == saved.evaluation
     assert torch.equal(loaded.order.ffn, saved.order.ffn)
@@ -88,6 +97,10 @@ DAMAGE = {
         f / "variants.json", lambda v: v["variants"][0].update(ffn=["1", 1, 1])
     ),
     "unmeasured": lambda f: edit(f / "table.json", lambda v: v["quality"].pop("ffn-50")),
+    "quality not an object": lambda f: edit(f / "table.json", lambda v: v.update(quality=3)),
+    "budget not a number": lambda f: edit(
+        f / "table.json", lambda v: v["kv_quality"].update(many=v["quality"]["ffn-50"])
+    ),
     "other shape": lambda f: edit(
         f / "variants.json", lambda v: v["model"]["shape"].update(ffn=128)
     ),

@@ -87,6 +87,12 @@ def test_build_is_deterministic_by_seed():
     assert other.provenance["calibration"]["hash"] != first.provenance["calibration"]["hash"]
 
 
+def test_kv_budgets_are_measured_where_rows_are_long_enough():
+    artefact = build_tiny(recipe=dataclasses.replace(RECIPE, kv_budgets=(512, 8)))
+    assert list(artefact.kv_quality) == [8]
+    assert artefact.kv_quality[8].kl > 0
+
+
 def test_widths_alone_need_no_layer_selection():
     recipe = dataclasses.replace(RECIPE, skip_layers=(), mixed=())
     artefact = build_tiny(recipe=recipe)
@@ -109,6 +115,7 @@ def test_shows_progress():
         ({"recipe": Recipe(skip_layers=(3,), mixed=())}, "cannot skip 3 of the model's 3 layers"),
         ({"recipe": Recipe(ffn_keep=(1.5,), skip_layers=(), mixed=())}, "1.5 is not between"),
         ({"recipe": dataclasses.replace(RECIPE, selection_tokens=1)}, "at least 2 tokens"),
+        ({"recipe": dataclasses.replace(RECIPE, kv_budgets=(4,))}, "KV budget 4 is not above"),
         ({"calibration_rows": []}, "calibration rows hold no text"),
         ({"held_out_rows": [CALIBRATION[4]]}, "also a calibration row"),
     ],

@@ -1,0 +1,73 @@
+"""User errors of the command line: exit code 2 and one line, no traceback, nothing half-written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pruners.artefact import load_artefact
+from tests.tiny import save_tiny
+
+
+def trimtab(*arguments, timeout=240):
+    command = [sys.executable, "-m", "server.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def one_line(done, says):
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("trimtab: ")]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["serve", "--port", "x"], "--port"),
+        (["serve", "--port", "70000"], "port"),
+        (["serve", "--weights", "int3"], "weights"),
+        (["serve", "--model", "no-such-model"], "no such model"),
+        (["frobnicate"], "frobnicate"),
+        (["build"], "--out"),
+    ],
+)
+def test_bad_arguments(arguments, says):
+    one_line(trimtab(*arguments), says)
+
+
+def test_an_unsupported_family_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    one_line(trimtab("serve", "--model", tmp_path), "gpt2")
+
+
+def test_a_damaged_gguf_is_refused(tmp_path):
+    bad = tmp_path / "broken.gguf"
+    bad.write_bytes(b"GGUF" + b"\x00" * 64)
+    one_line(trimtab("serve", "--model", bad), "broken.gguf")
+
+
+def test_build_then_serve_then_refuse_a_foreign_or_damaged_artefact(tmp_path):
+    model = save_tiny(tmp_path / "mine", num_hidden_layers=8, max_position_embeddings=1024)
+    out = tmp_path / "artefact"
+    done = trimtab("build", "--model", model, "--out", out)
+    assert done.returncode == 0, done.stderr
+    artefact = load_artefact(out)
+    assert {"ffn-50", "depth-5", "depth-2"} <= {v.name for v in artefact.variants}
+    assert set(artefact.kv_quality) == {512, 256}
+
+    other = save_tiny(tmp_path / "other", seed=1, num_hidden_layers=8)
+    one_line(trimtab("serve", "--model", other, "--artefact", out), "built for 'mine'")
+    table = json.loads((out / "table.json").read_text())
+    del table["quality"]["ffn-50"]
+    (out / "table.json").write_text(json.dumps(table))
+    one_line(trimtab("serve", "--model", model, "--artefact", out), "ffn-50")
+    (out / "order.safetensors").write_bytes(b"short")
+    one_line(trimtab("serve", "--model", model, "--artefact", out), "damaged")
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded(tiny_server):
+    done = trimtab("serve", "--port", tiny_server.port, timeout=60)
+    one_line(done, "cannot listen")
