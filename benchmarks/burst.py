@@ -21,8 +21,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.live import ServerProcess
 from benchmarks.machine import describe, save
-from tests.server.process import ServerProcess
 
 PROMPTS = [
     "Write a short story about a lighthouse keeper who finds a letter.",

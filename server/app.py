@@ -184,7 +184,8 @@ def describe(model: LoadedModel, metrics: ServerMetrics) -> None:
     """Sets the metrics that never change."""
     shape = model.weights.shape
     base = sum(nbytes(tensor) for tensor in model.weights.tensors())
-    own = 0 if model.artefact is None else nbytes(model.artefact.ffn_order)
+    artefact = model.artefact
+    own = 0 if artefact is None else nbytes(artefact.ffn_order) + nbytes(artefact.kv_order)
     metrics.weights_resident.labels("base").set(base)
     metrics.weights_resident.labels("variants").set(own)
     full = model.variants[BASE].parameters(shape)

@@ -97,12 +97,13 @@ def build(
     out: Annotated[Path, typer.Option(help="The artefact's folder; replaced if it exists.")],
     model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
     text: Annotated[Path | None, typer.Option(help="Calibrate on this text instead.")] = None,
+    tokens: Annotated[int, typer.Option(min=256, help="Calibration tokens.")] = 24_576,
     seed: int = 0,
 ) -> None:
     """Rank, cut and measure variants of a model; the server reads the folder that this writes."""
     from server.building import build_artefact
 
-    artefact = build_artefact(model, text, Recipe(seed=seed))
+    artefact = build_artefact(model, text, Recipe(calibration_tokens=tokens, seed=seed))
     artefact.save(out)
     typer.echo(f"{out}: {len(artefact.variants)} variants of {artefact.model_name}")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.live import ServerProcess
 from server.engine.source import DEFAULT_MODEL, resolve_model
-from tests.server.process import ServerProcess
 from tests.tiny import save_tiny
 
 

@@ -52,7 +52,7 @@ def test_a_damaged_gguf_is_refused(tmp_path):
 def test_build_then_serve_then_refuse_a_foreign_or_damaged_artefact(tmp_path):
     model = save_tiny(tmp_path / "mine", num_hidden_layers=8, max_position_embeddings=1024)
     out = tmp_path / "artefact"
-    done = trimtab("build", "--model", model, "--out", out)
+    done = trimtab("build", "--model", model, "--out", out, "--tokens", 1024)
     assert done.returncode == 0, done.stderr
     artefact = load_artefact(out)
     assert {"ffn-50", "depth-5", "depth-2"} <= {v.name for v in artefact.variants}

@@ -1,4 +1,4 @@
-"""A real server process for tests: started as a user would, stopped at the end."""
+"""A real server process for benchmarks and tests: started as a user would, stopped at the end."""
 
 import os
 import re
