@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from server.api.errors import ApiError, envelope
+from server.api.protocol import StreamOptions
 from server.api.service import Call, Service
 from server.engine.sequence import Delta, FinishReason, TokenLogprob
 
@@ -102,6 +103,18 @@ def stream(
 
     headers = {**call.headers(), "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+def usage_tail(
+    call: Call, common: dict[str, object], options: StreamOptions | None
+) -> Callable[[list[Answer]], Iterable[dict[str, object]]]:
+    """The last chunk of a stream that asked for `include_usage`: no choices, only the counts."""
+
+    def tail(answers: list[Answer]) -> Iterable[dict[str, object]]:
+        if options is not None and options.include_usage:
+            yield {**common, "choices": [], "usage": usage(call, answers)}
+
+    return tail
 
 
 def usage(call: Call, answers: list[Answer]) -> dict[str, int]:

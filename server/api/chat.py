@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from jinja2.exceptions import TemplateError
 
-from server.api.answers import Answer, collect, stream, usage
+from server.api.answers import Answer, collect, stream, usage, usage_tail
 from server.api.errors import ApiError
 from server.api.protocol import ChatBody
 from server.api.service import Ask, Call, Prompt, Service, call_id_of, variant_alias
@@ -86,11 +86,7 @@ def _streamed(service: Service, call: Call, body: ChatBody, common: dict[str, ob
             chunk["usage"] = usage(call, [answer])
         yield chunk
 
-    def tail(answers: list[Answer]) -> Iterable[dict[str, object]]:
-        if options is not None and options.include_usage:
-            yield {**common, "choices": [], "usage": usage(call, answers)}
-
-    return stream(service, call, chunks, head, tail)
+    return stream(service, call, chunks, head, usage_tail(call, common, options))
 
 
 def _check(body: ChatBody) -> None:

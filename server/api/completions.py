@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from server.api.answers import Answer, collect, stream, usage
+from server.api.answers import Answer, collect, stream, usage, usage_tail
 from server.api.errors import ApiError
 from server.api.protocol import CompletionBody
 from server.api.service import Ask, Call, Prompt, Service, call_id_of, variant_alias
@@ -82,11 +82,7 @@ def _streamed(
             chunk["usage"] = usage(call, [answer])
         yield chunk
 
-    def tail(answers: list[Answer]) -> Iterable[dict[str, object]]:
-        if options is not None and options.include_usage:
-            yield {**common, "choices": [], "usage": usage(call, answers)}
-
-    return stream(service, call, chunks, tail=tail)
+    return stream(service, call, chunks, tail=usage_tail(call, common, options))
 
 
 def _check(body: CompletionBody) -> None:
