@@ -32,8 +32,7 @@ class Forecast:
 
     def timing(self, variant: VariantSpec, prompt_tokens: int, cached: int) -> Timing:
         """For a prompt of so many tokens, served by `variant` with `cached` tokens in its cache."""
-        limit = self._load.step_tokens
-        prefill = self._prefill(variant, min(prompt_tokens, limit)) * -(-prompt_tokens // limit)
+        prefill = self._prefill([(variant, prompt_tokens)])
         rows = [*self._others, (variant, 1)]
         step = self._model.seconds(rows, len(rows), self._cached + cached)
         return Timing(self.wait + prefill, step)
@@ -48,17 +47,21 @@ class Forecast:
         load = self._load
         waiting = [s for s in load.sequences if not s.running]
         if len(load.sequences) < load.max_running:
-            return sum(self._prefill(s.variant, s.prompt_left) for s in load.sequences)
+            return self._prefill([(s.variant, s.prompt_left) for s in load.sequences])
         # The line moves as rows finish: all row-steps ahead, shared by the rows of a full batch.
         steps = sum(min(s.output_left, expected_output) for s in load.sequences)
         # The last `max_running` answers need not finish before this one starts; one slot does.
         ahead = steps * (1 - (load.max_running - 1) / len(load.sequences))
         rows = [(s.variant, 1) for s in [*self._running, *waiting]][: load.max_running]
         step = self._model.seconds(rows, len(rows), self._cached)
-        prefill = sum(self._prefill(s.variant, s.prompt_left) for s in load.sequences)
+        prefill = self._prefill([(s.variant, s.prompt_left) for s in load.sequences])
         return step * ahead / load.max_running + prefill
 
-    def _prefill(self, variant: VariantSpec, tokens: int) -> float:
-        if not tokens:
+    def _prefill(self, prompts: list[tuple[VariantSpec, int]]) -> float:
+        """Seconds to read these prompts, which share the steps' tokens, beside what runs."""
+        total = sum(tokens for _, tokens in prompts)
+        if not total:
             return 0.0
-        return self._model.seconds([*self._others, (variant, tokens)], 1, self._cached)
+        steps = -(-total // self._load.step_tokens)
+        part = [(variant, -(-tokens // steps)) for variant, tokens in prompts]
+        return steps * self._model.seconds([*self._others, *part], 1, self._cached)

@@ -6,6 +6,7 @@ import openai
 import pytest
 import torch
 
+from benchmarks.live import ServerProcess
 from pruners.variant import BASE, base_spec
 from server.app import build_runner, load
 from server.engine.decoder import Segment
@@ -16,7 +17,6 @@ from server.engine.sequence import GenerationRequest, Sequence
 from server.engine.source import DEFAULT_MODEL
 from server.engine.text import StopRules, TextStream
 from server.settings import Settings
-from tests.server.process import ServerProcess
 
 PROMPTS = [
     "The capital of France is",

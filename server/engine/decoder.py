@@ -175,22 +175,23 @@ class Decoder:
             held = slice(cache.start, cache.start + cache.held)
             at = whole[span.segment]
             mask = step.mask(span.segment, slice(at.begin, at.end), window)
-            # One key/value group is a batch entry, its query heads times the new tokens are rows:
-            # grouped-query attention without repeating keys.
             q = queries[span.begin : span.end].transpose(0, 1).transpose(1, 2)  # g, heads, new, d
-            k = keys[held, groups].transpose(0, 1)
-            v = values[held, groups].transpose(0, 1)
-            new = span.end - span.begin
-            if mask is not None:
-                mask = mask.expand(q.shape[1], new, -1).reshape(1, q.shape[1] * new, -1)
+            k = keys[held, groups].transpose(0, 1)[None]
+            v = values[held, groups].transpose(0, 1)[None]
+            if span.end - span.begin == 1 and mask is None:
+                # A group's query heads stand as rows of one head: nothing is repeated for them.
+                flat = q.flatten(1, 2)[None]
+            else:
+                flat = q.flatten(0, 1)[None]
             y = F.scaled_dot_product_attention(
-                q.reshape(1, q.shape[0], -1, q.shape[-1]),
-                k[None],
-                v[None],
+                flat,
+                k,
+                v,
                 attn_mask=mask,
                 scale=self.weights.softmax_scale,
+                enable_gqa=flat.shape[1] != k.shape[1],
             )[0]
-            y = y.view(q.shape).transpose(1, 2).transpose(0, 1)
+            y = y.reshape(q.shape).transpose(1, 2).transpose(0, 1)
             mixed[span.begin : span.end] = y
         return mixed.flatten(1)
 

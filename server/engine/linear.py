@@ -4,6 +4,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+# For a few fp32 rows oneDNN reads a contiguous matrix 1.1 to 1.5 times as fast as the BLAS behind
+# `F.linear` does on AVX2; it copies strided ones, so those stay with BLAS.
+_FEW = 8
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _suits_onednn(weight: Tensor) -> bool:
+    return weight.is_contiguous() and weight.dtype == torch.float32 and weight.device.type == "cpu"
+
 
 class DenseLinear:
     """`y = x W^T + b` over a range of outputs or inputs, without copying.
@@ -15,10 +24,13 @@ class DenseLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight
         self.bias = bias
+        self._few_rows = _ONEDNN and _suits_onednn(weight)
         self._slices: dict[tuple[str, int, int], DenseLinear] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` is `[rows, in]`; returns `[rows, out]`."""
+        if self._few_rows and x.shape[0] <= _FEW:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 
     def outputs(self, low: int, high: int) -> "DenseLinear":
