@@ -34,8 +34,8 @@ def reorder(decoder: Decoder, order: Order) -> None:
     queries = shape.queries_per_group * shape.head_dim
     for layer, ffn, kv in zip(decoder.layers, order.ffn, order.kv, strict=True):
         attention, mlp = layer.attention, layer.mlp
-        _permute_outputs(mlp.gate, ffn)
-        _permute_outputs(mlp.up, ffn)
+        for projection in mlp.inputs:
+            _permute_outputs(projection, ffn)
         _permute_inputs(mlp.down, ffn)
         _permute_outputs(attention.q, features(kv, queries))
         _permute_outputs(attention.k, features(kv, shape.head_dim))

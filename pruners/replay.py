@@ -1,5 +1,6 @@
 """Runs a decoder layer by layer, with what its model passes to each layer."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,8 +31,11 @@ class Replay:
 def final_hidden(decoder: Decoder, batch: Batch) -> torch.Tensor:
     """What the model gives to its head, `[rows, length, hidden]`."""
     body: Any = decoder.model.base_model
-    tokens = batch.tokens.to(decoder.embed.weight.device)
-    return body(tokens, use_cache=False).last_hidden_state
+    device = decoder.embed.weight.device
+    # Padding stands behind all that a causal model reads; an encoder must be told of it.
+    masked = {} if decoder.causal else {"attention_mask": batch.valid.to(device)}
+    hidden = body(batch.tokens.to(device), use_cache=False, **masked).last_hidden_state
+    return decoder.final_norm(hidden) if decoder.norm_in_head else hidden
 
 
 def replay(decoder: Decoder, batch: Batch) -> Replay:
@@ -50,9 +54,12 @@ def _recording(decoder: Decoder) -> Iterator[tuple[list[torch.Tensor], list[dict
     inputs: list[torch.Tensor] = []
     calls: list[dict[str, Any]] = []
 
-    def note(hidden: torch.Tensor, **call: Any) -> torch.Tensor:  # noqa: ANN401
+    # Some families pass by position what others pass by name.
+    names = list(inspect.signature(decoder.layers[0].module.forward).parameters)[1:]
+
+    def note(hidden: torch.Tensor, *args: Any, **call: Any) -> torch.Tensor:  # noqa: ANN401
         inputs.append(hidden)
-        calls.append(call)
+        calls.append(dict(zip(names, args, strict=False)) | call)
         return hidden
 
     attributes = [vars(layer.module) for layer in decoder.layers]

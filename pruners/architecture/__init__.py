@@ -2,40 +2,71 @@
 
 from torch import nn
 
-from pruners.architecture import gemma3, llama
+from pruners.architecture import bert, gemma3, gpt2, llama, opt
 from pruners.architecture.base import (
     Attention,
+    ConfigNames,
     Decoder,
     Layer,
     Mlp,
     Shape,
     UnsupportedModelError,
 )
+from pruners.architecture.view import stored_in
 
-_LOCATE = {family: adapter.locate for adapter in (llama, gemma3) for family in adapter.FAMILIES}
+SERVED_FAMILIES = (*llama.FAMILIES, *gemma3.FAMILIES)
 
-SERVED_FAMILIES = tuple(_LOCATE)
+_LOCATE = {
+    family: adapter.locate
+    for adapter in (llama, gemma3, gpt2, opt, bert)
+    for family in adapter.FAMILIES
+}
 
 
 def locate(model: nn.Module) -> Decoder:
-    """Takes a `transformers` causal language model apart.
+    """Takes a `transformers` language model apart; it must have its head.
 
-    Raises `UnsupportedModelError`, naming the family and what is supported.
+    Raises `UnsupportedModelError`, naming what is supported or the modules that were found.
     """
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if family not in _LOCATE:
-        known = ", ".join(SERVED_FAMILIES)
-        raise UnsupportedModelError(f"model family '{family}' is not supported; supported: {known}")
-    return _LOCATE[family](model)
+        raise UnsupportedModelError(
+            f"model family '{family}' is not supported; supported: {', '.join(_LOCATE)}; "
+            f"found modules: {_found(model)}"
+        )
+    try:
+        return _LOCATE[family](model)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"this '{family}' model is not a language model as its family lays it out ({error}); "
+            f"found modules: {_found(model)}"
+        ) from error
+
+
+def _found(model: nn.Module) -> str:
+    """The model's children, and what is in the first element of its longest list of modules."""
+    found = ", ".join(name for name, _ in model.named_children()) or "none"
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
+        return found
+    name, longest = max(lists, key=lambda pair: len(pair[1]))
+    parts = ", ".join(part for part, child in longest[0].named_modules() if _is_leaf(child))
+    return f"{found}; {len(longest)} x {name}: {parts}"
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
 
 
 __all__ = [
     "SERVED_FAMILIES",
     "Attention",
+    "ConfigNames",
     "Decoder",
     "Layer",
     "Mlp",
     "Shape",
     "UnsupportedModelError",
     "locate",
+    "stored_in",
 ]

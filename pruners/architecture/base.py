@@ -16,28 +16,48 @@ class UnsupportedModelError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """The projections of one self-attention block. Weights are `[out, in]`."""
+    """The projections of one self-attention block. Weights are `[out, in]`.
+
+    `module` is what computes attention from `q`, `k` and `v`; it returns a pair whose second part
+    are the attention weights. It keeps its number of query heads in `heads_attribute` and their
+    features in `width_attribute`, where the family has them.
+    """
 
     q: nn.Linear
     k: nn.Linear
     v: nn.Linear
     o: nn.Linear
+    module: nn.Module
     q_norm: nn.Module | None = None
     k_norm: nn.Module | None = None
+    heads_attribute: str | None = None
+    width_attribute: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """The projections of one gated feed-forward block: `down(act(gate(x)) * up(x))`."""
+    """One feed-forward block: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate.
 
-    gate: nn.Linear
+    Every served family has a gate; whoever serves need not ask.
+    """
+
+    gate: nn.Linear | Any  # None without a gate
     up: nn.Linear
     down: nn.Linear
+
+    @property
+    def inputs(self) -> list[nn.Linear]:
+        """The projections whose outputs are the neurons."""
+        return [self.up] if self.gate is None else [self.gate, self.up]
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer. The `*_out_norm` norms exist in families that norm before the residual."""
+    """One layer. `attention_norm` and `mlp_norm` stand in front of their blocks.
+
+    The `*_out_norm` norms exist in families that norm before the residual sum too. In families that
+    norm behind the sum, such as BERT, all that stands there is `attention_norm` and `mlp_norm`.
+    """
 
     module: nn.Module
     attention: Attention
@@ -50,7 +70,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a decoder. `kv_groups` is the number of key/value heads."""
+    """Sizes of a model. `kv_groups` is the number of key/value heads."""
 
     layers: int
     hidden: int
@@ -66,8 +86,28 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigNames:
+    """What a family's configuration calls its sizes.
+
+    `heads` and `kv_groups` are None where the configuration cannot say how many heads there are
+    without changing their size. `layer_bound` says that a layer computes differently elsewhere.
+    """
+
+    layers: str = "num_hidden_layers"
+    ffn: str = "intermediate_size"
+    heads: str | None = None
+    kv_groups: str | None = None
+    layer_bound: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Decoder:
-    """A causal language model taken apart."""
+    """A language model taken apart.
+
+    `final_norm` takes the last layer's output to the input of `head`; `norm_in_head` says that it
+    stands outside the model's body. `causal` is false in an encoder, where every token sees every
+    other. `rotary` is None where positions are embedded.
+    """
 
     family: str
     model: PreTrainedModel
@@ -76,4 +116,7 @@ class Decoder:
     embed: nn.Embedding
     final_norm: nn.Module
     head: nn.Linear
-    rotary: nn.Module
+    rotary: nn.Module | Any
+    names: ConfigNames
+    norm_in_head: bool = False
+    causal: bool = True

@@ -1,7 +1,7 @@
 """Gemma 3 (text): Llama's names, with norms on both sides of each block."""
 
 from pruners.architecture.base import Decoder, HfModule, Layer
-from pruners.architecture.llama import attention_of, mlp_of, shape_of
+from pruners.architecture.llama import NAMES, attention_of, mlp_of, shape_of
 
 FAMILIES = ("gemma3_text",)
 
@@ -30,4 +30,5 @@ def locate(model: HfModule) -> Decoder:
         final_norm=body.norm,
         head=model.lm_head,
         rotary=body.rotary_emb,
+        names=NAMES,
     )

@@ -1,8 +1,17 @@
 """Llama and the families that kept its module names: Mistral, Qwen2, Qwen3, SmolLM."""
 
-from pruners.architecture.base import Attention, Decoder, HfModule, Layer, Mlp, Shape
+from pruners.architecture.base import (
+    Attention,
+    ConfigNames,
+    Decoder,
+    HfModule,
+    Layer,
+    Mlp,
+    Shape,
+)
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+NAMES = ConfigNames(heads="num_attention_heads", kv_groups="num_key_value_heads")
 
 
 def shape_of(config: HfModule) -> Shape:
@@ -27,6 +36,7 @@ def attention_of(module: HfModule) -> Attention:
         k=module.k_proj,
         v=module.v_proj,
         o=module.o_proj,
+        module=module,
         q_norm=getattr(module, "q_norm", None),
         k_norm=getattr(module, "k_norm", None),
     )
@@ -59,4 +69,5 @@ def locate(model: HfModule) -> Decoder:
         final_norm=body.norm,
         head=model.lm_head,
         rotary=body.rotary_emb,
+        names=NAMES,
     )

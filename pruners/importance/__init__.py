@@ -1,9 +1,52 @@
-"""Scorers, one small class a file, all over the same calibration statistics."""
+"""Scorers, one small class a file.
+
+Those that need weights and moments only are an `Importance`, scored many at a time from one pass;
+a `Scorer` sees the rows itself. `scorer(name)` finds either.
+"""
 
 from pruners.importance.activation_norm import ActivationNorm
-from pruners.importance.base import Importance, rank
+from pruners.importance.activation_variance import ActivationVariance
+from pruners.importance.attention_entropy import AttentionEntropy
+from pruners.importance.base import (
+    FromMoments,
+    Importance,
+    ImportanceError,
+    Scorer,
+    Scores,
+    rank,
+    score,
+)
+from pruners.importance.custom import Custom
+from pruners.importance.fluctuation import Fluctuation
+from pruners.importance.least_squares import LeastSquares
 from pruners.importance.mean_activation import MeanActivation
+from pruners.importance.mean_query import MeanQuery
 from pruners.importance.random import Random
+from pruners.importance.registry import BLOCK_ORDERS, LAYER_ORDERS, SCORERS, scorer
+from pruners.importance.taylor import Taylor
 from pruners.importance.weight_norm import WeightNorm
 
-__all__ = ["ActivationNorm", "Importance", "MeanActivation", "Random", "WeightNorm", "rank"]
+__all__ = [
+    "BLOCK_ORDERS",
+    "LAYER_ORDERS",
+    "SCORERS",
+    "ActivationNorm",
+    "ActivationVariance",
+    "AttentionEntropy",
+    "Custom",
+    "Fluctuation",
+    "FromMoments",
+    "Importance",
+    "ImportanceError",
+    "LeastSquares",
+    "MeanActivation",
+    "MeanQuery",
+    "Random",
+    "Scorer",
+    "Scores",
+    "Taylor",
+    "WeightNorm",
+    "rank",
+    "score",
+    "scorer",
+]

@@ -4,7 +4,7 @@ import torch
 
 from pruners.architecture import Layer, Shape
 from pruners.calibration import LayerStatistics
-from pruners.importance.base import per_group
+from pruners.importance.base import column_norms, per_group
 
 
 class ActivationNorm:
@@ -15,12 +15,8 @@ class ActivationNorm:
     """
 
     def ffn(self, layer: Layer, statistics: LayerStatistics) -> torch.Tensor:
-        return statistics.ffn.second.sqrt() * _column_norms(layer.mlp.down.weight)
+        return statistics.ffn.second.sqrt() * column_norms(layer.mlp.down)
 
     def kv(self, layer: Layer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
-        columns = statistics.heads.second.sqrt() * _column_norms(layer.attention.o.weight)
+        columns = statistics.heads.second.sqrt() * column_norms(layer.attention.o)
         return per_group(columns, shape)
-
-
-def _column_norms(weight: torch.Tensor) -> torch.Tensor:
-    return weight.float().norm(dim=0).cpu()

@@ -1,17 +1,36 @@
-"""The protocol of a scorer, and the order that scores give."""
+"""The protocols of scorers, and the order that scores give."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from rich.progress import Progress
+from torch import nn
 
 from pruners.architecture import Decoder, Layer, Shape
-from pruners.calibration import LayerStatistics
+from pruners.calibration import LayerStatistics, calibrate
 from pruners.order import Order
 
 
+class ImportanceError(ValueError):
+    """A scorer is unknown, or what a user's callable returned makes no order. One clear line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """fp32, higher is kept longer: `ffn` is `[layers, ffn]`, `kv` is `[layers, kv_groups]`."""
+
+    ffn: torch.Tensor
+    kv: torch.Tensor
+
+    def order(self) -> Order:
+        """Each layer's units by falling score; ties keep their place."""
+        return Order(_falling(self.ffn), _falling(self.kv))
+
+
 class Importance(Protocol):
-    """Scores the units of one layer; a higher score is kept longer."""
+    """Scores the units of one layer from its weights and moments; higher is kept longer."""
 
     def ffn(self, layer: Layer, statistics: LayerStatistics) -> torch.Tensor:
         """One score a neuron, `[ffn]`."""
@@ -22,13 +41,46 @@ class Importance(Protocol):
         ...
 
 
+class Scorer(Protocol):
+    """Scores a model by whatever it needs to see of `rows` (1-D token ids, ragged)."""
+
+    def __call__(
+        self, decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+    ) -> Scores: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FromMoments:
+    """Makes a scorer of an `Importance`: one streaming pass for its moments."""
+
+    importance: Importance
+
+    def __call__(
+        self, decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+    ) -> Scores:
+        return score(decoder, calibrate(decoder, rows, progress), self.importance)
+
+
 @torch.no_grad()
+def score(
+    decoder: Decoder, statistics: Sequence[LayerStatistics], importance: Importance
+) -> Scores:
+    """Scores every layer from moments that were gathered once for many scorers."""
+    pairs = list(zip(decoder.layers, statistics, strict=True))
+    return stack(
+        [importance.ffn(layer, seen) for layer, seen in pairs],
+        [importance.kv(layer, seen, decoder.shape) for layer, seen in pairs],
+    )
+
+
 def rank(decoder: Decoder, statistics: Sequence[LayerStatistics], importance: Importance) -> Order:
     """Orders each layer's neurons and groups by falling score; ties keep their place."""
-    pairs = list(zip(decoder.layers, statistics, strict=True))
-    ffn = [importance.ffn(layer, seen) for layer, seen in pairs]
-    kv = [importance.kv(layer, seen, decoder.shape) for layer, seen in pairs]
-    return Order(_falling(ffn), _falling(kv))
+    return score(decoder, statistics, importance).order()
+
+
+def stack(ffn: Sequence[torch.Tensor], kv: Sequence[torch.Tensor]) -> Scores:
+    """Scores of a model from those of its layers."""
+    return Scores(torch.stack(list(ffn)).float().cpu(), torch.stack(list(kv)).float().cpu())
 
 
 def per_group(scores: torch.Tensor, shape: Shape) -> torch.Tensor:
@@ -36,5 +88,10 @@ def per_group(scores: torch.Tensor, shape: Shape) -> torch.Tensor:
     return scores.reshape(shape.kv_groups, -1).sum(1)
 
 
-def _falling(scores: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(scores).cpu().argsort(dim=1, descending=True, stable=True)
+def column_norms(linear: nn.Linear) -> torch.Tensor:
+    """L2 norm of the weights that each input feature meets, `[in]`."""
+    return linear.weight.detach().float().norm(dim=0).cpu()
+
+
+def _falling(scores: torch.Tensor) -> torch.Tensor:
+    return scores.argsort(dim=1, descending=True, stable=True)

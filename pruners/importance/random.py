@@ -13,7 +13,7 @@ class Random:
         self._generator = torch.Generator().manual_seed(seed)
 
     def ffn(self, layer: Layer, statistics: LayerStatistics) -> torch.Tensor:
-        return torch.rand(len(layer.mlp.up.weight), generator=self._generator)
+        return torch.rand(layer.mlp.down.in_features, generator=self._generator)
 
     def kv(self, layer: Layer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
         return torch.rand(shape.kv_groups, generator=self._generator)

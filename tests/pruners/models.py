@@ -1,14 +1,20 @@
-"""Tiny random models of every served family."""
+"""Tiny random models of every family."""
 
 import torch
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -50,12 +56,42 @@ FAMILIES = {
     ),
 }
 
+_HEADS_ARE_GROUPS = {"num_key_value_heads": None, "head_dim": None}
+
+PRUNED_FAMILIES = {
+    **FAMILIES,
+    "gpt2": (
+        GPT2LMHeadModel,
+        GPT2Config,
+        {**_HEADS_ARE_GROUPS, "intermediate_size": None, "n_inner": 96},
+    ),
+    "opt": (
+        OPTForCausalLM,
+        OPTConfig,
+        {**_HEADS_ARE_GROUPS, "intermediate_size": None, "ffn_dim": 96},
+    ),
+    "opt-350m": (
+        OPTForCausalLM,
+        OPTConfig,
+        {
+            **_HEADS_ARE_GROUPS,
+            "intermediate_size": None,
+            "ffn_dim": 96,
+            "do_layer_norm_before": False,
+            "word_embed_proj_dim": 32,
+        },
+    ),
+    "bert": (BertForMaskedLM, BertConfig, _HEADS_ARE_GROUPS),
+}
+"""Those that are served, and those that are pruned and evaluated only."""
+
 
 def tiny_model(family: str = "llama-gqa", seed: int = 0, **overrides: object) -> nn.Module:
     """A random model, every parameter nonzero, so that a misplaced bias or norm shows."""
-    model_class, config_class, own = FAMILIES[family]
+    model_class, config_class, own = PRUNED_FAMILIES[family]
+    sizes = {name: size for name, size in {**SIZES, **own, **overrides}.items() if size is not None}
     torch.manual_seed(seed)
-    model = model_class(config_class(**{**SIZES, **own, **overrides})).eval()
+    model = model_class(config_class(**sizes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

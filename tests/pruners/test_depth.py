@@ -2,7 +2,10 @@ import pytest
 import torch
 
 from pruners.architecture import locate
-from pruners.depth import greedy_layers
+from pruners.depth import Block, block_spec, greedy_blocks, greedy_layers
+from pruners.evaluate import evaluate
+from pruners.mask import mask
+from pruners.order import identity
 from tests.pruners.models import logits, random_rows, tiny_model
 
 
@@ -66,3 +69,52 @@ def test_greedy_choice_equals_brute_force():
 def test_refuses_to_skip_none_or_all(count: int):
     with pytest.raises(ValueError, match="of 3 layers"):
         greedy_layers(locate(tiny_model()), random_rows(1, (8,)), count)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gemma3"])
+@pytest.mark.parametrize("useless", [Block(1, "attention"), Block(2, "mlp")])
+def test_a_useless_sub_block_goes_first(family: str, useless: Block):
+    decoder = locate(tiny_model(family))
+    layer = decoder.layers[useless.layer]
+    with torch.no_grad():
+        (layer.attention.o if useless.part == "attention" else layer.mlp.down).weight.zero_()
+    found = greedy_blocks(decoder, random_rows(3, (16, 9)), 1)
+    assert found.blocks == (useless,)
+    assert found.kl[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_greedy_sub_blocks_equal_an_exhaustive_choice_by_mask():
+    decoder = locate(tiny_model())
+    shape, rows = decoder.shape, random_rows(4, (16, 9))
+    found = greedy_blocks(decoder, rows, 5)
+    gone: list[Block] = []
+    for chosen, kl in zip(found.blocks, found.kl, strict=True):
+        left = [
+            Block(i, part)
+            for i in range(3)
+            for part in ("attention", "mlp")
+            if (i, part) not in gone
+        ]
+        realize = {
+            str(block): lambda b=block: mask(
+                decoder, block_spec(shape, [*gone, b]), identity(shape)
+            )
+            for block in left
+        }
+        quality = evaluate(decoder, realize, rows).quality
+        assert str(chosen) == min(quality, key=lambda name: quality[name].kl)
+        assert kl == pytest.approx(quality[str(chosen)].kl, rel=1e-3)
+        gone.append(chosen)
+
+
+def test_block_spec_names_what_is_left():
+    spec = block_spec(locate(tiny_model()).shape, [Block(0, "mlp"), Block(2, "attention")])
+    assert spec.name == "blocks-4"
+    assert spec.kv_groups == (2, 2, 0)
+    assert spec.ffn == (0, 96, 96)
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_refuses_to_skip_no_or_every_sub_block(count: int):
+    with pytest.raises(ValueError, match="of 6 sub-blocks"):
+        greedy_blocks(locate(tiny_model()), random_rows(1, (8,)), count)

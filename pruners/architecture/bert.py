@@ -1,0 +1,58 @@
+"""BERT: an encoder with a masked language model's head and norms behind the residual sums."""
+
+from pruners.architecture.base import (
+    Attention,
+    ConfigNames,
+    Decoder,
+    HfModule,
+    Layer,
+    Mlp,
+    Shape,
+)
+
+FAMILIES = ("bert",)
+
+
+def _layer(module: HfModule) -> Layer:
+    attention = module.attention.self
+    return Layer(
+        module=module,
+        attention=Attention(
+            q=attention.query,
+            k=attention.key,
+            v=attention.value,
+            o=module.attention.output.dense,
+            module=attention,
+            heads_attribute="num_attention_heads",
+            width_attribute="all_head_size",
+        ),
+        mlp=Mlp(gate=None, up=module.intermediate.dense, down=module.output.dense),
+        attention_norm=module.attention.output.LayerNorm,
+        mlp_norm=module.output.LayerNorm,
+    )
+
+
+def locate(model: HfModule) -> Decoder:
+    """Takes a `BertForMaskedLM` apart."""
+    config, body, head = model.config, model.bert, model.cls.predictions
+    return Decoder(
+        family=config.model_type,
+        model=model,
+        shape=Shape(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_groups=config.num_attention_heads,
+            head_dim=config.hidden_size // config.num_attention_heads,
+            ffn=config.intermediate_size,
+            vocab=config.vocab_size,
+        ),
+        layers=[_layer(layer) for layer in body.encoder.layer],
+        embed=body.embeddings.word_embeddings,
+        final_norm=head.transform,
+        head=head.decoder,
+        rotary=None,
+        names=ConfigNames(),
+        norm_in_head=True,
+        causal=config.is_decoder,
+    )

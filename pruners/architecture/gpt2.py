@@ -1,0 +1,61 @@
+"""GPT-2: queries, keys and values packed side by side in one `Conv1D`; a plain MLP."""
+
+from pruners.architecture.base import (
+    Attention,
+    ConfigNames,
+    Decoder,
+    HfModule,
+    Layer,
+    Mlp,
+    Shape,
+)
+from pruners.architecture.view import Conv1DView
+
+FAMILIES = ("gpt2",)
+
+
+def _layer(module: HfModule) -> Layer:
+    attention, mlp = module.attn, module.mlp
+    width = attention.c_attn.nf // 3
+    q, k, v = (Conv1DView(attention.c_attn, i * width, (i + 1) * width) for i in range(3))
+    return Layer(
+        module=module,
+        attention=Attention(
+            q=q,
+            k=k,
+            v=v,
+            o=Conv1DView(attention.c_proj),
+            module=attention,
+            heads_attribute="num_heads",
+            width_attribute="split_size",
+        ),
+        mlp=Mlp(gate=None, up=Conv1DView(mlp.c_fc), down=Conv1DView(mlp.c_proj)),
+        attention_norm=module.ln_1,
+        mlp_norm=module.ln_2,
+    )
+
+
+def locate(model: HfModule) -> Decoder:
+    """Takes a `GPT2LMHeadModel` apart."""
+    config, body = model.config, model.transformer
+    return Decoder(
+        family=config.model_type,
+        model=model,
+        shape=Shape(
+            layers=config.n_layer,
+            hidden=config.n_embd,
+            heads=config.n_head,
+            kv_groups=config.n_head,
+            head_dim=config.n_embd // config.n_head,
+            ffn=config.n_inner or 4 * config.n_embd,
+            vocab=config.vocab_size,
+        ),
+        layers=[_layer(layer) for layer in body.h],
+        embed=body.wte,
+        final_norm=body.ln_f,
+        head=model.lm_head,
+        rotary=None,
+        names=ConfigNames(
+            layers="n_layer", ffn="n_inner", layer_bound=config.scale_attn_by_inverse_layer_idx
+        ),
+    )

@@ -1,0 +1,59 @@
+"""OPT: biases everywhere, a plain MLP whose parts lie in the layer itself."""
+
+from torch import nn
+
+from pruners.architecture.base import (
+    Attention,
+    ConfigNames,
+    Decoder,
+    HfModule,
+    Layer,
+    Mlp,
+    Shape,
+)
+
+FAMILIES = ("opt",)
+
+
+def _layer(module: HfModule) -> Layer:
+    attention = module.self_attn
+    return Layer(
+        module=module,
+        attention=Attention(
+            q=attention.q_proj,
+            k=attention.k_proj,
+            v=attention.v_proj,
+            o=attention.out_proj,
+            module=attention,
+            heads_attribute="num_heads",
+        ),
+        mlp=Mlp(gate=None, up=module.fc1, down=module.fc2),
+        attention_norm=module.self_attn_layer_norm,
+        mlp_norm=module.final_layer_norm,
+    )
+
+
+def locate(model: HfModule) -> Decoder:
+    """Takes an `OPTForCausalLM` apart."""
+    config, body = model.config, model.model.decoder
+    # OPT-350m has no final norm, but a projection to its narrower embedding.
+    ends = [part for part in (body.final_layer_norm, body.project_out) if part is not None]
+    return Decoder(
+        family=config.model_type,
+        model=model,
+        shape=Shape(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_groups=config.num_attention_heads,
+            head_dim=config.hidden_size // config.num_attention_heads,
+            ffn=config.ffn_dim,
+            vocab=config.vocab_size,
+        ),
+        layers=[_layer(layer) for layer in body.layers],
+        embed=body.embed_tokens,
+        final_norm=nn.Sequential(*ends),
+        head=model.lm_head,
+        rotary=None,
+        names=ConfigNames(ffn="ffn_dim"),
+    )

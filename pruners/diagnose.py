@@ -1,0 +1,154 @@
+"""What a model consists of, what of it can be cut, and whether it can be served."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from torch import nn
+
+from pruners.architecture import SERVED_FAMILIES, Decoder, Shape, locate, stored_in
+
+KINDS = ("embedding", "attention", "ffn", "norms", "head", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something that can be cut: `units` of it in the model, `parameters` in each."""
+
+    name: str
+    units: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`parameters` by kind; a head tied to the embedding is counted there."""
+
+    family: str
+    model_class: str
+    shape: Shape
+    gated: bool
+    causal: bool
+    tied: bool
+    parameters: dict[str, int]
+    targets: tuple[Target, ...]
+    served: bool
+
+    @property
+    def total(self) -> int:
+        return sum(self.parameters.values())
+
+    def share(self, kind: str) -> float:
+        """Of all parameters, 0 to 1."""
+        return self.parameters[kind] / self.total
+
+
+def diagnose(model: nn.Module) -> Report:
+    """Counts a `transformers` language model, without reading a weight: the meta device will do.
+
+    Raises `UnsupportedModelError` with the names of the modules found if it cannot be taken apart.
+    """
+    decoder = locate(model)
+    return Report(
+        family=decoder.family,
+        model_class=type(model).__name__,
+        shape=decoder.shape,
+        gated=decoder.layers[0].mlp.gate is not None,
+        causal=decoder.causal,
+        tied=decoder.head.weight is decoder.embed.weight,
+        parameters=_count(decoder),
+        targets=_targets(decoder),
+        served=decoder.family in SERVED_FAMILIES,
+    )
+
+
+def render(report: Report) -> RenderableType:
+    """The report as Rich tables."""
+    shape = report.shape
+    sizes = Table(title=f"{report.model_class} ({report.family})", show_header=False)
+    for label, text in (
+        ("layers", f"{shape.layers} of hidden size {shape.hidden}"),
+        ("attention", _attention(shape)),
+        ("FFN", f"{shape.ffn} neurons, {'gated' if report.gated else 'not gated'}"),
+        ("vocabulary", f"{shape.vocab}{', head tied to the embedding' if report.tied else ''}"),
+        ("reads", "left to right" if report.causal else "both ways (an encoder)"),
+        ("served", "yes" if report.served else "no, pruning and evaluation only"),
+    ):
+        sizes.add_row(label, text)
+    kinds = Table("kind", title="Parameters")
+    targets = Table("target", title="What can be cut")
+    for table, headers in ((kinds, ("number", "share")), (targets, ("units", "parameters each"))):
+        for header in headers:
+            table.add_column(header, justify="right")
+    for kind, number in report.parameters.items():
+        kinds.add_row(kind, f"{number:,}", f"{report.share(kind):.1%}")
+    kinds.add_row("total", f"{report.total:,}", "100.0%", style="bold")
+    for target in report.targets:
+        targets.add_row(target.name, f"{target.units:,}", f"{target.parameters:,}")
+    return Group(sizes, kinds, targets)
+
+
+def _attention(shape: Shape) -> str:
+    heads = f"{shape.heads} heads of {shape.head_dim}"
+    if shape.queries_per_group == 1:
+        return f"{heads}, each with its own keys and values"
+    return f"{heads} in {shape.kv_groups} KV groups of {shape.queries_per_group}"
+
+
+def _count(decoder: Decoder) -> dict[str, int]:
+    known = _kinds(decoder)
+    seen: set[int] = set()
+    counts: Counter[str] = Counter()
+    for module in decoder.model.modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                counts[known.get(id(parameter)) or _kind_of(module)] += parameter.numel()
+    return {kind: counts[kind] for kind in KINDS if counts[kind]}
+
+
+def _kinds(decoder: Decoder) -> dict[int, str]:
+    """The kind of each parameter whose place the adapter knows, by the parameter's id."""
+    places: list[tuple[str, nn.Module]] = []
+    for layer in decoder.layers:
+        attention = layer.attention
+        projections = (attention.q, attention.k, attention.v, attention.o)
+        places += [("attention", stored_in(projection)) for projection in projections]
+        places += [("ffn", stored_in(part)) for part in (*layer.mlp.inputs, layer.mlp.down)]
+    places += [("head", decoder.head), ("embedding", decoder.embed)]
+    # In this order, so that what is tied belongs to the embedding.
+    return {id(p): kind for kind, module in places for p in module.parameters()}
+
+
+def _kind_of(module: nn.Module) -> str:
+    """By class, for what no adapter names: position embeddings and norms."""
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "norms" if "norm" in type(module).__name__.lower() else "other"
+
+
+def _targets(decoder: Decoder) -> tuple[Target, ...]:
+    shape, layer = decoder.shape, decoder.layers[0]
+    attention = layer.attention
+    inputs = layer.mlp.inputs
+    outputs = (attention.q, attention.k, attention.v)
+    neurons = sum(_size(part) for part in inputs) + layer.mlp.down.weight.numel()
+    norms = [norm for norm in (attention.q_norm, attention.k_norm) if norm is not None]
+    head_norms = sum(p.numel() for norm in norms for p in norm.parameters())
+    groups = sum(_size(part) for part in outputs) + attention.o.weight.numel()
+    return (
+        Target("ffn_neuron", shape.layers * shape.ffn, neurons // shape.ffn),
+        Target("kv_group", shape.layers * shape.kv_groups, groups // shape.kv_groups),
+        Target("attention_block", shape.layers, groups + _bias(attention.o) + head_norms),
+        Target("mlp_block", shape.layers, neurons + _bias(layer.mlp.down)),
+        Target("layer", shape.layers, sum(p.numel() for p in layer.module.parameters())),
+    )
+
+
+def _size(projection: nn.Linear) -> int:
+    return projection.weight.numel() + _bias(projection)
+
+
+def _bias(projection: nn.Linear) -> int:
+    return 0 if projection.bias is None else projection.bias.numel()

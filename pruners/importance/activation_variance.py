@@ -1,0 +1,20 @@
+"""The variance of activations, a baseline."""
+
+import torch
+
+from pruners.architecture import Layer, Shape
+from pruners.calibration import LayerStatistics
+from pruners.importance.base import per_group
+
+
+class ActivationVariance:
+    """`Var(h_j)`: how much a unit's activation changes over tokens, blind to its weights.
+
+    A criterion of Slimformers and slim-model, taken at the input of `down` and `o`.
+    """
+
+    def ffn(self, layer: Layer, statistics: LayerStatistics) -> torch.Tensor:
+        return statistics.ffn.variance
+
+    def kv(self, layer: Layer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
+        return per_group(statistics.heads.variance, shape)

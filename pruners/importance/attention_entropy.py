@@ -1,0 +1,50 @@
+"""slim-model: attention that looks everywhere says little."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from rich.progress import Progress
+
+from pruners.architecture import Decoder
+from pruners.calibration import stream
+from pruners.collectors import Entropy, Moments, down
+from pruners.importance.base import Scores, column_norms, per_group, stack
+
+
+class AttentionEntropy:
+    """`1 - H / log(keys)`, the mean over a group's heads: flat attention goes first.
+
+    The entropy criterion of slim-model, normalised by the number of keys, without which it ranks
+    prompts by their length; this is also its KL to uniform attention, normalised alike. Entropy
+    says nothing of neurons: they are scored as by `ActivationNorm`.
+    """
+
+    def __call__(
+        self, decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+    ) -> Scores:
+        shape = decoder.shape
+
+        def watch(_: int) -> tuple[Moments, Entropy]:
+            return Moments(shape.ffn, down), Entropy(shape)
+
+        with eager_attention(decoder):
+            seen = [pair for _, pair in stream(decoder, rows, watch, progress=progress)]
+        return stack(
+            [
+                neurons.second.sqrt() * column_norms(layer.mlp.down)
+                for layer, (neurons, _) in zip(decoder.layers, seen, strict=True)
+            ],
+            [per_group(1 - entropy.heads, shape) / shape.queries_per_group for _, entropy in seen],
+        )
+
+
+@contextmanager
+def eager_attention(decoder: Decoder) -> Iterator[None]:
+    """The model's attention returns its weights while the context is open."""
+    before = decoder.model.config._attn_implementation
+    decoder.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        decoder.model.set_attn_implementation(before)

@@ -1,0 +1,37 @@
+"""Slimformers: heads by their mean query."""
+
+from collections.abc import Sequence
+
+import torch
+from rich.progress import Progress
+
+from pruners.architecture import Decoder, Layer
+from pruners.calibration import stream
+from pruners.collectors import Moments, OutputMoments, down
+from pruners.importance.base import Scores, per_group, stack
+
+
+class MeanQuery:
+    """`|E[q]|` over a group's query features; neurons by their mean activation `|E[h_j]|`.
+
+    The two default criteria of Slimformers. It divides a packed projection into heads and crashes
+    on grouped queries; here a KV group is scored with all its query heads.
+    """
+
+    def __call__(
+        self, decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+    ) -> Scores:
+        shape = decoder.shape
+
+        def watch(_: int) -> tuple[Moments, OutputMoments]:
+            return Moments(shape.ffn, down), OutputMoments(shape.heads * shape.head_dim, _query)
+
+        seen = [pair for _, pair in stream(decoder, rows, watch, progress=progress)]
+        return stack(
+            [neurons.mean.abs() for neurons, _ in seen],
+            [per_group(queries.mean.abs(), shape) for _, queries in seen],
+        )
+
+
+def _query(layer: Layer) -> torch.nn.Module:
+    return layer.attention.q

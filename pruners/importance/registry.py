@@ -1,0 +1,63 @@
+"""Scorers by the names that a user types."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from rich.progress import Progress
+
+from pruners.architecture import Decoder
+from pruners.depth import Block
+from pruners.importance.activation_norm import ActivationNorm
+from pruners.importance.activation_variance import ActivationVariance
+from pruners.importance.attention_entropy import AttentionEntropy
+from pruners.importance.base import FromMoments, ImportanceError, Scorer
+from pruners.importance.blocks import (
+    attention_entropy,
+    block_influence,
+    last_layers,
+    layer_influence,
+)
+from pruners.importance.fluctuation import Fluctuation
+from pruners.importance.least_squares import LeastSquares
+from pruners.importance.mean_activation import MeanActivation
+from pruners.importance.mean_query import MeanQuery
+from pruners.importance.random import Random
+from pruners.importance.taylor import Taylor
+from pruners.importance.weight_norm import WeightNorm
+
+SCORERS: dict[str, Callable[[int], Scorer]] = {
+    "random": lambda seed: FromMoments(Random(seed)),
+    "l1": lambda _: FromMoments(WeightNorm(1)),
+    "l2": lambda _: FromMoments(WeightNorm(2)),
+    "mean-activation": lambda _: FromMoments(MeanActivation()),
+    "activation-variance": lambda _: FromMoments(ActivationVariance()),
+    "wanda": lambda _: FromMoments(ActivationNorm()),
+    "flap": lambda _: FromMoments(Fluctuation()),
+    "taylor": lambda _: Taylor(),
+    "least-squares": lambda _: LeastSquares(),
+    "mean-query": lambda _: MeanQuery(),
+    "attention-entropy": lambda _: AttentionEntropy(),
+}
+"""Each makes its scorer from a seed, which only chance needs."""
+
+Rows: TypeAlias = Sequence[torch.Tensor]
+
+LAYER_ORDERS: dict[str, Callable[[Decoder, Rows, Progress | None], tuple[int, ...]]] = {
+    "block-influence": layer_influence,
+    "last": lambda decoder, _, __: last_layers(decoder),
+}
+"""Layers by a score alone, the first to skip first; `depth.greedy_layers` chooses by KL."""
+
+BLOCK_ORDERS: dict[str, Callable[[Decoder, Rows, Progress | None], tuple[Block, ...]]] = {
+    "block-influence": block_influence,
+    "attention-entropy": attention_entropy,
+}
+"""Sub-blocks by a score alone; `depth.greedy_blocks` chooses by KL."""
+
+
+def scorer(name: str, seed: int = 0) -> Scorer:
+    """The scorer of this name. Raises `ImportanceError`, listing the names there are."""
+    if name not in SCORERS:
+        raise ImportanceError(f"no importance '{name}'; there are: {', '.join(SCORERS)}")
+    return SCORERS[name](seed)

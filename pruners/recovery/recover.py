@@ -1,0 +1,170 @@
+"""From calibration rows to corrections, and what each step of them bought on held-out rows."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from rich.progress import Progress
+
+from pruners.architecture import Decoder
+from pruners.depth import Block, Part
+from pruners.mask import mask
+from pruners.order import Order, features
+from pruners.recovery.correction import Correction, LowRank, Materialised, corrected
+from pruners.recovery.passes import Linear, pruned, unpruned
+from pruners.recovery.solve import bias, low_rank, refit, relative_error
+from pruners.variant import VariantSpec, base_spec
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Strengths that are tried, as shares of the mean variance of the kept inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bought:
+    """Relative output error of one narrowed `o` or `down` on held-out rows, step by step.
+
+    `none` as masked, `bias` with the mean put right, `low_rank` with the residual of the asked
+    rank (equal to `bias` for rank 0), `refit` with the whole matrix at the chosen `ridge`.
+    """
+
+    block: Block
+    kept: int
+    ridge: float
+    none: float
+    bias: float
+    low_rank: float
+    refit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Corrections of one variant and the report on each."""
+
+    corrections: dict[Block, Correction]
+    bought: list[Bought]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """`rank` of the residual, 0 for the bias alone; `materialised` keeps the whole refit."""
+
+    rank: int = 16
+    materialised: bool = False
+
+
+def recover(
+    decoder: Decoder,
+    specs: Sequence[VariantSpec],
+    order: Order,
+    rows: Sequence[torch.Tensor],
+    recipe: Recipe,
+    progress: Progress | None = None,
+) -> list[Recovered]:
+    """Corrections of many variants from one pass over the unpruned model.
+
+    `rows` are 1-D, ragged; a quarter of them is held out to choose the ridge. The matrices of one
+    layer are held at a time. Full and skipped blocks need no correction. Raises `RecoveryError`
+    for fewer than two rows, `ValueError` if a spec does not fit the model.
+    """
+    for spec in specs:
+        spec.check(decoder.shape)
+    found = [Recovered({}, []) for _ in specs]
+    for index, linears in unpruned(decoder, rows, progress):
+        for spec, recovered in zip(specs, found, strict=True):
+            _layer(decoder, index, linears, spec, order, recipe, recovered)
+    return found
+
+
+def recover_in_sequence(
+    decoder: Decoder,
+    spec: VariantSpec,
+    order: Order,
+    rows: Sequence[torch.Tensor],
+    recipe: Recipe,
+    progress: Progress | None = None,
+) -> Recovered:
+    """As `recover` for one variant, each layer on what the pruned, corrected ones before it give.
+
+    The base's own output stays the goal, so that a layer also mends what went wrong before it, as
+    in GPTAQ (Li et al. 2025, arXiv 2504.02692). Two passes a variant, and the inputs of one layer
+    held for all tokens. Raises what `recover` raises.
+    """
+    spec.check(decoder.shape)
+    recovered = Recovered({}, [])
+    with ExitStack() as applied:
+        for index, linears in pruned(decoder, rows, progress):
+            _layer(decoder, index, linears, spec, order, recipe, recovered)
+            applied.enter_context(mask(decoder, _only(decoder, spec, index), order))
+            made = {b: c for b, c in recovered.corrections.items() if b.layer == index}
+            applied.enter_context(corrected(decoder, order, made))
+    return recovered
+
+
+def _layer(
+    decoder: Decoder,
+    index: int,
+    linears: dict[Part, Linear],
+    spec: VariantSpec,
+    order: Order,
+    recipe: Recipe,
+    recovered: Recovered,
+) -> None:
+    queries = decoder.shape.queries_per_group * decoder.shape.head_dim
+    parts: tuple[tuple[Part, torch.Tensor, int, int], ...] = (
+        ("attention", order.kv[index], spec.kv_groups[index], queries),
+        ("mlp", order.ffn[index], spec.ffn[index], 1),
+    )
+    for part, units, width, size in parts:
+        if 0 < width < len(units):
+            block = Block(index, part)
+            kept = features(units[:width], size)
+            correction, bought = _solve(linears[part], kept, recipe, block)
+            recovered.corrections[block] = correction
+            recovered.bought.append(bought)
+
+
+@torch.no_grad()
+def _solve(
+    seen: Linear, kept: torch.Tensor, recipe: Recipe, block: Block
+) -> tuple[Correction, Bought]:
+    weight = seen.module.weight.double().cpu()
+    shared = weight[:, kept]
+
+    def added(replacement: torch.Tensor) -> torch.Tensor:
+        return bias(weight, kept, replacement, seen.fit)
+
+    def error(replacement: torch.Tensor, offset: torch.Tensor | None = None) -> float:
+        offset = added(replacement) if offset is None else offset
+        return relative_error(weight, kept, replacement, offset, seen.held_out)
+
+    tried = []
+    for ridge in RIDGES:
+        change, within = refit(weight, kept, seen.fit, ridge)
+        tried.append((error(shared + change), ridge, change, within))
+    best, ridge, change, within = min(tried, key=lambda one: one[0])
+    up, down_ = low_rank(change, within, recipe.rank)
+    approximate = shared + up @ down_
+    bought = Bought(
+        block=block,
+        kept=len(kept),
+        ridge=ridge,
+        none=error(shared, torch.zeros(len(weight), dtype=weight.dtype)),
+        bias=error(shared),
+        low_rank=error(approximate),
+        refit=best,
+    )
+    if recipe.materialised:
+        refitted = shared + change
+        return Materialised(added(refitted).float(), refitted.float()), bought
+    return LowRank(added(approximate).float(), up.float(), down_.float()), bought
+
+
+def _only(decoder: Decoder, spec: VariantSpec, index: int) -> VariantSpec:
+    """The base, narrowed as in `spec` in one layer."""
+    full = base_spec(decoder.shape)
+
+    def at(widths: tuple[int, ...], wide: tuple[int, ...]) -> tuple[int, ...]:
+        return (*wide[:index], widths[index], *wide[index + 1 :])
+
+    return replace(spec, kv_groups=at(spec.kv_groups, full.kv_groups), ffn=at(spec.ffn, full.ffn))
