@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: install serve test lint bench clean
+.PHONY: install serve test lint bench artefact clean
 
 install: $(INSTALLED)
 
@@ -26,6 +26,10 @@ lint: $(INSTALLED_DEV)
 bench: $(INSTALLED_DEV)
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.burst
+
+# The shipped variants of the default model, from nothing but the model: about 20 minutes.
+artefact: $(INSTALLED)
+	$(BIN)/trimtab build --out pruners/shipped/smollm2-135m-instruct
 
 clean:
 	rm -rf $(VENV) build *.egg-info

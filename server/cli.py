@@ -93,6 +93,20 @@ def serve(
 
 
 @cli.command()
+def diagnose(
+    model: Annotated[str, typer.Argument(help=_MODEL_HELP)] = DEFAULT_MODEL,
+) -> None:
+    """Print what a model consists of, what of it can be cut, and whether it can be served."""
+    from rich.console import Console
+
+    from pruners.diagnose import diagnose as examine
+    from pruners.diagnose import render
+    from server.engine.load import load_outline
+
+    Console().print(render(examine(load_outline(resolve_model(model)))))
+
+
+@cli.command()
 def build(
     out: Annotated[Path, typer.Option(help="The artefact's folder; replaced if it exists.")],
     model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,

@@ -8,7 +8,9 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -38,10 +40,7 @@ class LoadedModel:
 
 def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Loads a decoder folder with `transformers`. Raises `UnsupportedModelError` for others."""
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModelError(f"cannot read the model in {source}: {_line(error)}") from error
+    config = _config(source)
     if config.model_type not in SERVED_FAMILIES:
         known = ", ".join(SERVED_FAMILIES)
         raise UnsupportedModelError(
@@ -52,6 +51,28 @@ def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     except (OSError, ValueError, RuntimeError) as error:
         raise UnsupportedModelError(f"cannot load the model in {source}: {_line(error)}") from error
     return model.eval().requires_grad_(False)
+
+
+def load_outline(source: Path) -> PreTrainedModel:
+    """A model's structure without its weights, of any family that `transformers` knows.
+
+    Raises `UnsupportedModelError`.
+    """
+    config = _config(source)
+    masked = any("MaskedLM" in name for name in config.architectures or ())
+    auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return auto.from_config(config)
+    except ValueError as error:
+        raise UnsupportedModelError(f"no language model in {source}: {_line(error)}") from error
+
+
+def _config(source: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModelError(f"cannot read the model in {source}: {_line(error)}") from error
 
 
 def load_model(
