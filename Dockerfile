@@ -4,8 +4,10 @@ WORKDIR /src
 RUN python -m venv /opt/trimtab
 ENV PATH=/opt/trimtab/bin:$PATH PIP_NO_CACHE_DIR=1
 COPY constraints.txt pyproject.toml README.md LICENSE ./
-# The CPU build of torch: the default one carries gigabytes of CUDA.
-RUN pip install --index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' constraints.txt)"
+# Give PyTorch's index of CPU builds as TORCH_INDEX for a small image: on x86-64 the build that the
+# default index has carries gigabytes of CUDA.
+ARG TORCH_INDEX=""
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)"
 COPY server server
 COPY controller controller
 COPY policies policies
