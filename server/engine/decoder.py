@@ -124,7 +124,7 @@ class Decoder:
             _add(out, inner, apply(h[inner], rung))
         if out_norm is not None:
             out = out_norm(out)
-        if where == WHOLE:
+        if isinstance(where, slice) and where == WHOLE:
             return x + out
         _add(x, where, out)
         return x
