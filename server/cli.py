@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import pydantic_settings
 import typer
 import uvicorn
 from pydantic import ValidationError
@@ -41,6 +42,7 @@ _USER_ERRORS = (
     ArtefactError,
     BuildError,
     PolicyError,
+    pydantic_settings.SettingsError,
 )
 
 

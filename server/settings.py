@@ -1,7 +1,7 @@
 """Every setting of the server, from the command line or `TRIMTAB_*` environment variables."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     max_waiting: int = Field(default=256, ge=0)
     step_tokens: int = Field(default=256, ge=16)
     kv_tokens: int | None = Field(default=None, ge=512)  # None: from the memory that is free
-    kv_budgets: tuple[int, ...] = (512, 256)
+    kv_budgets: tuple[Annotated[int, Field(ge=32)], ...] = (512, 256)
 
     policy: str = "rule"  # or static:VARIANT, or a folder by `train-policy`
     ttft_ms: float | None = Field(default=2000.0, gt=0)

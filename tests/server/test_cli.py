@@ -38,6 +38,19 @@ def test_bad_arguments(arguments, says):
     one_line(trimtab(*arguments), says)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("TRIMTAB_PORT", "abc", "port"),
+        ("TRIMTAB_KV_BUDGETS", "abc", "kv_budgets"),
+        ("TRIMTAB_KV_BUDGETS", "[2]", "kv_budgets"),
+    ],
+)
+def test_bad_environment(monkeypatch, variable, value, says):
+    monkeypatch.setenv(variable, value)
+    one_line(trimtab("serve"), says)
+
+
 def test_an_unsupported_family_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     one_line(trimtab("serve", "--model", tmp_path), "gpt2")
