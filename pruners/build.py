@@ -1,6 +1,6 @@
 """From a base and calibration rows to an artefact: rank, select, specify, measure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -14,10 +14,11 @@ from pruners.architecture import Decoder, Shape, locate
 from pruners.artefact import Artefact, Quality
 from pruners.calibration import calibrate
 from pruners.depth import DepthOrder, greedy_layers
-from pruners.evaluate import evaluate
-from pruners.evict import SINKS, streaming
+from pruners.evaluate import Reader, evaluate, reading
 from pruners.fingerprint import fingerprint
 from pruners.importance import ActivationNorm, rank
+from pruners.kv import Streaming
+from pruners.kv.evict import Eviction, evicted
 from pruners.mask import mask
 from pruners.rows import count, rows_hash, sample
 from pruners.variant import VariantSpec, both, depth_spec, width_spec
@@ -53,8 +54,10 @@ class Recipe:
             if not 0 < skip < shape.layers:
                 raise BuildError(f"recipe: cannot skip {skip} of the model's {shape.layers} layers")
         for budget in self.kv_budgets:
-            if budget <= SINKS:
-                raise BuildError(f"recipe: KV budget {budget} is not above its {SINKS} sinks")
+            try:
+                _eviction(budget)
+            except ValueError as error:
+                raise BuildError(f"recipe: {error}") from error
         if min(self.calibration_tokens, self.selection_tokens) < 2:
             raise BuildError("recipe: calibration and selection need at least 2 tokens")
 
@@ -105,8 +108,8 @@ def build(
     if recipe.deepest():
         depth = greedy_layers(decoder, selection, recipe.deepest(), progress)
     specs = recipe.specs(decoder.shape, depth.layers)
-    masks: dict[str, Callable[[], Any]] = {
-        spec.name: partial(mask, decoder, spec, order) for spec in specs
+    masks: dict[str, Reader] = {
+        spec.name: reading(decoder, partial(mask, decoder, spec, order)) for spec in specs
     }
     measured = evaluate(decoder, masks, held_out_rows, progress=progress)
     budgets = {b: _budget_quality(decoder, b, held_out_rows, progress) for b in recipe.kv_budgets}
@@ -144,8 +147,13 @@ def _budget_quality(
     long = [row[: 2 * budget] for row in rows if len(row) >= 2 * budget]
     if not long:
         return None
-    held = partial(streaming, decoder, budget, SINKS, budget - SINKS)
+    held = partial(evicted, decoder, prompt=budget, eviction=_eviction(budget))
     return evaluate(decoder, {"kv": held}, long, budget, progress).quality["kv"]
+
+
+def _eviction(budget: int) -> Eviction:
+    """Sinks and the most recent tokens, as the engine serves them."""
+    return Eviction(Streaming(), budget, interval=max(1, budget // 32), recent=0)
 
 
 def _check_rows(calibration: Sequence[torch.Tensor], held_out: Sequence[torch.Tensor]) -> None:

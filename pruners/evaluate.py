@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
 import torch
 from rich.progress import Progress
@@ -10,12 +11,13 @@ from rich.progress import Progress
 from pruners.architecture import Decoder
 from pruners.artefact import Quality
 from pruners.divergence import Tally, compare
+from pruners.journal import Journal
 from pruners.progress import tracked
 from pruners.replay import final_hidden
 from pruners.rows import Batch, batches
 
-Realization = Callable[[], AbstractContextManager[None]]
-"""Opens a context in which the model behaves as a variant, such as `mask` or `streaming`."""
+Reader: TypeAlias = Callable[[Batch], torch.Tensor]
+"""Gives what a variant hands to its head, `[rows, length, hidden]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,43 +29,59 @@ class Evaluation:
     quality: dict[str, Quality]
 
 
+def reading(decoder: Decoder, variant: Callable[[], AbstractContextManager[None]]) -> Reader:
+    """Reads with the model as it behaves while `variant()`, such as `mask`, is open."""
+
+    def read(batch: Batch) -> torch.Tensor:
+        with variant():
+            return final_hidden(decoder, batch)
+
+    return read
+
+
 @torch.no_grad()
 def evaluate(
     decoder: Decoder,
-    variants: Mapping[str, Realization],
+    variants: Mapping[str, Reader],
     rows: Sequence[torch.Tensor],
     prompt: int = 0,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Evaluation:
     """Reads `rows` with the base and with each variant, and compares every prediction.
 
     Each batch is read once by the base for all variants. With `prompt`, only what follows the
     first `prompt` tokens of a row counts (for a shortened KV cache, which changes nothing before).
+    With a journal, an interrupted call goes on behind the last batch it finished.
     Raises `ValueError` if no row is longer than `prompt` + 1.
     """
-    base_tally = Tally()
-    tallies = [Tally() for _ in variants]
-    for batch in tracked(list(batches(rows)), "Measuring quality", progress):
+    key = f"quality behind {prompt} of {' '.join(variants)}"
+    noted = journal.recall(key) if journal is not None else None
+    tallies = [Tally(**seen) for seen in noted["tallies"]] if noted else []
+    tallies = tallies or [Tally() for _ in ("base", *variants)]
+    done = noted["batches"] if noted else 0
+    waiting = list(batches(rows))[done:]
+    for number, batch in enumerate(tracked(waiting, "Measuring quality", progress), done + 1):
         scored = batch.scored(after=prompt)
-        base = _final(decoder, batch, scored)
-        finals = [base]
-        for realize in variants.values():
-            with realize():
-                finals.append(_final(decoder, batch, scored))
+        base, *finals = (
+            _scored(read(batch), scored)
+            for read in (lambda batch: final_hidden(decoder, batch), *variants.values())
+        )
         targets = batch.targets(scored).to(base.device)
-        compare(decoder.head, base, finals, targets, [base_tally, *tallies])
-    if base_tally.tokens == 0:
+        compare(decoder.head, base, [base, *finals], targets, tallies)
+        if journal is not None:
+            journal.note(key, {"batches": number, "tallies": [asdict(t) for t in tallies]})
+    if tallies[0].tokens == 0:
         raise ValueError(f"nothing to measure: no row is longer than {prompt + 1} tokens")
     return Evaluation(
-        tokens=base_tally.tokens,
-        base_perplexity=base_tally.perplexity,
+        tokens=tallies[0].tokens,
+        base_perplexity=tallies[0].perplexity,
         quality={
             name: Quality(tally.mean_kl, tally.agreement, tally.perplexity)
-            for name, tally in zip(variants, tallies, strict=True)
+            for name, tally in zip(variants, tallies[1:], strict=True)
         },
     )
 
 
-def _final(decoder: Decoder, batch: Batch, scored: torch.Tensor) -> torch.Tensor:
-    hidden = final_hidden(decoder, batch)
+def _scored(hidden: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     return hidden[scored.to(hidden.device)]

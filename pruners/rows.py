@@ -38,19 +38,26 @@ class Batch:
 
 def batches(rows: Sequence[torch.Tensor], tokens: int = BATCH_TOKENS) -> Iterator[Batch]:
     """Joins rows of similar length, up to `tokens` with padding; a longer row stands alone."""
-    waiting: list[torch.Tensor] = []
-    for row in sorted(rows, key=len, reverse=True):
-        if waiting and (len(waiting) + 1) * len(waiting[0]) > tokens:
-            yield _padded(waiting)
-            waiting = []
-        waiting.append(row)
-    if waiting:
-        yield _padded(waiting)
+    for group in grouped([len(row) for row in rows], tokens):
+        yield padded([rows[index] for index in group])
 
 
-def _padded(rows: list[torch.Tensor]) -> Batch:
+def grouped(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
+    """Indices of rows, the longest first, that make a batch of at most `tokens` with padding."""
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if group and (len(group) + 1) * lengths[group[0]] > tokens:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def padded(rows: Sequence[torch.Tensor]) -> Batch:
+    """One batch of these rows."""
     lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     return Batch(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
 
 

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from pruners.allocation.base import MULTIPLE, blocks_of
 from pruners.architecture import Decoder, Shape
 from pruners.depth import Part
-from pruners.evaluate import Realization, evaluate
+from pruners.evaluate import Reader, evaluate, reading
 from pruners.importance import Scores
 from pruners.mask import mask
 from pruners.order import Order
@@ -71,12 +71,14 @@ def measured(
             tried = tuple(
                 sorted({_nearest(empty.widths, share * full) for share in shares} - {full})
             )
-        realize: dict[str, Realization] = {
-            str(width): partial(mask, decoder, empty.at(base_spec(shape), width), order)
+        readers: dict[str, Reader] = {
+            str(width): reading(
+                decoder, partial(mask, decoder, empty.at(base_spec(shape), width), order)
+            )
             for width in tried
         }
-        if realize:
-            quality = evaluate(decoder, realize, rows, progress=progress).quality
+        if readers:
+            quality = evaluate(decoder, readers, rows, progress=progress).quality
             known = {full: 0.0} | {width: quality[str(width)].kl for width in tried}
             curves.append(replace(empty, errors=_interpolated(empty.widths, known)))
     return curves

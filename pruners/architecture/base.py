@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -57,6 +58,8 @@ class Layer:
 
     The `*_out_norm` norms exist in families that norm before the residual sum too. In families that
     norm behind the sum, such as BERT, all that stands there is `attention_norm` and `mlp_norm`.
+    Where attention slides, a token sees `window` tokens, itself among them. `rope` names the rotary
+    tables of the layer, in families that have several.
     """
 
     module: nn.Module
@@ -66,6 +69,8 @@ class Layer:
     mlp_norm: nn.Module
     attention_out_norm: nn.Module | None = None
     mlp_out_norm: nn.Module | None = None
+    window: int | None = None
+    rope: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +125,12 @@ class Decoder:
     names: ConfigNames
     norm_in_head: bool = False
     causal: bool = True
+
+    def rope_tables(
+        self, positions: torch.Tensor, kind: str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin, each `[positions, head_dim]`, of a family with rotary embeddings."""
+        device = self.embed.weight.device
+        kinds = () if kind is None else (kind,)
+        cos, sin = self.rotary(self.embed.weight[:1, None], positions[None].to(device), *kinds)
+        return cos[0], sin[0]

@@ -47,13 +47,23 @@ def mlp_of(module: HfModule) -> Mlp:
     return Mlp(gate=module.gate_proj, up=module.up_proj, down=module.down_proj)
 
 
-def _layer(module: HfModule) -> Layer:
+def window_of(config: HfModule, index: int) -> int | None:
+    """How many tokens a token of layer `index` sees, if its attention slides."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds and kinds[index] != "sliding_attention":
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window
+
+
+def _layer(config: HfModule, index: int, module: HfModule) -> Layer:
     return Layer(
         module=module,
         attention=attention_of(module.self_attn),
         mlp=mlp_of(module.mlp),
         attention_norm=module.input_layernorm,
         mlp_norm=module.post_attention_layernorm,
+        window=window_of(config, index),
     )
 
 
@@ -64,7 +74,7 @@ def locate(model: HfModule) -> Decoder:
         family=model.config.model_type,
         model=model,
         shape=shape_of(model.config),
-        layers=[_layer(layer) for layer in body.layers],
+        layers=[_layer(model.config, index, layer) for index, layer in enumerate(body.layers)],
         embed=body.embed_tokens,
         final_norm=body.norm,
         head=model.lm_head,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pruners.architecture import Shape
-from pruners.evict import SINKS
+from pruners.kv import SINKS
 
 _GRAIN = 64  # slots; regions are multiples, so that growing by a token is rare
 

@@ -54,7 +54,7 @@ class LayerWeights:
     down: DenseLinear
     mlp_out_norm: Norm | None
     window: int | None
-    rope: str
+    rope: str | None
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class BaseWeights:
     layers: list[LayerWeights]
     final_norm: Norm
     head: DenseLinear
-    rope: dict[str, tuple[Tensor, Tensor]]
+    rope: dict[str | None, tuple[Tensor, Tensor]]
     softmax_scale: float
     activation: Callable[[Tensor], Tensor]
     context: int
@@ -119,7 +119,7 @@ def take_weights(
         for index, layer in enumerate(decoder.layers):
             kv = None if kv_order is None else kv_order[index].long()
             ffn = None if ffn_order is None else ffn_order[index].long()
-            layers.append(_take_layer(decoder, layer, index, kv, ffn, norm))
+            layers.append(_take_layer(decoder, layer, kv, ffn, norm))
     final_norm = norm(decoder.final_norm)
     assert final_norm is not None
     scale = getattr(config, "query_pre_attn_scalar", None) or decoder.shape.head_dim
@@ -142,17 +142,11 @@ def take_weights(
 def _take_layer(
     decoder: Decoder,
     layer: Layer,
-    index: int,
     kv: Tensor | None,
     ffn: Tensor | None,
     norm: Callable[[nn.Module | None], Norm | None],
 ) -> LayerWeights:
     attention, mlp = layer.attention, layer.mlp
-    kinds = getattr(decoder.model.config, "layer_types", None)
-    kind = kinds[index] if kinds else "full_attention"
-    window = decoder.model.config.sliding_window if kind == "sliding_attention" else None
-    if kinds is None:
-        window = getattr(decoder.model.config, "sliding_window", None)
     attention_norm, mlp_norm = norm(layer.attention_norm), norm(layer.mlp_norm)
     assert attention_norm is not None
     assert mlp_norm is not None
@@ -167,8 +161,8 @@ def _take_layer(
         up=_rows(mlp.up, ffn),
         down=_columns(mlp.down, ffn),
         mlp_out_norm=norm(layer.mlp_out_norm),
-        window=window,
-        rope=kind if decoder.family.startswith("gemma") else "default",
+        window=layer.window,
+        rope=layer.rope,
     )
     for module in (attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down):
         module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
@@ -225,20 +219,15 @@ def _fuse_qk_norm(
     return Norm(weight, q.eps, q.dtype)
 
 
-def _rope_tables(decoder: Decoder, context: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _rope_tables(decoder: Decoder, context: int) -> dict[str | None, tuple[Tensor, Tensor]]:
     """cos and sin for every position, from the model's own rotary module.
 
     The first half of sin is negated: rotating is then `x * cos + roll(x, dim / 2) * sin`.
     """
-    probe = decoder.embed.weight[:1, None]
-    positions = torch.arange(context, device=probe.device)[None]
-    gemma = decoder.family.startswith("gemma")
-    kinds = sorted(set(decoder.model.config.layer_types)) if gemma else ["default"]
     tables = {}
     with torch.no_grad():
-        for kind in kinds:
-            arguments = (probe, positions, kind) if gemma else (probe, positions)
-            cos, sin = (table[0].clone() for table in decoder.rotary(*arguments))
+        for kind in {layer.rope for layer in decoder.layers}:
+            cos, sin = (t.clone() for t in decoder.rope_tables(torch.arange(context), kind))
             sin[:, : sin.shape[1] // 2].neg_()
             tables[kind] = (cos, sin)
     return tables

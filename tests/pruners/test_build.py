@@ -115,7 +115,10 @@ def test_shows_progress():
         ({"recipe": Recipe(skip_layers=(3,), mixed=())}, "cannot skip 3 of the model's 3 layers"),
         ({"recipe": Recipe(ffn_keep=(1.5,), skip_layers=(), mixed=())}, "1.5 is not between"),
         ({"recipe": dataclasses.replace(RECIPE, selection_tokens=1)}, "at least 2 tokens"),
-        ({"recipe": dataclasses.replace(RECIPE, kv_budgets=(4,))}, "KV budget 4 is not above"),
+        (
+            {"recipe": dataclasses.replace(RECIPE, kv_budgets=(4,))},
+            "budget of 4 tokens is not",
+        ),
         ({"calibration_rows": []}, "calibration rows hold no text"),
         ({"held_out_rows": [CALIBRATION[4]]}, "also a calibration row"),
     ],

@@ -6,12 +6,12 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from pruners import divergence
 from pruners.architecture import locate
-from pruners.evaluate import evaluate
-from pruners.evict import streaming, visible
+from pruners.evaluate import evaluate, reading
+from pruners.journal import Journal
 from pruners.mask import mask
 from pruners.order import identity
 from pruners.variant import VariantSpec, base_spec
-from tests.pruners.models import FAMILIES, logits, random_rows, tiny_model
+from tests.pruners.models import logits, random_rows, tiny_model
 
 NARROW = VariantSpec("narrow", (1, 2, 1), (32, 64, 0))
 
@@ -23,7 +23,7 @@ def test_quality_equals_the_textbook_on_ragged_rows(monkeypatch, chunk_bytes: in
     decoder = locate(model)
     rows = random_rows(5, (16, 2, 9))
     narrow = partial(mask, decoder, NARROW, identity(decoder.shape))
-    found = evaluate(decoder, {"narrow": narrow}, rows)
+    found = evaluate(decoder, {"narrow": reading(decoder, narrow)}, rows)
 
     base = torch.cat([logits(model, [row])[0, :-1] for row in rows])
     with narrow():
@@ -48,7 +48,7 @@ def test_quality_equals_the_textbook_on_ragged_rows(monkeypatch, chunk_bytes: in
 def test_the_base_as_a_variant_loses_exactly_nothing():
     decoder = locate(tiny_model())
     base = partial(mask, decoder, base_spec(decoder.shape), identity(decoder.shape))
-    found = evaluate(decoder, {"base": base}, random_rows(3, (16,)))
+    found = evaluate(decoder, {"base": reading(decoder, base)}, random_rows(3, (16,)))
     assert found.quality["base"].kl == 0
     assert found.quality["base"].agreement == 1
     assert found.quality["base"].perplexity == found.base_perplexity
@@ -60,70 +60,30 @@ def test_rows_within_the_prompt_measure_nothing():
         evaluate(decoder, {}, random_rows(2, (16,)), prompt=16)
 
 
-def test_visible_keys_after_the_prompt():
-    seen = visible(length=7, prompt=4, sinks=1, recent=2).int().tolist()
-    assert seen[3] == [1, 1, 1, 1, 0, 0, 0]
-    assert seen[4] == [1, 0, 0, 1, 1, 0, 0]
-    assert seen[6] == [1, 0, 0, 0, 0, 1, 1]
+class KilledError(Exception):
+    pass
 
 
-def evicting_decode(model, row: torch.Tensor, prompt: int, sinks: int, recent: int):
-    """Oracle: token by token over a real cache out of which keys are deleted."""
-    cache = model(row[None, :prompt], use_cache=True).past_key_values
-    outputs = []
-    for position in range(prompt, len(row)):
-        for layer in cache.layers:
-            held = layer.keys.shape[2]
-            keep = [i for i in range(held) if i < sinks or i > held - recent]
-            layer.keys, layer.values = layer.keys[:, :, keep], layer.values[:, :, keep]
-        output = model(
-            row[None, position : position + 1],
-            past_key_values=cache,
-            position_ids=torch.tensor([[position]]),
-        )
-        outputs.append(output.logits[0, 0])
-    return torch.stack(outputs)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize(("sinks", "recent"), [(2, 3), (0, 1), (4, 5)])
-def test_streaming_equals_decoding_with_deleted_keys(implementation: str, sinks: int, recent: int):
-    model = tiny_model()
-    model.set_attn_implementation(implementation)
-    row = random_rows(1, (24,))[0]
-    expected = evicting_decode(model, row, prompt=12, sinks=sinks, recent=recent)
-    with streaming(locate(model), prompt=12, sinks=sinks, recent=recent):
-        found = logits(model, [row])[0, 12:]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_a_budget_for_all_tokens_is_the_base_in_every_family(family: str, implementation: str):
-    model = tiny_model(family)
-    model.set_attn_implementation(implementation)
-    decoder = locate(model)
-    rows = random_rows(2, (24,))
-    before = logits(model, rows)
-    with streaming(decoder, prompt=8, sinks=4, recent=20):
-        torch.testing.assert_close(logits(model, rows), before, rtol=1e-5, atol=1e-5)
-    with streaming(decoder, prompt=8, sinks=1, recent=2):
-        changed = logits(model, rows)
-    assert torch.equal(logits(model, rows), before)
-    torch.testing.assert_close(changed[:, :8], before[:, :8], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(changed[:, 8:], before[:, 8:], atol=1e-3)
-
-
-def test_only_what_follows_the_prompt_is_measured():
+def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypatch):
     decoder = locate(tiny_model())
-    rows = random_rows(3, (24,))
-    budget = partial(streaming, decoder, prompt=8, sinks=1, recent=2)
-    found = evaluate(decoder, {"kv": budget}, rows, prompt=8)
-    assert found.tokens == 3 * (24 - 8 - 1)
-    assert found.quality["kv"].kl > 0
+    monkeypatch.setattr("pruners.rows.BATCH_TOKENS", 16)
+    rows = random_rows(4, (700, 600))
+    narrow = reading(decoder, partial(mask, decoder, NARROW, identity(decoder.shape)))
+    expected = evaluate(decoder, {"narrow": narrow}, rows)
+    reads = 0
 
+    def dying(batch):
+        nonlocal reads
+        reads += 1
+        if reads == 3:
+            raise KilledError
+        return narrow(batch)
 
-def test_refuses_an_empty_window():
-    with pytest.raises(ValueError, match="keeps nothing"), streaming(locate(tiny_model()), 4, 2, 0):
-        pass
+    with pytest.raises(KilledError):
+        evaluate(decoder, {"narrow": dying}, rows, journal=Journal(tmp_path / "j", "run"))
+    found = evaluate(decoder, {"narrow": dying}, rows, journal=Journal(tmp_path / "j", "run"))
+    assert found == expected
+    assert reads == 5  # two batches, the one that died, and the two that were left
+
+    other = Journal(tmp_path / "j", "another run")
+    assert other.recall("quality behind 0 of narrow") is None

@@ -1,0 +1,89 @@
+"""What a long run has finished, kept on disk so that an interrupted one goes on from there."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+_IDENTITY = "identity.json"
+
+
+class Journal:
+    """A folder of finished parts, one file each, that belong to one `identity`.
+
+    The identity is anything JSON can hold that decides the results: inputs, recipe, versions. A
+    folder of another identity is emptied. Without a folder nothing is kept.
+    """
+
+    def __init__(self, folder: Path | None, identity: object) -> None:
+        self._folder = folder
+        if folder is None:
+            return
+        text = json.dumps(identity, sort_keys=True, default=str)
+        if _read(folder / _IDENTITY) != text:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            _replace(folder / _IDENTITY, lambda path: path.write_text(json.dumps(text)))
+
+    def value(self, key: str, compute: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """What was noted under `key`, or else what `compute` gives, noted for the next time."""
+        found = self.recall(key)
+        if found is None:
+            found = compute()
+            self.note(key, found)
+        return found
+
+    def tensors(
+        self, key: str, compute: Callable[[], dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """The same for named tensors."""
+        if self._folder is None:
+            return compute()
+        path = self._path(key, "safetensors")
+        if path.exists():
+            try:
+                return load_file(path)
+            except (SafetensorError, OSError):
+                path.unlink()
+        found = compute()
+        _replace(path, lambda staged: save_file(found, staged))
+        return found
+
+    def recall(self, key: str) -> Any | None:  # noqa: ANN401
+        """What was noted under `key`, if anything was."""
+        return None if self._folder is None else _read(self._path(key, "json"))
+
+    def note(self, key: str, value: Any) -> None:  # noqa: ANN401
+        """Keeps a value that JSON can hold, in place of what was there."""
+        if self._folder is not None:
+            path = self._path(key, "json")
+            _replace(path, lambda staged: staged.write_text(json.dumps(value)))
+
+    def close(self) -> None:
+        """The run is over: the folder goes."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, key: str, suffix: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{quote(key, safe='')}.{suffix}"
+
+
+def _read(path: Path) -> Any | None:  # noqa: ANN401
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    staged = path.with_name(f".{path.name}")
+    write(staged)
+    os.replace(staged, path)

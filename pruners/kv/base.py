@@ -1,0 +1,53 @@
+"""What a scorer of cached tokens sees, and what it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+SINKS = 4
+"""First tokens that every budget keeps; attention rests on them (arXiv 2309.17453)."""
+
+Tables = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""cos and sin, each `[positions, head_dim]`, of integer positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One layer's cache and the queries that were last asked of it.
+
+    `keys` (rotated) and `values` are `[rows, groups, tokens, dim]`, `queries` (not rotated)
+    `[rows, heads, recent, dim]` those of the last `recent` tokens, the latest of which stands at
+    `position`. `rope` is None where positions are embedded. Attention is
+    `softmax(scale * q k^T)`.
+    """
+
+    keys: Tensor
+    values: Tensor
+    queries: Tensor
+    position: int
+    scale: float
+    rope: Tables | None
+
+    @property
+    def repeated_keys(self) -> Tensor:
+        """Each query head's keys, `[rows, heads, tokens, dim]`."""
+        return self.keys.repeat_interleave(self.queries.shape[1] // self.keys.shape[1], dim=1)
+
+
+class KVScorer(Protocol):
+    """Scores cached tokens; higher is kept longer.
+
+    One score a token for all heads of a layer, `[rows, tokens]`: what is dropped by single heads
+    frees no memory.
+    """
+
+    def __call__(self, seen: Seen) -> Tensor: ...
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of `x`, `[..., positions, dim]`, as `transformers` pairs the features."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

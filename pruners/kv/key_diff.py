@@ -1,0 +1,18 @@
+"""Keys unlike the others are worth a place."""
+
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from pruners.kv.base import Seen
+
+
+class KeyDiff:
+    """`-cos(k, mean of the normalised keys)`, the mean over heads.
+
+    KeyDiff (Park et al. 2025, arXiv 2504.15364); it needs no attention weights.
+    """
+
+    def __call__(self, seen: Seen) -> Tensor:
+        keys = seen.keys.float()
+        anchor = normalize(keys, dim=-1).mean(2, keepdim=True)
+        return -cosine_similarity(keys, anchor, dim=-1).mean(1)

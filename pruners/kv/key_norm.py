@@ -1,0 +1,12 @@
+"""Keys of a small norm draw attention."""
+
+from torch import Tensor
+
+from pruners.kv.base import Seen
+
+
+class KeyNorm:
+    """`-||k||`, the mean over heads (Devoto et al. 2024, arXiv 2406.11430)."""
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return -seen.keys.float().norm(dim=-1).mean(1)

@@ -1,0 +1,17 @@
+"""Sinks and a recent window."""
+
+import torch
+from torch import Tensor
+
+from pruners.kv.base import Seen
+
+
+class Streaming:
+    """The later the better (StreamingLLM, Xiao et al. 2023, arXiv 2309.17453).
+
+    The sinks are kept by every eviction. Keys keep their true rotary positions.
+    """
+
+    def __call__(self, seen: Seen) -> Tensor:
+        rows, _, tokens, _ = seen.keys.shape
+        return torch.arange(tokens, device=seen.keys.device).float().expand(rows, -1)
