@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.live import ServerProcess
-from benchmarks.machine import describe, save
+from benchmarks.machine import save
+from telemetry.machine import describe
 
 PROMPTS = [
     "Write a short story about a lighthouse keeper who finds a letter.",

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import copy_bandwidth, describe, save, spread
+from benchmarks.machine import copy_bandwidth, save, spread
 from pruners.variant import BASE, VariantSpec
 from server.app import build_runner, load
 from server.engine.load import LoadedModel, load_transformers
@@ -24,6 +24,7 @@ from server.engine.sequence import GenerationRequest, Sequence
 from server.engine.source import resolve_model
 from server.engine.text import StopRules, TextStream
 from server.settings import Settings
+from telemetry.machine import describe
 
 PROMPT, OUTPUT = 64, 32
 

@@ -1,7 +1,6 @@
 """What the figures were measured on, and how results are kept."""
 
 import json
-import platform
 import time
 from pathlib import Path
 from statistics import median
@@ -10,26 +9,6 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def describe() -> dict[str, Any]:
-    """Processor, cores, threads and versions."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in info.read_text().splitlines()
-            if ":" in line
-        )
-        model = f"{fields.get('model name', model)} (family {fields.get('cpu family', '?')})"
-    return {
-        "processor": model,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "measured": time.strftime("%Y-%m-%d"),
-    }
 
 
 def copy_bandwidth() -> float:

@@ -1,26 +1,29 @@
 """The folder that `trimtab build` writes and the server reads. JSON and safetensors only.
 
 `variants.json` holds specs and provenance, `order.safetensors` the importance order of each layer,
-`table.json` the measured quality of each variant.
+`corrections.safetensors` what variants have of their own, `table.json` what was measured of each.
 """
 
 import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape
 from pruners.order import Order
-from pruners.variant import VariantSpec
+from pruners.recovery import Correction, RecoveryError, from_tensors, to_tensors
+from pruners.table import SCHEMA, Table, read_table
+from pruners.variant import Block, VariantSpec
 
-SCHEMA = 1
+_ORDER, _CORRECTIONS = "order.safetensors", "corrections.safetensors"
 
 
 class ArtefactError(ValueError):
@@ -28,23 +31,11 @@ class ArtefactError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
-    """Teacher-forced quality of a variant against the base on held-out text.
-
-    `kl` in nats per token, `agreement` the share of equal top-1 tokens, `perplexity` per token.
-    """
-
-    kl: float
-    agreement: float
-    perplexity: float
-
-
-@dataclass(frozen=True, slots=True)
 class Artefact:
-    """Orders, specs and measured quality, bound to one model.
+    """Orders, specs, corrections and measurements, bound to one model.
 
     `ffn_order` is `[layers, ffn]`, `kv_order` `[layers, kv_groups]`: most important first.
-    `quality` is by variant, `kv_quality` by KV budget in tokens, for the base.
+    `corrections` are by variant, and fit the units that the order puts first.
     """
 
     model_name: str
@@ -53,10 +44,9 @@ class Artefact:
     ffn_order: torch.Tensor
     kv_order: torch.Tensor
     variants: tuple[VariantSpec, ...]
-    quality: dict[str, Quality]
-    kv_quality: dict[int, Quality] = field(default_factory=dict)
+    table: Table
+    corrections: dict[str, dict[Block, Correction]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def order(self) -> Order:
@@ -72,7 +62,9 @@ class Artefact:
             "ffn_order": self.ffn_order.to(torch.int32).contiguous(),
             "kv_order": self.kv_order.to(torch.int32).contiguous(),
         }
-        save_file(order, staging / "order.safetensors")
+        save_file(order, staging / _ORDER)
+        if self.corrections:
+            save_file(self._named_corrections(), staging / _CORRECTIONS, self._binding())
         variants = {
             "schema": SCHEMA,
             "model": {
@@ -80,20 +72,15 @@ class Artefact:
                 "fingerprint": self.fingerprint,
                 "shape": asdict(self.shape),
             },
+            "corrected": sorted(self.corrections),
             "provenance": self.provenance,
             "variants": [
                 {"name": v.name, "kv_groups": list(v.kv_groups), "ffn": list(v.ffn)}
                 for v in self.variants
             ],
         }
-        table = {
-            "schema": SCHEMA,
-            "evaluation": self.evaluation,
-            "quality": {name: asdict(q) for name, q in self.quality.items()},
-            "kv_quality": {str(budget): asdict(q) for budget, q in self.kv_quality.items()},
-        }
         (staging / "variants.json").write_text(_dump(variants))
-        (staging / "table.json").write_text(_dump(table))
+        self.table.save(staging / "table.json")
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             os.replace(folder, old / folder.name)
@@ -102,13 +89,24 @@ class Artefact:
         else:
             os.replace(staging, folder)
 
+    def _named_corrections(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{variant}/{name}": tensor.to(torch.bfloat16).contiguous()
+            for variant, corrections in self.corrections.items()
+            for name, tensor in to_tensors(corrections).items()
+        }
+
+    def _binding(self) -> dict[str, str]:
+        """What the corrections were made for; another order would permute their inputs."""
+        return {"fingerprint": self.fingerprint, "order": self.order.identity()}
+
 
 def load_artefact(folder: Path) -> Artefact:
     """Reads and checks an artefact folder. Raises `ArtefactError` with one line."""
     try:
         variants = json.loads((folder / "variants.json").read_text())
         table = json.loads((folder / "table.json").read_text())
-        order = load_file(folder / "order.safetensors")
+        order = load_file(folder / _ORDER)
     except FileNotFoundError as error:
         raise ArtefactError(f"artefact {folder}: {Path(error.filename).name} is missing") from error
     except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError, OSError) as error:
@@ -121,26 +119,24 @@ def load_artefact(folder: Path) -> Artefact:
             "build it again with `trimtab build`"
         )
     try:
-        shape = Shape(**variants["model"]["shape"])
         artefact = Artefact(
             model_name=variants["model"]["name"],
             fingerprint=variants["model"]["fingerprint"],
-            shape=shape,
+            shape=Shape(**variants["model"]["shape"]),
             ffn_order=order["ffn_order"],
             kv_order=order["kv_order"],
             variants=tuple(
                 VariantSpec(v["name"], tuple(v["kv_groups"]), tuple(v["ffn"]))
                 for v in variants["variants"]
             ),
-            quality={name: Quality(**q) for name, q in table["quality"].items()},
-            kv_quality={int(budget): Quality(**q) for budget, q in table["kv_quality"].items()},
+            table=read_table(table),
             provenance=variants["provenance"],
-            evaluation=table["evaluation"],
         )
+        corrected = [str(name) for name in variants["corrected"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"artefact {folder} is damaged: {error!r}") from error
     _check(artefact, folder)
-    return artefact
+    return replace(artefact, corrections=_read_corrections(artefact, corrected, folder))
 
 
 def _check(artefact: Artefact, folder: Path) -> None:
@@ -158,8 +154,60 @@ def _check(artefact: Artefact, folder: Path) -> None:
             spec.check(shape)
         except ValueError as error:
             raise ArtefactError(f"artefact {folder}: {error}") from error
-        if spec.name not in artefact.quality:
+        if spec.name not in artefact.table.quality:
             raise ArtefactError(f"artefact {folder}: variant '{spec.name}' has no measured quality")
+
+
+def _read_corrections(
+    artefact: Artefact, corrected: list[str], folder: Path
+) -> dict[str, dict[Block, Correction]]:
+    """Of every variant in `corrected`; foreign, cut short or not finite ones are refused."""
+    if not corrected:
+        return {}
+    named: dict[str, dict[str, torch.Tensor]] = {variant: {} for variant in corrected}
+    try:
+        with safe_open(folder / _CORRECTIONS, framework="pt") as file:
+            if file.metadata() != artefact._binding():
+                raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} belongs to another one")
+            keys = file.keys()
+            for key in keys:
+                variant, _, name = key.partition("/")
+                named[variant][name] = file.get_tensor(key)
+        found = {variant: from_tensors(tensors) for variant, tensors in named.items()}
+    except FileNotFoundError as error:
+        raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} is missing") from error
+    except (SafetensorError, RecoveryError, KeyError, OSError) as error:
+        raise ArtefactError(f"artefact {folder} is damaged: {_CORRECTIONS}: {error}") from error
+    specs = {spec.name: spec for spec in artefact.variants}
+    for variant, corrections in found.items():
+        for block, correction in corrections.items():
+            wrong = _misfit(block, correction, specs.get(variant), artefact.shape)
+            if wrong:
+                raise ArtefactError(
+                    f"artefact {folder}: the correction of '{variant}', layer {block.layer} "
+                    f"{block.part}, {wrong}"
+                )
+    return found
+
+
+def _misfit(
+    block: Block, correction: Correction, spec: VariantSpec | None, shape: Shape
+) -> str | None:
+    if spec is None or not block.layer < shape.layers:
+        return "is of no variant or layer that there is"
+    size = shape.queries_per_group * shape.head_dim
+    attention = block.part == "attention"
+    width = spec.kv_groups[block.layer] * size if attention else spec.ffn[block.layer]
+    if correction.kept != width or len(correction.bias) != shape.hidden:
+        return f"is for {correction.kept} inputs, not for {width}"
+    if not all(bool(tensor.isfinite().all()) for tensor in correction.tensors()):
+        return "is not finite"
+    return None
+
+
+def own_bytes(corrections: Mapping[Block, Correction], itemsize: int) -> int:
+    """What corrections take in memory at `itemsize` bytes a number."""
+    return itemsize * sum(t.numel() for c in corrections.values() for t in c.tensors())
 
 
 def _dump(value: object) -> str:

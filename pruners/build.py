@@ -1,6 +1,6 @@
-"""From a base and calibration rows to an artefact: rank, select, specify, measure."""
+"""From a base and calibration rows to an artefact: rank, correct, choose, measure, keep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -10,153 +10,254 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from pruners.architecture import Decoder, Shape, locate
-from pruners.artefact import Artefact, Quality
-from pruners.calibration import calibrate
-from pruners.depth import DepthOrder, greedy_layers
+from pruners.allocation import Curve, ffn_levels, kv_levels, measured
+from pruners.architecture import Decoder, locate
+from pruners.artefact import Artefact
+from pruners.choose import Chosen, Own, allocate, choose_corrections
+from pruners.cost import cost_of
+from pruners.depth import greedy_layers
 from pruners.evaluate import Reader, evaluate, reading
 from pruners.fingerprint import fingerprint
-from pruners.importance import ActivationNorm, rank
-from pruners.kv import Streaming
-from pruners.kv.evict import Eviction, evicted
+from pruners.front import front
+from pruners.importance import scorer
+from pruners.journal import Journal
+from pruners.kv.evict import evicted
 from pruners.mask import mask
+from pruners.order import Order
+from pruners.recipe import BuildError, Recipe, served_eviction
+from pruners.recovery import Recipe as Fit
+from pruners.recovery import Recovered, from_tensors, recover, to_tensors
+from pruners.recovery.library import Library, library_from, make_library
+from pruners.recovery.sequence import recover_in_sequence
 from pruners.rows import count, rows_hash, sample
-from pruners.variant import VariantSpec, both, depth_spec, width_spec
-
-
-class BuildError(ValueError):
-    """The recipe or the rows cannot give an artefact of this model. One clear line."""
+from pruners.table import Quality, Table
+from pruners.variant import BASE, VariantSpec, base_spec
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """What to build. It is written into the artefact, and with the same rows gives the same one.
+class Sources:
+    """Calibration and held-out rows (1-D token ids, ragged or not), and in words what they are."""
 
-    `ffn_keep` are shares of FFN neurons, `skip_layers` numbers of layers, `mixed` pairs of both;
-    `kv_budgets` are in tokens, measured on the base over rows of twice their length.
-    `calibration_tokens` rank the neurons; `selection_tokens` of the same rows choose the layers.
-    """
-
-    ffn_keep: tuple[float, ...] = (0.875, 0.75, 0.5)
-    skip_layers: tuple[int, ...] = (3, 6)
-    mixed: tuple[tuple[int, float], ...] = ((6, 0.75),)
-    kv_budgets: tuple[int, ...] = (512, 256)
-    calibration_tokens: int = 24_576
-    selection_tokens: int = 2_500
-    seed: int = 0
-
-    def check(self, shape: Shape) -> None:
-        """Raises `BuildError` if a model of this shape cannot be cut so."""
-        for keep in (*self.ffn_keep, *(keep for _, keep in self.mixed)):
-            if not 0 < keep < 1:
-                raise BuildError(f"recipe: ffn_keep {keep:g} is not between 0 and 1")
-        for skip in self._skips():
-            if not 0 < skip < shape.layers:
-                raise BuildError(f"recipe: cannot skip {skip} of the model's {shape.layers} layers")
-        for budget in self.kv_budgets:
-            try:
-                _eviction(budget)
-            except ValueError as error:
-                raise BuildError(f"recipe: {error}") from error
-        if min(self.calibration_tokens, self.selection_tokens) < 2:
-            raise BuildError("recipe: calibration and selection need at least 2 tokens")
-
-    def deepest(self) -> int:
-        """Layers to put in order: as many as any variant skips."""
-        return max(self._skips(), default=0)
-
-    def specs(self, shape: Shape, skip_order: Sequence[int]) -> tuple[VariantSpec, ...]:
-        """The variants, given which layers go first."""
-        widths = [width_spec(shape, keep) for keep in self.ffn_keep]
-        depths = [depth_spec(shape, list(skip_order[:skip])) for skip in self.skip_layers]
-        mixed = [
-            both(depth_spec(shape, list(skip_order[:skip])), width_spec(shape, keep))
-            for skip, keep in self.mixed
-        ]
-        return (*widths, *depths, *mixed)
-
-    def _skips(self) -> list[int]:
-        return [*self.skip_layers, *(skip for skip, _ in self.mixed)]
+    calibration: Sequence[torch.Tensor]
+    held_out: Sequence[torch.Tensor]
+    calibration_source: str
+    held_out_source: str
 
 
 def build(
     model: nn.Module,
     model_name: str,
-    calibration_rows: Sequence[torch.Tensor],
-    held_out_rows: Sequence[torch.Tensor],
+    sources: Sources,
     recipe: Recipe,
+    journal: Journal | None = None,
     progress: Progress | None = None,
-    *,
-    calibration_source: str,
-    held_out_source: str,
 ) -> Artefact:
-    """Ranks, selects and measures the recipe's variants of a `transformers` causal LM.
+    """Builds the recipe's variants of a `transformers` language model.
 
-    Rows are 1-D token ids, ragged or not; the sources say in words what they are. The model is put
-    in evaluation mode and is otherwise left as it was. Raises `BuildError` if the recipe does not
-    fit or held-out rows were calibrated on, `UnsupportedModelError` for an unknown family.
+    The model is put in evaluation mode and is otherwise left as it was. What is finished goes into
+    the journal. Raises `BuildError` if the recipe does not fit or held-out rows were calibrated
+    on, `UnsupportedModelError` for an unknown family.
     """
     decoder = locate(model)
     recipe.check(decoder.shape)
-    _check_rows(calibration_rows, held_out_rows)
+    _check_rows(sources)
     model.eval()
+    run = _Run(decoder, sources, recipe, journal or Journal(None, None), progress)
 
-    calibration = sample(calibration_rows, recipe.calibration_tokens, recipe.seed)
-    selection = sample(calibration_rows, recipe.selection_tokens, recipe.seed + 1)
-    order = rank(decoder, calibrate(decoder, calibration, progress), ActivationNorm())
-    depth = DepthOrder((), ())
-    if recipe.deepest():
-        depth = greedy_layers(decoder, selection, recipe.deepest(), progress)
-    specs = recipe.specs(decoder.shape, depth.layers)
-    masks: dict[str, Reader] = {
-        spec.name: reading(decoder, partial(mask, decoder, spec, order)) for spec in specs
-    }
-    measured = evaluate(decoder, masks, held_out_rows, progress=progress)
-    budgets = {b: _budget_quality(decoder, b, held_out_rows, progress) for b in recipe.kv_budgets}
-
+    order = run.order()
+    library, outputs = run.library(order)
+    skip_order, skip_kl = run.depth(library)
+    curves = run.curves(order, library)
+    specs = recipe.uniform_specs(decoder.shape, skip_order)
+    specs += run.allocated(order, curves, library)
+    chosen = run.corrections(order, specs, library)
+    own = {name: choice.corrections for name, choice in chosen.items() if choice.corrections}
+    cost = {s.name: cost_of(s, own.get(s.name, {}), decoder) for s in specs}
+    cost |= {BASE: cost_of(base_spec(decoder.shape), {}, decoder)}
+    quality, evaluation = run.quality(order, specs, own)
+    points = {BASE: (1.0, 0.0)} | {n: (cost[n].touched, q.kl) for n, q in quality.items()}
+    names = [n for n in (points if recipe.keep_all else front(points)) if n != BASE]
     return Artefact(
         model_name=model_name,
         fingerprint=fingerprint(model),
         shape=decoder.shape,
         ffn_order=order.ffn.int(),
         kv_order=order.kv.int(),
-        variants=specs,
-        quality=measured.quality,
-        kv_quality={budget: quality for budget, quality in budgets.items() if quality is not None},
+        variants=tuple(sorted((s for s in specs if s.name in names), key=_by(names))),
+        corrections={name: own[name] for name in names if name in own},
+        table=Table(
+            evaluation=evaluation,
+            quality={name: quality[name] for name in names},
+            kv_quality=run.kv_quality(),
+            cost={name: cost[name] for name in (BASE, *names)},
+        ),
         provenance={
             "versions": {name: _version(name) for name in ("trimtab", "torch", "transformers")},
             "recipe": asdict(recipe),
-            "importance": ActivationNorm.__name__,
-            "calibration": _describe(calibration, calibration_source),
-            "selection": _describe(selection, calibration_source),
-            "skip_order": {"layers": list(depth.layers), "kl": list(depth.kl)},
-        },
-        evaluation={
-            **_describe(held_out_rows, held_out_source),
-            "window": max(map(len, held_out_rows)),
-            "predictions": measured.tokens,
-            "base_perplexity": measured.base_perplexity,
+            "calibration": _describe(run.calibration, sources.calibration_source),
+            "selection": _describe(run.selection, sources.calibration_source),
+            "skip_order": {"layers": skip_order, "kl": skip_kl},
+            "recovery": {"outputs": outputs, "kl": {n: chosen[n].kl for n in names}},
+            "beaten": {
+                name: {"touched": point[0], "kl": point[1]}
+                for name, point in points.items()
+                if name not in (BASE, *names)
+            },
         },
     )
 
 
-def _budget_quality(
-    decoder: Decoder, budget: int, rows: Sequence[torch.Tensor], progress: Progress | None
-) -> Quality | None:
-    """What `budget` tokens of prompt lose over the next as many; None without rows that long."""
-    long = [row[: 2 * budget] for row in rows if len(row) >= 2 * budget]
-    if not long:
-        return None
-    held = partial(evicted, decoder, prompt=budget, eviction=_eviction(budget))
-    return evaluate(decoder, {"kv": held}, long, budget, progress).quality["kv"]
+@dataclass(slots=True)
+class _Run:
+    """The steps of one build. Each is taken from the journal if it was finished before."""
+
+    decoder: Decoder
+    sources: Sources
+    recipe: Recipe
+    journal: Journal
+    progress: Progress | None
+
+    @property
+    def calibration(self) -> list[torch.Tensor]:
+        return sample(self.sources.calibration, self.recipe.calibration_tokens, self.recipe.seed)
+
+    @property
+    def selection(self) -> list[torch.Tensor]:
+        return sample(self.sources.calibration, self.recipe.selection_tokens, self.recipe.seed + 1)
+
+    def order(self) -> Order:
+        """Units by falling importance."""
+
+        def compute() -> dict[str, torch.Tensor]:
+            score = scorer(self.recipe.importance, self.recipe.seed)
+            order = score(self.decoder, self.calibration, self.progress).order()
+            return {"ffn": order.ffn, "kv": order.kv}
+
+        return Order(**self.journal.tensors("order", compute))
+
+    def library(self, order: Order) -> tuple[Library, list[dict[str, float | str | int]]]:
+        """Corrections of every block at every level, and what they bought."""
+        shape, made = self.decoder.shape, []
+
+        def compute() -> dict[str, torch.Tensor]:
+            rank, widths = self.recipe.rank, (kv_levels(shape)[1:], ffn_levels(shape)[1:])
+            rows = self.calibration
+            made.append(make_library(self.decoder, order, rows, *widths, rank, self.progress))
+            return made[0].to_tensors()
+
+        tensors = self.journal.tensors("library", compute)
+        outputs = self.journal.value("bought", lambda: made[0].summary())
+        return library_from(tensors), outputs
+
+    def depth(self, library: Library) -> tuple[list[int], list[float]]:
+        """Layers in the order they are skipped, and the KL after each."""
+        if not self.recipe.deepest():
+            return [], []
+
+        def compute() -> list[list[Any]]:
+            biases = {b: c.bias for (b, width), c in library.corrections.items() if width == 0}
+            rows, deepest = self.selection, self.recipe.deepest()
+            found = greedy_layers(self.decoder, rows, deepest, biases, self.progress)
+            return [list(found.layers), list(found.kl)]
+
+        layers, kl = self.journal.value("depth", compute)
+        return layers, kl
+
+    def curves(self, order: Order, library: Library) -> list[Curve]:
+        """What each block costs at each level; needed only to choose widths by."""
+        if not self.recipe.touched:
+            return []
+        rows, corrections = self.selection, library.corrections
+        return measured(self.decoder, order, rows, corrections, self.journal, self.progress)
+
+    def allocated(
+        self, order: Order, curves: Sequence[Curve], library: Library
+    ) -> list[VariantSpec]:
+        """A variant for each share of the base's bytes."""
+        choose = partial(allocate, self.decoder, order, curves, library, rows=self.selection)
+        return [
+            choose(
+                share=share,
+                trials=self.recipe.search,
+                seed=self.recipe.seed,
+                storage=self.journal.path(f"search-{share:g}.db"),
+                progress=self.progress,
+            )
+            for share in self.recipe.touched
+        ]
+
+    def corrections(
+        self, order: Order, specs: Sequence[VariantSpec], library: Library
+    ) -> dict[str, Chosen]:
+        """The corrections that each variant is served with, if any help it."""
+        recipe, rows = self.recipe, self.calibration
+        tiers: dict[str, Callable[[VariantSpec], Own]] = {"shared": library.of}
+        if recipe.sequential:
+            fit = partial(recover_in_sequence, self.decoder, order=order, rows=rows)
+            made = self._fitted(specs, fit, Fit(recipe.rank, recipe.materialised))
+            tiers["sequential"] = lambda spec: made[spec.name]
+        elif recipe.materialised:
+            found = recover(self.decoder, specs, order, rows, Fit(materialised=True), self.progress)
+            refits = {s.name: r.corrections for s, r in zip(specs, found, strict=True)}
+            tiers["materialised"] = lambda spec: refits[spec.name]
+        return choose_corrections(
+            self.decoder, order, specs, tiers, self.selection, self.journal, self.progress
+        )
+
+    def _fitted(
+        self, specs: Sequence[VariantSpec], fit: Callable[..., Recovered], recipe: Fit
+    ) -> dict[str, Own]:
+        """One variant after the other, each noted as soon as it is through."""
+        found: dict[str, Own] = {}
+        for spec in specs:
+
+            def compute(spec: VariantSpec = spec) -> dict[str, torch.Tensor]:
+                return to_tensors(fit(spec=spec, recipe=recipe, progress=self.progress).corrections)
+
+            found[spec.name] = from_tensors(self.journal.tensors(f"fit {spec.name}", compute))
+        return found
+
+    def quality(
+        self, order: Order, specs: Sequence[VariantSpec], own: Mapping[str, Own]
+    ) -> tuple[dict[str, Quality], dict[str, Any]]:
+        """Of every candidate on the held-out rows, and what was measured on."""
+        decoder, rows = self.decoder, self.sources.held_out
+        readers: dict[str, Reader] = {
+            spec.name: reading(decoder, partial(mask, decoder, spec, order, own.get(spec.name)))
+            for spec in specs
+        }
+        found = evaluate(decoder, readers, rows, progress=self.progress, journal=self.journal)
+        evaluation = {
+            **_describe(rows, self.sources.held_out_source),
+            "window": max(map(len, rows)),
+            "predictions": found.tokens,
+            "base_perplexity": found.base_perplexity,
+        }
+        return found.quality, evaluation
+
+    def kv_quality(self) -> dict[int, Quality]:
+        """What budgets of tokens lose over as many again; without rows that long, nothing."""
+        found = {}
+        for budget in self.recipe.kv_budgets:
+            long = [row[: 2 * budget] for row in self.sources.held_out if len(row) >= 2 * budget]
+            if long and self.decoder.causal:
+                held = partial(
+                    evicted, self.decoder, prompt=budget, eviction=served_eviction(budget)
+                )
+                readers = {f"kv {budget}": held}
+                measured_ = evaluate(
+                    self.decoder, readers, long, budget, self.progress, self.journal
+                )
+                found[budget] = measured_.quality[f"kv {budget}"]
+        return found
 
 
-def _eviction(budget: int) -> Eviction:
-    """Sinks and the most recent tokens, as the engine serves them."""
-    return Eviction(Streaming(), budget, interval=max(1, budget // 32), recent=0)
+def _by(names: Sequence[str]) -> Callable[[VariantSpec], int]:
+    return lambda spec: names.index(spec.name)
 
 
-def _check_rows(calibration: Sequence[torch.Tensor], held_out: Sequence[torch.Tensor]) -> None:
+def _check_rows(sources: Sources) -> None:
+    calibration, held_out = sources.calibration, sources.held_out
     for what, rows in (("calibration", calibration), ("held-out", held_out)):
         if count(rows) < 2:
             raise BuildError(f"{what} rows hold no text to predict; give at least 2 tokens")

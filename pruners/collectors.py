@@ -165,10 +165,9 @@ class Cosine:
             ):
                 self._sums[name] += float(torch.cosine_similarity(one, other).double().sum())
 
-        joins = layer.attention_out_norm or layer.attention.o
         return [
             layer.module.register_forward_pre_hook(enter),
-            joins.register_forward_hook(add),
+            layer.attention_join.register_forward_hook(add),
             layer.module.register_forward_hook(leave),
         ]
 

@@ -9,12 +9,12 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.artefact import Quality
 from pruners.divergence import Tally, compare
 from pruners.journal import Journal
 from pruners.progress import tracked
 from pruners.replay import final_hidden
 from pruners.rows import Batch, batches
+from pruners.table import Quality
 
 Reader: TypeAlias = Callable[[Batch], torch.Tensor]
 """Gives what a variant hands to its head, `[rows, length, hidden]`."""

@@ -1,5 +1,6 @@
 """What a long run has finished, kept on disk so that an interrupted one goes on from there."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -46,7 +47,7 @@ class Journal:
         """The same for named tensors."""
         if self._folder is None:
             return compute()
-        path = self._path(key, "safetensors")
+        path = self._folder / f"{_file_name(key)}.safetensors"
         if path.exists():
             try:
                 return load_file(path)
@@ -58,12 +59,12 @@ class Journal:
 
     def recall(self, key: str) -> Any | None:  # noqa: ANN401
         """What was noted under `key`, if anything was."""
-        return None if self._folder is None else _read(self._path(key, "json"))
+        return None if self._folder is None else _read(self._folder / f"{_file_name(key)}.json")
 
     def note(self, key: str, value: Any) -> None:  # noqa: ANN401
         """Keeps a value that JSON can hold, in place of what was there."""
         if self._folder is not None:
-            path = self._path(key, "json")
+            path = self._folder / f"{_file_name(key)}.json"
             _replace(path, lambda staged: staged.write_text(json.dumps(value)))
 
     def close(self) -> None:
@@ -71,9 +72,14 @@ class Journal:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _path(self, key: str, suffix: str) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{quote(key, safe='')}.{suffix}"
+    def path(self, name: str) -> Path | None:
+        """Where a library may keep a file of its own beside the parts."""
+        return None if self._folder is None else self._folder / name
+
+
+def _file_name(key: str) -> str:
+    """Readable at its start, of bounded length, different for different keys."""
+    return f"{quote(key, safe=' ')[:48]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def _read(path: Path) -> Any | None:  # noqa: ANN401

@@ -3,8 +3,9 @@
 For measuring quality only: nothing gets smaller or faster.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,47 +13,76 @@ from torch.utils.hooks import RemovableHandle
 
 from pruners.architecture import Decoder
 from pruners.order import Order, features
-from pruners.variant import VariantSpec
+from pruners.recovery.correction import Correction
+from pruners.variant import Block, VariantSpec
 
 
 @contextmanager
-def mask(decoder: Decoder, spec: VariantSpec, order: Order) -> Iterator[None]:
+def mask(
+    decoder: Decoder,
+    spec: VariantSpec,
+    order: Order,
+    corrections: Mapping[Block, Correction] | None = None,
+) -> Iterator[None]:
     """Zeroes what `spec` leaves out: all units of each layer behind the kept prefix of `order`.
 
     FFN neurons at the input of `down`, KV groups (through their query heads) at the input of `o`;
-    a sub-block of width 0 adds exactly nothing, and a layer without both hands its input on. Full
-    widths are left alone, so that the base stays bit-identical. Weights are never touched and all
-    hooks are gone on exit. Raises `ValueError` if the spec does not fit the model.
+    a sub-block of width 0 adds exactly nothing, and a layer without both hands its input on. What
+    `corrections` hold for a block is applied there. Full widths are left alone, so that the base
+    stays bit-identical. Weights are never touched and all hooks are gone on exit. Raises
+    `ValueError` if the spec does not fit the model.
     """
     spec.check(decoder.shape)
+    own = corrections or {}
     queries = decoder.shape.queries_per_group * decoder.shape.head_dim
     with ExitStack() as hooks:
         for index, layer in enumerate(decoder.layers):
-            if spec.kv_groups[index] == spec.ffn[index] == 0:
+            attention, mlp = Block(index, "attention"), Block(index, "mlp")
+            if spec.width(attention) == spec.width(mlp) == 0:
                 # As a whole, since norms behind the residual sums would go on without the blocks.
-                hooks.callback(layer.module.register_forward_hook(_hand_on).remove)
+                biases = [own[block].bias for block in (attention, mlp) if block in own]
+                hooks.callback(layer.module.register_forward_hook(_hand_on(biases)).remove)
                 continue
-            for linear, units, width, size in (
-                (layer.attention.o, order.kv[index], spec.kv_groups[index], queries),
-                (layer.mlp.down, order.ffn[index], spec.ffn[index], 1),
+            for block, linear, join, units, size in (
+                (attention, layer.attention.o, layer.attention_join, order.kv[index], queries),
+                (mlp, layer.mlp.down, layer.mlp_join, order.ffn[index], 1),
             ):
+                width = spec.width(block)
+                correction = own.get(block)
                 if width == 0:
-                    hooks.callback(_silence(linear).remove)
-                elif width < len(units):
+                    bias = None if correction is None else correction.bias
+                    hooks.callback(join.register_forward_hook(constant_output(bias)).remove)
+                    continue
+                kept = features(units[:width], size)
+                if correction is not None:
+                    hooks.callback(_correct(linear, kept, correction).remove)
+                if width < len(units):
                     dropped = features(units[width:], size)
                     hooks.callback(_zero_inputs(linear, dropped).remove)
         yield
 
 
-def _hand_on(
-    module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
-) -> torch.Tensor:
-    return args[0]
+def _hand_on(biases: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def hand_on(
+        module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        hidden = args[0]
+        for bias in biases:
+            hidden = hidden + bias.to(hidden)
+        return hidden
+
+    return hand_on
 
 
-def _silence(linear: nn.Linear) -> RemovableHandle:
-    # At the output, so that a bias is skipped too.
-    return linear.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+def constant_output(bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+    """A forward hook in whose place a module gives `bias`, or nothing, whatever it is given."""
+
+    # At the output, so that a bias of the base is skipped too.
+    def constant(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+        nothing = torch.zeros_like(output)
+        return nothing if bias is None else nothing + bias.to(output)
+
+    return constant
 
 
 def _zero_inputs(linear: nn.Linear, dropped: torch.Tensor) -> RemovableHandle:
@@ -60,3 +90,14 @@ def _zero_inputs(linear: nn.Linear, dropped: torch.Tensor) -> RemovableHandle:
     return linear.register_forward_pre_hook(
         lambda module, args: (args[0].index_fill(-1, index, 0.0),)
     )
+
+
+def _correct(linear: nn.Linear, kept: torch.Tensor, correction: Correction) -> RemovableHandle:
+    index = kept.to(linear.weight.device)
+
+    def better(
+        module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        return correction.correct(linear, args[0][..., index], output)
+
+    return linear.register_forward_hook(better)

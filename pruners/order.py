@@ -1,5 +1,6 @@
 """The importance order of a base, and the exact permutation that turns widths into prefixes."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,13 @@ class Order:
 
     ffn: torch.Tensor
     kv: torch.Tensor
+
+    def identity(self) -> str:
+        """Equal for equal orders: 32 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for order in (self.ffn, self.kv):
+            digest.update(order.to(torch.int32).contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
 
 def identity(shape: Shape) -> Order:

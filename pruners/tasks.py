@@ -17,6 +17,7 @@ from pruners.evaluate import Reader
 from pruners.journal import Journal
 from pruners.progress import tracked
 from pruners.rows import Batch, grouped, padded
+from pruners.table import Accuracy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,21 +43,6 @@ class Item:
 
     options: tuple[Option, ...]
     gold: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """`acc` by summed log-likelihood, `acc_norm` by that per character (None for last words).
-
-    `half_width` is half of the 95 % interval of `acc` (Wilson) over `items` questions; `same` is
-    the share of questions answered as the base answers them, right or wrong.
-    """
-
-    items: int
-    acc: float
-    acc_norm: float | None
-    half_width: float
-    same: float
 
 
 def read_task(path: Path, limit: int | None = None) -> list[Item]:

@@ -1,10 +1,21 @@
 """A variant as data: how wide each layer is. Width 0 means that the sub-block is skipped."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, TypeAlias
 
 from pruners.architecture import Shape
 
 BASE = "base"
+
+Part: TypeAlias = Literal["attention", "mlp"]
+PARTS: tuple[Part, ...] = ("attention", "mlp")
+
+
+class Block(NamedTuple):
+    """One sub-block of one layer."""
+
+    layer: int
+    part: Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +44,21 @@ class VariantSpec:
             if not all(isinstance(width, int) and 0 <= width <= full for width in widths):
                 raise ValueError(f"variant '{self.name}': {what} outside 0..{full}")
 
+    def width(self, block: Block) -> int:
+        """KV groups or neurons of one block."""
+        return (self.kv_groups if block.part == "attention" else self.ffn)[block.layer]
+
+    def at(self, block: Block, width: int) -> "VariantSpec":
+        """The same with this width in one block."""
+        if block.part == "attention":
+            return replace(self, kv_groups=_with(self.kv_groups, block.layer, width))
+        return replace(self, ffn=_with(self.ffn, block.layer, width))
+
     def body_parameters(self, shape: Shape) -> int:
         """Matrix parameters touched for one token, without embedding and head."""
         per_group = shape.hidden * shape.head_dim * (2 * shape.queries_per_group + 2)
-        return sum(self.kv_groups) * per_group + sum(self.ffn) * 3 * shape.hidden
+        per_neuron = shape.hidden * (3 if shape.gated else 2)
+        return sum(self.kv_groups) * per_group + sum(self.ffn) * per_neuron
 
     def parameters(self, shape: Shape) -> int:
         """Matrix parameters touched for one generated token: the body and the head."""
@@ -75,3 +97,7 @@ def both(first: VariantSpec, second: VariantSpec) -> VariantSpec:
         tuple(map(min, first.kv_groups, second.kv_groups)),
         tuple(map(min, first.ffn, second.ffn)),
     )
+
+
+def _with(widths: tuple[int, ...], index: int, width: int) -> tuple[int, ...]:
+    return (*widths[:index], width, *widths[index + 1 :])

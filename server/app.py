@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry
 from controller import Catalogue, Controller, StepModel, StepRecord
 from policies import Objectives, Policy, RulePolicy, StaticPolicy
 from policies.bundle import actions_hash, load_policy
-from pruners.artefact import Artefact, ArtefactError, load_artefact
+from pruners.artefact import ArtefactError, load_artefact
+from pruners.table import Table
 from pruners.variant import BASE
 from server.api import chat, completions, errors, generate, system
 from server.api.limits import Limits
@@ -79,7 +80,7 @@ def build_runner(model: LoadedModel, settings: Settings, free_bytes: float | Non
     capacity = settings.kv_tokens or wanted
     cache = KVCache(shape, capacity, weights.dtype, weights.device)
     limits = SchedulerLimits(settings.max_running, settings.step_tokens)
-    return Runner(Decoder(weights, cache), Scheduler(cache, limits))
+    return Runner(Decoder(weights, cache, model.own), Scheduler(cache, limits))
 
 
 def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None = None) -> FastAPI:
@@ -170,13 +171,13 @@ def make_policy(model: LoadedModel, settings: Settings) -> Policy:
 
 def catalogue(model: LoadedModel, settings: Settings) -> Catalogue:
     """The actions on offer, with the losses that the artefact's table holds."""
-    artefact = model.artefact
+    table = Table() if model.artefact is None else model.artefact.table
     budgets = tuple(b for b in settings.kv_budgets if b < model.weights.context)
     return Catalogue(
         variants=model.variants,
         kv_budgets=budgets,
-        variant_loss=_losses(artefact),
-        kv_loss={b: q.kl for b, q in artefact.kv_quality.items()} if artefact is not None else {},
+        variant_loss={name: quality.kl for name, quality in table.quality.items()},
+        kv_loss={budget: quality.kl for budget, quality in table.kv_quality.items()},
     )
 
 
@@ -184,18 +185,14 @@ def describe(model: LoadedModel, metrics: ServerMetrics) -> None:
     """Sets the metrics that never change."""
     shape = model.weights.shape
     base = sum(nbytes(tensor) for tensor in model.weights.tensors())
-    artefact = model.artefact
-    own = 0 if artefact is None else nbytes(artefact.ffn_order) + nbytes(artefact.kv_order)
+    owns = [own for parts in model.own.values() for own in parts.values()]
+    added = sum(nbytes(tensor) for own in owns for tensor in own.tensors())
     metrics.weights_resident.labels("base").set(base)
-    metrics.weights_resident.labels("variants").set(own)
+    metrics.weights_resident.labels("variants").set(added)
     full = model.variants[BASE].parameters(shape)
     for name, variant in model.variants.items():
         share = variant.parameters(shape) / full
         metrics.variant.labels(name).info({"model": model.name, "bytes_ratio": f"{share:.4f}"})
-
-
-def _losses(artefact: Artefact | None) -> dict[str, float]:
-    return {} if artefact is None else {n: q.kl for n, q in artefact.quality.items()}
 
 
 def _seconds(milliseconds: float | None) -> float | None:

@@ -1,73 +1,65 @@
 """`trimtab build`: hands the offline half the engine's own samples and a loaded model."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pruners.artefact import Artefact
-from pruners.build import BuildError, Recipe, build
-from pruners.rows import text_rows
-from server.app import build_runner
-from server.engine.load import LoadedModel, load_model, load_transformers
+from pruners.build import Sources, build
+from pruners.journal import Journal
+from pruners.progress import bars
+from pruners.recipe import Recipe
+from pruners.rows import rows_hash
+from pruners.sources import Corpus
+from server.engine.load import load_tokenizer, load_transformers
 from server.engine.source import model_name, resolve_model
-from server.selftext import sample_rows
-from server.settings import Settings
+from server.selftext import OwnText
 
-_ROW = 256  # tokens of a calibration row; held-out rows are as long as the KV budgets need
+SELF = "sampled from the base at temperature 1"
+ROW = 256
+"""Tokens of a calibration row; held-out rows are as long as the KV budgets need."""
 _HELD_OUT_ROWS = 8
-_BATCH = 32
 
 Rows = list[torch.Tensor]
 
 
-def build_artefact(model: str, text: Path | None, recipe: Recipe) -> Artefact:
-    """Builds variants of a model, calibrated on its own samples or on the user's text.
+def build_artefact(model: str, out: Path, corpus: Corpus | None, recipe: Recipe) -> Artefact:
+    """Builds variants of a model into the folder `out`, calibrated on the user's text or its own.
 
-    Raises `BuildError`, `ModelSourceError` or `UnsupportedModelError`.
+    An interrupted call goes on where it stopped, from a folder beside `out`. Raises `BuildError`,
+    `SourceError`, `ModelSourceError` or `UnsupportedModelError`.
     """
     folder = resolve_model(model)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        loaded = load_model(folder, model_name(model), torch.float32, None, None)
-        longest = min(2 * max(recipe.kv_budgets), loaded.weights.context)
-        if text is None:
-            source = "sampled from the base at temperature 1"
-            calibration, held_out = _own_rows(loaded, recipe, longest, progress)
-        else:
-            source = text.name
-            calibration, held_out = _text_rows(loaded, text, recipe, longest)
-        del loaded  # two copies of the weights are enough, and building needs the other one
-        return build(
+    longest = 2 * max(recipe.kv_budgets, default=ROW)
+    with bars() as progress:
+        identity = {"model": str(folder), "recipe": asdict(recipe), "build": 1}
+        if corpus is not None:
+            calibration, held_out = _text_rows(folder, corpus, recipe, longest)
+            identity["text"] = [rows_hash(rows) for rows in (calibration, held_out)]
+        journal = Journal(out.parent / f".{out.name}-build", identity)
+        if corpus is None:
+            text = OwnText(folder, journal, progress)
+            calibration = text.rows(-(-recipe.calibration_tokens // ROW), ROW, recipe.seed)
+            held_out = text.rows(_HELD_OUT_ROWS, longest, recipe.seed + 1)
+            del text  # two copies of the weights are enough, and building needs the other one
+        source = SELF if corpus is None else corpus.name
+        artefact = build(
             load_transformers(folder, torch.float32),
             model_name(model),
-            calibration,
-            held_out,
+            Sources(calibration, held_out, source, f"{source}, other rows"),
             recipe,
+            journal,
             progress,
-            calibration_source=source,
-            held_out_source=f"{source}, other rows",
         )
+    artefact.save(out)
+    journal.close()
+    return artefact
 
 
-def _own_rows(
-    loaded: LoadedModel, recipe: Recipe, longest: int, progress: Progress
-) -> tuple[Rows, Rows]:
-    limits = Settings(max_running=_BATCH, kv_tokens=_BATCH * 2 * _ROW + _HELD_OUT_ROWS * longest)
-    runner = build_runner(loaded, limits, None)
-    count = -(-recipe.calibration_tokens // _ROW)
-    calibration = sample_rows(runner, loaded, count, _ROW, recipe.seed, progress)
-    held_out = sample_rows(runner, loaded, _HELD_OUT_ROWS, longest, recipe.seed + 1, progress)
-    return calibration, held_out
-
-
-def _text_rows(loaded: LoadedModel, text: Path, recipe: Recipe, longest: int) -> tuple[Rows, Rows]:
+def _text_rows(folder: Path, corpus: Corpus, recipe: Recipe, longest: int) -> tuple[Rows, Rows]:
     """The first three quarters of the text calibrate, the rest is held out."""
-    try:
-        words = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BuildError(f"cannot read {text}: {error}") from error
-    cut = len(words) * 3 // 4
-    calibration = text_rows(loaded.tokenizer, words[:cut], _ROW, recipe.calibration_tokens)
-    limit = _HELD_OUT_ROWS * longest
-    return calibration, text_rows(loaded.tokenizer, words[cut:], longest, limit)
+    tokenizer = load_tokenizer(folder)
+    first, rest = corpus.split(0.75)
+    calibration = first.rows(tokenizer, ROW, recipe.calibration_tokens)
+    return calibration, rest.rows(tokenizer, longest, _HELD_OUT_ROWS * longest)

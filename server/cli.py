@@ -14,7 +14,11 @@ from pydantic import ValidationError
 from policies.bundle import PolicyError
 from pruners.architecture import UnsupportedModelError
 from pruners.artefact import ArtefactError
-from pruners.build import BuildError, Recipe
+from pruners.importance import SCORERS, ImportanceError
+from pruners.recipe import BuildError, Recipe
+from pruners.recovery import RecoveryError
+from pruners.sources import SourceError
+from pruners.tasks import TaskError
 from server.engine.source import DEFAULT_MODEL, ModelSourceError, resolve_model
 from server.settings import Settings, SettingsError
 
@@ -41,6 +45,10 @@ _USER_ERRORS = (
     UnsupportedModelError,
     ArtefactError,
     BuildError,
+    ImportanceError,
+    RecoveryError,
+    SourceError,
+    TaskError,
     PolicyError,
     pydantic_settings.SettingsError,
 )
@@ -112,16 +120,86 @@ def diagnose(
 def build(
     out: Annotated[Path, typer.Option(help="The artefact's folder; replaced if it exists.")],
     model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
-    text: Annotated[Path | None, typer.Option(help="Calibrate on this text instead.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Calibrate on this: text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."),
+    ] = None,
     tokens: Annotated[int, typer.Option(min=256, help="Calibration tokens.")] = 24_576,
+    touched: Annotated[
+        str, typer.Option(help="Shares of the base's bytes a token to choose cuts for.")
+    ] = ",".join(f"{share:g}" for share in Recipe().touched),
+    importance: Annotated[str, typer.Option(help=f"One of: {', '.join(SCORERS)}.")] = "wanda",
+    rank: Annotated[int, typer.Option(min=0, help="Of the corrections; 0: biases only.")] = 16,
+    sequential: Annotated[
+        bool, typer.Option(help="Fit each layer behind the pruned ones: better, and far slower.")
+    ] = False,
+    materialised: Annotated[
+        bool,
+        typer.Option(help="Give each variant refitted matrices: better, not shared."),
+    ] = False,
+    search: Annotated[int, typer.Option(min=0, help="Candidates tried for each share.")] = 0,
+    keep_all: Annotated[bool, typer.Option(help="Keep variants that others beat.")] = False,
     seed: int = 0,
 ) -> None:
-    """Rank, cut and measure variants of a model; the server reads the folder that this writes."""
+    """Rank, cut, correct and measure variants of a model, into a folder that the server reads.
+
+    An interrupted build goes on where it stopped.
+    """
+    from pruners.sources import read_corpus
     from server.building import build_artefact
 
-    artefact = build_artefact(model, text, Recipe(calibration_tokens=tokens, seed=seed))
-    artefact.save(out)
+    recipe = Recipe(
+        touched=_shares(touched),
+        search=search,
+        keep_all=keep_all,
+        importance=importance,
+        rank=rank,
+        sequential=sequential,
+        materialised=materialised,
+        calibration_tokens=tokens,
+        seed=seed,
+    )
+    corpus = None if text is None else read_corpus(text)
+    artefact = build_artefact(model, out, corpus, recipe)
     typer.echo(f"{out}: {len(artefact.variants)} variants of {artefact.model_name}")
+
+
+@cli.command()
+def evaluate(
+    artefact: Annotated[Path, typer.Option(help="A folder by `trimtab build`.")],
+    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Measure on this; .raw is WikiText. Default: fresh text of the base."),
+    ] = None,
+    tasks: Annotated[
+        list[Path] | None, typer.Option(help="JSONL of questions; may be given several times.")
+    ] = None,
+    window: Annotated[int, typer.Option(min=16, help="Tokens of a row.")] = 1024,
+    limit: Annotated[int | None, typer.Option(min=16, help="Tokens of text in all.")] = None,
+    task_limit: Annotated[int | None, typer.Option(min=1, help="Questions of a task.")] = None,
+    kv_prompt: Annotated[int, typer.Option(min=0, help="Prompt of KV evictions; 0: none.")] = 512,
+    timing: Annotated[bool, typer.Option(help="Time every variant on this device.")] = True,
+    json: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
+) -> None:
+    """Measure an artefact's variants, and write its table and a report with plots.
+
+    An interrupted evaluation goes on where it stopped.
+    """
+    from rich.console import Console
+
+    from pruners.report import render
+    from pruners.sources import read_corpus
+    from server.evaluating import Plan, evaluate_artefact
+
+    corpus = None if text is None else read_corpus(text)
+    plan = Plan(corpus, tuple(tasks or ()), window, limit, task_limit, kv_prompt, timing)
+    found = evaluate_artefact(model, artefact, plan)
+    for table in render(found):
+        Console(width=160).print(table)
+    if json is not None:
+        found.table.save(json)
+    typer.echo(f"{artefact / 'report' / 'report.md'}")
 
 
 @cli.command("train-policy")
@@ -146,6 +224,13 @@ def train_policy(
     verdict = "promoted" if bundle.promoted else "not promoted: the default stays"
     typer.echo(f"{path}: headroom {bundle.settings.headroom:g}, {verdict}")
     typer.echo(f"gain over the default on held-out traffic, 95 %: {low:+.4f} to {high:+.4f}")
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise UsageError(f"--touched {text} is no list of shares such as 0.9,0.7") from error
 
 
 def _check_free(host: str, port: int) -> None:

@@ -4,31 +4,81 @@ Half of the rows start as free text, half as a conversation whose user turn the 
 a small model that is closer to what it will be asked than any fixed corpus.
 """
 
+from pathlib import Path
+
+import torch
 from rich.progress import Progress
 from torch import Tensor, tensor
 
+from pruners.journal import Journal
 from pruners.variant import BASE
-from server.engine.load import LoadedModel
+from server.app import build_runner
+from server.engine.load import LoadedModel, load_model
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest, Sequence
 from server.engine.text import StopRules, TextStream
+from server.settings import Settings
 
 _MARK = "\x00"
+_ROWS = 96  # sampled together at most; more are hardly faster
+_TOKENS = _ROWS * 256
+
+
+class OwnText:
+    """Rows of a model's own text, the same for the same seed; what was sampled is noted.
+
+    The model is loaded for the first rows that are not in the journal.
+    """
+
+    def __init__(self, folder: Path, journal: Journal, progress: Progress) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._progress = progress
+        self._model: LoadedModel | None = None
+
+    def rows(self, count: int, length: int, seed: int) -> list[Tensor]:
+        """`count` rows of `length` tokens, or of as many as the model's context has."""
+        batch = min(_ROWS, max(1, _TOKENS // length))
+        made: list[Tensor] = []
+        for first in range(0, count, batch):
+            wanted = range(first, min(first + batch, count))
+
+            def compute(wanted: range = wanted) -> dict[str, Tensor]:
+                rows = self._sample(wanted, length, seed)
+                return {f"{i:06d}": row for i, row in zip(wanted, rows, strict=True)}
+
+            key = f"own rows of {length} by {seed} from {first}"
+            noted = self._journal.tensors(key, compute)
+            made += [noted[name] for name in sorted(noted)]
+        return made
+
+    def _sample(self, wanted: range, length: int, seed: int) -> list[Tensor]:
+        if self._model is None:
+            self._model = load_model(self._folder, self._folder.name, torch.float32, None, None)
+        length = min(length, self._model.weights.context)
+        limits = Settings(
+            max_running=len(wanted), step_tokens=256, kv_tokens=len(wanted) * (length + 128)
+        )
+        runner = build_runner(self._model, limits, None)
+        return sample_rows(runner, self._model, wanted, length, seed, self._progress)
 
 
 def sample_rows(
     runner: Runner,
     model: LoadedModel,
-    count: int,
+    wanted: range,
     length: int,
     seed: int,
     progress: Progress | None = None,
 ) -> list[Tensor]:
-    """`count` rows of `length` tokens at temperature 1, the same for the same seed."""
+    """The rows of these numbers, `length` tokens each, sampled at temperature 1.
+
+    A row depends on its number and the seed alone, up to the rounding of batches.
+    """
     starts = _starts(model)
     made: list[Sequence] = []
-    for index in range(count):
+    for index in wanted:
         start = starts[index % len(starts)]
         request = GenerationRequest(
             request_id=f"self-{index}",
@@ -40,7 +90,8 @@ def sample_rows(
         stream = TextStream(model.tokenizer, StopRules())
         made.append(Sequence(request, stream, lambda _: None))
         runner.scheduler.add(made[-1])
-    task = None if progress is None else progress.add_task("Sampling text", total=count * length)
+    total = len(wanted) * length
+    task = None if progress is None else progress.add_task("Sampling text", total=total)
     while runner.step():
         if progress is not None and task is not None:
             progress.update(task, completed=sum(sequence.tokens for sequence in made))

@@ -1,7 +1,8 @@
 """How a budget is spread over layers."""
 
 from pruners.allocation.base import AllocationError
-from pruners.allocation.curves import Curve, eliminated, measured, predicted, summed
+from pruners.allocation.by_kl import Library, ffn_levels, kv_levels, measured
+from pruners.allocation.curves import Curve, eliminated, predicted, summed
 from pruners.allocation.greedy import Cost, greedy
 from pruners.allocation.schedules import increasing, uniform
 from pruners.allocation.search import Found, search
@@ -12,9 +13,12 @@ __all__ = [
     "Cost",
     "Curve",
     "Found",
+    "Library",
     "eliminated",
+    "ffn_levels",
     "greedy",
     "increasing",
+    "kv_levels",
     "measured",
     "predicted",
     "search",

@@ -72,10 +72,20 @@ class Layer:
     window: int | None = None
     rope: str | None = None
 
+    @property
+    def attention_join(self) -> nn.Module:
+        """The module whose output is what attention adds to the residual stream."""
+        return self.attention_out_norm or self.attention.o
+
+    @property
+    def mlp_join(self) -> nn.Module:
+        """The module whose output is what the MLP adds to the residual stream."""
+        return self.mlp_out_norm or self.mlp.down
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a model. `kv_groups` is the number of key/value heads."""
+    """Sizes of a model. `kv_groups` is the number of key/value heads, `gated` says how FFNs are."""
 
     layers: int
     hidden: int
@@ -84,6 +94,7 @@ class Shape:
     head_dim: int
     ffn: int
     vocab: int
+    gated: bool = True
 
     @property
     def queries_per_group(self) -> int:

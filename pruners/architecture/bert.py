@@ -46,6 +46,7 @@ def locate(model: HfModule) -> Decoder:
             head_dim=config.hidden_size // config.num_attention_heads,
             ffn=config.intermediate_size,
             vocab=config.vocab_size,
+            gated=False,
         ),
         layers=[_layer(layer) for layer in body.encoder.layer],
         embed=body.embeddings.word_embeddings,

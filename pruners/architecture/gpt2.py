@@ -49,6 +49,7 @@ def locate(model: HfModule) -> Decoder:
             head_dim=config.n_embd // config.n_head,
             ffn=config.n_inner or 4 * config.n_embd,
             vocab=config.vocab_size,
+            gated=False,
         ),
         layers=[_layer(layer) for layer in body.h],
         embed=body.wte,

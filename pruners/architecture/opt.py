@@ -49,6 +49,7 @@ def locate(model: HfModule) -> Decoder:
             head_dim=config.hidden_size // config.num_attention_heads,
             ffn=config.ffn_dim,
             vocab=config.vocab_size,
+            gated=False,
         ),
         layers=[_layer(layer) for layer in body.layers],
         embed=body.embed_tokens,

@@ -8,8 +8,8 @@ from rich.progress import Progress
 from pruners.architecture import Decoder
 from pruners.calibration import stream
 from pruners.collectors import Cosine, Entropy
-from pruners.depth import PARTS, Block
 from pruners.importance.attention_entropy import eager_attention
+from pruners.variant import PARTS, Block
 
 
 def last_layers(decoder: Decoder) -> tuple[int, ...]:

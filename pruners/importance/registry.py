@@ -7,7 +7,6 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.depth import Block
 from pruners.importance.activation_norm import ActivationNorm
 from pruners.importance.activation_variance import ActivationVariance
 from pruners.importance.attention_entropy import AttentionEntropy
@@ -25,6 +24,7 @@ from pruners.importance.mean_query import MeanQuery
 from pruners.importance.random import Random
 from pruners.importance.taylor import Taylor
 from pruners.importance.weight_norm import WeightNorm
+from pruners.variant import Block
 
 SCORERS: dict[str, Callable[[int], Scorer]] = {
     "random": lambda seed: FromMoments(Random(seed)),

@@ -6,11 +6,11 @@ from pruners.recovery.correction import (
     LowRank,
     Materialised,
     RecoveryError,
-    corrected,
+    constant,
     from_tensors,
     to_tensors,
 )
-from pruners.recovery.recover import Bought, Recipe, Recovered, recover, recover_in_sequence
+from pruners.recovery.recover import Bought, Recipe, Recovered, recover
 
 __all__ = [
     "Bought",
@@ -21,9 +21,8 @@ __all__ = [
     "Recipe",
     "Recovered",
     "RecoveryError",
-    "corrected",
+    "constant",
     "from_tensors",
     "recover",
-    "recover_in_sequence",
     "to_tensors",
 ]

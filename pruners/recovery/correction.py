@@ -1,17 +1,13 @@
-"""Small tensors that win quality back, and the context in which a masked model uses them."""
+"""Small tensors that win quality back, and their names in a file."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from pruners.architecture import Decoder
-from pruners.depth import PARTS, Block
-from pruners.order import Order, features
+from pruners.variant import PARTS, Block
 
 
 class RecoveryError(ValueError):
@@ -22,7 +18,8 @@ class RecoveryError(ValueError):
 class LowRank:
     """`y + bias + up @ (down @ h)` on the kept inputs h, in their order; the weights are shared.
 
-    `bias` is `[out]`, `up` `[out, rank]`, `down` `[rank, kept]`; rank 0 is the bias alone.
+    `bias` is `[out]`, `up` `[out, rank]`, `down` `[rank, kept]`; rank 0 is the bias alone. Where
+    nothing is kept, the bias is what a skipped block adds to the residual stream.
     """
 
     bias: torch.Tensor
@@ -33,6 +30,14 @@ class LowRank:
     def kept(self) -> int:
         """How many inputs it was made for."""
         return self.down.shape[1]
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All there is of it."""
+        return self.bias, self.up, self.down
 
     def correct(
         self, linear: nn.Linear, inputs: torch.Tensor, output: torch.Tensor
@@ -57,6 +62,10 @@ class Materialised:
         """How many inputs it was made for."""
         return self.weight.shape[1]
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All there is of it."""
+        return self.bias, self.weight
+
     def correct(
         self, linear: nn.Linear, inputs: torch.Tensor, output: torch.Tensor
     ) -> torch.Tensor:
@@ -67,29 +76,14 @@ class Materialised:
         return inputs @ _like(self.weight, output).T + added
 
 
+def constant(adds: torch.Tensor) -> LowRank:
+    """For a skipped block: what it adds to the residual stream on average, `[hidden]`."""
+    return LowRank(adds, adds.new_zeros(len(adds), 0), adds.new_zeros(0, 0))
+
+
 Correction: TypeAlias = LowRank | Materialised
 Corrections: TypeAlias = Mapping[Block, Correction]
-"""One for each narrowed `o` (part `attention`) and `down` (part `mlp`) of a variant."""
-
-
-@contextmanager
-def corrected(decoder: Decoder, order: Order, corrections: Corrections) -> Iterator[None]:
-    """Applies corrections inside a `mask` of the variant that they were made for.
-
-    Nothing of the model is changed, and all hooks are gone on exit.
-    """
-    size = decoder.shape.queries_per_group * decoder.shape.head_dim
-    with ExitStack() as hooks:
-        for block, correction in corrections.items():
-            layer = decoder.layers[block.layer]
-            if block.part == "attention":
-                linear = layer.attention.o
-                index = features(order.kv[block.layer], size)[: correction.kept]
-            else:
-                linear = layer.mlp.down
-                index = order.ffn[block.layer][: correction.kept]
-            hooks.callback(_hook(linear, index, correction).remove)
-        yield
+"""One for each cut `o` (part `attention`) and `down` (part `mlp`) of a variant."""
 
 
 def to_tensors(corrections: Corrections) -> dict[str, torch.Tensor]:
@@ -123,17 +117,6 @@ def _read(block: Block, group: Mapping[str, torch.Tensor]) -> Correction:
         case {"bias": (out,), "weight": (rows, _), **other} if not other and rows == out:
             return Materialised(**group)
     raise RecoveryError(f"correction of layer {block.layer} {block.part} has shapes {shapes}")
-
-
-def _hook(linear: nn.Linear, index: torch.Tensor, correction: Correction) -> RemovableHandle:
-    index = index.to(linear.weight.device)
-
-    def better(
-        module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> torch.Tensor:
-        return correction.correct(linear, args[0][..., index], output)
-
-    return linear.register_forward_hook(better)
 
 
 def _like(tensor: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

@@ -1,22 +1,19 @@
 """From calibration rows to corrections, and what each step of them bought on held-out rows."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.depth import Block, Part
-from pruners.mask import mask
 from pruners.order import Order, features
-from pruners.recovery.correction import Correction, LowRank, Materialised, corrected
-from pruners.recovery.passes import Linear, pruned, unpruned
+from pruners.recovery.correction import Correction, LowRank, Materialised, constant
+from pruners.recovery.passes import Linear, moments
 from pruners.recovery.solve import bias, low_rank, refit, relative_error
-from pruners.variant import VariantSpec, base_spec
+from pruners.variant import Block, Part, VariantSpec
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-3, 1e-2, 1e-1)
 """Strengths that are tried, as shares of the mean variance of the kept inputs."""
 
 
@@ -64,44 +61,20 @@ def recover(
     """Corrections of many variants from one pass over the unpruned model.
 
     `rows` are 1-D, ragged; a quarter of them is held out to choose the ridge. The matrices of one
-    layer are held at a time. Full and skipped blocks need no correction. Raises `RecoveryError`
-    for fewer than two rows, `ValueError` if a spec does not fit the model.
+    layer are held at a time. Full blocks need no correction; a skipped one is made up for by the
+    mean of what it adds. Raises `RecoveryError` for fewer than two rows, `ValueError` if a spec
+    does not fit the model.
     """
     for spec in specs:
         spec.check(decoder.shape)
     found = [Recovered({}, []) for _ in specs]
-    for index, linears in unpruned(decoder, rows, progress):
+    for index, linears in moments(decoder, rows, progress):
         for spec, recovered in zip(specs, found, strict=True):
-            _layer(decoder, index, linears, spec, order, recipe, recovered)
+            recover_layer(decoder, index, linears, spec, order, recipe, recovered)
     return found
 
 
-def recover_in_sequence(
-    decoder: Decoder,
-    spec: VariantSpec,
-    order: Order,
-    rows: Sequence[torch.Tensor],
-    recipe: Recipe,
-    progress: Progress | None = None,
-) -> Recovered:
-    """As `recover` for one variant, each layer on what the pruned, corrected ones before it give.
-
-    The base's own output stays the goal, so that a layer also mends what went wrong before it, as
-    in GPTAQ (Li et al. 2025, arXiv 2504.02692). Two passes a variant, and the inputs of one layer
-    held for all tokens. Raises what `recover` raises.
-    """
-    spec.check(decoder.shape)
-    recovered = Recovered({}, [])
-    with ExitStack() as applied:
-        for index, linears in pruned(decoder, rows, progress):
-            _layer(decoder, index, linears, spec, order, recipe, recovered)
-            applied.enter_context(mask(decoder, _only(decoder, spec, index), order))
-            made = {b: c for b, c in recovered.corrections.items() if b.layer == index}
-            applied.enter_context(corrected(decoder, order, made))
-    return recovered
-
-
-def _layer(
+def recover_layer(
     decoder: Decoder,
     index: int,
     linears: dict[Part, Linear],
@@ -110,14 +83,17 @@ def _layer(
     recipe: Recipe,
     recovered: Recovered,
 ) -> None:
+    """Adds the corrections of one layer, seen as `linears`, to `recovered`."""
     queries = decoder.shape.queries_per_group * decoder.shape.head_dim
     parts: tuple[tuple[Part, torch.Tensor, int, int], ...] = (
         ("attention", order.kv[index], spec.kv_groups[index], queries),
         ("mlp", order.ffn[index], spec.ffn[index], 1),
     )
     for part, units, width, size in parts:
-        if 0 < width < len(units):
-            block = Block(index, part)
+        block = Block(index, part)
+        if width == 0:
+            recovered.corrections[block] = constant(linears[part].adds)
+        elif width < len(units):
             kept = features(units[:width], size)
             correction, bought = _solve(linears[part], kept, recipe, block)
             recovered.corrections[block] = correction
@@ -158,13 +134,3 @@ def _solve(
         refitted = shared + change
         return Materialised(added(refitted).float(), refitted.float()), bought
     return LowRank(added(approximate).float(), up.float(), down_.float()), bought
-
-
-def _only(decoder: Decoder, spec: VariantSpec, index: int) -> VariantSpec:
-    """The base, narrowed as in `spec` in one layer."""
-    full = base_spec(decoder.shape)
-
-    def at(widths: tuple[int, ...], wide: tuple[int, ...]) -> tuple[int, ...]:
-        return (*wide[:index], widths[index], *wide[index + 1 :])
-
-    return replace(spec, kv_groups=at(spec.kv_groups, full.kv_groups), ffn=at(spec.ffn, full.ffn))

@@ -10,22 +10,10 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Moments of the inputs h that the variant will give a map, and of those that it should see.
-
-    `mean` is E[h], `[in]`, and `second` E[h h^T], `[in, in]`; `base_mean` and `base_second` are
-    those of the base's own inputs g, and `cross` is E[g h^T]. Nothing pruned upstream: g is h.
-    """
+    """Moments of the inputs h of a map: `mean` is E[h], `[in]`, `second` E[h h^T], `[in, in]`."""
 
     mean: torch.Tensor
     second: torch.Tensor
-    base_mean: torch.Tensor
-    base_second: torch.Tensor
-    cross: torch.Tensor
-
-    @classmethod
-    def unpruned(cls, mean: torch.Tensor, second: torch.Tensor) -> "Inputs":
-        """What the base itself gives."""
-        return cls(mean, second, mean, second, second)
 
 
 def bias(
@@ -36,7 +24,7 @@ def bias(
     With the kept columns as they are: the bias compensation of FLAP (An et al. 2024, arXiv
     2312.11983).
     """
-    return weight @ inputs.base_mean - replacement @ inputs.mean[kept]
+    return weight @ inputs.mean - replacement @ inputs.mean[kept]
 
 
 def refit(
@@ -51,7 +39,7 @@ def refit(
     """
     mean = inputs.mean[kept]
     within = inputs.second[kept][:, kept] - torch.outer(mean, mean)
-    across = inputs.cross[:, kept] - torch.outer(inputs.base_mean, mean)
+    across = inputs.second[:, kept] - torch.outer(inputs.mean, mean)
     missing = weight @ across - weight[:, kept] @ within
     # Inputs that never vary still need something to divide by.
     strength = ridge * within.diagonal().mean().clamp(min=torch.finfo(torch.float64).eps)
@@ -80,11 +68,11 @@ def relative_error(
     added: torch.Tensor,
     inputs: Inputs,
 ) -> float:
-    """`E||W g - replacement h_kept - added||^2 / E||W g||^2`; 0 for a map that writes nothing."""
-    energy = _product(weight, inputs.base_second, weight)
+    """`E||W h - replacement h_kept - added||^2 / E||W h||^2`; 0 for a map that writes nothing."""
+    energy = _product(weight, inputs.second, weight)
     if not energy > 0:
         return 0.0
-    shared = _product(weight, inputs.cross[:, kept], replacement)
+    shared = _product(weight, inputs.second[:, kept], replacement)
     own = _product(replacement, inputs.second[kept][:, kept], replacement)
     offset = added @ (added - 2 * bias(weight, kept, replacement, inputs))
     return max(0.0, float((energy - 2 * shared + own + offset) / energy))

@@ -33,7 +33,7 @@ def router(service: Service, registry: CollectorRegistry, refresh: Callable[[], 
 
     def card(name: str, variant: str) -> dict[str, object]:
         model = service.model
-        quality = model.artefact.quality.get(variant) if model.artefact is not None else None
+        quality = model.artefact.table.quality.get(variant) if model.artefact is not None else None
         parameters = model.variants[variant].parameters(model.weights.shape)
         return {
             "id": name,

@@ -4,7 +4,6 @@ A segment is a prompt chunk or one decoded token; both take the same path. The p
 weight once, whatever variants the batch mixes (see `ladder`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,10 +11,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from pruners.variant import VariantSpec
+from pruners.variant import Block, VariantSpec
+from server.engine.block import Site, run_block
+from server.engine.corrections import OwnParts
 from server.engine.kv_cache import KVCache, SequenceCache
-from server.engine.ladder import WHOLE, Index, Rows, RowSets, Rung, ladder
-from server.engine.weights import BaseWeights, LayerWeights, Norm
+from server.engine.ladder import Rows, RowSets, Rung, ladder
+from server.engine.weights import BaseWeights, LayerWeights
 
 
 @dataclass(slots=True)
@@ -65,9 +66,10 @@ class _Step:
 class Decoder:
     """Runs segments through the base or its variants."""
 
-    def __init__(self, weights: BaseWeights, cache: KVCache) -> None:
+    def __init__(self, weights: BaseWeights, cache: KVCache, own: OwnParts | None = None) -> None:
         self.weights = weights
         self.cache = cache
+        self._own = own or {}
 
     @torch.inference_mode()
     def forward(self, segments: list[Segment]) -> Tensor:
@@ -82,20 +84,8 @@ class Decoder:
         if weights.embed_scale != 1.0:
             x = x * weights.embed_scale
         for index, layer in enumerate(weights.layers):
-            x = self._block(
-                x,
-                step,
-                ladder(step.sets.variants, index, "kv_groups"),
-                (layer.attention_norm, layer.attention_out_norm),
-                partial(self._attention, step, index, layer),
-            )
-            x = self._block(
-                x,
-                step,
-                ladder(step.sets.variants, index, "ffn"),
-                (layer.mlp_norm, layer.mlp_out_norm),
-                partial(self._mlp, layer),
-            )
+            for site in self._sites(step, index, layer):
+                x = run_block(x, step.sets, site)
         return weights.final_norm(x)
 
     @torch.inference_mode()
@@ -103,41 +93,39 @@ class Decoder:
         """fp32 logits `[rows, vocab]` of final hidden states."""
         return self.weights.head(hidden).float()
 
-    def _block(
-        self,
-        x: Tensor,
-        step: _Step,
-        rungs: tuple[Rung, ...],
-        norms: tuple[Norm, Norm | None],
-        apply: Callable[[Tensor, Rung], Tensor],
-    ) -> Tensor:
-        """`x + f(norm(x))` for the rows that have this sub-block, rung by rung."""
-        if not rungs:
-            return x
-        norm, out_norm = norms
-        members = rungs[0].variants
-        where = step.sets.index(members, step.sets.variants)
-        h = norm(x[where])
-        out = apply(h, rungs[0])
-        for rung in rungs[1:]:
-            inner = step.sets.index(rung.variants, members)
-            _add(out, inner, apply(h[inner], rung))
-        if out_norm is not None:
-            out = out_norm(out)
-        if isinstance(where, slice) and where == WHOLE:
-            return x + out
-        _add(x, where, out)
-        return x
+    def _sites(self, step: _Step, index: int, layer: LayerWeights) -> tuple[Site, Site]:
+        shape = self.weights.shape
+        return (
+            Site(
+                rungs=ladder(step.sets.variants, index, "kv_groups"),
+                norm=layer.attention_norm,
+                out_norm=layer.attention_out_norm,
+                features=partial(self._attention, step, index, layer),
+                project=layer.o,
+                unit=shape.queries_per_group * shape.head_dim,
+                own=self._own.get(Block(index, "attention"), {}),
+            ),
+            Site(
+                rungs=ladder(step.sets.variants, index, "ffn"),
+                norm=layer.mlp_norm,
+                out_norm=layer.mlp_out_norm,
+                features=partial(self._mlp, layer),
+                project=layer.down,
+                unit=1,
+                own=self._own.get(Block(index, "mlp"), {}),
+            ),
+        )
 
     def _mlp(self, layer: LayerWeights, h: Tensor, rung: Rung) -> Tensor:
+        """Activations of FFN neurons `rung.low..high`, `[rows, neurons]`. `h` is normed rows."""
         gate = layer.gate.outputs(rung.low, rung.high)(h)
         up = layer.up.outputs(rung.low, rung.high)(h)
-        return layer.down.inputs(rung.low, rung.high)(self.weights.activation(gate) * up)
+        return self.weights.activation(gate) * up
 
     def _attention(
         self, step: _Step, index: int, layer: LayerWeights, h: Tensor, rung: Rung
     ) -> Tensor:
-        """Attention of KV groups `rung.low..high` with their query heads. `h` is normed rows."""
+        """What the query heads of KV groups `rung.low..high` mix, `[rows, heads * dim]`."""
         shape = self.weights.shape
         queries, dim = shape.queries_per_group, shape.head_dim
         rows, groups = step.sets.of(rung.variants), slice(rung.low, rung.high)
@@ -153,9 +141,7 @@ class Decoder:
         slots = step.slots[where]
         self.cache.keys[index, :, groups].index_copy_(0, slots, turned[:, :, queries])
         self.cache.values[index, :, groups].index_copy_(0, slots, values)
-        mixed = self._mix(turned[:, :, :queries], rows, step, index, groups, layer.window)
-        width = queries * dim
-        return layer.o.inputs(rung.low * width, rung.high * width)(mixed)
+        return self._mix(turned[:, :, :queries], rows, step, index, groups, layer.window)
 
     def _mix(
         self,
@@ -194,10 +180,3 @@ class Decoder:
             y = y.reshape(q.shape).transpose(1, 2).transpose(0, 1)
             mixed[span.begin : span.end] = y
         return mixed.flatten(1)
-
-
-def _add(target: Tensor, where: Index, value: Tensor) -> None:
-    if isinstance(where, slice):
-        target[where] += value
-    else:
-        target.index_add_(0, where, value)

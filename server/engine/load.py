@@ -1,7 +1,7 @@
 """From a model's name to something that can be served."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from pruners.architecture import SERVED_FAMILIES, UnsupportedModelError, locate
 from pruners.artefact import Artefact, ArtefactError
 from pruners.fingerprint import fingerprint
 from pruners.variant import VariantSpec, base_spec
+from server.engine.corrections import OwnParts, own_parts
 from server.engine.weights import BaseWeights, take_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -34,6 +35,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: frozenset[int]
     variants: dict[str, VariantSpec]
+    own: OwnParts
     artefact: Artefact | None
     sampling_defaults: dict[str, float]
 
@@ -51,6 +53,15 @@ def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     except (OSError, ValueError, RuntimeError) as error:
         raise UnsupportedModelError(f"cannot load the model in {source}: {_line(error)}") from error
     return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
+    """A model folder's tokenizer. Raises `UnsupportedModelError`."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModelError(f"no tokenizer in {source}: {_line(error)}") from error
+    return tokenizer
 
 
 def load_outline(source: Path) -> PreTrainedModel:
@@ -112,10 +123,11 @@ def load_model(
         name=name,
         fingerprint=identity,
         weights=weights,
-        tokenizer=AutoTokenizer.from_pretrained(source),
+        tokenizer=load_tokenizer(source),
         eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos),
         variants={spec.name: spec for spec in specs},
-        artefact=artefact,
+        own=own_parts(weights, {} if artefact is None else artefact.corrections),
+        artefact=None if artefact is None else replace(artefact, corrections={}),
         sampling_defaults=defaults,
     )
 

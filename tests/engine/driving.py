@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from pruners.architecture import locate
 from pruners.variant import VariantSpec, base_spec, depth_spec, width_spec
+from server.engine.corrections import OwnParts
 from server.engine.decoder import Decoder
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
@@ -36,11 +37,15 @@ def weights_of(model: PreTrainedModel, seed: int | None = 7) -> BaseWeights:
 
 
 def runner_of(
-    weights: BaseWeights, capacity: int = 4096, running: int = 8, step_tokens: int = 32
+    weights: BaseWeights,
+    capacity: int = 4096,
+    running: int = 8,
+    step_tokens: int = 32,
+    own: OwnParts | None = None,
 ) -> Runner:
     cache = KVCache(weights.shape, capacity, weights.dtype, weights.device)
     limits = SchedulerLimits(running, step_tokens)
-    return Runner(Decoder(weights, cache), Scheduler(cache, limits))
+    return Runner(Decoder(weights, cache, own), Scheduler(cache, limits))
 
 
 def variants_of(weights: BaseWeights) -> dict[str, VariantSpec]:

@@ -1,6 +1,8 @@
+import dataclasses
 import itertools
 import math
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from pruners.allocation import (
     AllocationError,
     Curve,
     eliminated,
+    ffn_levels,
     greedy,
     increasing,
+    kv_levels,
     measured,
     predicted,
     search,
@@ -19,9 +23,11 @@ from pruners.allocation import (
     uniform,
 )
 from pruners.architecture import locate
-from pruners.evaluate import evaluate
+from pruners.evaluate import evaluate, reading
 from pruners.importance import LeastSquares, Scores
+from pruners.journal import Journal
 from pruners.mask import mask
+from pruners.recovery.library import Library, make_library
 from pruners.variant import VariantSpec, base_spec
 from tests.pruners.models import random_order, random_rows, tiny_model
 
@@ -171,21 +177,37 @@ def test_eliminated_curves_of_a_model_rise():
         assert curve.errors[-1] < 1
 
 
-def test_measured_curves_are_the_kl_of_one_narrowed_layer():
-    decoder = locate(tiny_model())
-    order, rows = random_order(decoder.shape), random_rows(4, (20,))
-    curves = measured(decoder, order, rows, shares=(0.34,))
-    assert [(c.layer, c.part) for c in curves][:3] == [
-        (0, "attention"),
-        (0, "mlp"),
-        (1, "attention"),
-    ]
-    curve = curves[3]
-    spec = VariantSpec("one", (2, 2, 2), (96, 32, 96))
-    kl = evaluate(decoder, {"one": lambda: mask(decoder, spec, order)}, rows).quality["one"].kl
-    assert curve.errors == pytest.approx((0, kl / 2, kl))
-    assert predicted(curves)(spec) == pytest.approx(kl)
-    assert predicted(curves)(BASE) == 0
+@pytest.mark.parametrize("corrected", [False, True])
+def test_measured_curves_are_the_kl_of_one_cut_block(corrected: bool):
+    decoder = locate(tiny_model(intermediate_size=256))
+    shape, rows = decoder.shape, random_rows(4, (20,))
+    order = random_order(shape)
+    library = Library({})
+    if corrected:
+        calibration = random_rows(8, (20,), seed=3)
+        library = make_library(decoder, order, calibration, (1, 0), ffn_levels(shape)[1:], 4)
+    curves = measured(decoder, order, rows, library.corrections, Journal(None, None))
+    assert [(c.layer, c.part) for c in curves][:2] == [(0, "attention"), (0, "mlp")]
+    assert curves[0].widths == (2, 1, 0)
+    assert curves[1].widths == (256, 224, 192, 160, 128, 96, 64, 32, 0)
+    base = base_spec(shape)
+    for curve, width in ((curves[3], 192), (curves[3], 0), (curves[2], 1), (curves[4], 0)):
+        spec = curve.at(base, width)
+        reader = reading(decoder, partial(mask, decoder, spec, order, library.of(spec)))
+        kl = evaluate(decoder, {"one": reader}, rows).quality["one"].kl
+        assert curve.errors[curve.widths.index(width)] == pytest.approx(kl, rel=1e-3)
+        assert predicted(curves)(spec) == pytest.approx(kl, rel=1e-3)
+    errors = dict(zip(curves[1].widths, curves[1].errors, strict=True))
+    assert errors[224] == pytest.approx((errors[256] + errors[192]) / 2)
+    assert predicted(curves)(base) == 0
+
+
+def test_levels_are_eighths_in_multiples_of_32():
+    shape = dataclasses.replace(SHAPE, ffn=1536, kv_groups=3)
+    assert ffn_levels(shape) == (1536, 1344, 1152, 960, 768, 576, 384, 192, 0)
+    assert kv_levels(shape) == (3, 2, 1, 0)
+    assert ffn_levels(dataclasses.replace(SHAPE, ffn=96)) == (96, 64, 32, 0)
+    assert ffn_levels(dataclasses.replace(SHAPE, ffn=32)) == (32, 0)
 
 
 def test_search_without_optuna_says_what_to_install(monkeypatch):

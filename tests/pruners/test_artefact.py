@@ -3,12 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape
-from pruners.artefact import Artefact, ArtefactError, Quality, load_artefact
-from pruners.variant import both, depth_spec, width_spec
+from pruners.artefact import Artefact, ArtefactError, load_artefact
+from pruners.recovery import LowRank, Materialised
+from pruners.table import Accuracy, Cost, Quality, Table
+from pruners.variant import Block, VariantSpec, both, depth_spec, width_spec
 
+PARTS = ("bias", "up", "down")
 SHAPE = Shape(layers=3, hidden=64, heads=4, kv_groups=2, head_dim=16, ffn=96, vocab=97)
 
 
@@ -23,11 +27,33 @@ def example() -> Artefact:
         ffn_order=torch.stack([torch.randperm(96, generator=generator).int() for _ in range(3)]),
         kv_order=torch.tensor([[1, 0], [0, 1], [1, 0]], dtype=torch.int32),
         variants=variants,
-        quality={v.name: Quality(0.5 + i, 0.7, 40.25) for i, v in enumerate(variants)},
-        kv_quality={64: Quality(0.1, 0.9, 30.5)},
+        corrections={v.name: corrections_of(v, generator) for v in (width, variants[2])},
+        table=Table(
+            evaluation={"hash": "abc", "tokens": 60},
+            quality={v.name: Quality(0.5 + i, 0.7, 40.25) for i, v in enumerate(variants)},
+            kv_quality={64: Quality(0.1, 0.9, 30.5)},
+            cost={v.name: Cost(1000, 0.5, 0.75, 2000, 8) for v in variants},
+            eviction={"snap": {"50%": Quality(0.2, 0.8, 31.0)}},
+            tasks={"arc": {"base": Accuracy(10, 0.5, None, 0.1, 1.0)}},
+            speed={"0123": {"decode": {"base": {"1x128": 0.25}}}},
+        ),
         provenance={"recipe": {"seed": 0}},
-        evaluation={"hash": "abc", "tokens": 60},
     )
+
+
+def corrections_of(spec: VariantSpec, generator: torch.Generator):
+    """A low rank on each narrowed `down`, a whole one on the last; exact in bfloat16."""
+
+    def draw(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator).bfloat16()
+
+    found = {
+        Block(layer, "mlp"): LowRank(draw(64), draw(64, 4), draw(4, width))
+        for layer, width in enumerate(spec.ffn)
+        if width
+    }
+    found[Block(2, "mlp")] = Materialised(draw(64), draw(64, spec.ffn[2]))
+    return found
 
 
 @pytest.fixture
@@ -38,20 +64,19 @@ def folder(tmp_path: Path) -> Path:
 
 def test_round_trip(folder: Path):
     saved, loaded = example(), load_artefact(folder)
-    for name in (
-        "model_name",
-        "fingerprint",
-        "shape",
-        "variants",
-        "quality",
-        "kv_quality",
-        "provenance",
-    ):
+    for name in ("model_name", "fingerprint", "shape", "variants", "table", "provenance"):
         assert getattr(loaded, name) == getattr(saved, name)
-    assert loaded.evaluation == saved.evaluation
     assert torch.equal(loaded.order.ffn, saved.order.ffn)
     assert torch.equal(loaded.order.kv, saved.order.kv)
     assert loaded.variants[2].name == "depth-2-ffn-50"
+    assert loaded.corrections.keys() == saved.corrections.keys()
+    for variant, corrections in saved.corrections.items():
+        assert loaded.corrections[variant].keys() == corrections.keys()
+        for block, correction in corrections.items():
+            again = loaded.corrections[variant][block]
+            assert type(again) is type(correction)
+            for one, other in zip(correction.tensors(), again.tensors(), strict=True):
+                assert torch.equal(one, other)
 
 
 def test_saving_again_replaces_and_leaves_nothing_behind(folder: Path):
@@ -76,7 +101,35 @@ def repeat_a_neuron(folder: Path) -> None:
     save_file(order, folder / "order.safetensors")
 
 
+def rewrite(folder: Path, change, **binding: str) -> None:
+    """The corrections changed, under their own header or another one."""
+    path = folder / "corrections.safetensors"
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {**header, **binding})
+
+
+def poison(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["ffn-50/0.mlp.up"][3, 1] = torch.nan
+
+
 DAMAGE = {
+    "no corrections": lambda f: (f / "corrections.safetensors").unlink(),
+    "truncated corrections": lambda f: truncate(f / "corrections.safetensors"),
+    "another model's": lambda f: rewrite(f, lambda t: None, fingerprint="fedcba"),
+    "another order's": lambda f: rewrite(f, lambda t: None, order="fedcba"),
+    "not a number": lambda f: rewrite(f, poison),
+    "half a correction": lambda f: rewrite(f, lambda t: t.pop("ffn-50/0.mlp.up")),
+    "of another width": lambda f: rewrite(
+        f, lambda t: t.update({"ffn-50/0.mlp.down": torch.zeros(4, 47)})
+    ),
+    "of no variant": lambda f: rewrite(f, lambda t: t.update({"x/0.mlp.up": torch.zeros(64, 4)})),
+    "of no layer": lambda f: rewrite(
+        f,
+        lambda t: t.update({f"ffn-50/7.mlp.{n}": t[f"ffn-50/0.mlp.{n}"].clone() for n in PARTS}),
+    ),
     "missing": lambda f: (f / "table.json").unlink(),
     "truncated json": lambda f: truncate(f / "variants.json"),
     "truncated tensors": lambda f: truncate(f / "order.safetensors"),

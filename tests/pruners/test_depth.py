@@ -1,11 +1,15 @@
+from functools import partial
+
 import pytest
 import torch
 
 from pruners.architecture import locate
-from pruners.depth import Block, block_spec, greedy_blocks, greedy_layers
-from pruners.evaluate import evaluate
+from pruners.depth import block_spec, greedy_blocks, greedy_layers
+from pruners.evaluate import evaluate, reading
 from pruners.mask import mask
 from pruners.order import identity
+from pruners.recovery import constant
+from pruners.variant import Block, base_spec
 from tests.pruners.models import logits, random_rows, tiny_model
 
 
@@ -83,28 +87,34 @@ def test_a_useless_sub_block_goes_first(family: str, useless: Block):
     assert found.kl[0] == pytest.approx(0, abs=1e-6)
 
 
-def test_greedy_sub_blocks_equal_an_exhaustive_choice_by_mask():
+@pytest.mark.parametrize("biased", [False, True])
+def test_greedy_sub_blocks_equal_an_exhaustive_choice_by_mask(biased: bool):
+    """The least rise of KL for a parameter, the constants of what is gone in place."""
     decoder = locate(tiny_model())
     shape, rows = decoder.shape, random_rows(4, (16, 9))
-    found = greedy_blocks(decoder, rows, 5)
+    blocks = [Block(i, part) for i in range(3) for part in ("attention", "mlp")]
+    draws = torch.randn(6, shape.hidden, generator=torch.Generator().manual_seed(0))
+    biases = dict(zip(blocks, draws, strict=True)) if biased else {}
+    own = {block: constant(bias) for block, bias in biases.items()}
+    full = base_spec(shape).body_parameters(shape)
+    found = greedy_blocks(decoder, rows, full - 1, biases)
     gone: list[Block] = []
+    before = 0.0
     for chosen, kl in zip(found.blocks, found.kl, strict=True):
-        left = [
-            Block(i, part)
-            for i in range(3)
-            for part in ("attention", "mlp")
-            if (i, part) not in gone
-        ]
-        realize = {
-            str(block): lambda b=block: mask(
-                decoder, block_spec(shape, [*gone, b]), identity(shape)
-            )
-            for block in left
-        }
-        quality = evaluate(decoder, realize, rows).quality
-        assert str(chosen) == min(quality, key=lambda name: quality[name].kl)
-        assert kl == pytest.approx(quality[str(chosen)].kl, rel=1e-3)
+        price = {}
+        for block in set(blocks) - set(gone):
+            spec = block_spec(shape, [*gone, block])
+            constants = {b: c for b, c in own.items() if b in (*gone, block)}
+            reader = reading(decoder, partial(mask, decoder, spec, identity(shape), constants))
+            quality = evaluate(decoder, {"x": reader}, rows).quality["x"]
+            size = full - block_spec(shape, [block]).body_parameters(shape)
+            price[block] = (quality.kl - before) / size
+            if block == chosen:
+                assert kl == pytest.approx(quality.kl, rel=1e-3)
+        assert chosen == min(price, key=price.__getitem__)
+        before = kl
         gone.append(chosen)
+    assert len(gone) == 6
 
 
 def test_block_spec_names_what_is_left():
@@ -114,7 +124,7 @@ def test_block_spec_names_what_is_left():
     assert spec.ffn == (0, 96, 96)
 
 
-@pytest.mark.parametrize("count", [0, 6])
-def test_refuses_to_skip_no_or_every_sub_block(count: int):
-    with pytest.raises(ValueError, match="of 6 sub-blocks"):
-        greedy_blocks(locate(tiny_model()), random_rows(1, (8,)), count)
+@pytest.mark.parametrize("parameters", [0, 92_160])
+def test_refuses_to_skip_no_or_every_sub_block(parameters: int):
+    with pytest.raises(ValueError, match="out of 92160"):
+        greedy_blocks(locate(tiny_model()), random_rows(1, (8,)), parameters)

@@ -1,0 +1,172 @@
+"""`trimtab evaluate`: measures an artefact's variants, and writes its table and report."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase
+
+from pruners.architecture import Decoder, locate
+from pruners.artefact import Artefact, ArtefactError, load_artefact
+from pruners.cost import cost_of
+from pruners.evaluate import Reader, evaluate, reading
+from pruners.fingerprint import fingerprint
+from pruners.journal import Journal
+from pruners.kv import KV_SCORERS
+from pruners.kv.evict import Eviction, evicted
+from pruners.mask import mask
+from pruners.progress import bars
+from pruners.replay import final_hidden
+from pruners.report import write_report
+from pruners.rows import count, rows_hash
+from pruners.sources import Corpus, SourceError
+from pruners.table import Quality, Table
+from pruners.tasks import Item, accuracies, read_task
+from pruners.variant import BASE, base_spec
+from server.building import SELF
+from server.engine.load import load_model, load_tokenizer, load_transformers
+from server.engine.source import resolve_model
+from server.memory import MemoryLog
+from server.selftext import OwnText
+from server.timing import time_variants
+
+SHARES = (0.25, 0.5, 0.75)
+"""Of a long prompt, what KV budgets keep when scorers are compared."""
+_SEED = 2  # of fresh rows: `build` takes others
+_OWN_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure. `tasks` are JSONL files, of which `task_limit` questions are asked.
+
+    `window` and `limit` are in tokens; `kv_prompt` is how long a prompt is before its cache is cut,
+    0 for none.
+    """
+
+    corpus: Corpus | None = None
+    tasks: tuple[Path, ...] = ()
+    window: int = 1024
+    limit: int | None = None
+    task_limit: int | None = None
+    kv_prompt: int = 512
+    timing: bool = True
+
+
+def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
+    """Measures everything in the plan anew and writes `table.json` and the report into `folder`.
+
+    An interrupted call goes on where it stopped, from a folder beside it. Raises `ArtefactError`,
+    `SourceError`, `TaskError`, `ModelSourceError` or `UnsupportedModelError`.
+    """
+    artefact = load_artefact(folder)
+    items = {path.stem: read_task(path, plan.task_limit) for path in plan.tasks}
+    source = resolve_model(model)
+    memory = MemoryLog()
+    tokenizer = load_tokenizer(source)
+    rows = None
+    if plan.corpus is not None:
+        rows = plan.corpus.rows(tokenizer, plan.window, plan.limit)
+        if not rows:
+            raise SourceError(f"{plan.corpus.name} is shorter than a window of {plan.window}")
+    identity = {
+        "artefact": [artefact.fingerprint, artefact.order.identity(), repr(artefact.variants)],
+        "plan": [plan.window, plan.limit, plan.task_limit, plan.kv_prompt, sorted(items)],
+        "text": None if rows is None else rows_hash(rows),
+    }
+    journal = Journal(folder.parent / f".{folder.name}-evaluate", identity)
+    with bars() as progress:
+        if rows is None:
+            limit = plan.limit or _OWN_ROWS * plan.window
+            wanted = max(1, limit // plan.window)
+            rows = OwnText(source, journal, progress).rows(wanted, plan.window, _SEED)
+        table = _offline(artefact, source, rows, plan, items, tokenizer, journal, progress)
+        if plan.timing:
+            memory.note("before")
+            loaded = load_model(source, artefact.model_name, torch.float32, artefact, None)
+            memory.note("base and variants loaded")
+            speed = time_variants(loaded, progress=progress)
+            memory.note("after all variants ran")
+            for found in speed.values():
+                found["memory"] = memory.readings()
+            table = replace(table, speed={**artefact.table.speed, **speed})
+    artefact = replace(artefact, table=table)
+    table.save(folder / "table.json")
+    write_report(artefact, folder / "report")
+    journal.close()
+    return artefact
+
+
+def _offline(
+    artefact: Artefact,
+    source: Path,
+    rows: list[torch.Tensor],
+    plan: Plan,
+    items: dict[str, list[Item]],
+    tokenizer: PreTrainedTokenizerBase,
+    journal: Journal,
+    progress: Progress,
+) -> Table:
+    """Everything that `transformers` measures: quality, tasks, eviction and cost."""
+    model = load_transformers(source, torch.float32)
+    if fingerprint(model) != artefact.fingerprint:
+        raise ArtefactError(
+            f"the artefact was built for '{artefact.model_name}', not for the model in {source}"
+        )
+    decoder = locate(model)
+    specs = {spec.name: spec for spec in artefact.variants}
+    own = artefact.corrections
+    readers: dict[str, Reader] = {
+        name: reading(decoder, partial(mask, decoder, spec, artefact.order, own.get(name)))
+        for name, spec in specs.items()
+    }
+    found = evaluate(decoder, readers, rows, progress=progress, journal=journal)
+    base: dict[str, Reader] = {BASE: partial(final_hidden, decoder)}
+    return Table(
+        evaluation={
+            "source": f"{SELF}, other rows" if plan.corpus is None else plan.corpus.name,
+            "protocol": "WikiText-2" if plan.corpus and plan.corpus.wikitext else "rows",
+            "rows": len(rows),
+            "tokens": count(rows),
+            "hash": rows_hash(rows),
+            "window": plan.window,
+            "predictions": found.tokens,
+            "base_perplexity": found.base_perplexity,
+        },
+        quality=found.quality,
+        kv_quality=artefact.table.kv_quality,
+        cost={
+            spec.name: cost_of(spec, own.get(spec.name, {}), decoder)
+            for spec in (base_spec(decoder.shape), *artefact.variants)
+        },
+        eviction=_evictions(decoder, rows, plan.kv_prompt, journal, progress),
+        tasks={
+            task: accuracies(
+                decoder, tokenizer, {**base, **readers}, task, questions, journal, progress
+            )
+            for task, questions in items.items()
+        },
+    )
+
+
+def _evictions(
+    decoder: Decoder, rows: list[torch.Tensor], prompt: int, journal: Journal, progress: Progress
+) -> dict[str, dict[str, Quality]]:
+    """Each scorer at each budget, on what follows a long prompt; nothing without rows that long."""
+    long = [row[: prompt + prompt // 2] for row in rows if len(row) >= prompt + prompt // 2]
+    if not prompt or not long or not decoder.causal:
+        return {}
+    readers: dict[str, Reader] = {}
+    for name, scorer in KV_SCORERS.items():
+        for share in SHARES:
+            eviction = Eviction(scorer(), budget=int(share * prompt))
+            readers[f"{name} {share:.0%}"] = partial(
+                evicted, decoder, prompt=prompt, eviction=eviction
+            )
+    found = evaluate(decoder, readers, long[:_OWN_ROWS], prompt, progress, journal).quality
+    return {
+        name: {f"{share:.0%}": found[f"{name} {share:.0%}"] for share in SHARES}
+        for name in KV_SCORERS
+    }

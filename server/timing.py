@@ -1,0 +1,98 @@
+"""How long steps take on this device, variant by variant, in one interleaved run."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from pruners.progress import tracked
+from pruners.variant import VariantSpec
+from server.engine.decoder import Decoder, Segment
+from server.engine.kv_cache import KVCache
+from server.engine.load import LoadedModel
+from telemetry.machine import describe, device_fingerprint
+
+DECODE = ((1, 128), (1, 1024), (8, 128), (8, 1024))
+"""Rows and cached tokens of each."""
+PREFILL = (128, 512)
+"""Tokens of a prompt."""
+_STEPS = 5
+
+
+def time_variants(
+    model: LoadedModel, repeats: int = 5, progress: Progress | None = None
+) -> dict[str, dict[str, Any]]:
+    """By device fingerprint: medians of `decode` and `prefill` seconds of each variant.
+
+    Keys are `ROWSxCACHED` and tokens. Repeats go through all variants in turn, so that a machine
+    that slows down does so for all of them. A context that the model does not have is left out.
+    """
+    weights = model.weights
+    longest = max(max(cached + 1 for _, cached in DECODE) * 8, max(PREFILL))
+    cache = KVCache(weights.shape, longest + 8 * 64, weights.dtype, weights.device)
+    for tensor in (cache.keys, cache.values):
+        tensor.zero_()  # what is read must be numbers; which ones takes no time
+    decoder = Decoder(weights, cache, model.own)
+    jobs: dict[tuple[str, str, str], Callable[[], float]] = {}
+    for name, spec in model.variants.items():
+        for rows, cached in DECODE:
+            if cached < weights.context:
+                jobs["decode", name, f"{rows}x{cached}"] = _decode(decoder, spec, rows, cached)
+        for tokens in PREFILL:
+            if tokens <= weights.context:
+                jobs["prefill", name, str(tokens)] = _prefill(decoder, spec, tokens)
+    seconds: dict[tuple[str, str, str], list[float]] = {key: [] for key in jobs}
+    for job in jobs.values():
+        job()  # warms kernels and slices, not counted
+    for _ in tracked(range(repeats), "Timing variants", progress):
+        for key, job in jobs.items():
+            seconds[key].append(job())
+    machine = describe()
+    precision = str(weights.dtype).removeprefix("torch.")
+    found: dict[str, Any] = {"machine": machine, "weights": precision, "repeats": repeats}
+    for (kind, name, size), values in seconds.items():
+        found.setdefault(kind, {}).setdefault(name, {})[size] = median(values)
+    return {device_fingerprint(machine, precision): found}
+
+
+def _decode(decoder: Decoder, spec: VariantSpec, rows: int, cached: int) -> Callable[[], float]:
+    def measure() -> float:
+        caches = [decoder.cache.open(1, None) for _ in range(rows)]
+        for cache in caches:
+            assert cache.reserve(cached + 1)
+        taken = []
+        for _ in range(_STEPS):
+            for cache in caches:
+                cache.seen = cached
+            started = time.perf_counter()
+            decoder.logits(decoder.forward([Segment([5], cache, spec) for cache in caches]))
+            _wait(decoder)
+            taken.append(time.perf_counter() - started)
+        for cache in caches:
+            cache.close()
+        return median(taken)
+
+    return measure
+
+
+def _prefill(decoder: Decoder, spec: VariantSpec, tokens: int) -> Callable[[], float]:
+    def measure() -> float:
+        cache = decoder.cache.open(tokens, None)
+        assert cache.reserve(tokens)
+        started = time.perf_counter()
+        hidden = decoder.forward([Segment([5] * tokens, cache, spec)])
+        decoder.logits(hidden[-1:])
+        _wait(decoder)
+        seconds = time.perf_counter() - started
+        cache.close()
+        return seconds
+
+    return measure
+
+
+def _wait(decoder: Decoder) -> None:
+    if decoder.weights.device.type == "cuda":
+        torch.cuda.synchronize()
