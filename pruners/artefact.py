@@ -63,8 +63,9 @@ class Artefact:
             "kv_order": self.kv_order.to(torch.int32).contiguous(),
         }
         save_file(order, staging / _ORDER)
+        own, shared = _once(self.corrections)
         if self.corrections:
-            save_file(self._named_corrections(), staging / _CORRECTIONS, self._binding())
+            save_file(own, staging / _CORRECTIONS, self._binding())
         variants = {
             "schema": SCHEMA,
             "model": {
@@ -72,7 +73,7 @@ class Artefact:
                 "fingerprint": self.fingerprint,
                 "shape": asdict(self.shape),
             },
-            "corrected": sorted(self.corrections),
+            "corrected": shared,
             "provenance": self.provenance,
             "variants": [
                 {"name": v.name, "kv_groups": list(v.kv_groups), "ffn": list(v.ffn)}
@@ -88,13 +89,6 @@ class Artefact:
             shutil.rmtree(old)
         else:
             os.replace(staging, folder)
-
-    def _named_corrections(self) -> dict[str, torch.Tensor]:
-        return {
-            f"{variant}/{name}": tensor.to(torch.bfloat16).contiguous()
-            for variant, corrections in self.corrections.items()
-            for name, tensor in to_tensors(corrections).items()
-        }
 
     def _binding(self) -> dict[str, str]:
         """What the corrections were made for; another order would permute their inputs."""
@@ -132,7 +126,7 @@ def load_artefact(folder: Path) -> Artefact:
             table=read_table(table),
             provenance=variants["provenance"],
         )
-        corrected = [str(name) for name in variants["corrected"]]
+        corrected = {name: dict(shared) for name, shared in variants["corrected"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"artefact {folder} is damaged: {error!r}") from error
     _check(artefact, folder)
@@ -158,8 +152,27 @@ def _check(artefact: Artefact, folder: Path) -> None:
             raise ArtefactError(f"artefact {folder}: variant '{spec.name}' has no measured quality")
 
 
+def _once(
+    corrections: Mapping[str, Mapping[Block, Correction]],
+) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, str]]]:
+    """Each correction's tensors under the first variant that has it; for the others, which one."""
+    first: dict[int, str] = {}
+    own: dict[str, torch.Tensor] = {}
+    shared: dict[str, dict[str, str]] = {}
+    for variant, blocks in corrections.items():
+        shared[variant] = {}
+        for block, correction in blocks.items():
+            owner = first.setdefault(id(correction), variant)
+            if owner != variant:
+                shared[variant][f"{block.layer}.{block.part}"] = owner
+                continue
+            for name, tensor in to_tensors({block: correction}).items():
+                own[f"{variant}/{name}"] = tensor.to(torch.bfloat16).contiguous()
+    return own, shared
+
+
 def _read_corrections(
-    artefact: Artefact, corrected: list[str], folder: Path
+    artefact: Artefact, corrected: Mapping[str, Mapping[str, str]], folder: Path
 ) -> dict[str, dict[Block, Correction]]:
     """Of every variant in `corrected`; foreign, cut short or not finite ones are refused."""
     if not corrected:
@@ -173,11 +186,17 @@ def _read_corrections(
             for key in keys:
                 variant, _, name = key.partition("/")
                 named[variant][name] = file.get_tensor(key)
-        found = {variant: from_tensors(tensors) for variant, tensors in named.items()}
+        own = {variant: from_tensors(tensors) for variant, tensors in named.items()}
+        found = {variant: dict(blocks) for variant, blocks in own.items()}
+        for variant, shared in corrected.items():
+            for name, owner in shared.items():
+                layer, _, part = name.partition(".")
+                block = Block(int(layer), "mlp" if part == "mlp" else "attention")
+                found[variant][block] = own[owner][block]
     except FileNotFoundError as error:
         raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} is missing") from error
-    except (SafetensorError, RecoveryError, KeyError, OSError) as error:
-        raise ArtefactError(f"artefact {folder} is damaged: {_CORRECTIONS}: {error}") from error
+    except (SafetensorError, RecoveryError, KeyError, ValueError, OSError) as error:
+        raise ArtefactError(f"artefact {folder} is damaged: {_CORRECTIONS}: {error!r}") from error
     specs = {spec.name: spec for spec in artefact.variants}
     for variant, corrections in found.items():
         for block, correction in corrections.items():
@@ -203,11 +222,6 @@ def _misfit(
     if not all(bool(tensor.isfinite().all()) for tensor in correction.tensors()):
         return "is not finite"
     return None
-
-
-def own_bytes(corrections: Mapping[Block, Correction], itemsize: int) -> int:
-    """What corrections take in memory at `itemsize` bytes a number."""
-    return itemsize * sum(t.numel() for c in corrections.values() for t in c.tensors())
 
 
 def _dump(value: object) -> str:

@@ -124,7 +124,7 @@ def build(
         str | None,
         typer.Option(help="Calibrate on this: text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=256, help="Calibration tokens.")] = 24_576,
+    tokens: Annotated[int, typer.Option(min=256, help="Calibration tokens.")] = 49_152,
     touched: Annotated[
         str, typer.Option(help="Shares of the base's bytes a token to choose cuts for.")
     ] = ",".join(f"{share:g}" for share in Recipe().touched),
@@ -178,7 +178,9 @@ def evaluate(
     window: Annotated[int, typer.Option(min=16, help="Tokens of a row.")] = 1024,
     limit: Annotated[int | None, typer.Option(min=16, help="Tokens of text in all.")] = None,
     task_limit: Annotated[int | None, typer.Option(min=1, help="Questions of a task.")] = None,
-    kv_prompt: Annotated[int, typer.Option(min=0, help="Prompt of KV evictions; 0: none.")] = 512,
+    kv_prompt: Annotated[
+        int, typer.Option(min=32, help="Tokens of a prompt before its cache is cut.")
+    ] = 512,
     timing: Annotated[bool, typer.Option(help="Time every variant on this device.")] = True,
     json: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
 ) -> None:

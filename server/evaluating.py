@@ -42,8 +42,7 @@ _OWN_ROWS = 8
 class Plan:
     """What to measure. `tasks` are JSONL files, of which `task_limit` questions are asked.
 
-    `window` and `limit` are in tokens; `kv_prompt` is how long a prompt is before its cache is cut,
-    0 for none.
+    `window` and `limit` are in tokens; `kv_prompt` is how long a prompt is before its cache is cut.
     """
 
     corpus: Corpus | None = None
@@ -64,6 +63,10 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
     artefact = load_artefact(folder)
     items = {path.stem: read_task(path, plan.task_limit) for path in plan.tasks}
     source = resolve_model(model)
+    if fingerprint(load_transformers(source, torch.float32)) != artefact.fingerprint:
+        raise ArtefactError(
+            f"the artefact was built for '{artefact.model_name}', not for the model in {source}"
+        )
     memory = MemoryLog()
     tokenizer = load_tokenizer(source)
     rows = None
@@ -110,12 +113,7 @@ def _offline(
     progress: Progress,
 ) -> Table:
     """Everything that `transformers` measures: quality, tasks, eviction and cost."""
-    model = load_transformers(source, torch.float32)
-    if fingerprint(model) != artefact.fingerprint:
-        raise ArtefactError(
-            f"the artefact was built for '{artefact.model_name}', not for the model in {source}"
-        )
-    decoder = locate(model)
+    decoder = locate(load_transformers(source, torch.float32))
     specs = {spec.name: spec for spec in artefact.variants}
     own = artefact.corrections
     readers: dict[str, Reader] = {
@@ -156,12 +154,13 @@ def _evictions(
 ) -> dict[str, dict[str, Quality]]:
     """Each scorer at each budget, on what follows a long prompt; nothing without rows that long."""
     long = [row[: prompt + prompt // 2] for row in rows if len(row) >= prompt + prompt // 2]
-    if not prompt or not long or not decoder.causal:
+    if not long or not decoder.causal:
         return {}
     readers: dict[str, Reader] = {}
     for name, scorer in KV_SCORERS.items():
         for share in SHARES:
-            eviction = Eviction(scorer(), budget=int(share * prompt))
+            step = max(1, prompt // 32)
+            eviction = Eviction(scorer(), int(share * prompt), interval=step, recent=step)
             readers[f"{name} {share:.0%}"] = partial(
                 evicted, decoder, prompt=prompt, eviction=eviction
             )

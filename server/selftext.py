@@ -58,7 +58,9 @@ class OwnText:
             self._model = load_model(self._folder, self._folder.name, torch.float32, None, None)
         length = min(length, self._model.weights.context)
         limits = Settings(
-            max_running=len(wanted), step_tokens=256, kv_tokens=len(wanted) * (length + 128)
+            max_running=len(wanted),
+            step_tokens=256,
+            kv_tokens=max(512, len(wanted) * (length + 128)),
         )
         runner = build_runner(self._model, limits, None)
         return sample_rows(runner, self._model, wanted, length, seed, self._progress)

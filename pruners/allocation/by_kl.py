@@ -1,5 +1,6 @@
 """How much the model minds a cut: the KL to the base with one block cut at a time."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,10 +16,11 @@ from pruners.probe import Probe
 from pruners.progress import tracked
 from pruners.recovery.correction import Correction
 from pruners.rows import batches
-from pruners.variant import PARTS, Block, base_spec
+from pruners.variant import PARTS, Block, Part, base_spec
 
 LEVELS = 8
 """Neurons are cut in eighths, and measured at every other one."""
+_LEAST = 1e-9
 Library = Mapping[tuple[Block, int], Correction]
 """What to correct a block with, by its width."""
 
@@ -50,20 +52,29 @@ def measured(
     FFN level is interpolated; what was measured of a layer is noted in the journal.
     """
     probes = [Probe(decoder, batch) for batch in batches(rows)]
+    shape = decoder.shape
+    levels: dict[Part, tuple[int, ...]] = {"attention": kv_levels(shape), "mlp": ffn_levels(shape)}
     curves: list[Curve] = []
-    for layer in tracked(range(len(decoder.layers)), "Measuring each layer", progress):
-        for part in PARTS:
-            block = Block(layer, part)
-            widths = (kv_levels if part == "attention" else ffn_levels)(decoder.shape)
-            tried = widths[1:] if part == "attention" else (*widths[2:-1:2], 0)
+    for layer in tracked(range(shape.layers), "Measuring each layer", progress):
+        tried = [
+            (Block(layer, part), width)
+            for part in PARTS
+            for width in (levels[part][1:] if part == "attention" else _every_other(levels[part]))
+        ]
 
-            def measure(block: Block = block, tried: Sequence[int] = tried) -> list[float]:
-                return [_kl(decoder, order, probes, library, block, width) for width in tried]
+        def measure(tried: Sequence[tuple[Block, int]] = tried) -> list[float]:
+            return _kl(decoder, order, probes, library, tried)
 
-            errors = journal.value(f"curve {layer} {part}", measure)
-            known = {widths[0]: 0.0, **dict(zip(tried, errors, strict=True))}
-            curves.append(Curve(layer, part, widths, _interpolated(widths, known)))
+        errors = dict(zip(tried, journal.value(f"curves of {layer}", measure), strict=True))
+        for part, widths in levels.items():
+            known = {width: error for (block, width), error in errors.items() if block.part == part}
+            points = _interpolated(widths, {widths[0]: 0.0, **known})
+            curves.append(Curve(layer, part, widths, points))
     return curves
+
+
+def _every_other(widths: Sequence[int]) -> tuple[int, ...]:
+    return (*widths[2:-1:2], widths[-1])
 
 
 def _kl(
@@ -71,27 +82,34 @@ def _kl(
     order: Order,
     probes: Sequence[Probe],
     library: Library,
-    block: Block,
-    width: int,
-) -> float:
-    spec = base_spec(decoder.shape).at(block, width)
-    own = {block: library[block, width]} if (block, width) in library else {}
-    tally = Tally()
-    with mask(decoder, spec, order, own):
-        for probe in probes:
-            final = probe.final(block.layer)
-            compare(decoder.head, probe.base, [final], probe.targets, [tally])
-    return tally.mean_kl
+    tried: Sequence[tuple[Block, int]],
+) -> list[float]:
+    """With each of these cuts alone; what the base says is computed once for all."""
+    tallies = [Tally() for _ in tried]
+    for probe in probes:
+        finals = []
+        for block, width in tried:
+            spec = base_spec(decoder.shape).at(block, width)
+            own = {block: library[block, width]} if (block, width) in library else {}
+            with mask(decoder, spec, order, own):
+                finals.append(probe.final(block.layer))
+        compare(decoder.head, probe.base, finals, probe.targets, tallies)
+    return [tally.mean_kl for tally in tallies]
 
 
 def _interpolated(widths: Sequence[int], known: Mapping[int, float]) -> tuple[float, ...]:
-    """Straight lines between known widths, never falling."""
-    points = sorted(known, reverse=True)
-    errors: list[float] = []
-    for width in widths:
-        upper = min(point for point in points if point >= width)
-        lower = max(point for point in points if point <= width)
-        share = 0.0 if upper == lower else (upper - width) / (upper - lower)
-        error = known[upper] + share * (known[lower] - known[upper])
-        errors.append(max(error, *errors) if errors else error)
+    """Power laws of what is removed through the known widths, never falling.
+
+    As errors grow: a straight line would make every width between two known ones look as dear as
+    the next, and leave only known ones to choose.
+    """
+    full = widths[0]
+    points = sorted((full - width, max(error, _LEAST)) for width, error in known.items())[1:]
+    errors = [0.0]
+    for width in widths[1:]:
+        gone = full - width
+        upper = next(i for i, (removed, _) in enumerate(points) if removed >= gone)
+        (x1, y1), (x2, y2) = points[max(0, upper - 1)], points[min(max(1, upper), len(points) - 1)]
+        power = math.log(y2 / y1) / math.log(x2 / x1) if x2 > x1 else 1.0
+        errors.append(max(errors[-1], y1 * (gone / x1) ** power))
     return tuple(errors)

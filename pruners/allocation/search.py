@@ -2,7 +2,8 @@
 
 import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,9 @@ from pruners.allocation.greedy import Cost, greedy
 from pruners.progress import tracked
 from pruners.variant import VariantSpec
 
-_RANGE = 4.0  # how much more or less than its cached error a block may be taken to matter
+# How errors measured one at a time may add up: as a power, more in one half of the model than in
+# the other, more in attention than in MLPs. Few enough for a few dozen candidates to cover.
+_DIMENSIONS = {"power": (0.7, 1.5), "late": (-1.0, 1.0), "attention": (-1.0, 1.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ def search(
     storage: str | None = None,
     progress: Progress | None = None,
 ) -> Found:
-    """Weighs each block's cached errors anew, lets `greedy` fill the budget, keeps the best.
+    """Weighs the cached errors anew, lets `greedy` fill the budget, keeps the best.
 
     So every candidate meets the budget, and none is pruned: `loss` is `predicted(curves)` or a
     better model of how errors add up. Tree-structured Parzen estimator of Optuna (Akiba et al.
@@ -49,29 +52,28 @@ def search(
     """
     plain = loss(greedy(start, curves, cost, budget))
     optuna = _optuna()
-    names = [f"{curve.layer}.{curve.part}" for curve in curves]
     study = _study(optuna, storage, _identity(start, curves, budget), seed)
     if not study.trials:
-        study.enqueue_trial(dict.fromkeys(names, 1.0))
+        study.enqueue_trial({"power": 1.0, "late": 0.0, "attention": 0.0})
 
     def candidate(weights: dict[str, float]) -> VariantSpec:
-        weighed = [
-            replace(curve, errors=tuple(weights[name] * error for error in curve.errors))
-            for name, curve in zip(names, curves, strict=True)
-        ]
-        return greedy(start, weighed, cost, budget)
+        return greedy(start, [_weighed(curve, curves, weights) for curve in curves], cost, budget)
 
     def objective(trial: Any) -> float:  # noqa: ANN401
-        return loss(
-            candidate(
-                {name: trial.suggest_float(name, 1 / _RANGE, _RANGE, log=True) for name in names}
-            )
-        )
+        return loss(candidate({n: trial.suggest_float(n, *r) for n, r in _DIMENSIONS.items()}))
 
     done = _scored(optuna, study)
     for _ in tracked(range(trials - done), "Searching widths", progress):
         study.optimize(objective, n_trials=1)
     return Found(candidate(study.best_params), study.best_value, plain, _scored(optuna, study))
+
+
+def _weighed(curve: Curve, curves: Sequence[Curve], weights: Mapping[str, float]) -> Curve:
+    depth = 2 * curve.layer / max(1, max(other.layer for other in curves)) - 1
+    factor = math.exp(weights["late"] * depth)
+    if curve.part == "attention":
+        factor *= math.exp(weights["attention"])
+    return replace(curve, errors=tuple(factor * e ** weights["power"] for e in curve.errors))
 
 
 def _study(optuna: Any, storage: str | None, identity: str, seed: int) -> Any:  # noqa: ANN401

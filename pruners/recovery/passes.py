@@ -11,7 +11,7 @@ from pruners.architecture import Decoder, Layer
 from pruners.calibration import stream
 from pruners.collectors import OutputMoments, SecondMoments, down, o
 from pruners.recovery.correction import RecoveryError
-from pruners.recovery.solve import Inputs
+from pruners.recovery.solve import Seen
 from pruners.variant import Part
 
 _HELD_OUT = 4  # every fourth row chooses the ridge and is measured on
@@ -19,14 +19,13 @@ _HELD_OUT = 4  # every fourth row chooses the ridge and is measured on
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """One linear map, the inputs it is fitted on and the held-out ones.
+    """One linear map on the inputs it is fitted on and on held-out ones.
 
     `adds` is what its block adds to the residual stream on average, `[hidden]`.
     """
 
-    module: nn.Linear
-    fit: Inputs
-    held_out: Inputs
+    fit: Seen
+    held_out: Seen
     adds: torch.Tensor
 
 
@@ -86,5 +85,6 @@ def _mlp_join(layer: Layer) -> nn.Module:
 def _linear(
     module: nn.Linear, fit: SecondMoments, held_out: SecondMoments, join: OutputMoments
 ) -> Linear:
-    inputs, unseen = (Inputs(seen.mean, seen.matrix) for seen in (fit, held_out))
-    return Linear(module, inputs, unseen, join.mean)
+    weight = module.weight.double().cpu()
+    seen, unseen = (Seen(weight, inputs.mean, inputs.matrix) for inputs in (fit, held_out))
+    return Linear(seen, unseen, join.mean)

@@ -104,19 +104,14 @@ def recover_layer(
 def _solve(
     seen: Linear, kept: torch.Tensor, recipe: Recipe, block: Block
 ) -> tuple[Correction, Bought]:
-    weight = seen.module.weight.double().cpu()
-    shared = weight[:, kept]
+    shared = seen.fit.weight[:, kept]
 
-    def added(replacement: torch.Tensor) -> torch.Tensor:
-        return bias(weight, kept, replacement, seen.fit)
-
-    def error(replacement: torch.Tensor, offset: torch.Tensor | None = None) -> float:
-        offset = added(replacement) if offset is None else offset
-        return relative_error(weight, kept, replacement, offset, seen.held_out)
+    def error(replacement: torch.Tensor) -> float:
+        return relative_error(seen.held_out, kept, replacement, bias(seen.fit, kept, replacement))
 
     tried = []
     for ridge in RIDGES:
-        change, within = refit(weight, kept, seen.fit, ridge)
+        change, within = refit(seen.fit, kept, ridge)
         tried.append((error(shared + change), ridge, change, within))
     best, ridge, change, within = min(tried, key=lambda one: one[0])
     up, down_ = low_rank(change, within, recipe.rank)
@@ -125,12 +120,14 @@ def _solve(
         block=block,
         kept=len(kept),
         ridge=ridge,
-        none=error(shared, torch.zeros(len(weight), dtype=weight.dtype)),
+        none=relative_error(seen.held_out, kept, shared, torch.zeros_like(shared[:, 0])),
         bias=error(shared),
         low_rank=error(approximate),
         refit=best,
     )
     if recipe.materialised:
         refitted = shared + change
-        return Materialised(added(refitted).float(), refitted.float()), bought
-    return LowRank(added(approximate).float(), up.float(), down_.float()), bought
+        offset = bias(seen.fit, kept, refitted)
+        return Materialised(offset.float(), refitted.float()), bought
+    offset = bias(seen.fit, kept, approximate)
+    return LowRank(offset.float(), up.float(), down_.float()), bought

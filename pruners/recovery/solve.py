@@ -1,35 +1,43 @@
 """The algebra of a refit: what the kept inputs of one linear map can say of the lost ones.
 
-All in fp64. `weight` is `[out, in]`, `kept` the indices of the inputs that stay.
+All in fp64; `kept` are the indices of the inputs that stay.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Moments of the inputs h of a map: `mean` is E[h], `[in]`, `second` E[h h^T], `[in, in]`."""
+@dataclass(frozen=True)
+class Seen:
+    """A map and the inputs h it was given: `weight` `[out, in]`, `mean` E[h], `second` E[h h^T]."""
 
+    weight: torch.Tensor
     mean: torch.Tensor
     second: torch.Tensor
 
+    @cached_property
+    def across(self) -> torch.Tensor:
+        """E[W h h^T], `[out, in]`: the dearest product, the same for every width."""
+        return self.weight @ self.second
 
-def bias(
-    weight: torch.Tensor, kept: torch.Tensor, replacement: torch.Tensor, inputs: Inputs
-) -> torch.Tensor:
+    @cached_property
+    def energy(self) -> torch.Tensor:
+        """E||W h||^2."""
+        return (self.across * self.weight).sum()
+
+
+def bias(seen: Seen, kept: torch.Tensor, replacement: torch.Tensor) -> torch.Tensor:
     """What to add, `[out]`, to give `replacement`, `[out, kept]`, the mean of the base's output.
 
     With the kept columns as they are: the bias compensation of FLAP (An et al. 2024, arXiv
     2312.11983).
     """
-    return weight @ inputs.mean - replacement @ inputs.mean[kept]
+    return seen.weight @ seen.mean - replacement @ seen.mean[kept]
 
 
-def refit(
-    weight: torch.Tensor, kept: torch.Tensor, inputs: Inputs, ridge: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def refit(seen: Seen, kept: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Least squares of the base's output on the kept inputs and a constant.
 
     Returns the change of the kept columns, `[out, kept]`, and the matrix it was regularised with,
@@ -37,10 +45,10 @@ def refit(
     weight, is drawn to zero, so that a strong ridge leaves the kept columns as they are (as in
     OSSCAR, Meng et al. 2024, arXiv 2403.12983, and CORP, arXiv 2602.05243).
     """
-    mean = inputs.mean[kept]
-    within = inputs.second[kept][:, kept] - torch.outer(mean, mean)
-    across = inputs.second[:, kept] - torch.outer(inputs.mean, mean)
-    missing = weight @ across - weight[:, kept] @ within
+    mean = seen.mean[kept]
+    within = seen.second[kept][:, kept] - torch.outer(mean, mean)
+    across = seen.across[:, kept] - torch.outer(seen.weight @ seen.mean, mean)
+    missing = across - seen.weight[:, kept] @ within
     # Inputs that never vary still need something to divide by.
     strength = ridge * within.diagonal().mean().clamp(min=torch.finfo(torch.float64).eps)
     within = within + strength * torch.eye(len(kept), dtype=within.dtype)
@@ -62,21 +70,12 @@ def low_rank(
 
 
 def relative_error(
-    weight: torch.Tensor,
-    kept: torch.Tensor,
-    replacement: torch.Tensor,
-    added: torch.Tensor,
-    inputs: Inputs,
+    seen: Seen, kept: torch.Tensor, replacement: torch.Tensor, added: torch.Tensor
 ) -> float:
     """`E||W h - replacement h_kept - added||^2 / E||W h||^2`; 0 for a map that writes nothing."""
-    energy = _product(weight, inputs.second, weight)
-    if not energy > 0:
+    if not seen.energy > 0:
         return 0.0
-    shared = _product(weight, inputs.second[:, kept], replacement)
-    own = _product(replacement, inputs.second[kept][:, kept], replacement)
-    offset = added @ (added - 2 * bias(weight, kept, replacement, inputs))
-    return max(0.0, float((energy - 2 * shared + own + offset) / energy))
-
-
-def _product(one: torch.Tensor, moments: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return ((one @ moments) * other).sum()
+    shared = (seen.across[:, kept] * replacement).sum()
+    own = ((replacement @ seen.second[kept][:, kept]) * replacement).sum()
+    offset = added @ (added - 2 * bias(seen, kept, replacement))
+    return max(0.0, float((seen.energy - 2 * shared + own + offset) / seen.energy))

@@ -48,13 +48,19 @@ OwnParts = dict[Block, dict[str, Own]]
 def own_parts(
     weights: BaseWeights, corrections: Mapping[str, Mapping[Block, Correction]]
 ) -> OwnParts:
-    """Corrections by variant, in the engine's precision and on its device."""
+    """Corrections by variant, in the engine's precision and on its device.
+
+    One that variants share is resident once.
+    """
     found: OwnParts = {}
+    ready: dict[int, Own] = {}
     for variant, blocks in corrections.items():
         for block, correction in blocks.items():
             layer = weights.layers[block.layer]
             shared = layer.o if block.part == "attention" else layer.down
-            found.setdefault(block, {})[variant] = _own(correction, shared, weights)
+            if id(correction) not in ready:
+                ready[id(correction)] = _own(correction, shared, weights)
+            found.setdefault(block, {})[variant] = ready[id(correction)]
     return found
 
 

@@ -16,7 +16,7 @@ from pruners.recovery import (
     recover,
     to_tensors,
 )
-from pruners.recovery.solve import Inputs, bias, low_rank, refit, relative_error
+from pruners.recovery.solve import Seen, bias, low_rank, refit, relative_error
 from pruners.variant import Block, VariantSpec
 from tests.pruners.models import (
     FAMILIES,
@@ -32,45 +32,45 @@ KEPT = torch.tensor([0, 2, 3, 6, 9])
 
 
 @pytest.fixture
-def problem() -> tuple[torch.Tensor, torch.Tensor, Inputs]:
-    """400 correlated samples of 10 features with a mean, a weight `[7, 10]`, their moments."""
+def problem() -> tuple[torch.Tensor, Seen]:
+    """400 correlated samples of 10 features with a mean, a weight `[7, 10]` and their moments."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(10, 10, generator=generator, dtype=torch.float64)
     samples = torch.randn(400, 10, generator=generator, dtype=torch.float64) @ mixing + 2
     weight = torch.randn(7, 10, generator=generator, dtype=torch.float64)
-    return samples, weight, Inputs(samples.mean(0), samples.T @ samples / 400)
+    return samples, Seen(weight, samples.mean(0), samples.T @ samples / 400)
 
 
 def test_refit_equals_lstsq(problem):
-    samples, weight, inputs = problem
-    change, _ = refit(weight, KEPT, inputs, ridge=0.0)
-    replacement = weight[:, KEPT] + change
+    samples, seen = problem
+    change, _ = refit(seen, KEPT, ridge=0.0)
+    replacement = seen.weight[:, KEPT] + change
     with_constant = torch.cat([samples[:, KEPT], torch.ones(400, 1, dtype=torch.float64)], 1)
-    expected = torch.linalg.lstsq(with_constant, samples @ weight.T).solution.T
+    expected = torch.linalg.lstsq(with_constant, samples @ seen.weight.T).solution.T
     torch.testing.assert_close(replacement, expected[:, :-1])
-    torch.testing.assert_close(bias(weight, KEPT, replacement, inputs), expected[:, -1])
+    torch.testing.assert_close(bias(seen, KEPT, replacement), expected[:, -1])
 
 
 def test_ridge_equals_lstsq_on_augmented_samples(problem):
     """A ridge is least squares with one more sample a feature, at which no change is wanted."""
-    samples, weight, inputs = problem
+    samples, seen = problem
     lost = torch.tensor([j for j in range(10) if j not in KEPT.tolist()])
     centred = samples - samples.mean(0)
     strength = 0.1 * centred[:, KEPT].var(0, correction=0).mean()
     rows = torch.cat([centred[:, KEPT], (400 * strength).sqrt() * torch.eye(5).double()])
-    wanted = torch.cat([centred[:, lost] @ weight[:, lost].T, torch.zeros(5, 7).double()])
-    change, _ = refit(weight, KEPT, inputs, ridge=0.1)
+    wanted = torch.cat([centred[:, lost] @ seen.weight[:, lost].T, torch.zeros(5, 7).double()])
+    change, _ = refit(seen, KEPT, ridge=0.1)
     torch.testing.assert_close(change, torch.linalg.lstsq(rows, wanted).solution.T)
 
 
 def test_a_strong_ridge_leaves_the_kept_columns(problem):
-    _, weight, inputs = problem
-    assert refit(weight, KEPT, inputs, ridge=1e9)[0].abs().max() < 1e-6
+    _, seen = problem
+    assert refit(seen, KEPT, ridge=1e9)[0].abs().max() < 1e-6
 
 
 def test_low_rank_is_the_whitened_svd_and_beats_any_other(problem):
-    _, weight, inputs = problem
-    change, within = refit(weight, KEPT, inputs, ridge=1e-3)
+    _, seen = problem
+    change, within = refit(seen, KEPT, ridge=1e-3)
     root = torch.linalg.cholesky(within)
 
     def error(approximation: torch.Tensor) -> float:
@@ -93,16 +93,17 @@ def test_low_rank_is_the_whitened_svd_and_beats_any_other(problem):
 
 
 def test_relative_error_equals_the_samples(problem):
-    samples, weight, inputs = problem
+    samples, seen = problem
     generator = torch.Generator().manual_seed(2)
     replacement = torch.randn(7, 5, generator=generator, dtype=torch.float64)
     added = torch.randn(7, generator=generator, dtype=torch.float64)
-    truth = samples @ weight.T
+    truth = samples @ seen.weight.T
     rest = truth - samples[:, KEPT] @ replacement.T - added
     expected = rest.square().sum() / truth.square().sum()
-    found = relative_error(weight, KEPT, replacement, added, inputs)
+    found = relative_error(seen, KEPT, replacement, added)
     assert found == pytest.approx(expected.item())
-    assert relative_error(0 * weight, KEPT, 0 * replacement, added, inputs) == 0
+    silent = Seen(0 * seen.weight, seen.mean, seen.second)
+    assert relative_error(silent, KEPT, 0 * replacement, added) == 0
 
 
 NARROW = VariantSpec("narrow", (1, 2, 0), (64, 96, 32))

@@ -1,0 +1,201 @@
+"""What cuts cost on text, beside the field's baselines: `python -m benchmarks.pruning --text FILE`.
+
+Perplexity over the base's (and KL, agreement) of a quarter and half of the FFN neurons and of six
+layers' bytes removed, without any training, calibrated on the base's own samples. `--text` takes
+WikiText-2's raw test file by its protocol, or any text.
+"""
+
+import argparse
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.machine import save
+from pruners.allocation import Curve, ffn_levels, greedy, kv_levels, measured
+from pruners.architecture import Decoder, locate
+from pruners.depth import block_spec, greedy_blocks, greedy_layers
+from pruners.evaluate import Reader, evaluate, reading
+from pruners.importance import BLOCK_ORDERS, LAYER_ORDERS, scorer
+from pruners.journal import Journal
+from pruners.mask import mask
+from pruners.order import Order
+from pruners.progress import bars
+from pruners.recovery import Recipe as Fit
+from pruners.recovery import recover
+from pruners.recovery.library import Library, library_from, make_library
+from pruners.rows import count, rows_hash, sample
+from pruners.sources import read_corpus
+from pruners.variant import Block, VariantSpec, base_spec, depth_spec, width_spec
+from server.engine.load import load_tokenizer, load_transformers
+from server.engine.source import DEFAULT_MODEL, cache_folder, resolve_model
+from server.selftext import OwnText
+from telemetry.machine import describe
+
+BASELINES = ("random", "l2", "mean-activation", "wanda", "flap")
+LAYERS = 6
+
+
+class Study:
+    """The base, its calibration, and every cut as something that reads."""
+
+    def __init__(self, decoder: Decoder, rows: list[torch.Tensor], journal: Journal) -> None:
+        self.decoder = decoder
+        self.rows = rows
+        self.journal = journal
+        self.selection = sample(rows, 2048, seed=1)
+        self.cuts: dict[str, Reader] = {}
+        self.shares: dict[str, float] = {}
+
+    def add(
+        self, name: str, spec: VariantSpec, order: Order, own: Mapping[Block, Any] | None = None
+    ) -> None:
+        """One line of the table."""
+        shape = self.decoder.shape
+        numbers = sum(t.numel() for c in (own or {}).values() for t in c.tensors())
+        touched = spec.parameters(shape) + numbers
+        self.shares[name] = touched / base_spec(shape).parameters(shape)
+        self.cuts[name] = reading(self.decoder, partial(mask, self.decoder, spec, order, own))
+
+    def order(self, name: str, progress: Progress) -> Order:
+        """Units as a scorer puts them."""
+
+        def compute() -> dict[str, torch.Tensor]:
+            found = scorer(name)(self.decoder, self.rows, progress).order()
+            return {"ffn": found.ffn, "kv": found.kv}
+
+        return Order(**self.journal.tensors(f"order {name}", compute))
+
+    def library(self, order: Order, rank: int, progress: Progress) -> Library:
+        """Shared corrections of every block and width."""
+        shape = self.decoder.shape
+
+        def compute() -> dict[str, torch.Tensor]:
+            widths = (kv_levels(shape)[1:], ffn_levels(shape)[1:])
+            made = make_library(self.decoder, order, self.rows, *widths, rank, progress)
+            return made.to_tensors()
+
+        return library_from(self.journal.tensors(f"library {rank}", compute))
+
+
+def widths(study: Study, curves: list[Curve], library: Library, progress: Progress) -> None:
+    """A quarter and half of the neurons gone."""
+    decoder, shape = study.decoder, study.decoder.shape
+    orders = {name: study.order(name, progress) for name in BASELINES}
+    best = orders["wanda"]
+    neurons = [curve for curve in curves if curve.part == "mlp"]
+    for keep in (0.75, 0.5):
+        title = f"FFN -{1 - keep:.0%}"
+        uniform = width_spec(shape, keep)
+        chosen = greedy(
+            base_spec(shape), neurons, lambda s: sum(s.ffn), keep * shape.ffn * shape.layers
+        )
+        for name, order in orders.items():
+            study.add(f"{title} {name}", uniform, order)
+        for name, spec in (("uniform", uniform), ("by KL", chosen)):
+            study.add(f"{title} {name}", spec, best)
+            study.add(f"{title} {name}, shared", spec, best, library.of(spec))
+            fit = Fit(materialised=True)
+            (refit,) = recover(decoder, [spec], best, study.rows, fit, progress)
+            study.add(f"{title} {name}, materialised", spec, best, refit.corrections)
+
+
+def depths(study: Study, curves: list[Curve], library: Library, progress: Progress) -> None:
+    """The bytes of six layers gone, as layers, sub-blocks or cuts of every kind."""
+    decoder, shape, rows = study.decoder, study.decoder.shape, study.selection
+    order = study.order("wanda", progress)
+    biases = {b: c.bias for (b, width), c in library.corrections.items() if width == 0}
+    gone = base_spec(shape).body_parameters(shape) * LAYERS // shape.layers
+    layers = {
+        "greedy KL": greedy_layers(decoder, rows, LAYERS, progress=progress).layers,
+        "greedy KL, constants": greedy_layers(decoder, rows, LAYERS, biases, progress).layers,
+        **{name: find(decoder, study.rows, progress) for name, find in LAYER_ORDERS.items()},
+    }
+    for name, found in layers.items():
+        spec = depth_spec(shape, list(found[:LAYERS]))
+        own = library.of(spec) if "constants" in name else None
+        study.add(f"{LAYERS} layers {name}", spec, order, own)
+    blocks = {
+        "greedy KL": greedy_blocks(decoder, rows, gone, progress=progress).blocks,
+        "greedy KL, constants": greedy_blocks(decoder, rows, gone, biases, progress).blocks,
+        **{name: find(decoder, study.rows, progress) for name, find in BLOCK_ORDERS.items()},
+    }
+    for name, found_blocks in blocks.items():
+        spec = _blocks_of(shape, found_blocks, gone)
+        own = library.of(spec) if "constants" in name else None
+        study.add(f"sub-blocks {name}", spec, order, own)
+    base = base_spec(shape)
+    left = base.body_parameters(shape) - gone
+    mixed = greedy(base, curves, lambda s: s.body_parameters(shape), left)
+    study.add("every kind by KL, shared", mixed, order, library.of(mixed))
+
+
+def _blocks_of(shape: Any, blocks: tuple[Block, ...], gone: int) -> VariantSpec:  # noqa: ANN401
+    """The first blocks that hold as many parameters."""
+    base = base_spec(shape)
+    for number in range(1, len(blocks) + 1):
+        spec = block_spec(shape, blocks[:number])
+        if base.body_parameters(shape) - spec.body_parameters(shape) >= gone:
+            return spec
+    return block_spec(shape, blocks)
+
+
+def main() -> None:
+    """Runs the study and prints its table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--windows", type=int, default=None, help="evenly spaced; default all")
+    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=24_576, help="calibration tokens")
+    parser.add_argument("--rank", type=int, default=16)
+    arguments = parser.parse_args()
+
+    source = resolve_model(arguments.model)
+    limit = None if arguments.windows is None else arguments.windows * arguments.window
+    corpus = read_corpus(arguments.text)
+    text = corpus.rows(load_tokenizer(source), arguments.window, limit)
+    identity = {"model": str(source), "tokens": arguments.tokens, "text": rows_hash(text)}
+    journal = Journal(cache_folder() / "benchmarks" / "pruning", identity)
+    with bars() as progress:
+        own = OwnText(source, journal, progress)
+        rows = own.rows(-(-arguments.tokens // 256), 256, seed=0)
+        study = Study(locate(load_transformers(source, torch.float32)), rows, journal)
+        order = study.order("wanda", progress)
+        library = study.library(order, arguments.rank, progress)
+        curves = measured(
+            study.decoder, order, study.selection, library.corrections, journal, progress
+        )
+        widths(study, curves, library, progress)
+        depths(study, curves, library, progress)
+        found = evaluate(study.decoder, study.cuts, text, progress=progress, journal=journal)
+
+    table = Table(title=f"{corpus.name}: {found.tokens} predictions, windows of {arguments.window}")
+    for title in ("cut", "bytes", "perplexity", "over the base's", "KL", "agreement"):
+        table.add_column(title, justify="left" if title == "cut" else "right")
+    table.add_row("base", "1", f"{found.base_perplexity:.2f}", "1", "0", "1")
+    results = {}
+    for name, quality in found.quality.items():
+        ratio, touched = quality.perplexity / found.base_perplexity, study.shares[name]
+        cells = (touched, quality.perplexity, ratio, quality.kl, quality.agreement)
+        table.add_row(name, *(f"{cell:.3f}" for cell in cells))
+        keys = ("touched", "perplexity", "ratio", "kl", "agreement")
+        results[name] = dict(zip(keys, cells, strict=True))
+    Console(width=120).print(table)
+    result = {
+        "machine": describe(),
+        "arguments": vars(arguments),
+        "calibration": {"tokens": count(rows), "hash": rows_hash(rows)},
+        "text": {"hash": rows_hash(text), "predictions": found.tokens},
+        "base_perplexity": found.base_perplexity,
+        "cuts": results,
+    }
+    print(f"written to {save('pruning', result)}")
+
+
+if __name__ == "__main__":
+    main()
