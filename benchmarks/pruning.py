@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.machine import save
-from pruners.allocation import Curve, ffn_levels, greedy, kv_levels, measured
+from pruners.allocation import Curve, ffn_levels, greedy, kv_levels, measured, search
 from pruners.architecture import Decoder, locate
 from pruners.depth import block_spec, greedy_blocks, greedy_layers
 from pruners.evaluate import Reader, evaluate, reading
@@ -26,7 +26,7 @@ from pruners.mask import mask
 from pruners.order import Order
 from pruners.progress import bars
 from pruners.recovery import Recipe as Fit
-from pruners.recovery import recover
+from pruners.recovery import from_tensors, recover, to_tensors
 from pruners.recovery.library import Library, library_from, make_library
 from pruners.rows import count, rows_hash, sample
 from pruners.sources import read_corpus
@@ -37,7 +37,12 @@ from server.selftext import OwnText
 from telemetry.machine import describe
 
 BASELINES = ("random", "l2", "mean-activation", "wanda", "flap")
+ORDER = "wanda"
+"""What our own cuts rank units by."""
 LAYERS = 6
+ROW = 1024
+TRIALS = 12
+"""Candidates for the widths of each share of neurons, plain greedy among them."""
 
 
 class Study:
@@ -48,6 +53,7 @@ class Study:
         self.rows = rows
         self.journal = journal
         self.selection = sample(rows, 2048, seed=1)
+        self.scored = sample(rows, 8192, seed=2)
         self.cuts: dict[str, Reader] = {}
         self.shares: dict[str, float] = {}
 
@@ -65,7 +71,8 @@ class Study:
         """Units as a scorer puts them."""
 
         def compute() -> dict[str, torch.Tensor]:
-            found = scorer(name)(self.decoder, self.rows, progress).order()
+            rows = self.rows if name == ORDER else self.scored
+            found = scorer(name)(self.decoder, rows, progress).order()
             return {"ffn": found.ffn, "kv": found.kv}
 
         return Order(**self.journal.tensors(f"order {name}", compute))
@@ -81,51 +88,92 @@ class Study:
 
         return library_from(self.journal.tensors(f"library {rank}", compute))
 
+    def by_kl(
+        self, order: Order, curves: list[Curve], library: Library, neurons: float, bars_: Progress
+    ) -> VariantSpec:
+        """Widths that keep this many neurons in all, chosen on the selection rows."""
+
+        def loss(spec: VariantSpec) -> float:
+            reader = reading(
+                self.decoder, partial(mask, self.decoder, spec, order, library.of(spec))
+            )
+            return evaluate(self.decoder, {"it": reader}, self.selection).quality["it"].kl
+
+        start = base_spec(self.decoder.shape)
+        path = self.journal.path(f"widths-{neurons:.0f}.db")
+        return search(
+            start, curves, lambda spec: sum(spec.ffn), neurons, loss, TRIALS,
+            storage=f"sqlite:///{path}", progress=bars_,
+        ).spec  # fmt: skip
+
 
 def widths(study: Study, curves: list[Curve], library: Library, progress: Progress) -> None:
     """A quarter and half of the neurons gone."""
     decoder, shape = study.decoder, study.decoder.shape
     orders = {name: study.order(name, progress) for name in BASELINES}
-    best = orders["wanda"]
+    best = orders[ORDER]
     neurons = [curve for curve in curves if curve.part == "mlp"]
+    ours: dict[str, VariantSpec] = {}
     for keep in (0.75, 0.5):
         title = f"FFN -{1 - keep:.0%}"
         uniform = width_spec(shape, keep)
-        chosen = greedy(
-            base_spec(shape), neurons, lambda s: sum(s.ffn), keep * shape.ffn * shape.layers
-        )
         for name, order in orders.items():
             study.add(f"{title} {name}", uniform, order)
-        for name, spec in (("uniform", uniform), ("by KL", chosen)):
-            study.add(f"{title} {name}", spec, best)
-            study.add(f"{title} {name}, shared", spec, best, library.of(spec))
-            fit = Fit(materialised=True)
-            (refit,) = recover(decoder, [spec], best, study.rows, fit, progress)
-            study.add(f"{title} {name}, materialised", spec, best, refit.corrections)
+        ours[f"{title} uniform"] = uniform
+        wanted = keep * shape.ffn * shape.layers
+        ours[f"{title} by KL"] = study.by_kl(best, neurons, library, wanted, progress)
+    specs = list(ours.values())
+
+    def compute() -> dict[str, torch.Tensor]:
+        found = recover(decoder, specs, best, study.rows, Fit(materialised=True), progress)
+        return {
+            f"{title}/{name}": tensor
+            for title, refit in zip(ours, found, strict=True)
+            for name, tensor in to_tensors(refit.corrections).items()
+        }
+
+    tensors = study.journal.tensors("refits", compute)
+    for title, spec in ours.items():
+        refit = {n.removeprefix(f"{title}/"): t for n, t in tensors.items() if n.startswith(title)}
+        if "uniform" not in title:
+            study.add(title, spec, best)
+        study.add(f"{title}, shared", spec, best, library.of(spec))
+        study.add(f"{title}, materialised", spec, best, from_tensors(refit))
 
 
 def depths(study: Study, curves: list[Curve], library: Library, progress: Progress) -> None:
     """The bytes of six layers gone, as layers, sub-blocks or cuts of every kind."""
     decoder, shape, rows = study.decoder, study.decoder.shape, study.selection
-    order = study.order("wanda", progress)
+    order = study.order(ORDER, progress)
     biases = {b: c.bias for (b, width), c in library.corrections.items() if width == 0}
     gone = base_spec(shape).body_parameters(shape) * LAYERS // shape.layers
+    note = study.journal.value
     layers = {
-        "greedy KL": greedy_layers(decoder, rows, LAYERS, progress=progress).layers,
-        "greedy KL, constants": greedy_layers(decoder, rows, LAYERS, biases, progress).layers,
-        **{name: find(decoder, study.rows, progress) for name, find in LAYER_ORDERS.items()},
+        "greedy KL": note(
+            "layers", lambda: greedy_layers(decoder, rows, LAYERS, progress=progress).layers
+        ),
+        "greedy KL, constants": note(
+            "layers, constants",
+            lambda: greedy_layers(decoder, rows, LAYERS, biases, progress).layers,
+        ),
+        **{name: find(decoder, study.scored, progress) for name, find in LAYER_ORDERS.items()},
     }
     for name, found in layers.items():
         spec = depth_spec(shape, list(found[:LAYERS]))
         own = library.of(spec) if "constants" in name else None
         study.add(f"{LAYERS} layers {name}", spec, order, own)
     blocks = {
-        "greedy KL": greedy_blocks(decoder, rows, gone, progress=progress).blocks,
-        "greedy KL, constants": greedy_blocks(decoder, rows, gone, biases, progress).blocks,
-        **{name: find(decoder, study.rows, progress) for name, find in BLOCK_ORDERS.items()},
+        "greedy KL": note(
+            "blocks", lambda: greedy_blocks(decoder, rows, gone, progress=progress).blocks
+        ),
+        "greedy KL, constants": note(
+            "blocks, constants",
+            lambda: greedy_blocks(decoder, rows, gone, biases, progress).blocks,
+        ),
+        **{name: find(decoder, study.scored, progress) for name, find in BLOCK_ORDERS.items()},
     }
     for name, found_blocks in blocks.items():
-        spec = _blocks_of(shape, found_blocks, gone)
+        spec = _blocks_of(shape, [Block(*block) for block in found_blocks], gone)
         own = library.of(spec) if "constants" in name else None
         study.add(f"sub-blocks {name}", spec, order, own)
     base = base_spec(shape)
@@ -134,7 +182,7 @@ def depths(study: Study, curves: list[Curve], library: Library, progress: Progre
     study.add("every kind by KL, shared", mixed, order, library.of(mixed))
 
 
-def _blocks_of(shape: Any, blocks: tuple[Block, ...], gone: int) -> VariantSpec:  # noqa: ANN401
+def _blocks_of(shape: Any, blocks: list[Block], gone: int) -> VariantSpec:  # noqa: ANN401
     """The first blocks that hold as many parameters."""
     base = base_spec(shape)
     for number in range(1, len(blocks) + 1):
@@ -159,20 +207,23 @@ def main() -> None:
     limit = None if arguments.windows is None else arguments.windows * arguments.window
     corpus = read_corpus(arguments.text)
     text = corpus.rows(load_tokenizer(source), arguments.window, limit)
-    identity = {"model": str(source), "tokens": arguments.tokens, "text": rows_hash(text)}
-    journal = Journal(cache_folder() / "benchmarks" / "pruning", identity)
+    identity = {"model": str(source), "tokens": arguments.tokens, "rank": arguments.rank}
+    folder = cache_folder() / "benchmarks"
+    journal = Journal(folder / "pruning", identity)
+    read = Journal(folder / "pruning-text", {**identity, "text": rows_hash(text)})
     with bars() as progress:
         own = OwnText(source, journal, progress)
-        rows = own.rows(-(-arguments.tokens // 256), 256, seed=0)
+        # As `build` takes them, whose first rows are held out.
+        rows = own.rows(8 + -(-arguments.tokens // ROW), ROW, seed=0)[8:]
         study = Study(locate(load_transformers(source, torch.float32)), rows, journal)
-        order = study.order("wanda", progress)
+        order = study.order(ORDER, progress)
         library = study.library(order, arguments.rank, progress)
         curves = measured(
             study.decoder, order, study.selection, library.corrections, journal, progress
         )
         widths(study, curves, library, progress)
         depths(study, curves, library, progress)
-        found = evaluate(study.decoder, study.cuts, text, progress=progress, journal=journal)
+        found = evaluate(study.decoder, study.cuts, text, progress=progress, journal=read)
 
     table = Table(title=f"{corpus.name}: {found.tokens} predictions, windows of {arguments.window}")
     for title in ("cut", "bytes", "perplexity", "over the base's", "KL", "agreement"):

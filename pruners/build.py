@@ -1,6 +1,7 @@
 """From a base and calibration rows to an artefact: rank, correct, choose, measure, keep."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,7 @@ from pruners.importance import scorer
 from pruners.journal import Journal
 from pruners.kv.evict import evicted
 from pruners.mask import mask
+from pruners.offload import offloaded
 from pruners.order import Order
 from pruners.recipe import BuildError, Recipe, served_eviction
 from pruners.recovery import Recipe as Fit
@@ -51,19 +53,30 @@ def build(
     recipe: Recipe,
     journal: Journal | None = None,
     progress: Progress | None = None,
+    device: torch.device | None = None,
 ) -> Artefact:
     """Builds the recipe's variants of a `transformers` language model.
 
     The model is put in evaluation mode and is otherwise left as it was. What is finished goes into
-    the journal. Raises `BuildError` if the recipe does not fit or held-out rows were calibrated
-    on, `UnsupportedModelError` for an unknown family.
+    the journal. Layers are computed on `device`, one at a time, or where the model is. Raises
+    `BuildError` if the recipe does not fit or held-out rows were calibrated on,
+    `UnsupportedModelError` for an unknown family.
     """
     decoder = locate(model)
     recipe.check(decoder.shape)
     _check_rows(sources)
+    if device is not None and recipe.importance == "taylor":
+        raise BuildError(
+            "importance 'taylor' needs gradients, which layers on a device cannot give"
+        )
     model.eval()
     run = _Run(decoder, sources, recipe, journal or Journal(None, None), progress)
+    with nullcontext() if device is None else offloaded(decoder, device):
+        return _built(run, model_name)
 
+
+def _built(run: "_Run", model_name: str) -> Artefact:
+    decoder, recipe, sources = run.decoder, run.recipe, run.sources
     order = run.order()
     library, outputs = run.library(order)
     skip_order, skip_kl = run.depth(library)
@@ -79,7 +92,7 @@ def build(
     names = [n for n in (points if recipe.keep_all else front(points)) if n != BASE]
     return Artefact(
         model_name=model_name,
-        fingerprint=fingerprint(model),
+        fingerprint=fingerprint(decoder.model),
         shape=decoder.shape,
         ffn_order=order.ffn.int(),
         kv_order=order.kv.int(),

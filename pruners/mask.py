@@ -86,18 +86,15 @@ def constant_output(bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
 
 
 def _zero_inputs(linear: nn.Linear, dropped: torch.Tensor) -> RemovableHandle:
-    index = dropped.to(linear.weight.device)
     return linear.register_forward_pre_hook(
-        lambda module, args: (args[0].index_fill(-1, index, 0.0),)
+        lambda module, args: (args[0].index_fill(-1, dropped.to(args[0].device), 0.0),)
     )
 
 
 def _correct(linear: nn.Linear, kept: torch.Tensor, correction: Correction) -> RemovableHandle:
-    index = kept.to(linear.weight.device)
-
     def better(
         module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor:
-        return correction.correct(linear, args[0][..., index], output)
+        return correction.correct(linear, args[0][..., kept.to(args[0].device)], output)
 
     return linear.register_forward_hook(better)

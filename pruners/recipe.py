@@ -31,8 +31,8 @@ class Recipe:
     corrections; `selection_tokens` of the same rows choose layers and widths.
     """
 
-    ffn_keep: tuple[float, ...] = (0.75,)
-    skip_layers: tuple[int, ...] = (3,)
+    ffn_keep: tuple[float, ...] = ()
+    skip_layers: tuple[int, ...] = ()
     mixed: tuple[tuple[int, float], ...] = ()
     touched: tuple[float, ...] = (0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)
     search: int = 0
@@ -42,8 +42,8 @@ class Recipe:
     sequential: bool = False
     materialised: bool = False
     kv_budgets: tuple[int, ...] = (512, 256)
-    calibration_tokens: int = 49_152
-    selection_tokens: int = 1_024
+    calibration_tokens: int = 24_576
+    selection_tokens: int = 2_048
     seed: int = 0
 
     def check(self, shape: Shape) -> None:

@@ -17,31 +17,42 @@ from server.engine.source import model_name, resolve_model
 from server.selftext import OwnText
 
 SELF = "sampled from the base at temperature 1"
-ROW = 256
-"""Tokens of a calibration row; held-out rows are as long as the KV budgets need."""
+_ROW = 512
+"""Tokens of a row at the least; more where KV budgets are measured, which takes twice as many."""
 _HELD_OUT_ROWS = 8
+_PIECES = 8  # calibration is no fewer rows, since some of them are held out from fits
 
 Rows = list[torch.Tensor]
 
 
-def build_artefact(model: str, out: Path, corpus: Corpus | None, recipe: Recipe) -> Artefact:
+def build_artefact(
+    model: str,
+    out: Path,
+    corpus: Corpus | None,
+    recipe: Recipe,
+    device: torch.device | None = None,
+) -> Artefact:
     """Builds variants of a model into the folder `out`, calibrated on the user's text or its own.
 
-    An interrupted call goes on where it stopped, from a folder beside `out`. Raises `BuildError`,
-    `SourceError`, `ModelSourceError` or `UnsupportedModelError`.
+    Layers are computed on `device`, one at a time, or else on the CPU. An interrupted call goes on
+    where it stopped, from a folder beside `out`. Raises `BuildError`, `SourceError`,
+    `ModelSourceError` or `UnsupportedModelError`.
     """
     folder = resolve_model(model)
-    longest = 2 * max(recipe.kv_budgets, default=ROW)
+    longest = 2 * max(recipe.kv_budgets, default=_ROW // 2)
+    piece = min(longest, recipe.calibration_tokens // _PIECES)
     with bars() as progress:
         identity = {"model": str(folder), "recipe": asdict(recipe), "build": 1}
         if corpus is not None:
-            calibration, held_out = _text_rows(folder, corpus, recipe, longest)
+            calibration, held_out = _text_rows(folder, corpus, recipe, piece, longest)
             identity["text"] = [rows_hash(rows) for rows in (calibration, held_out)]
         journal = Journal(out.parent / f".{out.name}-build", identity)
         if corpus is None:
             text = OwnText(folder, journal, progress)
-            calibration = text.rows(-(-recipe.calibration_tokens // ROW), ROW, recipe.seed)
-            held_out = text.rows(_HELD_OUT_ROWS, longest, recipe.seed + 1)
+            number = _HELD_OUT_ROWS + -(-recipe.calibration_tokens // longest)
+            rows = text.rows(number, longest, recipe.seed)
+            held_out = rows[:_HELD_OUT_ROWS]
+            calibration = [p for row in rows[_HELD_OUT_ROWS:] for p in row.split(piece)]
             del text  # two copies of the weights are enough, and building needs the other one
         source = SELF if corpus is None else corpus.name
         artefact = build(
@@ -51,15 +62,18 @@ def build_artefact(model: str, out: Path, corpus: Corpus | None, recipe: Recipe)
             recipe,
             journal,
             progress,
+            device,
         )
     artefact.save(out)
     journal.close()
     return artefact
 
 
-def _text_rows(folder: Path, corpus: Corpus, recipe: Recipe, longest: int) -> tuple[Rows, Rows]:
+def _text_rows(
+    folder: Path, corpus: Corpus, recipe: Recipe, piece: int, longest: int
+) -> tuple[Rows, Rows]:
     """The first three quarters of the text calibrate, the rest is held out."""
     tokenizer = load_tokenizer(folder)
     first, rest = corpus.split(0.75)
-    calibration = first.rows(tokenizer, ROW, recipe.calibration_tokens)
+    calibration = first.rows(tokenizer, piece, recipe.calibration_tokens)
     return calibration, rest.rows(tokenizer, longest, _HELD_OUT_ROWS * longest)

@@ -124,7 +124,7 @@ def build(
         str | None,
         typer.Option(help="Calibrate on this: text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=256, help="Calibration tokens.")] = 49_152,
+    tokens: Annotated[int, typer.Option(min=256, help="Calibration tokens.")] = 24_576,
     touched: Annotated[
         str, typer.Option(help="Shares of the base's bytes a token to choose cuts for.")
     ] = ",".join(f"{share:g}" for share in Recipe().touched),
@@ -139,6 +139,9 @@ def build(
     ] = False,
     search: Annotated[int, typer.Option(min=0, help="Candidates tried for each share.")] = 0,
     keep_all: Annotated[bool, typer.Option(help="Keep variants that others beat.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Compute there one layer at a time, such as on cuda.")
+    ] = None,
     seed: int = 0,
 ) -> None:
     """Rank, cut, correct and measure variants of a model, into a folder that the server reads.
@@ -160,7 +163,7 @@ def build(
         seed=seed,
     )
     corpus = None if text is None else read_corpus(text)
-    artefact = build_artefact(model, out, corpus, recipe)
+    artefact = build_artefact(model, out, corpus, recipe, _device(device))
     typer.echo(f"{out}: {len(artefact.variants)} variants of {artefact.model_name}")
 
 
@@ -233,6 +236,18 @@ def _shares(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise UsageError(f"--touched {text} is no list of shares such as 0.9,0.7") from error
+
+
+def _device(name: str | None) -> Any:  # noqa: ANN401
+    import torch
+
+    if name is None:
+        return None
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name} cannot be used: {reason}") from error
 
 
 def _check_free(host: str, port: int) -> None:

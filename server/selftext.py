@@ -22,7 +22,7 @@ from server.settings import Settings
 
 _MARK = "\x00"
 _ROWS = 96  # sampled together at most; more are hardly faster
-_TOKENS = _ROWS * 256
+_TOKENS = 32_768  # what their cache holds
 
 
 class OwnText:

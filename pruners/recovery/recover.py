@@ -10,7 +10,7 @@ from pruners.architecture import Decoder
 from pruners.order import Order, features
 from pruners.recovery.correction import Correction, LowRank, Materialised, constant
 from pruners.recovery.passes import Linear, moments
-from pruners.recovery.solve import bias, low_rank, refit, relative_error
+from pruners.recovery.solve import bias, low_rank, refits, relative_errors
 from pruners.variant import Block, Part, VariantSpec
 
 RIDGES = (1e-3, 1e-2, 1e-1)
@@ -107,26 +107,26 @@ def _solve(
     shared = seen.fit.weight[:, kept]
 
     def error(replacement: torch.Tensor) -> float:
-        return relative_error(seen.held_out, kept, replacement, bias(seen.fit, kept, replacement))
+        offset = bias(seen.fit, kept, replacement)
+        return relative_errors(seen.held_out, kept, replacement, [offset])[0]
 
-    tried = []
-    for ridge in RIDGES:
-        change, within = refit(seen.fit, kept, ridge)
-        tried.append((error(shared + change), ridge, change, within))
-    best, ridge, change, within = min(tried, key=lambda one: one[0])
-    up, down_ = low_rank(change, within, recipe.rank)
+    tried = ((error(shared + one.change), one) for one in refits(seen.fit, kept, RIDGES))
+    least, best = min(tried, key=lambda pair: pair[0])
+    up, down_ = low_rank(best.change, best.within, recipe.rank)
     approximate = shared + up @ down_
+    offsets = [torch.zeros_like(shared[:, 0]), bias(seen.fit, kept, shared)]
+    none, biased = relative_errors(seen.held_out, kept, shared, offsets)
     bought = Bought(
         block=block,
         kept=len(kept),
-        ridge=ridge,
-        none=relative_error(seen.held_out, kept, shared, torch.zeros_like(shared[:, 0])),
-        bias=error(shared),
+        ridge=best.ridge,
+        none=none,
+        bias=biased,
         low_rank=error(approximate),
-        refit=best,
+        refit=least,
     )
     if recipe.materialised:
-        refitted = shared + change
+        refitted = shared + best.change
         offset = bias(seen.fit, kept, refitted)
         return Materialised(offset.float(), refitted.float()), bought
     offset = bias(seen.fit, kept, approximate)

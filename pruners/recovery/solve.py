@@ -3,6 +3,7 @@
 All in fp64; `kept` are the indices of the inputs that stay.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,22 +38,35 @@ def bias(seen: Seen, kept: torch.Tensor, replacement: torch.Tensor) -> torch.Ten
     return seen.weight @ seen.mean - replacement @ seen.mean[kept]
 
 
-def refit(seen: Seen, kept: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Least squares of the base's output on the kept inputs and a constant.
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """A `change` of the kept columns, `[out, kept]`, and the matrix it was regularised with.
 
-    Returns the change of the kept columns, `[out, kept]`, and the matrix it was regularised with,
-    `[kept, kept]`: the covariance plus `ridge` times its mean diagonal. The change, not the new
-    weight, is drawn to zero, so that a strong ridge leaves the kept columns as they are (as in
-    OSSCAR, Meng et al. 2024, arXiv 2403.12983, and CORP, arXiv 2602.05243).
+    That is `within`, `[kept, kept]`: the covariance plus `ridge` times its mean diagonal.
+    """
+
+    ridge: float
+    change: torch.Tensor
+    within: torch.Tensor
+
+
+def refits(seen: Seen, kept: torch.Tensor, ridges: Sequence[float]) -> Iterator[Refit]:
+    """Least squares of the base's output on the kept inputs and a constant, for each ridge.
+
+    The change, not the new weight, is drawn to zero, so that a strong ridge leaves the kept columns
+    as they are (as in OSSCAR, Meng et al. 2024, arXiv 2403.12983, and CORP, arXiv 2602.05243).
     """
     mean = seen.mean[kept]
-    within = seen.second[kept][:, kept] - torch.outer(mean, mean)
+    covariance = seen.second[kept][:, kept] - torch.outer(mean, mean)
     across = seen.across[:, kept] - torch.outer(seen.weight @ seen.mean, mean)
-    missing = across - seen.weight[:, kept] @ within
+    missing = across - seen.weight[:, kept] @ covariance
     # Inputs that never vary still need something to divide by.
-    strength = ridge * within.diagonal().mean().clamp(min=torch.finfo(torch.float64).eps)
-    within = within + strength * torch.eye(len(kept), dtype=within.dtype)
-    return torch.cholesky_solve(missing.T, torch.linalg.cholesky(within)).T, within
+    scale = covariance.diagonal().mean().clamp(min=torch.finfo(torch.float64).eps)
+    for ridge in ridges:
+        within = covariance.clone()
+        within.diagonal().add_(ridge * scale)
+        change = torch.cholesky_solve(missing.T, torch.linalg.cholesky(within)).T
+        yield Refit(ridge, change, within)
 
 
 def low_rank(
@@ -69,13 +83,20 @@ def low_rank(
     return up, up.T @ change
 
 
-def relative_error(
-    seen: Seen, kept: torch.Tensor, replacement: torch.Tensor, added: torch.Tensor
-) -> float:
-    """`E||W h - replacement h_kept - added||^2 / E||W h||^2`; 0 for a map that writes nothing."""
+def relative_errors(
+    seen: Seen, kept: torch.Tensor, replacement: torch.Tensor, added: Sequence[torch.Tensor]
+) -> list[float]:
+    """`E||W h - replacement h_kept - a||^2 / E||W h||^2` for each a of `added`, `[out]`.
+
+    0 for a map that writes nothing.
+    """
     if not seen.energy > 0:
-        return 0.0
+        return [0.0] * len(added)
     shared = (seen.across[:, kept] * replacement).sum()
     own = ((replacement @ seen.second[kept][:, kept]) * replacement).sum()
-    offset = added @ (added - 2 * bias(seen, kept, replacement))
-    return max(0.0, float((seen.energy - 2 * shared + own + offset) / seen.energy))
+    missing = bias(seen, kept, replacement)
+    offsets = [a @ (a - 2 * missing) for a in added]
+    return [
+        max(0.0, float((seen.energy - 2 * shared + own + offset) / seen.energy))
+        for offset in offsets
+    ]

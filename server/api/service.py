@@ -39,7 +39,7 @@ class Ask:
     prompts: list[Prompt]
     body: SamplingBody
     max_tokens: int | None  # None: up to the end of the context
-    variant: str | None = None  # from a model name like `base@ffn-75`
+    variant: str | None = None  # from a model name like `base@mix-80`
     logprobs: int | None = None
     prompt_logprobs: bool = False
 
@@ -268,7 +268,7 @@ def call_id_of(request: Request, prefix: str) -> str:
 
 
 def variant_alias(service: Service, model: str | None) -> str | None:
-    """The variant in a model name like `NAME@ffn-75`. Raises `ApiError` 404 for other models."""
+    """The variant in a model name like `NAME@mix-80`. Raises `ApiError` 404 for other models."""
     if model is None or model in (service.model.name, BASE):
         return None
     name, _, variant = model.rpartition("@")

@@ -79,6 +79,20 @@ def test_round_trip(folder: Path):
                 assert torch.equal(one, other)
 
 
+def test_what_variants_share_is_kept_and_loaded_once(folder: Path):
+    artefact = example()
+    first, second = artefact.corrections.values()
+    block = Block(0, "mlp")
+    second[block] = first[block]
+    artefact.save(folder)
+    with safe_open(folder / "corrections.safetensors", framework="pt") as file:
+        kept = [key for key in file.keys() if key.endswith("/0.mlp.up")]  # noqa: SIM118
+    assert len(kept) == 1
+    one, other = load_artefact(folder).corrections.values()
+    assert one[block] is other[block]
+    assert torch.equal(one[block].up, first[block].up)
+
+
 def test_saving_again_replaces_and_leaves_nothing_behind(folder: Path):
     example().save(folder)
     assert load_artefact(folder).model_name == "tiny"
@@ -126,6 +140,12 @@ DAMAGE = {
         f, lambda t: t.update({"ffn-50/0.mlp.down": torch.zeros(4, 47)})
     ),
     "of no variant": lambda f: rewrite(f, lambda t: t.update({"x/0.mlp.up": torch.zeros(64, 4)})),
+    "shared with nobody": lambda f: edit(
+        f / "variants.json", lambda v: v["corrected"]["ffn-50"].update({"0.attention": "x"})
+    ),
+    "shared by no part": lambda f: edit(
+        f / "variants.json", lambda v: v["corrected"]["ffn-50"].update({"nothing": "ffn-50"})
+    ),
     "of no layer": lambda f: rewrite(
         f,
         lambda t: t.update({f"ffn-50/7.mlp.{n}": t[f"ffn-50/0.mlp.{n}"].clone() for n in PARTS}),
