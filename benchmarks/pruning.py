@@ -6,7 +6,7 @@ WikiText-2's raw test file by its protocol, or any text.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from pruners.evaluate import Reader, evaluate, reading
 from pruners.importance import BLOCK_ORDERS, LAYER_ORDERS, scorer
 from pruners.journal import Journal
 from pruners.mask import mask
-from pruners.order import Order
+from pruners.order import Order, identity
 from pruners.progress import bars
 from pruners.recovery import Recipe as Fit
 from pruners.recovery import from_tensors, recover, to_tensors
@@ -66,6 +66,12 @@ class Study:
         touched = spec.parameters(shape) + numbers
         self.shares[name] = touched / base_spec(shape).parameters(shape)
         self.cuts[name] = reading(self.decoder, partial(mask, self.decoder, spec, order, own))
+
+    def skipping(self, name: str, spec: VariantSpec, library: Library) -> None:
+        """Whole blocks gone, with and without constants in their place."""
+        untouched = identity(self.decoder.shape)
+        self.add(name, spec, untouched)
+        self.add(f"{name}, constants", spec, untouched, library.of(spec))
 
     def order(self, name: str, progress: Progress) -> Order:
         """Units as a scorer puts them."""
@@ -148,41 +154,21 @@ def depths(study: Study, curves: list[Curve], library: Library, progress: Progre
     biases = {b: c.bias for (b, width), c in library.corrections.items() if width == 0}
     gone = base_spec(shape).body_parameters(shape) * LAYERS // shape.layers
     note = study.journal.value
-    layers = {
-        "greedy KL": note(
-            "layers", lambda: greedy_layers(decoder, rows, LAYERS, progress=progress).layers
-        ),
-        "greedy KL, constants": note(
-            "layers, constants",
-            lambda: greedy_layers(decoder, rows, LAYERS, biases, progress).layers,
-        ),
-        **{name: find(decoder, study.scored, progress) for name, find in LAYER_ORDERS.items()},
-    }
-    for name, found in layers.items():
-        spec = depth_spec(shape, list(found[:LAYERS]))
-        own = library.of(spec) if "constants" in name else None
-        study.add(f"{LAYERS} layers {name}", spec, order, own)
-    blocks = {
-        "greedy KL": note(
-            "blocks", lambda: greedy_blocks(decoder, rows, gone, progress=progress).blocks
-        ),
-        "greedy KL, constants": note(
-            "blocks, constants",
-            lambda: greedy_blocks(decoder, rows, gone, biases, progress).blocks,
-        ),
-        **{name: find(decoder, study.scored, progress) for name, find in BLOCK_ORDERS.items()},
-    }
-    for name, found_blocks in blocks.items():
-        spec = _blocks_of(shape, [Block(*block) for block in found_blocks], gone)
-        own = library.of(spec) if "constants" in name else None
-        study.add(f"sub-blocks {name}", spec, order, own)
+    greedily = note("layers", lambda: greedy_layers(decoder, rows, LAYERS, None, progress).layers)
+    layers = {name: find(decoder, study.scored, progress) for name, find in LAYER_ORDERS.items()}
+    for name, found in {"greedy KL": greedily, **layers}.items():
+        study.skipping(f"{LAYERS} layers {name}", depth_spec(shape, list(found[:LAYERS])), library)
+    chosen = note("blocks", lambda: greedy_blocks(decoder, rows, gone, biases, progress).blocks)
+    blocks = {name: find(decoder, study.scored, progress) for name, find in BLOCK_ORDERS.items()}
+    for name, some in {"greedy KL": [Block(*block) for block in chosen], **blocks}.items():
+        study.skipping(f"sub-blocks {name}", _blocks_of(shape, some, gone), library)
     base = base_spec(shape)
     left = base.body_parameters(shape) - gone
     mixed = greedy(base, curves, lambda s: s.body_parameters(shape), left)
     study.add("every kind by KL, shared", mixed, order, library.of(mixed))
 
 
-def _blocks_of(shape: Any, blocks: list[Block], gone: int) -> VariantSpec:  # noqa: ANN401
+def _blocks_of(shape: Any, blocks: Sequence[Block], gone: int) -> VariantSpec:  # noqa: ANN401
     """The first blocks that hold as many parameters."""
     base = base_spec(shape)
     for number in range(1, len(blocks) + 1):
@@ -207,10 +193,10 @@ def main() -> None:
     limit = None if arguments.windows is None else arguments.windows * arguments.window
     corpus = read_corpus(arguments.text)
     text = corpus.rows(load_tokenizer(source), arguments.window, limit)
-    identity = {"model": str(source), "tokens": arguments.tokens, "rank": arguments.rank}
+    what = {"model": str(source), "tokens": arguments.tokens, "rank": arguments.rank}
     folder = cache_folder() / "benchmarks"
-    journal = Journal(folder / "pruning", identity)
-    read = Journal(folder / "pruning-text", {**identity, "text": rows_hash(text)})
+    journal = Journal(folder / "pruning", what)
+    read = Journal(folder / "pruning-text", {**what, "text": rows_hash(text)})
     with bars() as progress:
         own = OwnText(source, journal, progress)
         # As `build` takes them, whose first rows are held out.

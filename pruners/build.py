@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,10 +11,10 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from pruners.allocation import Curve, ffn_levels, kv_levels, measured
+from pruners.allocation import Cost, Curve, measured
 from pruners.architecture import Decoder, locate
 from pruners.artefact import Artefact
-from pruners.choose import Chosen, Own, allocate, choose_corrections
+from pruners.choose import Chosen, Own, allocate, choose_corrections, touched
 from pruners.cost import cost_of
 from pruners.depth import greedy_layers
 from pruners.evaluate import Reader, evaluate, reading
@@ -54,23 +54,29 @@ def build(
     journal: Journal | None = None,
     progress: Progress | None = None,
     device: torch.device | None = None,
+    seconds: Cost | None = None,
 ) -> Artefact:
     """Builds the recipe's variants of a `transformers` language model.
 
     The model is put in evaluation mode and is otherwise left as it was. What is finished goes into
-    the journal. Layers are computed on `device`, one at a time, or where the model is. Raises
+    the journal. Layers are computed on `device`, one at a time, or where the model is. A
+    latency budget needs `seconds`, which says how long a step of a variant takes. Raises
     `BuildError` if the recipe does not fit or held-out rows were calibrated on,
     `UnsupportedModelError` for an unknown family.
     """
     decoder = locate(model)
     recipe.check(decoder.shape)
     _check_rows(sources)
+    if (seconds is None) == (recipe.budget == "latency"):
+        raise BuildError(
+            f"recipe: budget '{recipe.budget}' does not go with the cost that is given"
+        )
     if device is not None and recipe.importance == "taylor":
         raise BuildError(
             "importance 'taylor' needs gradients, which layers on a device cannot give"
         )
     model.eval()
-    run = _Run(decoder, sources, recipe, journal or Journal(None, None), progress)
+    run = _Run(decoder, sources, recipe, journal or Journal(None, None), progress, seconds)
     with nullcontext() if device is None else offloaded(decoder, device):
         return _built(run, model_name)
 
@@ -85,10 +91,11 @@ def _built(run: "_Run", model_name: str) -> Artefact:
     specs += run.allocated(order, curves, library)
     chosen = run.corrections(order, specs, library)
     own = {name: choice.corrections for name, choice in chosen.items() if choice.corrections}
-    cost = {s.name: cost_of(s, own.get(s.name, {}), decoder) for s in specs}
-    cost |= {BASE: cost_of(base_spec(decoder.shape), {}, decoder)}
+    every = (base_spec(decoder.shape), *specs)
+    cost = {s.name: cost_of(s, own.get(s.name, {}), decoder) for s in every}
     quality, evaluation = run.quality(order, specs, own)
-    points = {BASE: (1.0, 0.0)} | {n: (cost[n].touched, q.kl) for n, q in quality.items()}
+    paid = {s.name: run.seconds(s) if run.seconds else cost[s.name].touched for s in every}
+    points = {BASE: (paid[BASE], 0.0)} | {n: (paid[n], q.kl) for n, q in quality.items()}
     names = [n for n in (points if recipe.keep_all else front(points)) if n != BASE]
     return Artefact(
         model_name=model_name,
@@ -112,7 +119,7 @@ def _built(run: "_Run", model_name: str) -> Artefact:
             "skip_order": {"layers": skip_order, "kl": skip_kl},
             "recovery": {"outputs": outputs, "kl": {n: chosen[n].kl for n in names}},
             "beaten": {
-                name: {"touched": point[0], "kl": point[1]}
+                name: {"touched": cost[name].touched, "kl": point[1]}
                 for name, point in points.items()
                 if name not in (BASE, *names)
             },
@@ -129,6 +136,7 @@ class _Run:
     recipe: Recipe
     journal: Journal
     progress: Progress | None
+    seconds: Cost | None
 
     @property
     def calibration(self) -> list[torch.Tensor]:
@@ -149,11 +157,11 @@ class _Run:
         return Order(**self.journal.tensors("order", compute))
 
     def library(self, order: Order) -> tuple[Library, list[dict[str, float | str | int]]]:
-        """Corrections of every block at every level, and what they bought."""
-        shape, made = self.decoder.shape, []
+        """Corrections of every block at every width to choose from, and what they bought."""
+        made: list[Library] = []
 
         def compute() -> dict[str, torch.Tensor]:
-            rank, widths = self.recipe.rank, (kv_levels(shape)[1:], ffn_levels(shape)[1:])
+            rank, widths = self.recipe.rank, self.recipe.widths(self.decoder.shape)
             rows = self.calibration
             made.append(make_library(self.decoder, order, rows, *widths, rank, self.progress))
             return made[0].to_tensors()
@@ -178,7 +186,7 @@ class _Run:
 
     def curves(self, order: Order, library: Library) -> list[Curve]:
         """What each block costs at each level; needed only to choose widths by."""
-        if not self.recipe.touched:
+        if not self.recipe.shares:
             return []
         rows, corrections = self.selection, library.corrections
         return measured(self.decoder, order, rows, corrections, self.journal, self.progress)
@@ -186,18 +194,21 @@ class _Run:
     def allocated(
         self, order: Order, curves: Sequence[Curve], library: Library
     ) -> list[VariantSpec]:
-        """A variant for each share of the base's bytes."""
-        choose = partial(allocate, self.decoder, order, curves, library, rows=self.selection)
-        return [
-            choose(
+        """A variant for each share of what the base costs, named after it in percent."""
+        prefix = "mix" if self.seconds is None else "time"
+        cost = self.seconds or touched(self.decoder, library)
+        choose = partial(allocate, self.decoder, order, curves, library, cost, rows=self.selection)
+        found = []
+        for share in self.recipe.shares:
+            spec = choose(
                 share=share,
                 trials=self.recipe.search,
                 seed=self.recipe.seed,
                 storage=self.journal.path(f"search-{share:g}.db"),
                 progress=self.progress,
             )
-            for share in self.recipe.touched
-        ]
+            found.append(replace(spec, name=f"{prefix}-{100 * share:g}"))
+        return found
 
     def corrections(
         self, order: Order, specs: Sequence[VariantSpec], library: Library

@@ -1,14 +1,14 @@
 """Which widths and which corrections: choices by measured KL, on rows that rank nothing else."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.progress import Progress
 
-from pruners.allocation import AllocationError, Curve, greedy, search
+from pruners.allocation import AllocationError, Cost, Curve, greedy, search
 from pruners.architecture import Decoder
 from pruners.evaluate import Reader, evaluate, reading
 from pruners.journal import Journal
@@ -30,11 +30,9 @@ class Chosen:
     kl: dict[str, float]
 
 
-def touched_share(decoder: Decoder, library: Library) -> Callable[[VariantSpec], float]:
-    """Matrix parameters read for a token, corrections among them, over the base's."""
-    shape = decoder.shape
-    base = base_spec(shape).parameters(shape)
-    return lambda spec: (spec.parameters(shape) + library.parameters(spec)) / base
+def touched(decoder: Decoder, library: Library) -> Cost:
+    """Matrix parameters read for a token, corrections among them."""
+    return lambda spec: spec.parameters(decoder.shape) + library.parameters(spec)
 
 
 def allocate(
@@ -42,6 +40,7 @@ def allocate(
     order: Order,
     curves: Sequence[Curve],
     library: Library,
+    cost: Cost,
     share: float,
     rows: Sequence[torch.Tensor],
     trials: int = 0,
@@ -49,12 +48,13 @@ def allocate(
     storage: Path | None = None,
     progress: Progress | None = None,
 ) -> VariantSpec:
-    """The widths of all blocks, skipped ones among them, for a share of the base's bytes a token.
+    """The widths of all blocks, skipped ones among them, that cost a share of what the base does.
 
     Greedy by cached errors; with `trials`, that many reweighted candidates are compared by their
-    KL to the base on `rows`. Named `mix-` and the share in percent. Raises `BuildError`.
+    KL to the base on `rows`. Raises `BuildError`.
     """
-    base, cost = base_spec(decoder.shape), touched_share(decoder, library)
+    base = base_spec(decoder.shape)
+    budget = share * cost(base)
 
     def loss(spec: VariantSpec) -> float:
         reader = reading(decoder, partial(mask, decoder, spec, order, library.of(spec)))
@@ -63,13 +63,13 @@ def allocate(
     try:
         if trials:
             url = None if storage is None else f"sqlite:///{storage}"
-            found = search(base, curves, cost, share, loss, trials, seed, url, progress)
+            found = search(base, curves, cost, budget, loss, trials, seed, url, progress)
             spec = found.spec
         else:
-            spec = greedy(base, curves, cost, share)
+            spec = greedy(base, curves, cost, budget)
     except AllocationError as error:
-        raise BuildError(f"recipe: {share:g} of the bytes: {error}") from error
-    return replace(spec, name=f"mix-{100 * share:g}")
+        raise BuildError(f"recipe: a share of {share:g}: {error}") from error
+    return spec
 
 
 def choose_corrections(

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from pruners.allocation import ffn_levels, kv_levels
 from pruners.architecture import Shape
 from pruners.importance import scorer
 from pruners.kv import Streaming
@@ -14,15 +16,18 @@ class BuildError(ValueError):
     """The recipe or the rows cannot give an artefact of this model. One clear line."""
 
 
+Budget = Literal["bytes", "latency"]
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What to build. It is written into the artefact, and with the same rows gives the same one.
 
     `ffn_keep` are shares of FFN neurons kept in every layer, `skip_layers` numbers of layers,
-    `mixed` pairs of both. `touched` are shares of the base's bytes a token, for which the cuts of
-    every kind that the model minds least are chosen layer by layer; `search` is how many
-    candidates a share are tried beyond the greedy one. What no other variant beats is kept, all of
-    it with `keep_all`.
+    `mixed` pairs of both. `shares` are of what the base costs in the `budget`, bytes read or
+    measured seconds a token: for each, the cuts of every kind that the model minds least are chosen
+    block by block. `search` is how many candidates a share are tried beyond the greedy one. What no
+    other variant beats is kept, all of it with `keep_all`.
 
     `importance` names a scorer. `rank` is that of the corrections, 0 for biases alone; with
     `sequential` each variant's are also fitted behind its own pruned layers, which takes two passes
@@ -34,7 +39,8 @@ class Recipe:
     ffn_keep: tuple[float, ...] = ()
     skip_layers: tuple[int, ...] = ()
     mixed: tuple[tuple[int, float], ...] = ()
-    touched: tuple[float, ...] = (0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)
+    budget: Budget = "bytes"
+    shares: tuple[float, ...] = (0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)
     search: int = 0
     keep_all: bool = False
     importance: str = "wanda"
@@ -51,7 +57,7 @@ class Recipe:
         scorer(self.importance)
         for what, shares in (
             ("ffn_keep", (*self.ffn_keep, *(keep for _, keep in self.mixed))),
-            ("touched", self.touched),
+            ("shares", self.shares),
         ):
             for share in shares:
                 if not 0 < share < 1:
@@ -82,6 +88,15 @@ class Recipe:
             for skip, keep in self.mixed
         ]
         return [*widths, *depths, *mixed]
+
+    def widths(self, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """KV groups and neurons, falling, at which a block may need a correction."""
+        if self.shares:
+            return kv_levels(shape)[1:], ffn_levels(shape)[1:]
+        nothing = (0,) if self.deepest() else ()
+        keeps = (*self.ffn_keep, *(keep for _, keep in self.mixed))
+        ffn = {width_spec(shape, keep).ffn[0] for keep in keeps} - {shape.ffn}
+        return nothing, (*sorted(ffn, reverse=True), *nothing)
 
     def _skips(self) -> list[int]:
         return [*self.skip_layers, *(skip for skip, _ in self.mixed)]

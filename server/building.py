@@ -2,9 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.progress import Progress
 
+from pruners.allocation import Latency
 from pruners.artefact import Artefact
 from pruners.build import Sources, build
 from pruners.journal import Journal
@@ -12,9 +15,11 @@ from pruners.progress import bars
 from pruners.recipe import Recipe
 from pruners.rows import rows_hash
 from pruners.sources import Corpus
-from server.engine.load import load_tokenizer, load_transformers
+from pruners.variant import PARTS, Part
+from server.engine.load import load_model, load_tokenizer, load_transformers
 from server.engine.source import model_name, resolve_model
 from server.selftext import OwnText
+from server.timing import block_latency
 
 SELF = "sampled from the base at temperature 1"
 _ROW = 512
@@ -54,6 +59,7 @@ def build_artefact(
             held_out = rows[:_HELD_OUT_ROWS]
             calibration = [p for row in rows[_HELD_OUT_ROWS:] for p in row.split(piece)]
             del text  # two copies of the weights are enough, and building needs the other one
+        seconds = _seconds(folder, journal, progress) if recipe.budget == "latency" else None
         source = SELF if corpus is None else corpus.name
         artefact = build(
             load_transformers(folder, torch.float32),
@@ -63,10 +69,26 @@ def build_artefact(
             journal,
             progress,
             device,
+            seconds,
         )
     artefact.save(out)
     journal.close()
     return artefact
+
+
+def _seconds(folder: Path, journal: Journal, progress: Progress) -> Latency:
+    """Measured once: a build that goes on must not choose by another clock."""
+
+    def measure() -> dict[str, Any]:
+        model = load_model(folder, folder.name, torch.float32, None, None)
+        return asdict(block_latency(model, progress=progress))
+
+    noted = journal.value("latency", measure)
+    blocks: dict[Part, dict[int, float]] = {
+        part: {int(width): seconds for width, seconds in noted["blocks"][part].items()}
+        for part in PARTS
+    }
+    return Latency(noted["rest"], blocks)
 
 
 def _text_rows(

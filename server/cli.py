@@ -15,7 +15,7 @@ from policies.bundle import PolicyError
 from pruners.architecture import UnsupportedModelError
 from pruners.artefact import ArtefactError
 from pruners.importance import SCORERS, ImportanceError
-from pruners.recipe import BuildError, Recipe
+from pruners.recipe import Budget, BuildError, Recipe
 from pruners.recovery import RecoveryError
 from pruners.sources import SourceError
 from pruners.tasks import TaskError
@@ -125,9 +125,12 @@ def build(
         typer.Option(help="Calibrate on this: text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=256, help="Calibration tokens.")] = 24_576,
-    touched: Annotated[
-        str, typer.Option(help="Shares of the base's bytes a token to choose cuts for.")
-    ] = ",".join(f"{share:g}" for share in Recipe().touched),
+    shares: Annotated[
+        str, typer.Option(help="Of what the base costs a token; each makes one variant.")
+    ] = ",".join(f"{share:g}" for share in Recipe().shares),
+    budget: Annotated[
+        Budget, typer.Option(help="What shares are of: bytes read, or seconds on this device.")
+    ] = "bytes",
     importance: Annotated[str, typer.Option(help=f"One of: {', '.join(SCORERS)}.")] = "wanda",
     rank: Annotated[int, typer.Option(min=0, help="Of the corrections; 0: biases only.")] = 16,
     sequential: Annotated[
@@ -152,7 +155,8 @@ def build(
     from server.building import build_artefact
 
     recipe = Recipe(
-        touched=_shares(touched),
+        budget=budget,
+        shares=_shares(shares),
         search=search,
         keep_all=keep_all,
         importance=importance,
@@ -235,7 +239,7 @@ def _shares(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise UsageError(f"--touched {text} is no list of shares such as 0.9,0.7") from error
+        raise UsageError(f"--shares {text} is no list of shares such as 0.9,0.7") from error
 
 
 def _device(name: str | None) -> Any:  # noqa: ANN401

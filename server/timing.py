@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from pruners.allocation import Latency, ffn_levels, kv_levels
 from pruners.progress import tracked
-from pruners.variant import VariantSpec
+from pruners.variant import PARTS, Block, Part, VariantSpec, base_spec
 from server.engine.decoder import Decoder, Segment
 from server.engine.kv_cache import KVCache
 from server.engine.load import LoadedModel
@@ -56,6 +57,41 @@ def time_variants(
     for (kind, name, size), values in seconds.items():
         found.setdefault(kind, {}).setdefault(name, {})[size] = median(values)
     return {device_fingerprint(machine, precision): found}
+
+
+def block_latency(
+    model: LoadedModel, repeats: int = 5, progress: Progress | None = None
+) -> Latency:
+    """How long one block of each width takes in a decode step of one row with `DECODE`'s context.
+
+    The difference between steps with that width in all layers and steps without such blocks.
+    """
+    shape = model.weights.shape
+    rows, cached = DECODE[0]
+    widths: dict[Part, tuple[int, ...]] = {"attention": kv_levels(shape), "mlp": ffn_levels(shape)}
+    jobs: dict[tuple[Part, int], Callable[[], float]] = {}
+    cache = KVCache(shape, cached + 128, model.weights.dtype, model.weights.device)
+    for tensor in (cache.keys, cache.values):
+        tensor.zero_()
+    decoder = Decoder(model.weights, cache, {})
+    for part in PARTS:
+        for width in widths[part]:
+            spec = base_spec(shape)
+            for layer in range(shape.layers):
+                spec = spec.at(Block(layer, part), width)
+            jobs[part, width] = _decode(decoder, spec, rows, cached)
+    steps: dict[tuple[Part, int], list[float]] = {key: [job()][:0] for key, job in jobs.items()}
+    for _ in tracked(range(repeats), "Timing blocks", progress):
+        for key, job in jobs.items():
+            steps[key].append(job())
+    found = {key: median(values) for key, values in steps.items()}
+    blocks = {
+        part: {w: (found[part, w] - found[part, 0]) / shape.layers for w in widths[part]}
+        for part in PARTS
+    }
+    whole = found["mlp", shape.ffn]
+    full = blocks["attention"][shape.kv_groups] + blocks["mlp"][shape.ffn]
+    return Latency(whole - shape.layers * full, blocks)
 
 
 def _decode(decoder: Decoder, spec: VariantSpec, rows: int, cached: int) -> Callable[[], float]:

@@ -4,6 +4,7 @@ from pruners.allocation.base import AllocationError
 from pruners.allocation.by_kl import Library, ffn_levels, kv_levels, measured
 from pruners.allocation.curves import Curve, eliminated, predicted, summed
 from pruners.allocation.greedy import Cost, greedy
+from pruners.allocation.latency import Latency
 from pruners.allocation.schedules import increasing, uniform
 from pruners.allocation.search import Found, search
 from pruners.allocation.standardised import standardised
@@ -13,6 +14,7 @@ __all__ = [
     "Cost",
     "Curve",
     "Found",
+    "Latency",
     "Library",
     "eliminated",
     "ffn_levels",

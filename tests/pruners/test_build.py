@@ -17,14 +17,14 @@ from pruners.mask import mask
 from pruners.recipe import BuildError, Recipe
 from pruners.recovery import LowRank, Materialised
 from pruners.rows import rows_hash
-from pruners.variant import BASE, base_spec
+from pruners.variant import BASE, VariantSpec, base_spec
 from tests.pruners.models import PRUNED_FAMILIES, random_rows, tiny_model
 
 RECIPE = Recipe(
     ffn_keep=(0.34,),
     skip_layers=(1,),
     mixed=((2, 0.5),),
-    touched=(0.8, 0.6),
+    shares=(0.8, 0.6),
     keep_all=True,
     rank=4,
     calibration_tokens=200,
@@ -81,7 +81,7 @@ def test_build_saves_loads_and_measures_what_it_says(family: str, tmp_path):
 
 
 def test_shares_of_the_bytes_are_met_with_cuts_of_every_kind():
-    artefact = build_tiny(recipe=dataclasses.replace(RECIPE, touched=(0.9, 0.75, 0.6, 0.45)))
+    artefact = build_tiny(recipe=dataclasses.replace(RECIPE, shares=(0.9, 0.75, 0.6, 0.45)))
     shape = artefact.shape
     base = base_spec(shape)
     specs = {v.name: v for v in artefact.variants}
@@ -95,6 +95,35 @@ def test_shares_of_the_bytes_are_met_with_cuts_of_every_kind():
     assert min(small.kv_groups) < base.kv_groups[0]
     assert min(small.ffn) < base.ffn[0]
     assert artefact.table.cost[BASE].touched == 1
+
+
+def test_a_latency_budget_is_met_in_the_seconds_that_are_given():
+    def seconds(spec: VariantSpec) -> float:  # KV groups are dear, neurons cheap
+        return 1 + sum(spec.kv_groups) + 0.001 * sum(spec.ffn)
+
+    recipe = dataclasses.replace(RECIPE, budget="latency", shares=(0.8,))
+    artefact = build_tiny(recipe=recipe, seconds=seconds)
+    (made,) = (v for v in artefact.variants if v.name.startswith("time-"))
+    base = base_spec(artefact.shape)
+    assert made.name == "time-80"
+    assert seconds(made) <= 0.8 * seconds(base)
+    assert sum(made.kv_groups) < sum(base.kv_groups)
+    with pytest.raises(BuildError, match="latency"):
+        build_tiny(recipe=recipe)
+    with pytest.raises(BuildError, match="bytes"):
+        build_tiny(seconds=seconds)
+
+
+def test_without_shares_to_meet_only_what_is_needed_is_fitted():
+    few, all_ = build_tiny(recipe=dataclasses.replace(RECIPE, shares=())), build_tiny()
+    fitted = few.provenance["recovery"]["outputs"]
+    assert {(o["part"], o["inputs"]) for o in fitted} == {("mlp", 64), ("mlp", 32)}
+    assert few.corrections.keys() == all_.corrections.keys() - {"mix-80", "mix-60"}
+    for name, corrections in few.corrections.items():
+        assert corrections.keys() == all_.corrections[name].keys()
+        for block, correction in corrections.items():
+            pairs = zip(correction.tensors(), all_.corrections[name][block].tensors(), strict=True)
+            assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_corrections_are_kept_only_where_they_help_on_the_selection():
@@ -128,8 +157,8 @@ def test_each_variant_may_be_fitted_for_itself(way: str):
 
 def test_candidates_are_searched_by_their_measured_loss():
     pytest.importorskip("optuna")
-    plain = build_tiny(recipe=dataclasses.replace(RECIPE, touched=(0.6,)))
-    found = build_tiny(recipe=dataclasses.replace(RECIPE, touched=(0.6,), search=4))
+    plain = build_tiny(recipe=dataclasses.replace(RECIPE, shares=(0.6,)))
+    found = build_tiny(recipe=dataclasses.replace(RECIPE, shares=(0.6,), search=4))
     kl = [a.provenance["recovery"]["kl"]["mix-60"]["shared"] for a in (plain, found)]
     assert kl[1] <= kl[0]
 
@@ -188,7 +217,7 @@ def test_kv_budgets_are_measured_where_rows_are_long_enough():
 
 
 def test_widths_alone_need_no_selection():
-    recipe = dataclasses.replace(RECIPE, skip_layers=(), mixed=(), touched=())
+    recipe = dataclasses.replace(RECIPE, skip_layers=(), mixed=(), shares=())
     with Progress(console=Console(file=io.StringIO())) as progress:
         artefact = build_tiny(recipe=recipe, progress=progress)
     assert [v.name for v in artefact.variants] == ["ffn-34"]
@@ -208,7 +237,7 @@ def test_widths_alone_need_no_selection():
             {"recipe": dataclasses.replace(RECIPE, kv_budgets=(4,))},
             "budget of 4 tokens is not",
         ),
-        ({"recipe": dataclasses.replace(RECIPE, touched=(0.01,))}, "smallest widths still cost"),
+        ({"recipe": dataclasses.replace(RECIPE, shares=(0.01,))}, "smallest widths still cost"),
         ({"recipe": dataclasses.replace(RECIPE, rank=-1)}, "cannot be negative"),
         ({"calibration": []}, "calibration rows hold no text"),
         ({"held_out": [CALIBRATION[4]]}, "also a calibration row"),

@@ -18,7 +18,7 @@ from tests.pruners.models import PRUNED_FAMILIES, random_order, random_rows, tin
 
 AWAY = torch.device("cpu:0")
 ROWS = random_rows(3, (12, 7))
-RECIPE = Recipe(ffn_keep=(0.67,), skip_layers=(1,), touched=(0.9,), kv_budgets=(), keep_all=True)
+RECIPE = Recipe(ffn_keep=(0.67,), skip_layers=(1,), shares=(0.9,), kv_budgets=(), keep_all=True)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def one_line(done, says):
         (["serve", "--model", "no-such-model"], "no such model"),
         (["frobnicate"], "frobnicate"),
         (["build"], "--out"),
+        (["build", "--out", "x", "--device", "nonsense"], "--device nonsense"),
     ],
 )
 def test_bad_arguments(arguments, says):

@@ -18,7 +18,7 @@ from tests.server.test_cli import one_line, trimtab
 from tests.tiny import save_tiny
 
 RECIPE = Recipe(
-    ffn_keep=(0.67,), skip_layers=(1,), touched=(), kv_budgets=(32,), rank=4, keep_all=True
+    ffn_keep=(0.67,), skip_layers=(1,), shares=(), kv_budgets=(32,), rank=4, keep_all=True
 )
 
 

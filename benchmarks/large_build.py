@@ -1,0 +1,74 @@
+"""Whether a large model can be built here: `python -m benchmarks.large_build`.
+
+Builds one corrected variant of a random Llama of about a billion parameters, in a process of its
+own, and prints the time and the most memory it had resident. Random weights say nothing of quality;
+memory does not depend on them.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.machine import save
+from pruners.build import Sources, build
+from pruners.recipe import Recipe
+from telemetry.machine import describe
+
+RECIPE = Recipe(
+    ffn_keep=(0.75,), shares=(), kv_budgets=(), calibration_tokens=1024, selection_tokens=256
+)
+
+
+def measure(sizes: dict[str, int]) -> dict[str, Any]:
+    """Builds, and says what it took."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float32)
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).eval().requires_grad_(False)
+    rows = [torch.randint(sizes["vocab_size"], (128,)) for _ in range(10)]
+    started = time.monotonic()
+    artefact = build(model, "random", Sources(rows[:8], rows[8:], "random", "other"), RECIPE)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": time.monotonic() - started,
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "variants": [spec.name for spec in artefact.variants],
+        "corrected_blocks": sum(map(len, artefact.corrections.values())),
+    }
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (
+        ("layers", 16), ("hidden", 2048), ("ffn", 8192), ("heads", 32), ("kv-groups", 8),
+        ("vocab", 49_152),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    arguments = parser.parse_args()
+    sizes = {
+        "num_hidden_layers": arguments.layers,
+        "hidden_size": arguments.hidden,
+        "intermediate_size": arguments.ffn,
+        "num_attention_heads": arguments.heads,
+        "num_key_value_heads": arguments.kv_groups,
+        "vocab_size": arguments.vocab,
+    }
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        found = pool.submit(measure, sizes).result()
+    result = {"machine": describe(), "sizes": sizes, **found}
+    print(
+        f"{found['parameters'] / 1e9:.2f} billion parameters: {found['seconds'] / 60:.1f} minutes, "
+        f"{found['peak_bytes'] / 2**30:.1f} GiB at the most"
+    )
+    print(f"written to {save('large-build', result)}")
+
+
+if __name__ == "__main__":
+    main()
