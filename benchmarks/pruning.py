@@ -23,7 +23,7 @@ from pruners.evaluate import Reader, evaluate, reading
 from pruners.importance import BLOCK_ORDERS, LAYER_ORDERS, scorer
 from pruners.journal import Journal
 from pruners.mask import mask
-from pruners.order import Order, identity
+from pruners.order import Order
 from pruners.progress import bars
 from pruners.recovery import Recipe as Fit
 from pruners.recovery import from_tensors, recover, to_tensors
@@ -66,12 +66,6 @@ class Study:
         touched = spec.parameters(shape) + numbers
         self.shares[name] = touched / base_spec(shape).parameters(shape)
         self.cuts[name] = reading(self.decoder, partial(mask, self.decoder, spec, order, own))
-
-    def skipping(self, name: str, spec: VariantSpec, library: Library) -> None:
-        """Whole blocks gone, with and without constants in their place."""
-        untouched = identity(self.decoder.shape)
-        self.add(name, spec, untouched)
-        self.add(f"{name}, constants", spec, untouched, library.of(spec))
 
     def order(self, name: str, progress: Progress) -> Order:
         """Units as a scorer puts them."""
@@ -157,11 +151,13 @@ def depths(study: Study, curves: list[Curve], library: Library, progress: Progre
     greedily = note("layers", lambda: greedy_layers(decoder, rows, LAYERS, None, progress).layers)
     layers = {name: find(decoder, study.scored, progress) for name, find in LAYER_ORDERS.items()}
     for name, found in {"greedy KL": greedily, **layers}.items():
-        study.skipping(f"{LAYERS} layers {name}", depth_spec(shape, list(found[:LAYERS])), library)
+        study.add(f"{LAYERS} layers {name}", depth_spec(shape, list(found[:LAYERS])), order)
     chosen = note("blocks", lambda: greedy_blocks(decoder, rows, gone, biases, progress).blocks)
-    blocks = {name: find(decoder, study.scored, progress) for name, find in BLOCK_ORDERS.items()}
-    for name, some in {"greedy KL": [Block(*block) for block in chosen], **blocks}.items():
-        study.skipping(f"sub-blocks {name}", _blocks_of(shape, some, gone), library)
+    spec = _blocks_of(shape, [Block(*block) for block in chosen], gone)
+    study.add("sub-blocks greedy KL, constants", spec, order, library.of(spec))
+    for name, find in BLOCK_ORDERS.items():
+        blocks = find(decoder, study.scored, progress)
+        study.add(f"sub-blocks {name}", _blocks_of(shape, blocks, gone), order)
     base = base_spec(shape)
     left = base.body_parameters(shape) - gone
     mixed = greedy(base, curves, lambda s: s.body_parameters(shape), left)
