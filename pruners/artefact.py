@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape
+from pruners.errors import UserError
 from pruners.order import Order
 from pruners.recovery import Correction, RecoveryError, from_tensors, to_tensors
 from pruners.table import SCHEMA, Table, read_table
@@ -26,7 +27,7 @@ from pruners.variant import Block, VariantSpec
 _ORDER, _CORRECTIONS = "order.safetensors", "corrections.safetensors"
 
 
-class ArtefactError(ValueError):
+class ArtefactError(UserError):
     """The artefact is missing, damaged, or was built for another model. One clear line."""
 
 

@@ -6,13 +6,14 @@ from typing import Literal
 
 from pruners.allocation import ffn_levels, kv_levels
 from pruners.architecture import Shape
+from pruners.errors import UserError
 from pruners.importance import scorer
 from pruners.kv import Streaming
 from pruners.kv.evict import Eviction
 from pruners.variant import VariantSpec, both, depth_spec, width_spec
 
 
-class BuildError(ValueError):
+class BuildError(UserError):
     """The recipe or the rows cannot give an artefact of this model. One clear line."""
 
 

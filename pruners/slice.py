@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pruners.architecture import Attention, Decoder, Mlp, Shape, UnsupportedModelError, stored_in
+from pruners.errors import UserError
 from pruners.order import Order, features
 from pruners.slice_config import describe
 from pruners.variant import VariantSpec
@@ -18,7 +19,7 @@ Copies = dict[int, Any]
 """What stands in the smaller model for an object of the base, by the object's id."""
 
 
-class SliceError(ValueError):
+class SliceError(UserError):
     """The cut leaves no model, or a slice's folder is missing, damaged or mixed up. One line."""
 
 

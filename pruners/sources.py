@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pruners.errors import UserError
 from pruners.rows import text_rows, wikitext2_rows
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _DOCUMENTS = 20_000  # read from one source at most
 _TEXT_FIELDS = ("text", "content", "prompt")
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """Text that cannot be found or read. One clear line."""
 
 

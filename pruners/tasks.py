@@ -13,6 +13,7 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
+from pruners.errors import UserError
 from pruners.evaluate import Reader
 from pruners.journal import Journal
 from pruners.progress import tracked
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _Z95 = 1.959964
 
 
-class TaskError(ValueError):
+class TaskError(UserError):
     """A task file that cannot be read as one. One clear line."""
 
 

@@ -8,6 +8,7 @@ import torch
 from rich.progress import Progress
 
 from pruners.allocation import Latency
+from pruners.architecture import locate
 from pruners.artefact import Artefact
 from pruners.build import Sources, build
 from pruners.journal import Journal
@@ -16,7 +17,7 @@ from pruners.recipe import Recipe
 from pruners.rows import rows_hash
 from pruners.sources import Corpus
 from pruners.variant import PARTS, Part
-from server.engine.load import load_model, load_tokenizer, load_transformers
+from server.engine.load import load_model, load_outline, load_tokenizer, load_transformers
 from server.engine.source import model_name, resolve_model
 from server.selftext import OwnText
 from server.timing import block_latency
@@ -44,6 +45,7 @@ def build_artefact(
     `ModelSourceError` or `UnsupportedModelError`.
     """
     folder = resolve_model(model)
+    recipe.check(locate(load_outline(folder)).shape)  # before minutes of sampling
     longest = 2 * max(recipe.kv_budgets, default=_ROW // 2)
     piece = min(longest, recipe.calibration_tokens // _PIECES)
     with bars() as progress:

@@ -4,7 +4,7 @@ import logging
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic_settings
 import typer
@@ -12,15 +12,9 @@ import uvicorn
 from pydantic import ValidationError
 
 from policies.bundle import PolicyError
-from pruners.architecture import UnsupportedModelError
-from pruners.artefact import ArtefactError
-from pruners.importance import SCORERS, ImportanceError
-from pruners.recipe import Budget, BuildError, Recipe
-from pruners.recovery import RecoveryError
-from pruners.sources import SourceError
-from pruners.tasks import TaskError
-from server.engine.source import DEFAULT_MODEL, ModelSourceError, resolve_model
-from server.settings import Settings, SettingsError
+from pruners.errors import UserError
+from server.engine.source import DEFAULT_MODEL, resolve_model
+from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +28,8 @@ cli = typer.Typer(
 _MODEL_HELP = f"A Hugging Face id, a folder or a GGUF file. Default {DEFAULT_MODEL}."
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """Something the user asked for cannot be done. One clear line, exit code 2."""
-
-
-_USER_ERRORS = (
-    UsageError,
-    SettingsError,
-    ModelSourceError,
-    UnsupportedModelError,
-    ArtefactError,
-    BuildError,
-    ImportanceError,
-    RecoveryError,
-    SourceError,
-    TaskError,
-    PolicyError,
-    pydantic_settings.SettingsError,
-)
 
 
 @cli.command()
@@ -124,15 +102,17 @@ def build(
         str | None,
         typer.Option(help="Calibrate on this: text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=256, help="Calibration tokens.")] = 24_576,
+    tokens: Annotated[int | None, typer.Option(min=256, help="To calibrate on.")] = None,
     shares: Annotated[
-        str, typer.Option(help="Of what the base costs a token; each makes one variant.")
-    ] = ",".join(f"{share:g}" for share in Recipe().shares),
+        str | None,
+        typer.Option(help="Of what the base costs a token, such as 0.9,0.7: a variant each."),
+    ] = None,
     budget: Annotated[
-        Budget, typer.Option(help="What shares are of: bytes read, or seconds on this device.")
-    ] = "bytes",
-    importance: Annotated[str, typer.Option(help=f"One of: {', '.join(SCORERS)}.")] = "wanda",
-    rank: Annotated[int, typer.Option(min=0, help="Of the corrections; 0: biases only.")] = 16,
+        Literal["bytes", "latency"] | None,
+        typer.Option(help="What shares are of: bytes read, or seconds on this device."),
+    ] = None,
+    importance: Annotated[str | None, typer.Option(help="What ranks neurons and heads.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Of corrections; 0: biases.")] = None,
     sequential: Annotated[
         bool, typer.Option(help="Fit each layer behind the pruned ones: better, and far slower.")
     ] = False,
@@ -151,20 +131,24 @@ def build(
 
     An interrupted build goes on where it stopped.
     """
+    from pruners.recipe import Recipe
     from pruners.sources import read_corpus
     from server.building import build_artefact
 
+    given: dict[str, Any] = {
+        "calibration_tokens": tokens,
+        "shares": None if shares is None else _shares(shares),
+        "budget": budget,
+        "importance": importance,
+        "rank": rank,
+    }
     recipe = Recipe(
-        budget=budget,
-        shares=_shares(shares),
         search=search,
         keep_all=keep_all,
-        importance=importance,
-        rank=rank,
         sequential=sequential,
         materialised=materialised,
-        calibration_tokens=tokens,
         seed=seed,
+        **{name: value for name, value in given.items() if value is not None},
     )
     corpus = None if text is None else read_corpus(text)
     artefact = build_artefact(model, out, corpus, recipe, _device(device))
@@ -283,7 +267,7 @@ def main() -> None:
     except ValidationError as error:
         first = error.errors()[0]
         _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-    except _USER_ERRORS as error:
+    except (UserError, PolicyError, pydantic_settings.SettingsError) as error:
         _fail(str(error))
 
 

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pruners.errors import UserError
 from server.engine.source import DEFAULT_MODEL
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError):
     """A setting that does not fit the model. One clear line."""
 
 

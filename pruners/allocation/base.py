@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+from pruners.errors import UserError
+
 MULTIPLE = 32
 """Widths of FFN prefixes are multiples of it: the block of packed 4-bit weights."""
 
 
-class AllocationError(ValueError):
+class AllocationError(UserError):
     """A budget or a width that cannot be met, or a missing tool. One clear line."""
 
 

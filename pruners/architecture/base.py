@@ -7,11 +7,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pruners.errors import UserError
+
 HfModule: TypeAlias = Any
 """A module of `transformers`; what its attributes are is known to its family's adapter only."""
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(UserError):
     """The model's family, or something in its configuration, is not supported. One clear line."""
 
 

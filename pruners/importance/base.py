@@ -10,10 +10,11 @@ from torch import nn
 
 from pruners.architecture import Decoder, Layer, Shape
 from pruners.calibration import LayerStatistics, calibrate
+from pruners.errors import UserError
 from pruners.order import Order
 
 
-class ImportanceError(ValueError):
+class ImportanceError(UserError):
     """A scorer is unknown, or what a user's callable returned makes no order. One clear line."""
 
 

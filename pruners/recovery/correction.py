@@ -7,10 +7,11 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from pruners.errors import UserError
 from pruners.variant import PARTS, Block
 
 
-class RecoveryError(ValueError):
+class RecoveryError(UserError):
     """Too few rows, or tensors that are no corrections. One clear line."""
 
 

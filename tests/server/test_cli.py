@@ -33,10 +33,18 @@ def one_line(done, says):
         (["frobnicate"], "frobnicate"),
         (["build"], "--out"),
         (["build", "--out", "x", "--device", "nonsense"], "--device nonsense"),
+        (["build", "--out", "x", "--importance", "nonsense"], "there are: random"),
+        (["build", "--out", "x", "--shares", "0.9,half"], "--shares 0.9,half"),
+        (["build", "--out", "x", "--shares", "1.5"], "not between 0 and 1"),
     ],
 )
 def test_bad_arguments(arguments, says):
     one_line(trimtab(*arguments), says)
+
+
+def test_help_needs_no_torch():
+    code = "import sys, server.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
