@@ -27,7 +27,7 @@ bench: $(INSTALLED_DEV)
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.burst
 
-# The shipped variants of the default model, from nothing but the model: about 20 minutes.
+# The shipped variants of the default model, from nothing but the model: about half an hour.
 artefact: $(INSTALLED)
 	$(BIN)/trimtab build --out pruners/shipped/smollm2-135m-instruct
 

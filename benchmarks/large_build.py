@@ -28,7 +28,6 @@ RECIPE = Recipe(
 def measure(sizes: dict[str, int]) -> dict[str, Any]:
     """Builds, and says what it took."""
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.float32)
     model = LlamaForCausalLM(LlamaConfig(**sizes)).eval().requires_grad_(False)
     rows = [torch.randint(sizes["vocab_size"], (128,)) for _ in range(10)]
     started = time.monotonic()

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from benchmarks.machine import save
 from pruners.allocation import Curve, ffn_levels, greedy, kv_levels, measured, search
-from pruners.architecture import Decoder, locate
+from pruners.architecture import Decoder, Shape, locate
 from pruners.depth import block_spec, greedy_blocks, greedy_layers
 from pruners.evaluate import Reader, evaluate, reading
 from pruners.importance import BLOCK_ORDERS, LAYER_ORDERS, scorer
@@ -153,7 +153,7 @@ def depths(study: Study, curves: list[Curve], library: Library, progress: Progre
     for name, found in {"greedy KL": greedily, **layers}.items():
         study.add(f"{LAYERS} layers {name}", depth_spec(shape, list(found[:LAYERS])), order)
     chosen = note("blocks", lambda: greedy_blocks(decoder, rows, gone, biases, progress).blocks)
-    spec = _blocks_of(shape, [Block(*block) for block in chosen], gone)
+    spec = block_spec(shape, [Block(*block) for block in chosen])
     study.add("sub-blocks greedy KL, constants", spec, order, library.of(spec))
     for name, find in BLOCK_ORDERS.items():
         blocks = find(decoder, study.scored, progress)
@@ -164,7 +164,7 @@ def depths(study: Study, curves: list[Curve], library: Library, progress: Progre
     study.add("every kind by KL, shared", mixed, order, library.of(mixed))
 
 
-def _blocks_of(shape: Any, blocks: Sequence[Block], gone: int) -> VariantSpec:  # noqa: ANN401
+def _blocks_of(shape: Shape, blocks: Sequence[Block], gone: int) -> VariantSpec:
     """The first blocks that hold as many parameters."""
     base = base_spec(shape)
     for number in range(1, len(blocks) + 1):
@@ -221,7 +221,7 @@ def main() -> None:
     Console(width=120).print(table)
     result = {
         "machine": describe(),
-        "arguments": vars(arguments),
+        "arguments": {**vars(arguments), "text": corpus.name},
         "calibration": {"tokens": count(rows), "hash": rows_hash(rows)},
         "text": {"hash": rows_hash(text), "predictions": found.tokens},
         "base_perplexity": found.base_perplexity,

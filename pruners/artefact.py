@@ -191,13 +191,12 @@ def _read_corrections(
         found = {variant: dict(blocks) for variant, blocks in own.items()}
         for variant, shared in corrected.items():
             for name, owner in shared.items():
-                layer, _, part = name.partition(".")
-                block = Block(int(layer), "mlp" if part == "mlp" else "attention")
+                block = next(b for b in own[owner] if f"{b.layer}.{b.part}" == name)
                 found[variant][block] = own[owner][block]
     except FileNotFoundError as error:
         raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} is missing") from error
-    except (SafetensorError, RecoveryError, KeyError, ValueError, OSError) as error:
-        raise ArtefactError(f"artefact {folder} is damaged: {_CORRECTIONS}: {error!r}") from error
+    except (SafetensorError, RecoveryError, KeyError, StopIteration, OSError) as error:
+        raise ArtefactError(f"artefact {folder} is damaged: {_CORRECTIONS}: {error}") from error
     specs = {spec.name: spec for spec in artefact.variants}
     for variant, corrections in found.items():
         for block, correction in corrections.items():

@@ -1,4 +1,4 @@
-"""Which widths and which corrections: choices by measured KL, on rows that rank nothing else."""
+"""Which widths and which corrections: choices by measured KL on some of the calibration rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

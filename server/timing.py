@@ -80,7 +80,9 @@ def block_latency(
             for layer in range(shape.layers):
                 spec = spec.at(Block(layer, part), width)
             jobs[part, width] = _decode(decoder, spec, rows, cached)
-    steps: dict[tuple[Part, int], list[float]] = {key: [job()][:0] for key, job in jobs.items()}
+    steps: dict[tuple[Part, int], list[float]] = {key: [] for key in jobs}
+    for job in jobs.values():
+        job()  # warms kernels and slices, not counted
     for _ in tracked(range(repeats), "Timing blocks", progress):
         for key, job in jobs.items():
             steps[key].append(job())

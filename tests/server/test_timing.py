@@ -32,7 +32,10 @@ def test_real_steps_take_time(tmp_path):
 
 def test_between_widths_and_over_noise():
     latency = Latency(1.0, {"attention": {2: 0.4, 1: 0.5, 0: 0.0}, "mlp": {64: 0.6, 32: 0.2, 0: 0}})
-    at = lambda kv, ffn: latency(VariantSpec("x", (kv,), (ffn,)))  # noqa: E731
+
+    def at(kv: int, ffn: int) -> float:
+        return latency(VariantSpec("x", (kv,), (ffn,)))
+
     assert at(0, 0) == 1
     assert at(0, 48) == pytest.approx(1.4)
     assert at(1, 0) == at(2, 0) == 1.5  # fewer groups never cost more
