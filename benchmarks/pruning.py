@@ -28,7 +28,7 @@ from pruners.progress import bars
 from pruners.recovery import Recipe as Fit
 from pruners.recovery import from_tensors, recover, to_tensors
 from pruners.recovery.library import Library, library_from, make_library
-from pruners.rows import count, rows_hash, sample
+from pruners.rows import count, held_back, rows_hash, sample
 from pruners.sources import read_corpus
 from pruners.variant import Block, VariantSpec, base_spec, depth_spec, width_spec
 from server.engine.load import load_tokenizer, load_transformers
@@ -52,7 +52,7 @@ class Study:
         self.decoder = decoder
         self.rows = rows
         self.journal = journal
-        self.selection = sample(rows, 2048, seed=1)
+        self.selection = sample(held_back(rows), 2048, seed=1)
         self.scored = sample(rows, 8192, seed=2)
         self.cuts: dict[str, Reader] = {}
         self.shares: dict[str, float] = {}
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--windows", type=int, default=None, help="evenly spaced; default all")
     parser.add_argument("--window", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=24_576, help="calibration tokens")
+    parser.add_argument("--tokens", type=int, default=16_384, help="calibration tokens")
     parser.add_argument("--rank", type=int, default=16)
     arguments = parser.parse_args()
 

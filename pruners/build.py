@@ -31,7 +31,7 @@ from pruners.recovery import Recipe as Fit
 from pruners.recovery import Recovered, from_tensors, recover, to_tensors
 from pruners.recovery.library import Library, library_from, make_library
 from pruners.recovery.sequence import recover_in_sequence
-from pruners.rows import count, rows_hash, sample
+from pruners.rows import count, held_back, rows_hash, sample
 from pruners.table import Quality, Table
 from pruners.variant import BASE, VariantSpec, base_spec
 
@@ -144,7 +144,8 @@ class _Run:
 
     @property
     def selection(self) -> list[torch.Tensor]:
-        return sample(self.sources.calibration, self.recipe.selection_tokens, self.recipe.seed + 1)
+        rows = held_back(self.calibration)
+        return sample(rows, self.recipe.selection_tokens, self.recipe.seed + 1)
 
     def order(self) -> Order:
         """Units by falling importance."""

@@ -1,4 +1,4 @@
-"""Which widths and which corrections: choices by measured KL on some of the calibration rows."""
+"""Which widths and corrections: choices by measured KL on calibration rows that no fit saw."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

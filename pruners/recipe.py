@@ -34,7 +34,7 @@ class Recipe:
     `sequential` each variant's are also fitted behind its own pruned layers, which takes two passes
     a variant; with `materialised` it has refitted matrices of its own. `kv_budgets` are in tokens,
     measured on the base over rows of twice their length. `calibration_tokens` rank units and fit
-    corrections; `selection_tokens` of the same rows choose layers and widths.
+    corrections; `selection_tokens` of those rows that no fit sees choose layers and widths.
     """
 
     ffn_keep: tuple[float, ...] = ()
@@ -49,7 +49,7 @@ class Recipe:
     sequential: bool = False
     materialised: bool = False
     kv_budgets: tuple[int, ...] = (512, 256)
-    calibration_tokens: int = 24_576
+    calibration_tokens: int = 16_384
     selection_tokens: int = 2_048
     seed: int = 0
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH_TOKENS = 1024
+_HELD_BACK = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,16 @@ def rows_hash(rows: Sequence[torch.Tensor]) -> str:
         digest.update(len(row).to_bytes(8, "little"))
         digest.update(row.to(torch.int32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def to_fit(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The calibration rows that corrections are fitted on: three of four."""
+    return [row for index, row in enumerate(rows) if index % _HELD_BACK]
+
+
+def held_back(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The other calibration rows, which no fit sees: choices are made and checked on them."""
+    return list(rows[::_HELD_BACK])
 
 
 def sample(rows: Sequence[torch.Tensor], tokens: int, seed: int) -> list[torch.Tensor]:

@@ -12,9 +12,8 @@ from pruners.calibration import stream
 from pruners.collectors import OutputMoments, SecondMoments, down, o
 from pruners.recovery.correction import RecoveryError
 from pruners.recovery.solve import Seen
+from pruners.rows import held_back, to_fit
 from pruners.variant import Part
-
-_HELD_OUT = 4  # every fourth row chooses the ridge and is measured on
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,9 @@ def moments(
             OutputMoments(shape.hidden, _mlp_join),
         )
 
-    fit, held_out = _parts(rows)
+    fit, held_out = to_fit(rows), held_back(rows)
+    if not fit:
+        raise RecoveryError("recovery needs at least 2 calibration rows: one is held out")
     for (index, seen), (_, unseen) in zip(
         stream(decoder, fit, watch, pruned_upstream=pruned_upstream, progress=progress),
         stream(decoder, held_out, watch, pruned_upstream=pruned_upstream),
@@ -64,14 +65,6 @@ def moments(
                 "mlp": _linear(layer.mlp.down, neurons, unseen[1], mlp),
             },
         )
-
-
-def _parts(rows: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The rows to fit on and those held out."""
-    fit = [row for i, row in enumerate(rows) if i % _HELD_OUT]
-    if not fit:
-        raise RecoveryError("recovery needs at least 2 calibration rows: one is held out")
-    return fit, list(rows[::_HELD_OUT])
 
 
 def _attention_join(layer: Layer) -> nn.Module:
