@@ -19,11 +19,10 @@ from pruners.variant import BASE
 from server.api import chat, completions, errors, generate, system
 from server.api.limits import Limits
 from server.api.service import Service
-from server.engine.decoder import Decoder
 from server.engine.engine import Engine
-from server.engine.kv_cache import KVCache
 from server.engine.linear import nbytes
-from server.engine.load import DTYPES, LoadedModel, default_dtype, load_model
+from server.engine.load import LoadedModel, load_model, open_decoder
+from server.engine.packed_weights import PackedWeights
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.source import model_name, resolve_model
@@ -47,18 +46,17 @@ def load(settings: Settings) -> LoadedModel:
     """Loads the model and its artefact as the settings say."""
     folder = resolve_model(settings.model)
     name = model_name(settings.model)
-    dtype = default_dtype() if settings.weights == "auto" else DTYPES[settings.weights]
     given = settings.artefact or shipped_artefact(name)
     artefact = None if given is None else load_artefact(given)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
-        model = load_model(folder, name, dtype, artefact, settings.context)
+        model = load_model(folder, name, settings.weights, artefact, settings.context)
     except ArtefactError:
         if settings.artefact is not None:
             raise
         # Another model that happens to be called like the shipped one's.
-        model = load_model(folder, name, dtype, None, settings.context)
+        model = load_model(folder, name, settings.weights, None, settings.context)
     if model.artefact is None:
         log.warning("no artefact for %s: serving the base only; see `trimtab build`", name)
     return model
@@ -73,14 +71,17 @@ def build_runner(model: LoadedModel, settings: Settings, free_bytes: float | Non
     shape = weights.shape
     if settings.step_tokens < settings.max_running:
         raise SettingsError("step_tokens must be at least max_running")
-    per_token = 2 * shape.layers * shape.kv_groups * shape.head_dim * weights.dtype.itemsize
+    dtype = torch.int8 if settings.kv_cache == "int8" else weights.dtype
+    if dtype == torch.int8 and not isinstance(weights, PackedWeights):
+        raise SettingsError(f"kv_cache int8 needs int4 or int8 weights, not {weights.precision}")
+    per_token = 2 * shape.layers * shape.kv_groups * shape.head_dim * dtype.itemsize
     wanted = settings.max_running * weights.context
     if free_bytes is not None:
         wanted = min(wanted, max(int(free_bytes * _KV_SHARE) // per_token, _LEAST_KV))
     capacity = settings.kv_tokens or wanted
-    cache = KVCache(shape, capacity, weights.dtype, weights.device)
-    limits = SchedulerLimits(settings.max_running, settings.step_tokens)
-    return Runner(Decoder(weights, cache, model.own), Scheduler(cache, limits))
+    decoder = open_decoder(model, capacity, dtype)
+    limits = SchedulerLimits(settings.max_running, settings.step_tokens, settings.speculate)
+    return Runner(decoder, Scheduler(decoder.cache, limits))
 
 
 def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None = None) -> FastAPI:

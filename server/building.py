@@ -82,7 +82,7 @@ def _seconds(folder: Path, journal: Journal, progress: Progress) -> Latency:
     """Measured once: a build that goes on must not choose by another clock."""
 
     def measure() -> dict[str, Any]:
-        model = load_model(folder, folder.name, torch.float32, None, None)
+        model = load_model(folder, folder.name)
         return asdict(block_latency(model, progress=progress))
 
     noted = journal.value("latency", measure)

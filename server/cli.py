@@ -1,5 +1,6 @@
 """The `trimtab` command."""
 
+import gc
 import logging
 import socket
 import sys
@@ -44,7 +45,7 @@ def serve(
     artefact: Annotated[Path | None, typer.Option(help="A folder by `trimtab build`.")] = None,
     host: Annotated[str | None, typer.Option(help="Default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Default 8000.")] = None,
-    weights: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    weights: Annotated[str | None, typer.Option(help="auto, fp32, bf16, int8 or int4.")] = None,
     policy: Annotated[str | None, typer.Option(help="rule, or static:VARIANT.")] = None,
     max_running: Annotated[int | None, typer.Option(help="Answers written at once.")] = None,
     max_waiting: Annotated[int | None, typer.Option(help="Requests queued before 503.")] = None,
@@ -70,6 +71,8 @@ def serve(
     from server.app import create_app, load
 
     app = create_app(load(settings), settings)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: it need not be searched for garbage ever again
     log.info("serving %s on http://%s:%s", settings.model, settings.host, settings.port)
     uvicorn.run(
         app,

@@ -88,7 +88,7 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
         table = _offline(artefact, source, rows, plan, items, tokenizer, journal, progress)
         if plan.timing:
             memory.note("before")
-            loaded = load_model(source, artefact.model_name, torch.float32, artefact, None)
+            loaded = load_model(source, artefact.model_name, artefact=artefact)
             memory.note("base and variants loaded")
             speed = time_variants(loaded, progress=progress)
             memory.note("after all variants ran")

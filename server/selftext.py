@@ -6,7 +6,6 @@ a small model that is closer to what it will be asked than any fixed corpus.
 
 from pathlib import Path
 
-import torch
 from rich.progress import Progress
 from torch import Tensor, tensor
 
@@ -55,7 +54,7 @@ class OwnText:
 
     def _sample(self, wanted: range, length: int, seed: int) -> list[Tensor]:
         if self._model is None:
-            self._model = load_model(self._folder, self._folder.name, torch.float32, None, None)
+            self._model = load_model(self._folder, self._folder.name)
         length = min(length, self._model.weights.context)
         limits = Settings(
             max_running=len(wanted),

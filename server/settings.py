@@ -7,6 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pruners.errors import UserError
+from server.engine.precision import Precision
 from server.engine.source import DEFAULT_MODEL
 
 
@@ -25,14 +26,17 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: str | None = None
 
-    weights: Literal["auto", "fp32", "bf16"] = "auto"
+    weights: Precision = "auto"
     threads: int | None = Field(default=None, ge=1)
     context: int | None = Field(default=None, ge=64)
     max_running: int = Field(default=8, ge=1, le=256)
     max_waiting: int = Field(default=256, ge=0)
     step_tokens: int = Field(default=256, ge=16)
     kv_tokens: int | None = Field(default=None, ge=512)  # None: from the memory that is free
+    kv_cache: Literal["auto", "int8"] = "auto"  # int8 needs weights in 4 or 8 bits
     kv_budgets: tuple[Annotated[int, Field(ge=32)], ...] = (512, 256)
+
+    speculate: bool = True  # guess tokens from the text so far; never changes what is written
 
     policy: str = "rule"  # or static:VARIANT, or a folder by `train-policy`
     ttft_ms: float | None = Field(default=2000.0, gt=0)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -11,9 +12,8 @@ from rich.progress import Progress
 from pruners.allocation import Latency, ffn_levels, kv_levels
 from pruners.progress import tracked
 from pruners.variant import PARTS, Block, Part, VariantSpec, base_spec
-from server.engine.decoder import Decoder, Segment
-from server.engine.kv_cache import KVCache
-from server.engine.load import LoadedModel
+from server.engine.decoder import Segment
+from server.engine.load import AnyDecoder, LoadedModel, open_decoder
 from telemetry.machine import describe, device_fingerprint
 
 DECODE = ((1, 128), (1, 1024), (8, 128), (8, 1024))
@@ -33,10 +33,7 @@ def time_variants(
     """
     weights = model.weights
     longest = max(max(cached + 1 for _, cached in DECODE) * 8, max(PREFILL))
-    cache = KVCache(weights.shape, longest + 8 * 64, weights.dtype, weights.device)
-    for tensor in (cache.keys, cache.values):
-        tensor.zero_()  # what is read must be numbers; which ones takes no time
-    decoder = Decoder(weights, cache, model.own)
+    decoder = _decoder(model, longest + 8 * 64)
     jobs: dict[tuple[str, str, str], Callable[[], float]] = {}
     for name, spec in model.variants.items():
         for rows, cached in DECODE:
@@ -52,7 +49,7 @@ def time_variants(
         for key, job in jobs.items():
             seconds[key].append(job())
     machine = describe()
-    precision = str(weights.dtype).removeprefix("torch.")
+    precision = weights.precision
     found: dict[str, Any] = {"machine": machine, "weights": precision, "repeats": repeats}
     for (kind, name, size), values in seconds.items():
         found.setdefault(kind, {}).setdefault(name, {})[size] = median(values)
@@ -70,10 +67,7 @@ def block_latency(
     rows, cached = DECODE[0]
     widths: dict[Part, tuple[int, ...]] = {"attention": kv_levels(shape), "mlp": ffn_levels(shape)}
     jobs: dict[tuple[Part, int], Callable[[], float]] = {}
-    cache = KVCache(shape, cached + 128, model.weights.dtype, model.weights.device)
-    for tensor in (cache.keys, cache.values):
-        tensor.zero_()
-    decoder = Decoder(model.weights, cache, {})
+    decoder = _decoder(replace(model, own={}), cached + 128)
     for part in PARTS:
         for width in widths[part]:
             spec = base_spec(shape)
@@ -96,7 +90,14 @@ def block_latency(
     return Latency(whole - shape.layers * full, blocks)
 
 
-def _decode(decoder: Decoder, spec: VariantSpec, rows: int, cached: int) -> Callable[[], float]:
+def _decoder(model: LoadedModel, slots: int) -> AnyDecoder:
+    decoder = open_decoder(model, slots)
+    for tensor in decoder.cache.tensors():
+        tensor.zero_()  # what is read must be numbers; which ones takes no time
+    return decoder
+
+
+def _decode(decoder: AnyDecoder, spec: VariantSpec, rows: int, cached: int) -> Callable[[], float]:
     def measure() -> float:
         caches = [decoder.cache.open(1, None) for _ in range(rows)]
         for cache in caches:
@@ -116,7 +117,7 @@ def _decode(decoder: Decoder, spec: VariantSpec, rows: int, cached: int) -> Call
     return measure
 
 
-def _prefill(decoder: Decoder, spec: VariantSpec, tokens: int) -> Callable[[], float]:
+def _prefill(decoder: AnyDecoder, spec: VariantSpec, tokens: int) -> Callable[[], float]:
     def measure() -> float:
         cache = decoder.cache.open(tokens, None)
         assert cache.reserve(tokens)
@@ -131,6 +132,6 @@ def _prefill(decoder: Decoder, spec: VariantSpec, tokens: int) -> Callable[[], f
     return measure
 
 
-def _wait(decoder: Decoder) -> None:
+def _wait(decoder: AnyDecoder) -> None:
     if decoder.weights.device.type == "cuda":
         torch.cuda.synchronize()

@@ -79,6 +79,18 @@ class ServerMetrics:
 
         self.requests_running = gauge("requests_running", "Requests in the running batch.")
         self.requests_waiting = gauge("requests_waiting", "Requests in the queue.")
+        self.prefix_cache_queries = counter(
+            "prefix_cache_queries_total", "Prompt tokens looked up among kept prefixes."
+        )
+        self.prefix_cache_hits = counter(
+            "prefix_cache_hits_total", "Prompt tokens that were not computed again."
+        )
+        self.speculation_drafts = counter(
+            "speculation_draft_tokens_total", "Tokens guessed ahead of requests that ended."
+        )
+        self.speculation_accepted = counter(
+            "speculation_accepted_tokens_total", "Of those, the ones that the model confirmed."
+        )
         self.kv_cache_usage = gauge("kv_cache_usage_ratio", "Used share of the KV cache, 0 to 1.")
         self.weights_resident = gauge(
             "weights_resident_bytes", "Resident weights, kind base or variants.", "kind"

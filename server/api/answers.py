@@ -117,13 +117,15 @@ def usage_tail(
     return tail
 
 
-def usage(call: Call, answers: list[Answer]) -> dict[str, int]:
+def usage(call: Call, answers: list[Answer]) -> dict[str, object]:
     """The `usage` object."""
     written = sum(answer.tokens for answer in answers)
+    reused = sum(generation.sequence.reused for generation in call.generations)
     return {
         "prompt_tokens": call.prompt_tokens,
         "completion_tokens": written,
         "total_tokens": call.prompt_tokens + written,
+        "prompt_tokens_details": {"cached_tokens": reused},
     }
 
 

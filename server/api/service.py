@@ -255,6 +255,10 @@ class Service:
             tpot,
             time.monotonic() - sequence.arrived,
         )
+        self.metrics.prefix_cache_queries.inc(len(sequence.request.prompt))
+        self.metrics.prefix_cache_hits.inc(sequence.reused)
+        self.metrics.speculation_drafts.inc(sequence.drafts.proposed)
+        self.metrics.speculation_accepted.inc(sequence.drafts.accepted)
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.controller.answer_done(tokens)
 

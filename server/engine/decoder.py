@@ -139,8 +139,9 @@ class Decoder:
         cos, sin = step.rope[layer.rope]
         turned = turned * cos[where] + turned.roll(dim // 2, -1) * sin[where]
         slots = step.slots[where]
-        self.cache.keys[index, :, groups].index_copy_(0, slots, turned[:, :, queries])
-        self.cache.values[index, :, groups].index_copy_(0, slots, values)
+        new_keys = turned[:, :, queries].transpose(0, 1)
+        self.cache.keys[index, groups].index_copy_(1, slots, new_keys)
+        self.cache.values[index, groups].index_copy_(1, slots, values.transpose(0, 1))
         return self._mix(turned[:, :, :queries], rows, step, index, groups, layer.window)
 
     def _mix(
@@ -162,8 +163,7 @@ class Decoder:
             at = whole[span.segment]
             mask = step.mask(span.segment, slice(at.begin, at.end), window)
             q = queries[span.begin : span.end].transpose(0, 1).transpose(1, 2)  # g, heads, new, d
-            k = keys[held, groups].transpose(0, 1)[None]
-            v = values[held, groups].transpose(0, 1)[None]
+            k, v = keys[None, groups, held], values[None, groups, held]
             if span.end - span.begin == 1 and mask is None:
                 # A group's query heads stand as rows of one head: nothing is repeated for them.
                 flat = q.flatten(1, 2)[None]

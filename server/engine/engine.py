@@ -110,7 +110,7 @@ class Engine:
             ),
             max_running=scheduler.limits.max_running,
             step_tokens=scheduler.limits.step_tokens,
-            kv_used=scheduler.cache.arena.used,
+            kv_used=scheduler.cache.arena.used - scheduler.cache.prefixes.slots,
             kv_capacity=scheduler.cache.arena.capacity,
         )
 

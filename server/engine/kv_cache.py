@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pruners.architecture import Shape
 from pruners.kv import SINKS
+from server.engine.prefix_cache import PrefixCache
 
 _GRAIN = 64  # slots; regions are multiples, so that growing by a token is rare
 
@@ -75,16 +76,32 @@ class Arena:
 
 
 class KVCache:
-    """Keys and values of all sequences: two tensors `[layers, slots, kv_groups, head_dim]`."""
+    """Keys and values of all sequences: two tensors `[layers, kv_groups, slots, head_dim]`."""
 
     def __init__(
         self, shape: Shape, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.arena = Arena(capacity)
-        size = (shape.layers, self.arena.capacity, shape.kv_groups, shape.head_dim)
+        self.prefixes = PrefixCache()
+        size = (shape.layers, shape.kv_groups, self.arena.capacity, shape.head_dim)
         # Untouched pages of an empty tensor cost no memory until they are written.
         self.keys = torch.empty(size, dtype=dtype, device=device)
         self.values = torch.empty(size, dtype=dtype, device=device)
+        # In int8 each head of each token has a scale of its own.
+        self.key_scales = torch.empty(size[:3]) if dtype == torch.int8 else None
+        self.value_scales = torch.empty(size[:3]) if dtype == torch.int8 else None
+
+    def tensors(self) -> list[Tensor]:
+        """What is kept of each token, `[layers, kv_groups, slots, ...]`."""
+        scales = (self.key_scales, self.value_scales)
+        return [self.keys, self.values, *(t for t in scales if t is not None)]
+
+    def allocate(self, size: int) -> int | None:
+        """The start of a free run of slots, at the cost of kept prefixes; None if there is none."""
+        while (start := self.arena.allocate(size)) is None:
+            if not self.prefixes.drop_oldest():
+                return None
+        return start
 
     def open(self, chunk: int, budget: KVBudget | None) -> "SequenceCache":
         """An empty cache for a sequence whose prompt is read at most `chunk` tokens at a time."""
@@ -118,7 +135,7 @@ class SequenceCache:
         if self.size and arena.extend(self.start + self.size, size - self.size):
             self.size = size
             return True
-        start = arena.allocate(size)
+        start = self._cache.allocate(size)
         if start is None:
             return False
         self._move(torch.arange(self.held), start, torch.arange(self.held))
@@ -126,9 +143,33 @@ class SequenceCache:
         self.start, self.size = start, size
         return True
 
+    @property
+    def whole(self) -> bool:
+        """Whether every token is cached in its own slot: no budget applies."""
+        return self._budget is None
+
+    def trim(self, tokens: int) -> None:
+        """Forgets all but the first tokens and gives the slots behind them back."""
+        self.seen = tokens
+        size = min(self.size, -(-tokens // _GRAIN) * _GRAIN)
+        self._cache.arena.release(self.start + size, self.size - size)
+        self.size = size
+
+    def copy_from(self, other: "SequenceCache", tokens: int) -> None:
+        """Takes over the first tokens of another sequence; there is room for them."""
+        for tensor in self._cache.tensors():
+            mine = tensor[:, :, self.start : self.start + tokens]
+            mine.copy_(tensor[:, :, other.start : other.start + tokens])
+        self.seen = tokens
+
     def slots(self, count: int) -> Tensor:
         """Absolute slots `[count]` of the next `count` tokens."""
         return self._slot_of(torch.arange(self.seen, self.seen + count)) + self.start
+
+    def order(self) -> Tensor | None:
+        """The position of each cached token, or None while slot after slot holds the next one."""
+        in_order = self._ring is None or self.seen <= self._ring
+        return None if in_order else self.positions()
 
     def positions(self) -> Tensor:
         """True position of each cached token, in slot order, `[held]`."""
@@ -173,5 +214,5 @@ class SequenceCache:
     def _move(self, source: Tensor, start: int, target: Tensor) -> None:
         if len(source) == 0:
             return
-        for tensor in (self._cache.keys, self._cache.values):
-            tensor[:, target + start] = tensor[:, source + self.start]
+        for tensor in self._cache.tensors():
+            tensor[:, :, target + start] = tensor[:, :, source + self.start]

@@ -53,6 +53,11 @@ class DenseLinear:
             self._slices[key] = DenseLinear(self.weight[:, low:high], bias)
         return self._slices[key]
 
+    def release(self) -> None:
+        """Frees the weights once they were packed."""
+        self.weight = self.weight.new_empty(0)
+        self._slices.clear()
+
     def tensors(self) -> list[Tensor]:
         """The tensors that this matrix reads."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]

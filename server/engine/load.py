@@ -1,8 +1,11 @@
 """From a model's name to something that can be served."""
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import (
@@ -16,13 +19,30 @@ from transformers import (
 )
 
 from pruners.architecture import SERVED_FAMILIES, UnsupportedModelError, locate
+from pruners.architecture import Decoder as LocatedModel
 from pruners.artefact import Artefact, ArtefactError
 from pruners.fingerprint import fingerprint
-from pruners.variant import VariantSpec, base_spec
+from pruners.recovery import Correction
+from pruners.variant import Block, VariantSpec, base_spec
+from server.engine import native_library
 from server.engine.corrections import OwnParts, own_parts
+from server.engine.decoder import Decoder
+from server.engine.kv_cache import KVCache
+from server.engine.native_decoder import NativeDecoder
+from server.engine.packed_weights import (
+    PackedOwnParts,
+    PackedWeights,
+    held_bits,
+    pack_weights,
+    packed_own_parts,
+    round_weights,
+)
+from server.engine.precision import BITS, Precision
 from server.engine.weights import BaseWeights, take_weights
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+log = logging.getLogger(__name__)
+
+AnyDecoder = Decoder | NativeDecoder
 
 
 @dataclass(slots=True)
@@ -31,11 +51,11 @@ class LoadedModel:
 
     name: str
     fingerprint: str
-    weights: BaseWeights
+    weights: BaseWeights | PackedWeights
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: frozenset[int]
     variants: dict[str, VariantSpec]
-    own: OwnParts
+    own: OwnParts | PackedOwnParts
     artefact: Artefact | None
     sampling_defaults: dict[str, float]
 
@@ -87,16 +107,24 @@ def _config(source: Path) -> PretrainedConfig:
 
 
 def load_model(
-    source: Path, name: str, dtype: torch.dtype, artefact: Artefact | None, context: int | None
+    source: Path,
+    name: str,
+    precision: Precision = "auto",
+    artefact: Artefact | None = None,
+    context: int | None = None,
 ) -> LoadedModel:
     """Loads a model folder into the serving layout and checks that the artefact belongs to it.
 
-    `context` limits the model's own maximum, in tokens. Raises `UnsupportedModelError` or
-    `ArtefactError`.
+    `auto` precision keeps what the source holds: 4 or 8 bits if it was quantised so, else bf16
+    where the processor multiplies it natively, else fp32. `context` limits the model's own maximum,
+    in tokens. Raises `UnsupportedModelError` or `ArtefactError`.
     """
-    model = load_transformers(source, dtype)
-    decoder = locate(model)
+    model = load_transformers(source, torch.bfloat16 if precision == "bf16" else torch.float32)
     identity = fingerprint(model)
+    decoder = locate(model)
+    precision = _resolved(precision, decoder)
+    if precision == "bf16" and model.dtype != torch.bfloat16:
+        decoder = locate(load_transformers(source, torch.bfloat16))
     if artefact is not None and artefact.fingerprint != identity:
         raise ArtefactError(
             f"the artefact was built for '{artefact.model_name}' ({artefact.fingerprint}), not for "
@@ -117,28 +145,71 @@ def load_model(
         None if artefact is None else artefact.kv_order,
         min(longest, context or longest),
     )
+    corrections = {} if artefact is None else artefact.corrections
+    if precision in BITS:
+        served, own = _served(weights, BITS[precision], corrections)
+    else:
+        served, own = weights, own_parts(weights, corrections)
     base = base_spec(weights.shape)
     specs = [base, *(artefact.variants if artefact is not None else ())]
     return LoadedModel(
         name=name,
         fingerprint=identity,
-        weights=weights,
+        weights=served,
         tokenizer=load_tokenizer(source),
         eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos),
         variants={spec.name: spec for spec in specs},
-        own=own_parts(weights, {} if artefact is None else artefact.corrections),
+        own=own,
         artefact=None if artefact is None else replace(artefact, corrections={}),
         sampling_defaults=defaults,
     )
 
 
-def default_dtype() -> torch.dtype:
-    """bf16 where the processor multiplies it natively, else fp32."""
+def open_decoder(
+    model: LoadedModel, slots: int, cache_dtype: torch.dtype | None = None
+) -> AnyDecoder:
+    """The forward pass of a loaded model over a cache of `slots` tokens.
+
+    `cache_dtype` is fp16 or int8 over packed weights, and that of the weights otherwise.
+    """
+    weights = model.weights
+    cache = KVCache(weights.shape, slots, cache_dtype or weights.dtype, weights.device)
+    if isinstance(weights, PackedWeights):
+        return NativeDecoder(weights, cache, cast(PackedOwnParts, model.own))
+    return Decoder(weights, cache, cast(OwnParts, model.own))
+
+
+def _resolved(precision: Precision, decoder: LocatedModel) -> Precision:
+    """What `auto` stands for on this machine."""
+    if precision != "auto":
+        return precision
+    held = held_bits(decoder.layers[0].mlp.gate.weight)
+    if held is not None and _native():
+        return "int4" if held == 4 else "int8"
+    return "bf16" if _bf16_is_native() else "fp32"
+
+
+def _served(
+    weights: BaseWeights, bits: int, corrections: Mapping[str, Mapping[Block, Correction]]
+) -> tuple[BaseWeights | PackedWeights, OwnParts | PackedOwnParts]:
+    """Weights and own parts in 4 or 8 bits."""
+    if _native():
+        packed = pack_weights(weights, bits)
+        return packed, packed_own_parts(packed, corrections)
+    log.warning("no native kernels: PyTorch computes with the %d-bit values in fp32", bits)
+    rounded = round_weights(weights, bits)
+    return rounded, own_parts(rounded, corrections)
+
+
+def _native() -> bool:
+    return native_library.library() is not None
+
+
+def _bf16_is_native() -> bool:
     if torch.cuda.is_available():
-        return torch.bfloat16
+        return True
     capability = torch.backends.cpu.get_cpu_capability()
-    native = capability == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
+    return capability == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _line(error: Exception) -> str:

@@ -1,29 +1,52 @@
 """One step of the engine: schedule, run the decoder, sample, hand out what came of it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from controller import StepRecord
 from pruners.variant import VariantSpec
-from server.engine.decoder import Decoder, Segment
+from server.engine.decoder import Segment
+from server.engine.load import AnyDecoder
+from server.engine.native_decoder import NativeDecoder
 from server.engine.scheduler import Scheduler, Work
 from server.engine.sequence import Delta, FinishReason, Sequence, TokenLogprob
 
 _LOGIT_ROWS = 128  # prompt positions whose full-vocabulary logits exist at one time
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """PyTorch computes with so many threads inside."""
+    before = torch.get_num_threads()
+    if count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Runner:
     """Drives the scheduler and the decoder. Used by one thread at a time."""
 
-    def __init__(self, decoder: Decoder, scheduler: Scheduler) -> None:
+    def __init__(self, decoder: AnyDecoder, scheduler: Scheduler) -> None:
         self.decoder = decoder
         self.scheduler = scheduler
+        self._native = isinstance(decoder, NativeDecoder)
 
     def step(self, on_step: Callable[[StepRecord], None] | None = None) -> bool:
         """Processes one batch; False if there was nothing to do."""
+        # PyTorch's idle threads would spin beside the native ones, which do the heavy work.
+        with torch_threads(1 if self._native else torch.get_num_threads()):
+            return self._step(on_step)
+
+    def _step(self, on_step: Callable[[StepRecord], None] | None) -> bool:
         self._drop_cancelled()
         work = self.scheduler.schedule()
         if not work:
@@ -31,14 +54,23 @@ class Runner:
         # Rows of equal variants stand together, the widest first: sub-batches are then slices.
         work.sort(key=lambda item: _rank(item.sequence.request.variant), reverse=True)
         started = time.perf_counter()
-        segments = [self._segment(item) for item in work]
-        hidden = self.decoder.forward(segments)
-        sampled = self._sample(work, hidden)
-        seconds = time.perf_counter() - started
+        hidden = self.decoder.forward([self._segment(item) for item in work])
+        ready = self._ready(work, hidden)
+        rows = [row for _, first, count in ready for row in range(first, first + count)]
+        logits = None
+        if rows:
+            logits = self.decoder.logits(hidden if len(rows) == len(hidden) else hidden[rows])
+            greedy = logits.argmax(-1).tolist()
+        record = _record(work, len(ready), time.perf_counter() - started)
+        if all(not item.sequence.in_prompt for item in work):
+            self.scheduler.cost.observe(len(hidden), record.seconds)
         if on_step is not None:
-            on_step(_record(work, len(sampled), seconds))
-        for sequence, token, logprob in sampled:
-            self._advance(sequence, token, logprob)
+            on_step(record)
+        at = 0
+        for item, _, count in ready:
+            assert logits is not None
+            self._write(item, logits[at : at + count], greedy[at : at + count])
+            at += count
         return True
 
     def abort_all(self, error: str) -> None:
@@ -54,48 +86,62 @@ class Runner:
                 sequence.emit(Delta(finish_reason=FinishReason.ABORT))
 
     def _segment(self, item: Work) -> Segment:
-        assert item.sequence.cache is not None
-        tokens = item.sequence.next_tokens(item.count)
-        return Segment(tokens, item.sequence.cache, item.sequence.request.variant)
+        sequence = item.sequence
+        assert sequence.cache is not None
+        tokens = sequence.next_tokens(item.count - len(item.guesses)) + list(item.guesses)
+        return Segment(tokens, sequence.cache, sequence.request.variant)
 
-    def _sample(
-        self, work: list[Work], hidden: Tensor
-    ) -> list[tuple[Sequence, int, TokenLogprob | None]]:
-        """Next tokens of the sequences whose last token was processed in this step."""
-        ready: list[Sequence] = []
-        rows: list[int] = []
+    def _ready(self, work: list[Work], hidden: Tensor) -> list[tuple[Work, int, int]]:
+        """Work whose sequence can be sampled from now, with its first such row and their number."""
+        found = []
         end = 0
         for item in work:
             begin, end = end, end + item.count
             sequence = item.sequence
             if sequence.request.prompt_logprobs and not sequence.output:
                 self._score_prompt(sequence, hidden[begin:end])
-            if sequence.pending == 0:
+            if sequence.pending <= 0:
                 assert sequence.cache is not None
                 sequence.cache.finish_prompt()
-                ready.append(sequence)
-                rows.append(end - 1)
-        if not ready:
-            return []
-        logits = self.decoder.logits(hidden if len(rows) == len(hidden) else hidden[rows])
-        greedy = logits.argmax(-1).tolist()
-        sampled = []
-        for row, (sequence, best) in enumerate(zip(ready, greedy, strict=True)):
-            request = sequence.request
-            scores = logits[row]
-            if len(sequence.output) < request.min_tokens and request.eos_token_ids:
-                scores = scores.clone()
-                scores[list(request.eos_token_ids)] = -torch.inf
-                best = int(scores.argmax())
-            if request.sampling.plain_greedy:
-                token = best
-            else:
-                token = sequence.sampler(scores, list(request.prompt), sequence.output)
-            logprob = None
-            if request.logprobs is not None:
-                logprob = _logprobs(logits[row : row + 1], [token], request.logprobs)[0]
-            sampled.append((sequence, token, logprob))
-        return sampled
+                count = 1 + len(item.guesses)
+                found.append((item, end - count, count))
+        return found
+
+    def _write(self, item: Work, logits: Tensor, greedy: list[int]) -> None:
+        """Samples the next token, and one more for each guess that the one before confirmed."""
+        sequence, guesses = item.sequence, item.guesses
+        assert sequence.cache is not None
+        sequence.cache.seen -= len(guesses)
+        accepted = 0
+        for row in range(len(logits)):
+            token, logprob = self._sample(sequence, logits[row], greedy[row])
+            confirmed = row < len(guesses) and token == guesses[row]
+            if confirmed:
+                accepted += 1
+                sequence.cache.seen += 1  # its keys and values are there already
+            self._advance(sequence, token, logprob)
+            if not confirmed or sequence.cache is None:
+                break
+        if guesses:
+            sequence.drafts.verified(len(guesses), accepted)
+
+    def _sample(
+        self, sequence: Sequence, logits: Tensor, best: int
+    ) -> tuple[int, TokenLogprob | None]:
+        """The next token by these logits `[vocab]`, whose arg-max is `best`."""
+        request = sequence.request
+        scores = logits
+        if len(sequence.output) < request.min_tokens and request.eos_token_ids:
+            scores = scores.clone()
+            scores[list(request.eos_token_ids)] = -torch.inf
+            best = int(scores.argmax())
+        if request.sampling.plain_greedy:
+            token = best
+        else:
+            token = sequence.sampler(scores, list(request.prompt), sequence.output)
+        if request.logprobs is None:
+            return token, None
+        return token, _logprobs(logits[None], [token], request.logprobs)[0]
 
     def _score_prompt(self, sequence: Sequence, hidden: Tensor) -> None:
         """Log-probabilities of the prompt tokens that follow the rows just processed."""
@@ -116,7 +162,7 @@ class Runner:
             sequence.first_token_at = now
             scores = tuple(sequence.prompt_logprobs) if request.prompt_logprobs else None
         sequence.last_token_at = now
-        sequence.output.append(token)
+        sequence.write(token)
         enough = len(sequence.output) >= request.min_tokens
         ended = enough and (token in request.eos_token_ids or token in request.stop.token_ids)
         text = "" if ended and not request.stop.include_in_output else sequence.text.push(token)

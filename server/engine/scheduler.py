@@ -3,8 +3,9 @@
 import time
 from dataclasses import dataclass
 
-from server.engine.kv_cache import KVCache
+from server.engine.kv_cache import KVCache, SequenceCache
 from server.engine.sequence import Sequence
+from server.engine.speculation import StepCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,14 +14,16 @@ class SchedulerLimits:
 
     max_running: int = 16
     step_tokens: int = 256
+    speculate: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`count` tokens of one sequence, to be processed now."""
+    """`count` tokens of one sequence, to be processed now; guesses of what follows are the last."""
 
     sequence: Sequence
     count: int
+    guesses: tuple[int, ...] = ()
 
 
 class Scheduler:
@@ -32,19 +35,21 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.cost = StepCost()
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence behind the others."""
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is, and frees its cache."""
+        """Takes a sequence out, wherever it is. What it cached may serve later prompts."""
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         if sequence.cache is not None:
-            sequence.cache.close()
+            variant, history = sequence.request.variant, sequence.history
+            self.cache.prefixes.keep(variant, history, sequence.cache)
             sequence.cache = None
 
     def schedule(self) -> list[Work]:
@@ -54,7 +59,8 @@ class Scheduler:
         preemptions = self.preemptions
         for sequence in list(self.running):
             if sequence in self.running and not sequence.in_prompt:
-                left -= self._take(sequence, 1, work)
+                guesses = self._guesses(sequence, left)
+                left -= self._take(sequence, 1 + len(guesses), work, guesses)
         for sequence in list(self.running):
             if sequence in self.running and sequence.in_prompt and left > 0:
                 left -= self._take(sequence, min(left, sequence.pending), work)
@@ -71,20 +77,40 @@ class Scheduler:
             if not cache.reserve(sequence.pending):
                 break
             sequence.cache = cache
+            self._reuse(sequence, cache)
             sequence.started_at = sequence.started_at or time.monotonic()
             self.running.append(self.waiting.pop(0))
             count = min(left, sequence.pending)
             work.append(Work(sequence, count))
             left -= count
 
-    def _take(self, sequence: Sequence, count: int, work: list[Work]) -> int:
+    def _reuse(self, sequence: Sequence, cache: SequenceCache) -> None:
+        """Starts from what an earlier sequence cached, unless every position is asked for."""
+        request = sequence.request
+        if cache.whole and not request.prompt_logprobs:
+            prefixes = self.cache.prefixes
+            sequence.reused = prefixes.fill(request.variant, sequence.history, cache)
+
+    def _guesses(self, sequence: Sequence, left: int) -> tuple[int, ...]:
+        request, cache = sequence.request, sequence.cache
+        assert cache is not None
+        rows = len(self.running)
+        # The last token needs no guess behind it, and every running answer needs its own row.
+        most = min(request.max_tokens - len(sequence.output) - 1, left - rows)
+        if not self.limits.speculate or not cache.whole or most < 1:
+            return ()
+        return tuple(sequence.drafts.propose(sequence.history, self.cost.share(rows), most))
+
+    def _take(
+        self, sequence: Sequence, count: int, work: list[Work], guesses: tuple[int, ...] = ()
+    ) -> int:
         assert sequence.cache is not None
         while not sequence.cache.reserve(count):
             victim = self.running[-1]
             self._preempt(victim)
             if victim is sequence:
                 return 0
-        work.append(Work(sequence, count))
+        work.append(Work(sequence, count, guesses))
         return count
 
     def _preempt(self, sequence: Sequence) -> None:

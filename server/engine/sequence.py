@@ -8,6 +8,7 @@ from enum import StrEnum
 from pruners.variant import VariantSpec
 from server.engine.kv_cache import KVBudget, SequenceCache
 from server.engine.sampling import Sampler, SamplingParams
+from server.engine.speculation import Drafts
 from server.engine.text import StopRules, TextStream
 
 
@@ -72,9 +73,12 @@ class Sequence:
         self.emit = emit
         self.sampler = Sampler(request.sampling)
         self.output: list[int] = []
+        self.history = list(request.prompt)  # and what was written since
+        self.drafts = Drafts()
         self.prompt_logprobs: list[TokenLogprob] = []
         self.cache: SequenceCache | None = None
         self.cancelled = False
+        self.reused = 0  # tokens taken from the prefix cache
         self.arrived = time.monotonic()
         self.started_at: float | None = None
         self.first_token_at: float | None = None
@@ -83,7 +87,7 @@ class Sequence:
     @property
     def tokens(self) -> int:
         """Prompt and output so far."""
-        return len(self.request.prompt) + len(self.output)
+        return len(self.history)
 
     @property
     def computed(self) -> int:
@@ -102,9 +106,9 @@ class Sequence:
 
     def next_tokens(self, count: int) -> list[int]:
         """The next `count` tokens to process."""
-        start, prompt = self.computed, self.request.prompt
-        if start >= len(prompt):
-            begin = start - len(prompt)
-            return self.output[begin : begin + count]
-        part = list(prompt[start : start + count])
-        return part + self.output[: count - len(part)]
+        return self.history[self.computed : self.computed + count]
+
+    def write(self, token: int) -> None:
+        """The next token of the answer."""
+        self.output.append(token)
+        self.history.append(token)

@@ -70,8 +70,18 @@ class BaseWeights:
     head: DenseLinear
     rope: dict[str | None, tuple[Tensor, Tensor]]
     softmax_scale: float
-    activation: Callable[[Tensor], Tensor]
+    activation_name: str
     context: int
+
+    @property
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        """Of the gate."""
+        return _ACTIVATIONS[self.activation_name]
+
+    @property
+    def precision(self) -> str:
+        """Such as `float32`."""
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +144,7 @@ def take_weights(
         head=DenseLinear(decoder.head.weight.detach(), _bias(decoder.head)),
         rope=_rope_tables(decoder, context),
         softmax_scale=scale**-0.5,
-        activation=_ACTIVATIONS[_activation_name(config)],
+        activation_name=_activation_name(config),
         context=context,
     )
 

@@ -1,7 +1,6 @@
 """Times of blocks, with a clock that we set."""
 
 import pytest
-import torch
 
 from pruners.allocation import Latency
 from pruners.variant import VariantSpec, base_spec
@@ -15,7 +14,7 @@ def seconds(spec: VariantSpec) -> float:
 
 
 def test_steps_are_taken_apart_into_blocks(monkeypatch, tmp_path):
-    model = load_model(save_tiny(tmp_path / "tiny"), "tiny", torch.float32, None, None)
+    model = load_model(save_tiny(tmp_path / "tiny"), "tiny", "fp32")
     shape = model.weights.shape
     monkeypatch.setattr(timing, "_decode", lambda decoder, spec, *_: lambda: seconds(spec))
     latency = timing.block_latency(model, repeats=3)
@@ -26,7 +25,7 @@ def test_steps_are_taken_apart_into_blocks(monkeypatch, tmp_path):
 
 
 def test_real_steps_take_time(tmp_path):
-    model = load_model(save_tiny(tmp_path / "tiny"), "tiny", torch.float32, None, None)
+    model = load_model(save_tiny(tmp_path / "tiny"), "tiny", "fp32")
     assert timing.block_latency(model, repeats=1)(base_spec(model.weights.shape)) > 0
 
 

@@ -1,0 +1,25 @@
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#pragma GCC target("avx2,fma,f16c")
+
+#include "vec.h"
+
+#define TRIM_NAME "avx2"
+namespace trim {
+namespace avx2 {
+#include "avx2.h"
+#include "matmul.h"
+#include "attention.h"
+#include "step.h"
+#include "entry.h"
+}  // namespace avx2
+}  // namespace trim
+#endif

@@ -1,0 +1,118 @@
+// Dot products for AVX2, and for AVX-VNNI where TRIM_VNNI is set: 8 outputs in a register, four
+// inputs of each side by side.
+#pragma once
+#include <immintrin.h>
+
+// The compiler would compute all products first and spill them.
+#define TRIM_IN_ORDER(x) asm volatile("" : "+x"(x))
+
+struct Isa {
+  TRIM_INLINE v8f load_half(const uint16_t* p) {
+    return (v8f)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+  }
+  TRIM_INLINE void store_half(uint16_t* p, v8f v) {
+    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  TRIM_INLINE v8f load_int8(const int8_t* p) {
+    return (v8f)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+  }
+  TRIM_INLINE v8f fma(v8f a, v8f b, v8f c) {
+    return (v8f)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  }
+  TRIM_INLINE void store_int8(int8_t* p, v8f v) {  // rounds to nearest; |v| <= 127
+    const __m256i i = _mm256_cvtps_epi32((__m256)v);
+    const __m128i s = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(s, s));
+  }
+
+  static constexpr int kRows = 4;  // of a tile
+
+  // out[m][0..16) += the block row's product with row m of the inputs.
+  template <int M, int BITS>
+  TRIM_INLINE void tile(const uint8_t* block, int64_t stride, int blocks, const int8_t* const* x,
+                        const float* const* scales, const float* const* sums, float* const* out) {
+    for (int half = 0; half < 2; ++half) {
+      __m256 acc[M];
+      for (int m = 0; m < M; ++m) acc[m] = _mm256_loadu_ps(out[m] + 8 * half);
+      const uint8_t* b = block + 32 * half;
+      for (int k = 0; k < blocks; ++k, b += stride) {
+        __m256i sum[M];
+        dot<M, BITS>(b, x, 32 * k, sum);
+        scale<M, BITS>(b - 32 * half, half, k, scales, sums, sum, acc);
+      }
+      for (int m = 0; m < M; ++m) _mm256_storeu_ps(out[m] + 8 * half, acc[m]);
+    }
+  }
+
+ private:
+  TRIM_INLINE __m256i broadcast(const int8_t* p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+  }
+
+  template <int M, int BITS>
+  TRIM_INLINE void dot(const uint8_t* b, const int8_t* const* x, int at, __m256i* sum) {
+    for (int m = 0; m < M; ++m) sum[m] = _mm256_setzero_si256();
+    if constexpr (BITS == 4) {
+      const __m256i mask = _mm256_set1_epi8(15);
+      for (int c = 0; c < 4; ++c) {
+        const __m256i raw = _mm256_load_si256((const __m256i*)(b + 64 * c));
+        const __m256i low = _mm256_and_si256(raw, mask);
+        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
+        for (int m = 0; m < M; ++m) {
+          const __m256i first = broadcast(x[m] + at + 4 * c);
+          const __m256i second = broadcast(x[m] + at + 16 + 4 * c);
+#ifdef TRIM_VNNI
+          sum[m] = TRIM_VNNI(sum[m], low, first);
+          sum[m] = TRIM_VNNI(sum[m], high, second);
+#else
+          // Eight pairs of 15 * 127 stay below 2^15.
+          sum[m] = _mm256_add_epi16(sum[m], _mm256_maddubs_epi16(low, first));
+          TRIM_IN_ORDER(sum[m]);
+          sum[m] = _mm256_add_epi16(sum[m], _mm256_maddubs_epi16(high, second));
+#endif
+          TRIM_IN_ORDER(sum[m]);
+        }
+      }
+#ifndef TRIM_VNNI
+      for (int m = 0; m < M; ++m) sum[m] = _mm256_madd_epi16(sum[m], _mm256_set1_epi16(1));
+#endif
+    } else {
+      for (int c = 0; c < 8; ++c) {
+        const __m256i w = _mm256_load_si256((const __m256i*)(b + 64 * c));
+        const __m256i size = _mm256_abs_epi8(w);
+        for (int m = 0; m < M; ++m) {
+          const __m256i v = _mm256_sign_epi8(broadcast(x[m] + at + 4 * c), w);
+#ifdef TRIM_VNNI
+          sum[m] = TRIM_VNNI(sum[m], size, v);
+#else
+          const __m256i pairs = _mm256_maddubs_epi16(size, v);
+          sum[m] = _mm256_add_epi32(sum[m], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+          TRIM_IN_ORDER(sum[m]);
+        }
+      }
+    }
+  }
+
+  template <int M, int BITS>
+  TRIM_INLINE void scale(const uint8_t* block, int half, int k, const float* const* scales,
+                         const float* const* sums, const __m256i* sum, __m256* acc) {
+    if constexpr (BITS == 4) {
+      const uint16_t* s = (const uint16_t*)(block + 256) + 8 * half;
+      const __m256 d = (__m256)load_half(s), low = (__m256)load_half(s + 16);
+      for (int m = 0; m < M; ++m) {
+        const __m256 step = _mm256_mul_ps(d, _mm256_set1_ps(scales[m][k]));
+        acc[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m]), step, acc[m]);
+        acc[m] = _mm256_fmadd_ps(low, _mm256_set1_ps(sums[m][k]), acc[m]);
+      }
+    } else {
+      const __m256 d = (__m256)load_half((const uint16_t*)(block + 512) + 8 * half);
+      for (int m = 0; m < M; ++m) {
+        const __m256 step = _mm256_mul_ps(d, _mm256_set1_ps(scales[m][k]));
+        acc[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m]), step, acc[m]);
+      }
+    }
+  }
+};

@@ -1,0 +1,28 @@
+// The kernels of each instruction set, chosen when the engine is opened.
+#pragma once
+#include "native.h"
+#include "pool.h"
+#include "rows.h"
+
+namespace trim {
+
+struct Kernels {
+  const char* name;
+  void (*step)(const TrimModel&, const TrimCache&, const TrimBatch&, Buffers&, Pool&, float*);
+  void (*project)(const TrimMatrix&, const float*, int32_t, Buffers&, Pool&, float*);
+};
+
+namespace portable {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avxvnni {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+
+}  // namespace trim

@@ -1,0 +1,56 @@
+// Dot products in plain C++, for processors without a path of their own, and to check the others.
+#pragma once
+
+struct Isa {
+  TRIM_INLINE v8f load_half(const uint16_t* p) {
+    v8f v;
+    for (int i = 0; i < 8; ++i) v[i] = half_to_float(p[i]);
+    return v;
+  }
+  TRIM_INLINE void store_half(uint16_t* p, v8f v) {
+    for (int i = 0; i < 8; ++i) p[i] = float_to_half(v[i]);
+  }
+  TRIM_INLINE v8f load_int8(const int8_t* p) {
+    v8f v;
+    for (int i = 0; i < 8; ++i) v[i] = p[i];
+    return v;
+  }
+  TRIM_INLINE v8f fma(v8f a, v8f b, v8f c) { return a * b + c; }
+  TRIM_INLINE void store_int8(int8_t* p, v8f v) {
+    for (int i = 0; i < 8; ++i) p[i] = (int8_t)lrintf(v[i]);
+  }
+
+  static constexpr int kRows = 4;
+
+  template <int M, int BITS>
+  TRIM_INLINE void tile(const uint8_t* block, int64_t stride, int blocks, const int8_t* const* x,
+                        const float* const* scales, const float* const* sums, float* const* out) {
+    for (int k = 0; k < blocks; ++k, block += stride) {
+      for (int m = 0; m < M; ++m) {
+        int32_t sum[TRIM_OUTPUTS] = {};
+        const int8_t* row = x[m] + 32 * k;
+        for (int c = 0; c < 32 / (BITS == 4 ? 8 : 4); ++c) {
+          for (int r = 0; r < TRIM_OUTPUTS; ++r) {
+            for (int i = 0; i < 4; ++i) {
+              const uint8_t code = block[64 * c + 4 * r + i];
+              if constexpr (BITS == 4)
+                sum[r] += (code & 15) * row[4 * c + i] + (code >> 4) * row[16 + 4 * c + i];
+              else
+                sum[r] += (int8_t)code * row[4 * c + i];
+            }
+          }
+        }
+        for (int r = 0; r < TRIM_OUTPUTS; ++r) {
+          if constexpr (BITS == 4) {
+            const uint16_t* s = (const uint16_t*)(block + 256);
+            out[m][r] += sum[r] * (half_to_float(s[r]) * scales[m][k]);
+            out[m][r] += half_to_float(s[16 + r]) * sums[m][k];
+          } else {
+            const uint16_t* s = (const uint16_t*)(block + 512);
+            out[m][r] += sum[r] * (half_to_float(s[r]) * scales[m][k]);
+          }
+        }
+      }
+    }
+  }
+};

@@ -1,0 +1,108 @@
+// Eight floats at a time, for every instruction set: the compiler lowers these to what there is.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+typedef float v8f __attribute__((vector_size(32)));
+typedef int32_t v8i __attribute__((vector_size(32)));
+
+#define TRIM_INLINE static inline __attribute__((always_inline))
+
+TRIM_INLINE v8f load8(const float* p) {
+  v8f v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+TRIM_INLINE void store8(float* p, v8f v) { memcpy(p, &v, sizeof v); }
+TRIM_INLINE v8f splat(float x) { return v8f{x, x, x, x, x, x, x, x}; }
+TRIM_INLINE v8f max8(v8f a, v8f b) { return a > b ? a : b; }
+TRIM_INLINE v8f min8(v8f a, v8f b) { return a < b ? a : b; }
+TRIM_INLINE float sum8(v8f v) {
+  return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+}
+TRIM_INLINE float highest8(v8f v) {
+  float m = v[0];
+  for (int i = 1; i < 8; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+
+// e^x to about one unit in the last place; Cephes' polynomial. Large and small x are clamped.
+TRIM_INLINE v8f exp8(v8f x) {
+  x = min8(max8(x, splat(-87.3f)), splat(88.0f));
+  const v8f shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const v8f n = (x * 1.44269504f + shift) - shift;
+  v8f r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  v8f p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const v8i power = (__builtin_convertvector(n, v8i) + 127) << 23;
+  v8f scale;
+  memcpy(&scale, &power, sizeof scale);
+  return p * scale;
+}
+
+TRIM_INLINE v8f tanh8(v8f x) {
+  const v8f e = exp8(x * 2.0f);
+  return 1.0f - 2.0f / (e + 1.0f);
+}
+
+// Columns become rows: eight vectors, in place.
+TRIM_INLINE void transpose8(v8f* r) {
+  v8f t[8], u[8];
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = __builtin_shuffle(r[2 * i], r[2 * i + 1], v8i{0, 8, 1, 9, 4, 12, 5, 13});
+    t[2 * i + 1] = __builtin_shuffle(r[2 * i], r[2 * i + 1], v8i{2, 10, 3, 11, 6, 14, 7, 15});
+  }
+  for (int h = 0; h < 2; ++h) {
+    const v8f *a = t + 4 * h;
+    u[4 * h] = __builtin_shuffle(a[0], a[2], v8i{0, 1, 8, 9, 4, 5, 12, 13});
+    u[4 * h + 1] = __builtin_shuffle(a[0], a[2], v8i{2, 3, 10, 11, 6, 7, 14, 15});
+    u[4 * h + 2] = __builtin_shuffle(a[1], a[3], v8i{0, 1, 8, 9, 4, 5, 12, 13});
+    u[4 * h + 3] = __builtin_shuffle(a[1], a[3], v8i{2, 3, 10, 11, 6, 7, 14, 15});
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = __builtin_shuffle(u[i], u[i + 4], v8i{0, 1, 2, 3, 8, 9, 10, 11});
+    r[i + 4] = __builtin_shuffle(u[i], u[i + 4], v8i{4, 5, 6, 7, 12, 13, 14, 15});
+  }
+}
+
+// fp16 in software, for instruction sets that cannot convert it.
+TRIM_INLINE float half_to_float(uint16_t h) {
+  const uint32_t sign = (uint32_t)(h & 0x8000) << 16;
+  uint32_t exponent = (h >> 10) & 31, fraction = h & 1023, bits;
+  if (exponent == 0) {
+    const float small = fraction * 5.9604644775390625e-8f;  // 2^-24
+    memcpy(&bits, &small, 4);
+    bits |= sign;
+  } else if (exponent == 31) {
+    bits = sign | 0x7f800000u | fraction << 13;
+  } else {
+    bits = sign | (exponent + 112) << 23 | fraction << 13;
+  }
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+TRIM_INLINE uint16_t float_to_half(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  const uint16_t sign = bits >> 16 & 0x8000;
+  bits &= 0x7fffffffu;
+  if (bits >= 0x47800000u) return sign | (bits > 0x7f800000u ? 0x7e00 : 0x7c00);
+  if (bits < 0x38800000u) {  // subnormal: let the float unit round to a multiple of 2^-24
+    float magnitude;
+    memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    memcpy(&bits, &magnitude, 4);
+    return sign | (uint16_t)(bits - 0x3f000000u);
+  }
+  bits += 0xfffu + (bits >> 13 & 1);
+  return sign | (uint16_t)((bits - 0x38000000u) >> 13);
+}

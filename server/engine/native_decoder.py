@@ -1,0 +1,78 @@
+"""The forward pass over packed weights: one native call for all layers of a ragged batch."""
+
+import ctypes
+from ctypes import POINTER, c_int32, c_void_p
+
+import torch
+from torch import Tensor
+
+from server.engine import native_library as native
+from server.engine.decoder import Segment
+from server.engine.kv_cache import KVCache
+from server.engine.packed_weights import NativeModel, PackedOwnParts, PackedWeights
+
+
+class NativeDecoder:
+    """Runs segments through the base or its variants; what `Decoder` does, in one call."""
+
+    def __init__(
+        self, weights: PackedWeights, cache: KVCache, own: PackedOwnParts | None = None
+    ) -> None:
+        self.weights = weights
+        self.cache = cache
+        self._model = NativeModel(weights, own or {})
+        self.threads = torch.get_num_threads()
+        self._engine = native.NativeEngine(self.threads)
+        self._cache = native.Cache(
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
+            native.pointer(cache.key_scales),
+            native.pointer(cache.value_scales),
+            cache.arena.capacity,
+        )
+
+    def forward(self, segments: list[Segment]) -> Tensor:
+        """Hidden states `[rows, hidden]` after the final norm; keys and values are cached.
+
+        Rows follow the segments' tokens in order. Each segment's `cache.seen` is advanced.
+        """
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        first, starts, held = [0], [], []
+        cached = (c_void_p * len(segments))()
+        variants = (POINTER(native.Variant) * len(segments))()
+        kept = []
+        for index, segment in enumerate(segments):
+            cache, count = segment.cache, len(segment.tokens)
+            tokens += segment.tokens
+            positions += range(cache.seen, cache.seen + count)
+            slots += cache.slots(count).tolist()
+            cache.seen += count
+            first.append(first[-1] + count)
+            starts.append(cache.start)
+            held.append(cache.held)
+            order = cache.order()
+            if order is not None:
+                kept.append(order.to(torch.int32))
+                cached[index] = kept[-1].data_ptr()
+            variants[index] = self._model.variant(segment.variant)
+        arrays = [native.int32s(values) for values in (tokens, positions, slots, first)]
+        spans = [native.int32s(values) for values in (starts, held)]
+        batch = native.Batch(
+            len(tokens),
+            len(segments),
+            *(ctypes.cast(array, POINTER(c_int32)) for array in arrays),
+            variants,
+            *(ctypes.cast(array, POINTER(c_int32)) for array in spans),
+            cached,
+        )
+        hidden = torch.empty(len(tokens), self.weights.shape.hidden)
+        self._engine.step(self._model.model, self._cache, batch, hidden)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """fp32 logits `[rows, vocab]` of final hidden states."""
+        found = torch.empty(len(hidden), self.weights.head.outputs)
+        self._engine.project(self._model.head, hidden.contiguous(), found)
+        return found

@@ -1,0 +1,315 @@
+"""The base's weights in 4 or 8 bits, laid out for the native kernels, and what variants add."""
+
+import ctypes
+import logging
+from collections.abc import Mapping
+from ctypes import POINTER, c_int32, pointer
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from pruners.architecture import Shape
+from pruners.recovery import Correction, Materialised
+from pruners.variant import Block, VariantSpec
+from server.engine import native_library as native
+from server.engine.linear import DenseLinear
+from server.engine.packing import BLOCK, Bits, Codes, PackedMatrix, error, pack, quantise
+from server.engine.weights import BaseWeights, LayerWeights, Norm
+
+log = logging.getLogger(__name__)
+
+_EXACT = 1e-6  # relative: a source that was quantised the same way
+
+
+@dataclass(frozen=True, slots=True)
+class PackedOwn:
+    """The own part of one `o` or `down`, as `native.h` has it."""
+
+    inner: PackedMatrix | None
+    outer: Tensor | None  # fp16, [rank, outputs padded to 16]
+    bias: Tensor
+    rank: int
+    replaces: bool
+
+    def tensors(self) -> list[Tensor]:
+        """Every resident tensor of it."""
+        inner = [] if self.inner is None else self.inner.tensors()
+        return [self.bias, *inner, *([] if self.outer is None else [self.outer])]
+
+
+PackedOwnParts = dict[Block, dict[str, PackedOwn]]
+
+
+@dataclass(slots=True)
+class PackedLayer:
+    """One layer; `gate_up` holds 16 gates, their 16 ups, and so on."""
+
+    qkv: PackedMatrix
+    o: PackedMatrix
+    gate_up: PackedMatrix
+    down: PackedMatrix
+    norms: dict[str, Tensor]
+    rope: str | None
+    window: int | None
+
+
+@dataclass(slots=True)
+class PackedWeights:
+    """Everything that the kernels read of a base. `errors` are relative, by kind of matrix."""
+
+    shape: Shape
+    layers: list[PackedLayer]
+    embed: PackedMatrix
+    head: PackedMatrix
+    final_norm: Tensor
+    rope: dict[str | None, tuple[Tensor, Tensor]]
+    eps: float
+    embed_scale: float
+    softmax_scale: float
+    activation: str
+    context: int
+    errors: dict[str, float]
+    precision: str
+    dtype: torch.dtype = torch.float16  # of the cache
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def tensors(self) -> list[Tensor]:
+        """Every resident weight tensor, tied ones once."""
+        found = [*self.embed.tensors(), *self.head.tensors(), self.final_norm]
+        for layer in self.layers:
+            for part in (layer.qkv, layer.o, layer.gate_up, layer.down):
+                found += part.tensors()
+            found += layer.norms.values()
+        return list({t.data_ptr(): t for t in found}.values())
+
+
+def held_bits(weight: Tensor) -> Bits | None:
+    """4 or 8 if these values are what such codes stand for exactly, else None."""
+    for bits in (4, 8):
+        if error(quantise(weight, bits), weight) <= _EXACT:
+            return bits
+    return None
+
+
+def pack_weights(weights: BaseWeights, bits: Bits) -> PackedWeights:
+    """Packs an fp32 base; its dense matrices are released layer by layer.
+
+    A matrix is kept in 4 bits if that is exact, or if the source was not in 4 bits to begin with:
+    what a source holds in 4 bits and reordering its neurons has spoilt is kept in 8 bits instead.
+    """
+    packer = _Packer(bits, weights)
+    layers = [packer.layer(layer) for layer in weights.layers]
+    head = packer.matrix("head", weights.head.weight, weights.head.bias)
+    tied = weights.embed.data_ptr() == weights.head.weight.data_ptr()
+    embed = head if tied else packer.matrix("embedding", weights.embed, None)
+    for kind, relative in packer.errors.items():
+        log.info("%s in %d bits: relative error %.2g", kind, packer.bits[kind], relative)
+    return PackedWeights(
+        shape=weights.shape,
+        layers=layers,
+        embed=embed,
+        head=head,
+        final_norm=_floats(weights.final_norm),
+        rope={kind: (c.float(), s.float()) for kind, (c, s) in weights.rope.items()},
+        eps=weights.final_norm.eps,
+        embed_scale=weights.embed_scale,
+        softmax_scale=weights.softmax_scale,
+        activation=weights.activation_name,
+        context=weights.context,
+        errors=packer.errors,
+        precision=f"int{bits}",
+    )
+
+
+def round_weights(weights: BaseWeights, bits: Bits) -> BaseWeights:
+    """The same base with the values that packing would give it, for PyTorch to compute with."""
+    packer = _Packer(bits, weights)
+    tied = weights.embed.data_ptr() == weights.head.weight.data_ptr()
+    for layer in weights.layers:
+        for part in (layer.qkv, layer.o, layer.gate, layer.up, layer.down):
+            part.weight.copy_(packer.codes(part.weight).values())
+    weights.head.weight.copy_(packer.codes(weights.head.weight).values())
+    if not tied:
+        weights.embed.copy_(packer.codes(weights.embed).values())
+    return weights
+
+
+class _Packer:
+    def __init__(self, bits: Bits, weights: BaseWeights) -> None:
+        self._wanted = bits
+        self._source_is_4bit = bits == 4 and held_bits(weights.layers[0].gate.weight) == 4
+        self.errors: dict[str, float] = {}
+        self.bits: dict[str, Bits] = {}
+
+    def matrix(
+        self, kind: str, weight: Tensor, bias: Tensor | None, input_major: bool = False
+    ) -> PackedMatrix:
+        codes = self.codes(weight)
+        self.errors[kind] = max(self.errors.get(kind, 0.0), error(codes, weight))
+        self.bits[kind] = codes.bits
+        return pack(codes, bias, input_major)
+
+    def layer(self, layer: LayerWeights) -> PackedLayer:
+        norms = {
+            "attention_norm": layer.attention_norm,
+            "mlp_norm": layer.mlp_norm,
+            "attention_out_norm": layer.attention_out_norm,
+            "mlp_out_norm": layer.mlp_out_norm,
+            "qk_norm": layer.qk_norm,
+        }
+        gate_up, bias = interleaved(layer.gate, layer.up)
+        packed = PackedLayer(
+            qkv=self.matrix("qkv", layer.qkv.weight, layer.qkv.bias),
+            o=self.matrix("o", layer.o.weight, layer.o.bias, input_major=True),
+            gate_up=self.matrix("gate and up", gate_up, bias),
+            down=self.matrix("down", layer.down.weight, layer.down.bias, input_major=True),
+            norms={name: _floats(norm) for name, norm in norms.items() if norm is not None},
+            rope=layer.rope,
+            window=layer.window,
+        )
+        for part in (layer.qkv, layer.o, layer.gate, layer.up, layer.down):
+            part.release()
+        return packed
+
+    def codes(self, weight: Tensor) -> Codes:
+        """In as many bits as the matrix is kept in."""
+        codes = quantise(weight, self._wanted)
+        if self._source_is_4bit and error(codes, weight) > _EXACT:
+            return quantise(weight, 8)
+        return codes
+
+
+def _floats(norm: Norm) -> Tensor:
+    return norm.weight.float().contiguous()
+
+
+def interleaved(gate: DenseLinear, up: DenseLinear) -> tuple[Tensor, Tensor | None]:
+    """Rows of 16 gates, then their 16 ups, and so on; the last may be filled up with zeros."""
+
+    def woven(one: Tensor, other: Tensor) -> Tensor:
+        rows = -len(one) % BLOCK
+        sides = [F.pad(t, (0, 0) * (t.dim() - 1) + (0, rows)) for t in (one, other)]
+        return torch.stack([t.unflatten(0, (-1, BLOCK)) for t in sides], dim=1).flatten(0, 2)
+
+    bias = None if gate.bias is None or up.bias is None else woven(gate.bias, up.bias)
+    return woven(gate.weight, up.weight), bias
+
+
+def packed_own_parts(
+    weights: PackedWeights, corrections: Mapping[str, Mapping[Block, Correction]]
+) -> PackedOwnParts:
+    """Corrections by block and variant. One that variants share is resident once."""
+    found: PackedOwnParts = {}
+    ready: dict[int, PackedOwn] = {}
+    for variant, blocks in corrections.items():
+        for block, correction in blocks.items():
+            layer = weights.layers[block.layer]
+            shared = layer.o if block.part == "attention" else layer.down
+            if id(correction) not in ready:
+                ready[id(correction)] = _own(correction, shared)
+            found.setdefault(block, {})[variant] = ready[id(correction)]
+    return found
+
+
+def _own(correction: Correction, shared: PackedMatrix) -> PackedOwn:
+    bias = correction.bias.float().contiguous()
+    if isinstance(correction, Materialised):
+        if shared.bias is not None:
+            bias = bias + shared.bias
+        matrix = pack(quantise(correction.weight, shared.bits), input_major=True)
+        return PackedOwn(matrix, None, bias, 0, replaces=True)
+    if correction.rank == 0:
+        return PackedOwn(None, None, bias, 0, replaces=False)
+    inner = pack(quantise(correction.down, 8))
+    up = correction.up.float().t()
+    outer = F.pad(up, (0, -up.shape[1] % BLOCK)).half().contiguous()
+    return PackedOwn(inner, outer, bias, correction.rank, replaces=False)
+
+
+class NativeModel:
+    """The structures that the kernels follow. Holds what they point at."""
+
+    def __init__(self, weights: PackedWeights, own: PackedOwnParts) -> None:
+        self.weights = weights
+        self._own = own
+        self._kept: list[object] = []
+        self._variants: dict[VariantSpec, ctypes._Pointer[native.Variant]] = {}
+        shape = weights.shape
+        layers = (native.Layer * shape.layers)(*(self._layer(layer) for layer in weights.layers))
+        self._kept.append(layers)
+        self.head = matrix_of(weights.head)
+        self.model = native.Model(
+            ctypes.cast(layers, POINTER(native.Layer)),
+            matrix_of(weights.embed),
+            weights.final_norm.data_ptr(),
+            shape.layers,
+            shape.hidden,
+            shape.kv_groups,
+            shape.queries_per_group,
+            shape.head_dim,
+            shape.ffn,
+            native.ACTIVATIONS[weights.activation],
+            weights.eps,
+            weights.embed_scale,
+            weights.softmax_scale,
+        )
+
+    def _layer(self, layer: PackedLayer) -> native.Layer:
+        cos, sin = self.weights.rope[layer.rope]
+        return native.Layer(
+            qkv=matrix_of(layer.qkv),
+            o=matrix_of(layer.o),
+            gate_up=matrix_of(layer.gate_up),
+            down=matrix_of(layer.down),
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            window=layer.window or 0,
+            **{name: norm.data_ptr() for name, norm in layer.norms.items()},
+        )
+
+    def variant(self, spec: VariantSpec) -> "ctypes._Pointer[native.Variant]":
+        """The widths and own parts of a variant; made once, pointers ever after."""
+        if spec not in self._variants:
+            groups, ffn = native.int32s(spec.kv_groups), native.int32s(spec.ffn)
+            attention, mlp = self._owns(spec, "attention"), self._owns(spec, "mlp")
+            self._kept += [groups, ffn, attention, mlp]
+            found = native.Variant(
+                ctypes.cast(groups, POINTER(c_int32)),
+                ctypes.cast(ffn, POINTER(c_int32)),
+                attention,
+                mlp,
+            )
+            self._variants[spec] = pointer(found)
+        return self._variants[spec]
+
+    def _owns(self, spec: VariantSpec, part: str) -> "ctypes.Array[ctypes._Pointer[native.Own]]":
+        owns = (POINTER(native.Own) * len(spec.ffn))()
+        for index in range(len(spec.ffn)):
+            own = self._own.get(Block(index, part), {}).get(spec.name)  # type: ignore[arg-type]
+            if own is None:
+                continue
+            inner = None if own.inner is None else pointer(matrix_of(own.inner))
+            found = native.Own(
+                inner,
+                native.pointer(own.outer),
+                own.bias.data_ptr(),
+                own.rank,
+                int(own.replaces),
+            )
+            owns[index] = pointer(found)
+            self._kept += [inner, found]
+        return owns
+
+
+def matrix_of(packed: PackedMatrix) -> native.Matrix:
+    """The structure of a packed matrix, which must outlive it."""
+    return native.Matrix(
+        packed.data.data_ptr(),
+        native.pointer(packed.bias),
+        packed.outputs,
+        packed.inputs,
+        packed.bits,
+        int(packed.input_major),
+    )

@@ -1,0 +1,129 @@
+"""Weights in 4 or 8 bits: groups of 32 inputs share a scale (and, in 4 bits, a minimum).
+
+`pack` lays codes out as `native/native.h` describes: blocks of 16 outputs by 32 inputs, so that a
+prefix of outputs or of inputs, in multiples of a block, is a view of the same buffer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+GROUP = 32
+BLOCK = 16
+Bits = int  # 4 or 8
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """`value = code * scale + low`. Codes `[out, in]`, scales and lows `[out, in / 32]`.
+
+    Inputs are padded with zeros to whole groups. Codes of 4 bits are 0..15 with fp16 scales and
+    lows, codes of 8 bits -127..127 with fp16 scales and no lows.
+    """
+
+    bits: Bits
+    codes: Tensor
+    scales: Tensor
+    lows: Tensor | None
+    inputs: int
+
+    def values(self) -> Tensor:
+        """What the codes stand for, fp32 `[out, inputs]`."""
+        groups = self.codes.unflatten(1, (-1, GROUP)).float()
+        found = groups * self.scales.float()[..., None]
+        if self.lows is not None:
+            found = found + self.lows.float()[..., None]
+        return found.flatten(1)[:, : self.inputs]
+
+
+def quantise(weight: Tensor, bits: Bits) -> Codes:
+    """Rounds `[out, in]` to the nearest codes.
+
+    What was dequantised from GGUF's Q4_0, Q4_1 (in 4 bits) or Q8_0 (in 8) comes back exactly: its
+    scale is the group's range over 15, its largest value over -8, or its largest size over 127.
+    """
+    padded = F.pad(weight.float(), (0, -weight.shape[1] % GROUP))
+    groups = padded.unflatten(1, (-1, GROUP))
+    if bits == 8:
+        scale = (groups.abs().amax(-1) / 127).half()
+        codes = (groups / _nonzero(scale.float())[..., None]).round().clamp(-127, 127)
+        return Codes(8, codes.flatten(1).to(torch.int8), scale, None, weight.shape[1])
+    low, high = groups.amin(-1), groups.amax(-1)
+    ranged = _codes4(groups, ((high - low) / 15).half(), low.half())
+    largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
+    scale = (largest / -8).half()
+    centred = _codes4(groups, scale, -8 * scale)
+    better = (centred[3] < ranged[3])[..., None]
+    codes = torch.where(better, centred[0], ranged[0])
+    scales = torch.where(better[..., 0], centred[1], ranged[1])
+    lows = torch.where(better[..., 0], centred[2], ranged[2])
+    return Codes(4, codes.flatten(1).to(torch.uint8), scales, lows, weight.shape[1])
+
+
+def _codes4(groups: Tensor, scale: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes, scale, low and the squared error of each group."""
+    wide, shift = scale.float()[..., None], low.float()[..., None]
+    codes = ((groups - shift) / _nonzero(wide)).round().clamp(0, 15)
+    error = (codes * wide + shift - groups).pow(2).sum(-1)
+    return codes, scale, low, error
+
+
+def _nonzero(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def error(codes: Codes, weight: Tensor) -> float:
+    """Root mean square of the rounding over that of the weights."""
+    wanted = weight.float()
+    return float((codes.values() - wanted).norm() / wanted.norm().clamp_min(1e-30))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A matrix `[outputs, inputs]` as the native kernels read it; `data` is bytes."""
+
+    data: Tensor
+    bias: Tensor | None
+    outputs: int
+    inputs: int
+    bits: Bits
+    input_major: bool
+
+    def tensors(self) -> list[Tensor]:
+        """What is resident."""
+        return [self.data] if self.bias is None else [self.data, self.bias]
+
+
+def pack(codes: Codes, bias: Tensor | None = None, input_major: bool = False) -> PackedMatrix:
+    """Lays codes out in blocks, those of one output block (or input block) side by side."""
+    outputs = codes.codes.shape[0]
+    rows = -outputs % BLOCK
+
+    def blocks(tensor: Tensor) -> Tensor:
+        """Per output block and input group: `[output blocks, groups, 16, ...]`."""
+        return F.pad(tensor, (0, 0, 0, rows)).unflatten(0, (-1, BLOCK)).transpose(1, 2)
+
+    # [output block, 16, groups * 32] -> [output block, group, 16, 32]
+    grid = F.pad(codes.codes, (0, 0, 0, rows)).unflatten(0, (-1, BLOCK))
+    grid = grid.unflatten(2, (-1, GROUP)).transpose(1, 2)
+    if codes.bits == 4:
+        assert codes.lows is not None
+        low, high = grid[..., :16], grid[..., 16:]
+        lines = (low | high << 4).unflatten(3, (4, 4)).transpose(2, 3)
+        parts = [lines.flatten(2), _bytes(blocks(codes.scales)), _bytes(blocks(codes.lows))]
+    else:
+        lines = grid.unflatten(3, (8, 4)).transpose(2, 3)
+        parts = [lines.flatten(2).view(torch.uint8), _bytes(blocks(codes.scales))]
+    data = torch.cat(parts, dim=2)
+    if input_major:
+        data = data.transpose(0, 1)
+    found = None if bias is None else bias.float().contiguous()
+    return PackedMatrix(
+        data.contiguous().flatten(), found, outputs, codes.inputs, codes.bits, input_major
+    )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)

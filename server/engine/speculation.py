@@ -1,0 +1,94 @@
+"""Lossless speculation: guess the next tokens from the text so far, verify them in one step.
+
+Prompt lookup: if the last tokens stood in the text before, what followed then is proposed now. The
+model samples every position as it would have anyway, and what it sampled is what is written: a
+guess that it does not confirm costs a row of a step and changes nothing.
+"""
+
+from dataclasses import dataclass, field
+
+_SIZES = (3, 2)  # tokens that must match, the longest first
+_MOST = 6  # guesses at a time
+_PROBE = 32  # written tokens between single guesses while guessing does not pay
+_WORTH = 1.05  # expected tokens a second over those without guesses
+
+
+@dataclass(slots=True)
+class StepCost:
+    """Seconds of a decode step as `fixed + rows * per_row`, from recent steps."""
+
+    _decay: float = 0.98
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # 1, rows, rows^2, s, rows * s
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """One decode step of `rows` rows."""
+        new = (1.0, rows, rows * rows, seconds, rows * seconds)
+        self._sums = [self._decay * old + add for old, add in zip(self._sums, new, strict=True)]
+
+    def share(self, rows: int) -> float:
+        """What one further row for each of `rows` costs, over what their step costs.
+
+        Until steps of different sizes were seen, a tenth a row is assumed.
+        """
+        count, x, xx, y, xy = self._sums
+        spread = count * xx - x * x
+        if count < 4 or spread < 0.5 * count:
+            return min(1.0, 0.1 * rows)
+        per_row = max(0.0, (count * xy - x * y) / spread)
+        whole = (y - per_row * x) / count + per_row * rows
+        return min(1.0, per_row * rows / whole) if whole > 0 else 1.0
+
+
+class Drafts:
+    """The guesses for one sequence, and how often they came true."""
+
+    def __init__(self) -> None:
+        self.proposed = 0
+        self.accepted = 0
+        self._rate = 0.6  # hopeful at first
+        self._noted = 0
+        self._after: dict[tuple[int, ...], int] = {}
+        self._since = 0
+
+    def propose(self, tokens: list[int], share: float, most: int) -> list[int]:
+        """Up to `most` tokens that may follow `tokens`; none while guessing does not pay.
+
+        `share` is what a guess costs, over a step. `tokens` only ever grows.
+        """
+        self._read(tokens)
+        self._since += 1
+        wanted = min(most, self._worth(share))
+        if wanted == 0 and most and self._since >= _PROBE:
+            wanted = 1
+        if wanted == 0:
+            return []
+        for size in _SIZES:
+            at = self._after.get(tuple(tokens[-size:])) if len(tokens) >= size else None
+            if at is not None:
+                self._since = 0
+                return tokens[at : at + wanted]
+        return []
+
+    def verified(self, proposed: int, accepted: int) -> None:
+        """What became of the latest guesses."""
+        self.proposed += proposed
+        self.accepted += accepted
+        for hit in [1.0] * accepted + [0.0] * (accepted < proposed):
+            self._rate += 0.15 * (hit - self._rate)
+
+    def _worth(self, share: float) -> int:
+        best, count, expected = _WORTH, 0, 1.0
+        for guesses in range(1, _MOST + 1):
+            expected += self._rate**guesses
+            gain = expected / (1 + guesses * share)
+            if gain > best:
+                best, count = gain, guesses
+        return count
+
+    def _read(self, tokens: list[int]) -> None:
+        """Notes what followed each run of tokens; the very last ones have no successor yet."""
+        for end in range(self._noted, len(tokens)):
+            for size in _SIZES:
+                if end >= size:
+                    self._after[tuple(tokens[end - size : end])] = end
+        self._noted = len(tokens)

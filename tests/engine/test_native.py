@@ -1,0 +1,161 @@
+"""The native kernels against PyTorch on the same rounded weights, by instruction set."""
+
+import pytest
+import torch
+
+from server.engine import native_library
+from server.engine.corrections import own_parts
+from server.engine.decoder import Decoder, Segment
+from server.engine.kv_cache import KVBudget, KVCache
+from server.engine.native_decoder import NativeDecoder
+from server.engine.packed_weights import (
+    matrix_of,
+    pack_weights,
+    packed_own_parts,
+    round_weights,
+)
+from server.engine.packing import pack, quantise
+from tests.engine.driving import weights_of
+from tests.engine.test_corrections import corrections_of, specs_of
+from tests.tiny import FAMILIES, VOCAB, tiny_model
+
+pytestmark = pytest.mark.skipif(
+    native_library.library() is None, reason="the native kernels are not built"
+)
+CPU = torch.device("cpu")
+PROMPTS = [[5, 9, 33, 7], list(range(10, 60)), [3], [(7 * i) % VOCAB for i in range(290)]]
+
+
+def instruction_sets() -> list[str]:
+    found = []
+    for isa in ("avx512", "avxvnni", "avx2", "portable"):
+        try:
+            found.append(native_library.NativeEngine(1, isa).isa)
+        except RuntimeError:
+            continue
+    return found
+
+
+def in_int8(x: torch.Tensor) -> torch.Tensor:
+    """What the kernels make of their inputs: 127 steps to the largest of each 32."""
+    groups = torch.nn.functional.pad(x, (0, -x.shape[1] % 32)).unflatten(1, (-1, 32))
+    scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return ((groups / scale).round() * scale).flatten(1)[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize("isa", instruction_sets() or [None])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("input_major", [False, True])
+def test_products_equal_those_of_the_rounded_numbers(isa, bits, input_major):
+    generator = torch.Generator().manual_seed(3)
+    for threads in (1, 3):
+        engine = native_library.NativeEngine(threads, isa)
+        for outputs, inputs in ((64, 96), (50, 70), (17, 33), (16, 1536)):
+            for rows in (0, 1, 3, 4, 5, 17):
+                weight = torch.randn(outputs, inputs, generator=generator)
+                bias = torch.randn(outputs, generator=generator)
+                codes = quantise(weight, bits)
+                matrix = pack(codes, bias, input_major)
+                x = torch.randn(rows, inputs, generator=generator)
+                y = torch.empty(rows, outputs)
+                engine.project(matrix_of(matrix), x, y)
+                expected = in_int8(x).double() @ codes.values().double().t() + bias
+                torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.float16):
+    """PyTorch's on rounded weights and the native one, with the same variants and corrections."""
+    rounded = round_weights(weights_of(tiny_model(family)), bits)
+    packed = pack_weights(weights_of(tiny_model(family)), bits)
+    shape = packed.shape
+    specs = specs_of(shape)
+    corrections = {
+        "narrow": corrections_of(specs["narrow"], shape, "rank", 1),
+        "narrower": corrections_of(specs["narrower"], shape, "bias", 2),
+        "own": corrections_of(specs["own"], shape, "materialised", 3),
+    }
+    reference = Decoder(
+        rounded, KVCache(shape, 2048, torch.float32, CPU), own_parts(rounded, corrections)
+    )
+    native = NativeDecoder(
+        packed, KVCache(shape, 2048, cache_dtype, CPU), packed_own_parts(packed, corrections)
+    )
+    return reference, native, specs
+
+
+def prompts_and_a_token(decoder, specs, budget=None) -> torch.Tensor:
+    """Logits of a mixed batch of prompts and of one decoded token after each."""
+    names = list(specs)
+    segments = []
+    for index, prompt in enumerate(PROMPTS):
+        cache = decoder.cache.open(512, budget)
+        assert cache.reserve(len(prompt) + 2)
+        segments.append(Segment(prompt, cache, specs[names[index % len(names)]]))
+    found = [decoder.logits(decoder.forward(segments))]
+    for segment in segments:
+        segment.cache.finish_prompt()
+    after = [Segment([9], s.cache, s.variant) for s in segments]
+    found.append(decoder.logits(decoder.forward(after)))
+    for segment in segments:
+        segment.cache.close()
+    return torch.cat(found)
+
+
+def kl(expected: torch.Tensor, found: torch.Tensor) -> float:
+    return float(
+        torch.nn.functional.kl_div(
+            found.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean"
+        )
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_step_is_close_to_pytorch_for_all_variants_at_once(family, bits):
+    reference, native, specs = decoders(family, bits)
+    for order in (specs, dict(reversed(specs.items()))):
+        expected = prompts_and_a_token(reference, order)
+        assert kl(expected, prompts_and_a_token(native, order)) < 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_an_int8_cache_and_a_wrapped_one_are_close_too(family):
+    reference, native, specs = decoders(family, 8, torch.int8)
+    for budget in (None, KVBudget(64)):
+        expected = prompts_and_a_token(reference, specs, budget)
+        assert kl(expected, prompts_and_a_token(native, specs, budget)) < 2e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_row_is_the_same_bit_for_bit_whatever_it_is_batched_with(family):
+    _, native, specs = decoders(family, 4)
+    mixed = prompts_and_a_token(native, specs)
+    names, alone = list(specs), []
+    after = []
+    for index, prompt in enumerate(PROMPTS):
+        cache = native.cache.open(512, None)
+        assert cache.reserve(len(prompt) + 2)
+        spec = specs[names[index % len(names)]]
+        rows = [
+            native.logits(native.forward([Segment(prompt[at : at + 48], cache, spec)]))
+            for at in range(0, len(prompt), 48)  # a prompt in chunks is the same, too
+        ]
+        alone.append(torch.cat(rows))
+        after.append(native.logits(native.forward([Segment([9], cache, spec)])))
+        cache.close()
+    assert torch.equal(mixed, torch.cat(alone + after))
+
+
+def test_instruction_sets_agree():
+    found = []
+    for isa in instruction_sets():
+        _, native, specs = decoders("qwen3", 4)
+        native._engine = native_library.NativeEngine(2, isa)
+        found.append(prompts_and_a_token(native, specs))
+    for other in found[1:]:
+        assert kl(found[0], other) < 1e-4
+
+
+def test_an_unknown_instruction_set_is_refused():
+    with pytest.raises(RuntimeError, match="no 'mmx'"):
+        native_library.NativeEngine(1, "mmx")

@@ -1,0 +1,102 @@
+"""Guessing ahead never changes what is written; it only saves steps."""
+
+import pytest
+
+from server.engine import native_library
+from server.engine.kv_cache import KVCache
+from server.engine.native_decoder import NativeDecoder
+from server.engine.packed_weights import pack_weights
+from server.engine.runner import Runner
+from server.engine.sampling import SamplingParams
+from server.engine.scheduler import Scheduler, SchedulerLimits
+from server.engine.speculation import Drafts, StepCost
+from tests.engine.driving import reference, run, runner_of, submit, variants_of, weights_of
+from tests.tiny import tiny_model
+
+REPEATING = [7, 8, 9, 10, 11] * 6
+PLAIN = [(31 * i) % 384 for i in range(40)]
+
+
+def runner(speculate: bool, native: bool = False) -> Runner:
+    made = runner_of(weights_of(tiny_model()))
+    decoder = made.decoder
+    if native:
+        packed = pack_weights(weights_of(tiny_model()), 8)
+        decoder = NativeDecoder(packed, KVCache(packed.shape, 4096, packed.dtype, packed.device))
+    return Runner(decoder, Scheduler(decoder.cache, SchedulerLimits(8, 64, speculate)))
+
+
+def answers(made: Runner, **more) -> tuple[list[list[int]], list[int], int]:
+    variants = variants_of(made.decoder.weights)
+    pairs = [
+        submit(made, prompt, variants[name], 60, **more)
+        for prompt in (REPEATING, PLAIN)
+        for name in ("base", "mixed")
+    ]
+    steps = run(made)
+    return [r.tokens for _, r in pairs], [s.drafts.accepted for s, _ in pairs], steps
+
+
+def test_greedy_answers_equal_transformers():
+    made = runner(True)
+    base = variants_of(made.decoder.weights)["base"]
+    for prompt in (REPEATING, PLAIN):
+        recorder = submit(made, prompt, base, 60)[1]
+        run(made)
+        assert recorder.tokens == reference(tiny_model(), prompt, 60)
+
+
+@pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=0.7, seed=3, logit_bias={7: 9.0, 8: 9.0, 9: 9.0}),
+    ],
+)
+def test_native_answers_are_the_same_token_for_token(sampling):
+    plain, none, steps = answers(runner(False, native=True), sampling=sampling)
+    guessed, accepted, fewer = answers(runner(True, native=True), sampling=sampling)
+    assert guessed == plain
+    assert sum(none) == 0 < sum(accepted)
+    assert fewer <= steps
+
+
+def test_limits_and_stops_hold_inside_a_run_of_guesses():
+    made = runner(True)
+    variants = variants_of(made.decoder.weights)
+    expected = reference(tiny_model(), REPEATING, 60)
+    for length in (1, 2, 7, 30):
+        assert submit_and_run(made, variants["base"], length) == expected[:length]
+    stop = expected[12]
+    _, recorder = submit(made, REPEATING, variants["base"], 60, eos_token_ids=frozenset([stop]))
+    run(made)
+    assert recorder.tokens == expected[: expected.index(stop) + 1]
+    assert made.scheduler.cache.arena.used == made.scheduler.cache.prefixes.slots
+
+
+def submit_and_run(made: Runner, variant, length: int) -> list[int]:
+    _, recorder = submit(made, REPEATING, variant, length)
+    run(made)
+    return recorder.tokens
+
+
+def test_guesses_follow_the_text_and_stop_when_they_fail():
+    drafts = Drafts()
+    assert drafts.propose([1, 2, 3, 4, 1, 2, 3], share=0.05, most=2) == [4, 1]
+    for _ in range(20):
+        drafts.verified(2, 0)
+    proposed = [bool(drafts.propose([1, 2, 3, 4, 1, 2, 3], share=0.3, most=4)) for _ in range(64)]
+    assert sum(proposed) == 2, "a probe now and then, no more"
+
+
+def test_no_guess_is_worth_a_full_step():
+    assert Drafts().propose([1, 2, 1, 2, 1, 2], share=1.0, most=4) == []
+
+
+def test_the_cost_of_rows_is_learned_from_steps():
+    cost = StepCost()
+    assert cost.share(1) == pytest.approx(0.1)
+    for rows in (1, 4, 8, 2) * 10:
+        cost.observe(rows, 0.005 + 0.001 * rows)
+    assert cost.share(5) == pytest.approx(0.5, abs=0.01)
