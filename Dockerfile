@@ -1,6 +1,7 @@
 # A small image that serves the default model as a user without rights.
 FROM python:3.11-slim AS build
 WORKDIR /src
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/trimtab
 ENV PATH=/opt/trimtab/bin:$PATH PIP_NO_CACHE_DIR=1
 COPY constraints.txt pyproject.toml README.md LICENSE ./

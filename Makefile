@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: install serve test lint bench artefact clean
+.PHONY: install serve test lint sanitize bench artefact clean
 
 install: $(INSTALLED)
 
@@ -22,6 +22,16 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The native kernels' tests under the address and undefined-behaviour sanitizers.
+sanitize: $(INSTALLED_DEV)
+	mkdir -p build/sanitize
+	$(CXX) -O1 -g -std=c++20 -shared -fPIC -fsanitize=address,undefined -fno-sanitize-recover=all \
+		-Wno-psabi -Wno-ignored-attributes -Wno-maybe-uninitialized \
+		server/engine/native/*.cpp -o build/sanitize/native.so
+	ASAN_OPTIONS=detect_leaks=0 TRIMTAB_NATIVE=build/sanitize/native.so \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest tests/engine/test_native.py
 
 bench: $(INSTALLED_DEV)
 	$(BIN)/python -m benchmarks.engine

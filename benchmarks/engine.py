@@ -1,167 +1,105 @@
-"""Decode and prefill speed of the base and each variant, beside `transformers.generate`.
+"""Decode and prefill beside other engines: `python -m benchmarks.engine [--llama-cpp FOLDER]`.
 
-`python -m benchmarks.engine`: everything in one process and interleaved, so that a machine that
-slows down does so for all. Prints medians, the spread, bytes per second and, for variants, how much
-of the byte reduction became speed.
+Everything in one run and in turn. `--llama-cpp` is a folder with `llama-bench` and
+`llama-quantize`; OpenVINO GenAI takes part where it is installed. Prints tokens and bytes a second,
+the share of the measured copy bandwidth, and how often ours is the other's speed.
 """
 
 import argparse
-import time
-from collections.abc import Callable
-from statistics import median
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import copy_bandwidth, save, spread
-from pruners.variant import BASE, VariantSpec
-from server.app import build_runner, load
-from server.engine.load import LoadedModel, load_transformers
-from server.engine.runner import Runner
-from server.engine.sampling import SamplingParams
-from server.engine.sequence import GenerationRequest, Sequence
-from server.engine.source import resolve_model
-from server.engine.text import StopRules, TextStream
+from benchmarks.peers import Measure, interleaved, medians, peers
+from benchmarks.plots import bars
+from benchmarks.touched import step_bytes
+from pruners.variant import BASE
+from server.app import load
 from server.settings import Settings
+from server.timing import decode_step, prefill, zeroed_decoder
 from telemetry.machine import describe
 
-PROMPT, OUTPUT = 64, 32
-
-
-def engine_decode(
-    runner: Runner, model: LoadedModel, variant: VariantSpec, rows: int
-) -> Callable[[], float]:
-    """One measurement: tokens per second of `rows` answers decoded together, prompts excluded."""
-
-    def measure() -> float:
-        seconds: list[float] = []
-        for index in range(rows):
-            runner.scheduler.add(_sequence(model, variant, index, PROMPT, OUTPUT))
-        while runner.step(lambda r: seconds.append(r.seconds) if r.sampled == rows else None):
-            pass
-        return rows / median(seconds[1:])
-
-    return measure
-
-
-def engine_prefill(
-    runner: Runner, model: LoadedModel, variant: VariantSpec, tokens: int
-) -> Callable[[], float]:
-    """One measurement: prompt tokens per second of one prompt."""
-
-    def measure() -> float:
-        runner.scheduler.add(_sequence(model, variant, 0, tokens, 1))
-        started = time.perf_counter()
-        while runner.step():
-            pass
-        return tokens / (time.perf_counter() - started)
-
-    return measure
-
-
-def transformers_speed(model: torch.nn.Module, tokens: int, output: int) -> Callable[[], float]:
-    """Tokens per second of `generate()`; `output` 1 gives the prompt's speed instead."""
-    ids = torch.arange(tokens)[None] + 100
-    model.generation_config.eos_token_id = None
-
-    def generate(new: int) -> float:
-        started = time.perf_counter()
-        model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False
-        )
-        return time.perf_counter() - started
-
-    def measure() -> float:
-        if output == 1:
-            return tokens / generate(1)
-        return (output - 1) / (generate(output) - generate(1))
-
-    return measure
-
-
-def _sequence(
-    model: LoadedModel, variant: VariantSpec, index: int, prompt: int, output: int
-) -> Sequence:
-    request = GenerationRequest(
-        request_id="bench",
-        prompt=tuple(range(100 + index, 100 + index + prompt)),
-        max_tokens=output,
-        variant=variant,
-        sampling=SamplingParams(temperature=0.0),
-    )
-    return Sequence(request, TextStream(model.tokenizer, StopRules()), lambda _: None)
+ROWS = (1, 2, 4, 8, 16, 32)
+CACHED = (128, 2000)  # and the tokens that are decoded stay below the context of 2048 or 8192
+PROMPTS = (128, 512)
 
 
 def main() -> None:
     """Runs the benchmark and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--weights", default="auto")
+    parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
 
-    settings = Settings(weights=arguments.weights, max_running=8, step_tokens=512)
-    model = load(settings)
-    runner = build_runner(model, settings, free_bytes=None)
-    shape, dtype = model.weights.shape, model.weights.dtype
-    peer = load_transformers(resolve_model(settings.model), dtype)
+    model = load(Settings(weights=arguments.weights))
+    base = model.variants[BASE]
+    threads = torch.get_num_threads()
+    decoder = zeroed_decoder(model, max(ROWS) * (max(CACHED) + 64))
+    ours = f"trimtab {model.weights.precision}"
+    jobs: dict[tuple[str, str], Measure] = {}
 
-    jobs: dict[tuple[str, str], Callable[[], float]] = {
-        ("transformers", "decode 1"): transformers_speed(peer, PROMPT, OUTPUT),
-        ("transformers", "prefill 128"): transformers_speed(peer, 128, 1),
-        ("transformers", "prefill 512"): transformers_speed(peer, 512, 1),
-    }
-    for name, variant in model.variants.items():
-        for rows in (1, 8):
-            jobs[name, f"decode {rows}"] = engine_decode(runner, model, variant, rows)
-        for tokens in (128, 512):
-            jobs[name, f"prefill {tokens}"] = engine_prefill(runner, model, variant, tokens)
-    found: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
-    with torch.inference_mode():
-        for job in jobs.values():
-            job()  # warm-up, not counted
-        for _ in range(arguments.repeats):
-            for key, job in jobs.items():
-                found[key].append(job())
+    def rate(seconds: Measure, tokens: int) -> Measure:
+        return lambda: tokens / seconds()
 
-    speed = {key: median(values) for key, values in found.items()}
+    for cached in CACHED:
+        for rows in ROWS:
+            step = decode_step(decoder, base, rows, cached)
+            jobs[ours, f"decode {rows} x {cached}"] = rate(step, rows)
+    for tokens in PROMPTS:
+        jobs[ours, f"prefill {tokens}"] = rate(prefill(decoder, base, tokens), tokens)
+    others = peers(arguments.llama_cpp, threads)
+    for peer in others:
+        for cached in CACHED:
+            jobs[peer.name, f"decode 1 x {cached}"] = peer.decode(cached)
+        for tokens in PROMPTS:
+            jobs[peer.name, f"prefill {tokens}"] = peer.prefill(tokens)
+    found = interleaved(jobs, arguments.repeats)
+    speed = medians(found)
     bandwidth = copy_bandwidth()
-    itemsize = dtype.itemsize
-    bytes_of = {n: itemsize * v.parameters(shape) for n, v in model.variants.items()}
-    columns = ("decode 1", "decode 8", "prefill 128", "prefill 512")
-    table = Table(title=f"{model.name}, {arguments.weights}, tokens/s (median ± half range)")
-    for title in ("", *columns, "GB/s", "of copy", "bytes", "speed-up 1", "over byte reduction"):
-        table.add_column(title, justify="left" if not title else "right")
-    rows_out = {}
-    for name in ("transformers", *model.variants):
-        cells = [
-            f"{speed[name, c]:.1f} ±{spread(found[name, c]):.0%}" if (name, c) in speed else "-"
-            for c in columns
-        ]
-        row = {c: speed.get((name, c)) for c in columns}
-        if name in bytes_of:
-            rate = bytes_of[name] * speed[name, "decode 1"]
-            faster = speed[name, "decode 1"] / speed[BASE, "decode 1"]
-            reduction = bytes_of[BASE] / bytes_of[name]
-            cells += [f"{rate / 1e9:.1f}", f"{rate / bandwidth:.0%}"]
-            cells += [f"{1 / reduction:.3f}", f"{faster:.2f}x", f"{faster / reduction:.2f}"]
-            row |= {"bytes_ratio": 1 / reduction, "speed_up": faster}
-        table.add_row(name, *cells)
-        rows_out[name] = row
-    console = Console(width=150)
+
+    console = Console(width=140)
     console.print(describe())
+    table = Table(title=f"{model.name}, {threads} threads, tokens/s (median ± half range)")
+    names = [ours, *(peer.name for peer in others)]
+    for title in ("", *names, "GB/s", "of copy"):
+        table.add_column(title, justify="left" if not title else "right")
+    for kind in dict.fromkeys(kind for _, kind in jobs):
+        cells = [
+            f"{speed[n, kind]:.0f} ±{spread(found[n, kind]):.0%}" if (n, kind) in speed else "-"
+            for n in names
+        ]
+        if kind.startswith("decode"):
+            rows, cached = (int(part) for part in kind.split()[1::2])
+            read = step_bytes(model, base, rows, cached) * speed[ours, kind] / rows
+            cells += [f"{read / 1e9:.1f}", f"{read / bandwidth:.0%}"]
+        table.add_row(kind, *cells)
     console.print(table)
-    one, eight = speed[BASE, "decode 1"], speed[BASE, "decode 8"]
     ratios = {
-        "one stream over transformers": one / speed["transformers", "decode 1"],
-        "eight streams over one": eight / one,
-        "prefill 512 over transformers": speed[BASE, "prefill 512"]
-        / speed["transformers", "prefill 512"],
+        f"{kind} over {peer.name}": speed[ours, kind] / speed[peer.name, kind]
+        for peer in others
+        for kind in (*(f"decode 1 x {c}" for c in CACHED), *(f"prefill {t}" for t in PROMPTS))
     }
     for what, ratio in ratios.items():
         console.print(f"{what}: {ratio:.2f}x")
-    result = {"machine": describe(), "copy_bandwidth": bandwidth, "rows": rows_out} | ratios
-    console.print(f"written to {save(f'engine-{arguments.weights}', result)}")
+    result = {
+        "machine": describe(),
+        "threads": threads,
+        "copy_bandwidth": bandwidth,
+        "tokens_per_second": {name: _of(name, speed) for name in names},
+        "spread": {name: _of(name, {k: spread(v) for k, v in found.items()}) for name in names},
+        "ratios": ratios,
+    }
+    path = save(f"engine-{model.weights.precision}", result)
+    bars(path.with_suffix(".png"), {n: _of(n, speed) for n in names}, "tokens/s")
+    console.print(f"written to {path}")
+
+
+def _of(name: str, values: dict[tuple[str, str], float]) -> dict[str, float]:
+    return {kind: value for (who, kind), value in values.items() if who == name}
 
 
 if __name__ == "__main__":

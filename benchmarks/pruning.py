@@ -183,13 +183,14 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=16_384, help="calibration tokens")
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--only", nargs="+", help="cuts to read the text with; default all")
     arguments = parser.parse_args()
 
     source = resolve_model(arguments.model)
     limit = None if arguments.windows is None else arguments.windows * arguments.window
     corpus = read_corpus(arguments.text)
     text = corpus.rows(load_tokenizer(source), arguments.window, limit)
-    what = {"model": str(source), "tokens": arguments.tokens, "rank": arguments.rank}
+    what = {"model": str(source), "tokens": arguments.tokens, "rank": arguments.rank, "study": 2}
     folder = cache_folder() / "benchmarks"
     journal = Journal(folder / "pruning", what)
     read = Journal(folder / "pruning-text", {**what, "text": rows_hash(text)})
@@ -205,7 +206,13 @@ def main() -> None:
         )
         widths(study, curves, library, progress)
         depths(study, curves, library, progress)
-        found = evaluate(study.decoder, study.cuts, text, progress=progress, journal=read)
+        cuts = study.cuts
+        if arguments.only:
+            unknown = sorted(set(arguments.only) - set(cuts))
+            if unknown:
+                parser.error(f"no cut {unknown[0]!r}; there are: {', '.join(cuts)}")
+            cuts = {name: cuts[name] for name in arguments.only}
+        found = evaluate(study.decoder, cuts, text, progress=progress, journal=read)
 
     table = Table(title=f"{corpus.name}: {found.tokens} predictions, windows of {arguments.window}")
     for title in ("cut", "bytes", "perplexity", "over the base's", "KL", "agreement"):

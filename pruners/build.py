@@ -22,11 +22,12 @@ from pruners.fingerprint import fingerprint
 from pruners.front import front
 from pruners.importance import scorer
 from pruners.journal import Journal
+from pruners.kv import served_eviction
 from pruners.kv.evict import evicted
 from pruners.mask import mask
 from pruners.offload import offloaded
 from pruners.order import Order
-from pruners.recipe import BuildError, Recipe, served_eviction
+from pruners.recipe import BuildError, Recipe
 from pruners.recovery import Recipe as Fit
 from pruners.recovery import Recovered, from_tensors, recover, to_tensors
 from pruners.recovery.library import Library, library_from, make_library

@@ -8,8 +8,7 @@ from pruners.allocation import ffn_levels, kv_levels
 from pruners.architecture import Shape
 from pruners.errors import UserError
 from pruners.importance import scorer
-from pruners.kv import Streaming
-from pruners.kv.evict import Eviction
+from pruners.kv import served_eviction
 from pruners.variant import VariantSpec, both, depth_spec, width_spec
 
 
@@ -101,8 +100,3 @@ class Recipe:
 
     def _skips(self) -> list[int]:
         return [*self.skip_layers, *(skip for skip, _ in self.mixed)]
-
-
-def served_eviction(budget: int) -> Eviction:
-    """Sinks and the most recent tokens, as the engine serves a KV budget."""
-    return Eviction(Streaming(), budget, interval=max(1, budget // 32), recent=0)

@@ -14,6 +14,7 @@ from controller import Catalogue, Controller, StepModel, StepRecord
 from policies import Objectives, Policy, RulePolicy, StaticPolicy
 from policies.bundle import actions_hash, load_policy
 from pruners.artefact import ArtefactError, load_artefact
+from pruners.kv import KV_SCORERS
 from pruners.table import Table
 from pruners.variant import BASE
 from server.api import chat, completions, errors, generate, system
@@ -107,7 +108,14 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         metrics.step.observe(record.seconds)
         controller.step_done(record)
 
-    engine = Engine(runner, model.tokenizer, settings.max_waiting, on_step, settings.threads)
+    engine = Engine(
+        runner,
+        model.tokenizer,
+        settings.max_waiting,
+        settings.max_waiting_tokens,
+        on_step,
+        settings.threads,
+    )
 
     controller = Controller(
         catalogue(model, settings),
@@ -120,7 +128,12 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
     latency.fit(measure_steps(runner, model.tokenizer, [model.variants[BASE], smallest]))
     longest = min(model.weights.context, runner.scheduler.cache.arena.capacity)
-    service = Service(model, engine, controller, metrics, longest, settings.max_answers)
+    if settings.kv_scorer not in KV_SCORERS:
+        known = ", ".join(KV_SCORERS)
+        raise SettingsError(f"no kv_scorer '{settings.kv_scorer}'; there are: {known}")
+    service = Service(
+        model, engine, controller, metrics, longest, settings.max_answers, settings.kv_scorer
+    )
 
     def refresh() -> None:
         now = engine.load()

@@ -14,8 +14,8 @@ from pruners.cost import cost_of
 from pruners.evaluate import Reader, evaluate, reading
 from pruners.fingerprint import fingerprint
 from pruners.journal import Journal
-from pruners.kv import KV_SCORERS
-from pruners.kv.evict import Eviction, evicted
+from pruners.kv import KV_SCORERS, Eviction
+from pruners.kv.evict import evicted
 from pruners.mask import mask
 from pruners.progress import bars
 from pruners.replay import final_hidden

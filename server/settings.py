@@ -31,9 +31,11 @@ class Settings(BaseSettings):
     context: int | None = Field(default=None, ge=64)
     max_running: int = Field(default=8, ge=1, le=256)
     max_waiting: int = Field(default=256, ge=0)
+    max_waiting_tokens: int = Field(default=131_072, ge=1)  # of prompts in the line
     step_tokens: int = Field(default=256, ge=16)
     kv_tokens: int | None = Field(default=None, ge=512)  # None: from the memory that is free
     kv_cache: Literal["auto", "int8"] = "auto"  # int8 needs weights in 4 or 8 bits
+    kv_scorer: str = "streaming"  # which tokens a KV budget keeps
     kv_budgets: tuple[Annotated[int, Field(ge=32)], ...] = (512, 256)
 
     speculate: bool = True  # guess tokens from the text so far; never changes what is written

@@ -33,15 +33,15 @@ def time_variants(
     """
     weights = model.weights
     longest = max(max(cached + 1 for _, cached in DECODE) * 8, max(PREFILL))
-    decoder = _decoder(model, longest + 8 * 64)
+    decoder = zeroed_decoder(model, longest + 8 * 64)
     jobs: dict[tuple[str, str, str], Callable[[], float]] = {}
     for name, spec in model.variants.items():
         for rows, cached in DECODE:
             if cached < weights.context:
-                jobs["decode", name, f"{rows}x{cached}"] = _decode(decoder, spec, rows, cached)
+                jobs["decode", name, f"{rows}x{cached}"] = decode_step(decoder, spec, rows, cached)
         for tokens in PREFILL:
             if tokens <= weights.context:
-                jobs["prefill", name, str(tokens)] = _prefill(decoder, spec, tokens)
+                jobs["prefill", name, str(tokens)] = prefill(decoder, spec, tokens)
     seconds: dict[tuple[str, str, str], list[float]] = {key: [] for key in jobs}
     for job in jobs.values():
         job()  # warms kernels and slices, not counted
@@ -67,13 +67,13 @@ def block_latency(
     rows, cached = DECODE[0]
     widths: dict[Part, tuple[int, ...]] = {"attention": kv_levels(shape), "mlp": ffn_levels(shape)}
     jobs: dict[tuple[Part, int], Callable[[], float]] = {}
-    decoder = _decoder(replace(model, own={}), cached + 128)
+    decoder = zeroed_decoder(replace(model, own={}), cached + 128)
     for part in PARTS:
         for width in widths[part]:
             spec = base_spec(shape)
             for layer in range(shape.layers):
                 spec = spec.at(Block(layer, part), width)
-            jobs[part, width] = _decode(decoder, spec, rows, cached)
+            jobs[part, width] = decode_step(decoder, spec, rows, cached)
     steps: dict[tuple[Part, int], list[float]] = {key: [] for key in jobs}
     for job in jobs.values():
         job()  # warms kernels and slices, not counted
@@ -90,22 +90,27 @@ def block_latency(
     return Latency(whole - shape.layers * full, blocks)
 
 
-def _decoder(model: LoadedModel, slots: int) -> AnyDecoder:
+def zeroed_decoder(model: LoadedModel, slots: int) -> AnyDecoder:
+    """A decoder whose cache holds numbers from the start."""
     decoder = open_decoder(model, slots)
     for tensor in decoder.cache.tensors():
         tensor.zero_()  # what is read must be numbers; which ones takes no time
     return decoder
 
 
-def _decode(decoder: AnyDecoder, spec: VariantSpec, rows: int, cached: int) -> Callable[[], float]:
+def decode_step(
+    decoder: AnyDecoder, spec: VariantSpec, rows: int, cached: int
+) -> Callable[[], float]:
+    """Measures seconds of a step of `rows` sequences with `cached` tokens each, logits included."""
+
     def measure() -> float:
-        caches = [decoder.cache.open(1, None) for _ in range(rows)]
+        caches = [decoder.cache.open() for _ in range(rows)]
         for cache in caches:
             assert cache.reserve(cached + 1)
         taken = []
         for _ in range(_STEPS):
             for cache in caches:
-                cache.seen = cached
+                cache.seen = cache.held = cached
             started = time.perf_counter()
             decoder.logits(decoder.forward([Segment([5], cache, spec) for cache in caches]))
             _wait(decoder)
@@ -117,9 +122,11 @@ def _decode(decoder: AnyDecoder, spec: VariantSpec, rows: int, cached: int) -> C
     return measure
 
 
-def _prefill(decoder: AnyDecoder, spec: VariantSpec, tokens: int) -> Callable[[], float]:
+def prefill(decoder: AnyDecoder, spec: VariantSpec, tokens: int) -> Callable[[], float]:
+    """Measures seconds of a prompt of so many tokens, the logits of its last one included."""
+
     def measure() -> float:
-        cache = decoder.cache.open(tokens, None)
+        cache = decoder.cache.open()
         assert cache.reserve(tokens)
         started = time.perf_counter()
         hidden = decoder.forward([Segment([5] * tokens, cache, spec)])

@@ -108,7 +108,7 @@ def test_base_logits_are_bit_identical_after_a_thousand_switches(model, runner):
     prompt = model.tokenizer.encode(PROMPTS[15])
 
     def logits():
-        cache = runner.scheduler.cache.open(128, None)
+        cache = runner.scheduler.cache.open()
         assert cache.reserve(len(prompt))
         segment = Segment(list(prompt), cache, base_spec(model.weights.shape))
         found = runner.decoder.logits(runner.decoder.forward([segment]))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from pruners.kv.base import SINKS, KVScorer, Seen
+from pruners.kv.eviction import QUERIES, Eviction
 from pruners.kv.expected_attention import ExpectedAttention
 from pruners.kv.key_diff import KeyDiff
 from pruners.kv.key_norm import KeyNorm
@@ -17,9 +18,19 @@ KV_SCORERS: dict[str, Callable[[], KVScorer]] = {
     "expected-attention": ExpectedAttention,
 }
 
+
+def served_eviction(budget: int, scorer: str = "streaming") -> Eviction:
+    """As the engine serves a KV budget. Raises `ValueError` if it is too small."""
+    if scorer == "streaming":
+        return Eviction(Streaming(), budget, interval=max(1, budget // 32), recent=0)
+    return Eviction(KV_SCORERS[scorer](), budget, interval=budget // 8, recent=budget // 8)
+
+
 __all__ = [
     "KV_SCORERS",
+    "QUERIES",
     "SINKS",
+    "Eviction",
     "ExpectedAttention",
     "KVScorer",
     "KeyDiff",
@@ -27,4 +38,5 @@ __all__ = [
     "Seen",
     "SnapKV",
     "Streaming",
+    "served_eviction",
 ]

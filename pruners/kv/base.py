@@ -44,6 +44,11 @@ class KVScorer(Protocol):
     frees no memory.
     """
 
+    @property
+    def looks_at_queries(self) -> bool:
+        """Whether `queries` have to be kept for it."""
+        ...
+
     def __call__(self, seen: Seen) -> Tensor: ...
 
 

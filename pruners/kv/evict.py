@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -12,35 +11,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from pruners.architecture import Decoder, UnsupportedModelError
-from pruners.kv.base import SINKS, KVScorer, Seen
+from pruners.kv.base import Seen
+from pruners.kv.eviction import QUERIES, Eviction
 from pruners.rows import Batch
-
-_QUERIES = 256  # of the latest tokens, kept for scorers that look at queries
-
-
-@dataclass(frozen=True, slots=True)
-class Eviction:
-    """At most `budget` cached tokens a sequence, the best of them by `scorer`.
-
-    The first `sinks` and the last `recent` tokens always stay. The prompt is read in full; then
-    `interval` tokens at a time go on, and room for them is made before they come, so that the
-    budget is never exceeded.
-    """
-
-    scorer: KVScorer
-    budget: int
-    interval: int = 16
-    sinks: int = SINKS
-    recent: int = 16
-
-    def __post_init__(self) -> None:
-        if self.interval < 1 or self.sinks < 0 or self.recent < 0:
-            raise ValueError("an eviction needs an interval of at least 1, sinks and recent of 0")
-        if self.budget <= self.sinks + self.recent + self.interval:
-            raise ValueError(
-                f"KV budget of {self.budget} tokens is not above its {self.sinks} sinks, "
-                f"{self.recent} recent tokens and {self.interval} new ones"
-            )
 
 
 @torch.no_grad()
@@ -95,10 +68,10 @@ class _Watch:
     def note(self, layer: int, queries: Tensor) -> None:
         """`queries` are `[rows, heads, new, dim]`, not rotated."""
         if layer == len(self.queries):
-            self.queries.append(queries[:, :, -_QUERIES:])
+            self.queries.append(queries[:, :, -QUERIES:])
         else:
             both = torch.cat([self.queries[layer], queries], dim=2)
-            self.queries[layer] = both[:, :, -_QUERIES:]
+            self.queries[layer] = both[:, :, -QUERIES:]
 
     def mask(self, layer: int, window: int, dtype: torch.dtype) -> Tensor:
         """Additive `[rows, 1, new, tokens]` by true positions, not by places in the cache."""
@@ -159,11 +132,7 @@ def _evict(
             scale=float(getattr(layer.attention.module, "scaling", keys.shape[3] ** -0.5)),
             rope=None if decoder.rotary is None else partial(decoder.rope_tables, kind=layer.rope),
         )
-        scores = eviction.scorer(seen).clone()
-        scores[:, : eviction.sinks] = torch.inf
-        if eviction.recent:
-            scores[:, -eviction.recent :] = torch.inf
-        kept = scores.topk(keep, dim=1).indices.sort(dim=1).values
+        kept = eviction.kept(seen, keep)
         taken = kept[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
         held.keys, held.values = keys.gather(2, taken), values.gather(2, taken)
         watch.cached[index] = watch.cached[index].gather(1, kept)

@@ -16,6 +16,8 @@ class SnapKV:
     itself is kept.
     """
 
+    looks_at_queries = True
+
     def __init__(self, window: int = 64) -> None:
         self._window = window
 

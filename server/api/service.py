@@ -10,11 +10,11 @@ from starlette.requests import Request
 
 from controller import Controller, Decision, Hints, analyze
 from policies import Objectives
+from pruners.kv import served_eviction
 from pruners.variant import BASE
 from server.api.errors import ApiError
 from server.api.protocol import SamplingBody, TrimtabHints
 from server.engine.engine import Engine, EngineStoppedError, Generation, QueueFullError
-from server.engine.kv_cache import KVBudget
 from server.engine.load import LoadedModel
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Delta, FinishReason, GenerationRequest
@@ -85,6 +85,7 @@ class Service:
         metrics: ServerMetrics,
         longest: int,
         max_answers: int,
+        kv_scorer: str,
     ) -> None:
         self.model = model
         self.engine = engine
@@ -92,6 +93,7 @@ class Service:
         self.metrics = metrics
         self.longest = longest  # prompt and answer together, in tokens
         self._max_answers = max_answers
+        self._kv_scorer = kv_scorer
 
     def tokenize(self, text: str, special: bool = True) -> Prompt:
         """Text to tokens; `special` adds what the tokenizer puts around plain text."""
@@ -194,7 +196,7 @@ class Service:
             prompt=tuple(prompt.tokens),
             max_tokens=max_tokens,
             variant=self.model.variants[decision.action.variant],
-            kv_budget=None if budget is None else KVBudget(budget),
+            kv_budget=None if budget is None else served_eviction(budget, self._kv_scorer),
             sampling=self._sampling(body, index),
             stop=StopRules(
                 tuple(stop), frozenset(body.stop_token_ids or ()), body.include_stop_str_in_output

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from pruners.kv import QUERIES
 from pruners.variant import Block, VariantSpec
 from server.engine.block import Site, run_block
 from server.engine.corrections import OwnParts
@@ -37,24 +38,27 @@ class _Step:
         self.sets = RowSets(lengths, [s.variant for s in segments])
         ranges = [torch.arange(s.cache.seen, s.cache.seen + len(s.tokens)) for s in segments]
         self.positions = torch.cat(ranges)
-        slots = [s.cache.slots(len(s.tokens)) for s in segments]
-        self.slots = torch.cat(slots).to(weights.device)
+        slots = [slot for s in segments for slot in s.cache.slots(len(s.tokens))]
+        self.slots = torch.tensor(slots, device=weights.device)
         for segment in segments:
-            segment.cache.seen += len(segment.tokens)
+            segment.cache.advance(len(segment.tokens))
         positions = self.positions.to(weights.device)
         self.rope = {
             kind: (cos[positions, None, None], sin[positions, None, None])
             for kind, (cos, sin) in weights.rope.items()
         }
-        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+        self._masks: dict[tuple[int, int | None, int | None], Tensor | None] = {}
         self._device = weights.device
 
-    def mask(self, segment: int, positions: slice, window: int | None) -> Tensor | None:
+    def mask(self, segment: int, rows: slice, window: int | None, layer: int) -> Tensor | None:
         """Which cached tokens each new token of a segment may see, `[new, held]`; None is all."""
-        key = (segment, window)
+        cache = self.segments[segment].cache
+        key = (segment, window, None if cache.positions is None else layer)
         if key not in self._masks:
-            queries = self.positions[positions]
-            cached = self.segments[segment].cache.positions()
+            queries = self.positions[rows]
+            if window is None and len(queries) == 1:
+                return None
+            cached = cache.positions_of(layer)
             distance = queries[:, None] - cached[None]
             visible = distance >= 0
             if window is not None:
@@ -75,7 +79,7 @@ class Decoder:
     def forward(self, segments: list[Segment]) -> Tensor:
         """Hidden states `[rows, hidden]` after the final norm; keys and values are cached.
 
-        Rows follow the segments' tokens in order. Each segment's `cache.seen` is advanced.
+        Rows follow the segments' tokens in order. Each segment's `cache` is advanced.
         """
         weights = self.weights
         step = _Step(segments, weights)
@@ -136,6 +140,7 @@ class Decoder:
         turned, values = fused[:, :, : queries + 1], fused[:, :, queries + 1]
         if layer.qk_norm is not None:
             turned = layer.qk_norm(turned)
+        _note_queries(turned[:, :, :queries], rows, step, index, groups)
         cos, sin = step.rope[layer.rope]
         turned = turned * cos[where] + turned.roll(dim // 2, -1) * sin[where]
         slots = step.slots[where]
@@ -161,7 +166,7 @@ class Decoder:
             cache = step.segments[span.segment].cache
             held = slice(cache.start, cache.start + cache.held)
             at = whole[span.segment]
-            mask = step.mask(span.segment, slice(at.begin, at.end), window)
+            mask = step.mask(span.segment, slice(at.begin, at.end), window, index)
             q = queries[span.begin : span.end].transpose(0, 1).transpose(1, 2)  # g, heads, new, d
             k, v = keys[None, groups, held], values[None, groups, held]
             if span.end - span.begin == 1 and mask is None:
@@ -180,3 +185,17 @@ class Decoder:
             y = y.reshape(q.shape).transpose(1, 2).transpose(0, 1)
             mixed[span.begin : span.end] = y
         return mixed.flatten(1)
+
+
+def _note_queries(queries: Tensor, rows: Rows, step: _Step, index: int, groups: slice) -> None:
+    """Keeps the latest queries of sequences whose eviction looks at them."""
+    for span in rows.spans:
+        kept = step.segments[span.segment].cache.queries
+        if kept is None:
+            continue
+        whole = step.sets.all.spans[span.segment]
+        begin = max(span.begin, span.end - QUERIES)
+        at = step.positions[whole.end - (span.end - begin) : whole.end].to(kept.device) % QUERIES
+        found = queries[begin : span.end].flatten(1)
+        width = queries.shape[2] * queries.shape[3]
+        kept[index][at, groups.start * width : groups.stop * width] = found.to(kept.dtype)

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from controller import EngineLoad, SequenceLoad, StepRecord
+from pruners.variant import VariantSpec
 from server.engine.runner import Runner
 from server.engine.sequence import Delta, GenerationRequest, Sequence
 from server.engine.text import TextStream
@@ -38,6 +39,10 @@ class Generation:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
 
+    def narrow(self, variant: VariantSpec) -> None:
+        """Goes on with fewer FFN neurons from the next step on. Raises `ValueError`."""
+        self.sequence.narrow(variant)
+
     def cancel(self) -> None:
         """Frees the slot within one engine step."""
         self.sequence.cancelled = True
@@ -58,12 +63,14 @@ class Engine:
         runner: Runner,
         tokenizer: PreTrainedTokenizerBase,
         max_waiting: int,
+        max_waiting_tokens: int,
         on_step: Callable[[StepRecord], None] | None = None,
         threads: int | None = None,
     ) -> None:
         self._runner = runner
         self._tokenizer = tokenizer
         self._max_waiting = max_waiting
+        self._max_waiting_tokens = max_waiting_tokens
         self._on_step = on_step
         self._threads = threads
         self._wake = threading.Condition()
@@ -89,10 +96,14 @@ class Engine:
         with self._wake:
             if not self.alive:
                 raise EngineStoppedError("the engine is not running")
-            waiting = len(self._arrivals) + len(self._runner.scheduler.waiting)
+            line = [*self._arrivals, *self._runner.scheduler.waiting]
+            waiting = len(line)
             free = self._runner.scheduler.limits.max_running - len(self._runner.scheduler.running)
             if waiting - max(0, free) >= self._max_waiting:
                 raise QueueFullError(f"{waiting} requests are waiting, the limit is reached")
+            tokens = sum(sequence.pending for sequence in line)
+            if line and tokens + len(request.prompt) > self._max_waiting_tokens:
+                raise QueueFullError(f"{tokens} tokens are waiting to be read, the limit is near")
             generation = Generation(sequence_of)
             self._arrivals.append(generation.sequence)
             self._wake.notify()
@@ -151,11 +162,12 @@ def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:
     request = sequence.request
     total = len(request.prompt) + request.max_tokens
     budget = request.kv_budget
+    kept = total if budget is None else max(len(request.prompt), budget.budget)
     return SequenceLoad(
-        variant=request.variant,
+        variant=sequence.variant,
         running=running,
         prompt_left=sequence.pending if sequence.in_prompt else 0,
         output_left=request.max_tokens - len(sequence.output),
         cached=sequence.cache.held if sequence.cache is not None else 0,
-        cache_limit=total if budget is None else min(total, budget.tokens),
+        cache_limit=min(total, kept),
     )

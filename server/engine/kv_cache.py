@@ -1,78 +1,17 @@
 """The key/value cache: one arena of token slots, from which every sequence holds one region.
 
 A region is contiguous, so attention reads a view of it and nothing is gathered. With a KV budget a
-sequence keeps its first `sinks` tokens and the most recent ones; older tokens are overwritten in
-place (StreamingLLM, arXiv:2309.17453, but with true RoPE positions), so its region stays small and
-what it does not hold is there for others.
+sequence keeps the tokens that its eviction chooses (see `eviction`), moved together at the region's
+start, each with its true position; what it does not hold is there for others.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pruners.architecture import Shape
-from pruners.kv import SINKS
+from pruners.kv import QUERIES, Eviction
+from server.engine.arena import GRAIN, Arena
 from server.engine.prefix_cache import PrefixCache
-
-_GRAIN = 64  # slots; regions are multiples, so that growing by a token is rare
-
-
-@dataclass(frozen=True, slots=True)
-class KVBudget:
-    """At most `tokens` cached tokens: the first `sinks` and the most recent others."""
-
-    tokens: int
-    sinks: int = SINKS
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sinks < self.tokens:
-            raise ValueError(f"KV budget of {self.tokens} tokens cannot keep {self.sinks} sinks")
-
-
-class Arena:
-    """First-fit allocation of contiguous runs out of `capacity` slots."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity // _GRAIN * _GRAIN
-        self._free: list[tuple[int, int]] = [(0, self.capacity)]  # (start, size), sorted
-
-    @property
-    def used(self) -> int:
-        """Slots that are held."""
-        return self.capacity - sum(size for _, size in self._free)
-
-    def allocate(self, size: int) -> int | None:
-        """The start of a free run of `size` slots, or None if there is none."""
-        for index, (start, free) in enumerate(self._free):
-            if free >= size:
-                rest = (start + size, free - size)
-                self._free[index : index + 1] = [rest] if rest[1] else []
-                return start
-        return None
-
-    def extend(self, end: int, size: int) -> bool:
-        """Takes the `size` slots right behind `end` if they are free."""
-        for index, (start, free) in enumerate(self._free):
-            if start == end and free >= size:
-                rest = (start + size, free - size)
-                self._free[index : index + 1] = [rest] if rest[1] else []
-                return True
-        return False
-
-    def release(self, start: int, size: int) -> None:
-        """Gives a run back and joins it with its free neighbours."""
-        if size == 0:
-            return
-        runs = sorted([*self._free, (start, size)])
-        joined = [runs[0]]
-        for run in runs[1:]:
-            last = joined[-1]
-            if last[0] + last[1] == run[0]:
-                joined[-1] = (last[0], last[1] + run[1])
-            else:
-                joined.append(run)
-        self._free = joined
 
 
 class KVCache:
@@ -81,6 +20,7 @@ class KVCache:
     def __init__(
         self, shape: Shape, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
+        self.shape = shape
         self.arena = Arena(capacity)
         self.prefixes = PrefixCache()
         size = (shape.layers, shape.kv_groups, self.arena.capacity, shape.head_dim)
@@ -103,34 +43,47 @@ class KVCache:
                 return None
         return start
 
-    def open(self, chunk: int, budget: KVBudget | None) -> "SequenceCache":
-        """An empty cache for a sequence whose prompt is read at most `chunk` tokens at a time."""
-        return SequenceCache(self, chunk, budget)
+    def open(self, eviction: Eviction | None = None) -> "SequenceCache":
+        """An empty cache for a sequence, without a budget unless there is an eviction."""
+        return SequenceCache(self, eviction)
 
 
 class SequenceCache:
     """One sequence's region. `seen` tokens were processed; `held` of them are still cached."""
 
-    def __init__(self, cache: KVCache, chunk: int, budget: KVBudget | None) -> None:
+    def __init__(self, cache: KVCache, eviction: Eviction | None) -> None:
         self._cache = cache
-        self._budget = budget
-        # While the prompt is read, a chunk's first token must still see a full window behind it.
-        self._ring = None if budget is None else budget.tokens + chunk
+        self.eviction = eviction
         self.start = 0
         self.size = 0
         self.seen = 0
+        self.held = 0
+        self.prompt: int | None = None  # its length, once it was read
+        # The position of each held token, `[layers, slots]`; None while they are 0, 1, 2, ...
+        self.positions: Tensor | None = None
+        # Of the latest tokens, not rotated: `[layers, QUERIES, heads * head_dim]`.
+        self.queries: Tensor | None = None
+        if eviction is not None and eviction.scorer.looks_at_queries:
+            shape = cache.shape
+            self.queries = torch.zeros(
+                shape.layers,
+                QUERIES,
+                shape.heads * shape.head_dim,
+                dtype=torch.float32,
+                device=cache.keys.device,
+            )
 
     @property
-    def held(self) -> int:
-        """Cached tokens."""
-        return self.seen if self._ring is None else min(self.seen, self._ring)
+    def whole(self) -> bool:
+        """Whether no budget applies: every token is cached in its own slot."""
+        return self.eviction is None
 
     def reserve(self, count: int) -> bool:
         """Makes room for the next `count` tokens; False if the arena has none."""
-        needed = self.seen + count if self._ring is None else min(self.seen + count, self._ring)
+        needed = self.held + count
         if needed <= self.size:
             return True
-        size = -(-needed // _GRAIN) * _GRAIN
+        size = -(-needed // GRAIN) * GRAIN
         arena = self._cache.arena
         if self.size and arena.extend(self.start + self.size, size - self.size):
             self.size = size
@@ -138,81 +91,81 @@ class SequenceCache:
         start = self._cache.allocate(size)
         if start is None:
             return False
-        self._move(torch.arange(self.held), start, torch.arange(self.held))
+        for tensor in self._cache.tensors():
+            held = tensor[:, :, self.start : self.start + self.held]
+            tensor[:, :, start : start + self.held] = held
         arena.release(self.start, self.size)
         self.start, self.size = start, size
         return True
 
-    @property
-    def whole(self) -> bool:
-        """Whether every token is cached in its own slot: no budget applies."""
-        return self._budget is None
+    def slots(self, count: int) -> range:
+        """Absolute slots of the next `count` tokens."""
+        return range(self.start + self.held, self.start + self.held + count)
+
+    def advance(self, count: int) -> None:
+        """The next `count` tokens are being processed."""
+        if self.positions is not None:
+            new = torch.arange(self.seen, self.seen + count, dtype=torch.int32)
+            self.positions[:, self.held : self.held + count] = new
+        self.seen += count
+        self.held += count
+
+    def rewind(self, count: int) -> None:
+        """Forgets the last tokens."""
+        self.seen -= count
+        self.held -= count
+
+    def positions_of(self, layer: int) -> Tensor:
+        """The true position of each held token of a layer, in slot order, `[held]`."""
+        if self.positions is None:
+            return torch.arange(self.held)
+        return self.positions[layer, : self.held]
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Held keys and values, each `[layers, kv_groups, held, head_dim]` in floating point."""
+        part = slice(self.start, self.start + self.held)
+        keys, values, *scales = (tensor[:, :, part] for tensor in self._cache.tensors())
+        if scales:
+            return keys * scales[0][..., None], values * scales[1][..., None]
+        return keys, values
+
+    def keep(self, kept: Tensor) -> None:
+        """Drops all but these of the held tokens, `[layers, kept]` in order, and frees the rest."""
+        count = kept.shape[1]
+        index = kept.to(self._cache.keys.device)[:, None]
+        for tensor in self._cache.tensors():
+            part = tensor[:, :, self.start : self.start + self.held]
+            spread = index.expand(-1, part.shape[1], -1)
+            if part.dim() == 4:
+                spread = spread[..., None].expand(-1, -1, -1, part.shape[3])
+            part[:, :, :count] = part.gather(2, spread)
+        known = torch.stack([self.positions_of(layer) for layer in range(len(kept))])
+        assert self.eviction is not None
+        room = self.eviction.budget
+        self.positions = torch.zeros(len(kept), room, dtype=torch.int32)
+        self.positions[:, :count] = known.gather(1, kept.cpu())
+        self.held = count
+        self._shrink(room)
 
     def trim(self, tokens: int) -> None:
         """Forgets all but the first tokens and gives the slots behind them back."""
-        self.seen = tokens
-        size = min(self.size, -(-tokens // _GRAIN) * _GRAIN)
-        self._cache.arena.release(self.start + size, self.size - size)
-        self.size = size
+        self.seen = self.held = tokens
+        self._shrink(tokens)
 
     def copy_from(self, other: "SequenceCache", tokens: int) -> None:
         """Takes over the first tokens of another sequence; there is room for them."""
         for tensor in self._cache.tensors():
             mine = tensor[:, :, self.start : self.start + tokens]
             mine.copy_(tensor[:, :, other.start : other.start + tokens])
-        self.seen = tokens
-
-    def slots(self, count: int) -> Tensor:
-        """Absolute slots `[count]` of the next `count` tokens."""
-        return self._slot_of(torch.arange(self.seen, self.seen + count)) + self.start
-
-    def order(self) -> Tensor | None:
-        """The position of each cached token, or None while slot after slot holds the next one."""
-        in_order = self._ring is None or self.seen <= self._ring
-        return None if in_order else self.positions()
-
-    def positions(self) -> Tensor:
-        """True position of each cached token, in slot order, `[held]`."""
-        index = torch.arange(self.held)
-        if self._ring is None or self.seen <= self._ring:
-            return index
-        assert self._budget is not None
-        period = self._ring - self._budget.sinks
-        latest = index + (self.seen - 1 - index) // period * period
-        return torch.where(index < self._budget.sinks, index, latest)
-
-    def finish_prompt(self) -> None:
-        """Drops what the budget does not keep and gives the freed slots back."""
-        if self._budget is None or self._ring is None or self._ring == self._budget.tokens:
-            return
-        tokens, sinks = self._budget.tokens, self._budget.sinks
-        if self.seen > tokens:
-            kept = torch.cat(
-                [torch.arange(sinks), torch.arange(self.seen - tokens + sinks, self.seen)]
-            )
-            source = self._slot_of(kept)
-            self._ring = tokens
-            self._move(source, self.start, self._slot_of(kept))
-        self._ring = tokens
-        size = min(self.size, -(-tokens // _GRAIN) * _GRAIN)
-        self._cache.arena.release(self.start + size, self.size - size)
-        self.size = size
+        self.seen = self.held = tokens
 
     def close(self) -> None:
         """Gives the region back. The sequence may be processed again from its first token."""
         self._cache.arena.release(self.start, self.size)
-        self.size = self.seen = 0
+        self.size = self.seen = self.held = 0
+        self.positions = self.prompt = None
 
-    def _slot_of(self, positions: Tensor) -> Tensor:
-        if self._ring is None:
-            return positions
-        assert self._budget is not None
-        sinks = self._budget.sinks
-        wrapped = sinks + (positions - sinks) % (self._ring - sinks)
-        return torch.where(positions < self._ring, positions, wrapped)
-
-    def _move(self, source: Tensor, start: int, target: Tensor) -> None:
-        if len(source) == 0:
-            return
-        for tensor in self._cache.tensors():
-            tensor[:, :, target + start] = tensor[:, :, source + self.start]
+    def _shrink(self, tokens: int) -> None:
+        size = min(self.size, -(-tokens // GRAIN) * GRAIN)
+        self._cache.arena.release(self.start + size, self.size - size)
+        self.size = size

@@ -6,6 +6,7 @@ from ctypes import POINTER, c_int32, c_void_p
 import torch
 from torch import Tensor
 
+from pruners.kv import QUERIES
 from server.engine import native_library as native
 from server.engine.decoder import Segment
 from server.engine.kv_cache import KVCache
@@ -34,31 +35,33 @@ class NativeDecoder:
     def forward(self, segments: list[Segment]) -> Tensor:
         """Hidden states `[rows, hidden]` after the final norm; keys and values are cached.
 
-        Rows follow the segments' tokens in order. Each segment's `cache.seen` is advanced.
+        Rows follow the segments' tokens in order. Each segment's `cache` is advanced.
         """
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         first, starts, held = [0], [], []
-        cached = (c_void_p * len(segments))()
+        cached, noted = (c_void_p * len(segments))(), (c_void_p * len(segments))()
+        strides = [0] * len(segments)
         variants = (POINTER(native.Variant) * len(segments))()
-        kept = []
         for index, segment in enumerate(segments):
             cache, count = segment.cache, len(segment.tokens)
             tokens += segment.tokens
             positions += range(cache.seen, cache.seen + count)
-            slots += cache.slots(count).tolist()
-            cache.seen += count
+            slots += cache.slots(count)
+            cache.advance(count)
             first.append(first[-1] + count)
             starts.append(cache.start)
             held.append(cache.held)
-            order = cache.order()
-            if order is not None:
-                kept.append(order.to(torch.int32))
-                cached[index] = kept[-1].data_ptr()
+            if cache.positions is not None:
+                cached[index] = cache.positions.data_ptr()
+                strides[index] = cache.positions.shape[1]
+            if cache.queries is not None:
+                noted[index] = cache.queries.data_ptr()
             variants[index] = self._model.variant(segment.variant)
         arrays = [native.int32s(values) for values in (tokens, positions, slots, first)]
         spans = [native.int32s(values) for values in (starts, held)]
+        stride = native.int32s(strides)
         batch = native.Batch(
             len(tokens),
             len(segments),
@@ -66,6 +69,9 @@ class NativeDecoder:
             variants,
             *(ctypes.cast(array, POINTER(c_int32)) for array in spans),
             cached,
+            ctypes.cast(stride, POINTER(c_int32)),
+            noted,
+            QUERIES,
         )
         hidden = torch.empty(len(tokens), self.weights.shape.hidden)
         self._engine.step(self._model.model, self._cache, batch, hidden)

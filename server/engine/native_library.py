@@ -94,6 +94,9 @@ class Batch(Structure):
         ("start", POINTER(c_int32)),
         ("held", POINTER(c_int32)),
         ("cached", POINTER(c_void_p)),
+        ("cached_stride", POINTER(c_int32)),
+        ("noted", POINTER(c_void_p)),
+        ("query_window", c_int32),
     )
 
 
@@ -112,18 +115,20 @@ def int32s(values: Sequence[int]) -> ctypes.Array[c_int32]:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, or None where they were not built (or `TRIMTAB_NATIVE=0` hides them)."""
-    if os.environ.get("TRIMTAB_NATIVE") == "0":
-        return None
+    """The kernels, or None where they were not built.
+
+    `TRIMTAB_NATIVE` may name another build of them, or hide them with `0`.
+    """
+    given = os.environ.get("TRIMTAB_NATIVE")
     folder = Path(__file__).parent
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"_native{suffix}"
+    names = [f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    paths = [Path(given)] if given else [folder / name for name in names]
+    for path in paths:
         if path.exists():
             try:
                 return _declared(ctypes.CDLL(str(path)))
             except OSError as error:
                 log.warning("cannot load the native kernels: %s", error)
-                return None
     return None
 
 

@@ -75,6 +75,11 @@ class PackedWeights:
     dtype: torch.dtype = torch.float16  # of the cache
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    @property
+    def rope_kinds(self) -> list[str | None]:
+        """Of each layer."""
+        return [layer.rope for layer in self.layers]
+
     def tensors(self) -> list[Tensor]:
         """Every resident weight tensor, tied ones once."""
         found = [*self.embed.tensors(), *self.head.tensors(), self.final_norm]
@@ -175,10 +180,9 @@ class _Packer:
 
     def codes(self, weight: Tensor) -> Codes:
         """In as many bits as the matrix is kept in."""
-        codes = quantise(weight, self._wanted)
-        if self._source_is_4bit and error(codes, weight) > _EXACT:
-            return quantise(weight, 8)
-        return codes
+        some = weight[:: max(1, len(weight) // 64)]  # enough to tell
+        spoilt = self._source_is_4bit and error(quantise(some, 4), some) > _EXACT
+        return quantise(weight, 8 if spoilt else self._wanted)
 
 
 def _floats(norm: Norm) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from controller import StepRecord
 from pruners.variant import VariantSpec
 from server.engine.decoder import Segment
+from server.engine.eviction import make_room
 from server.engine.load import AnyDecoder
 from server.engine.native_decoder import NativeDecoder
 from server.engine.scheduler import Scheduler, Work
@@ -52,7 +53,7 @@ class Runner:
         if not work:
             return False
         # Rows of equal variants stand together, the widest first: sub-batches are then slices.
-        work.sort(key=lambda item: _rank(item.sequence.request.variant), reverse=True)
+        work.sort(key=lambda item: _rank(item.sequence.variant), reverse=True)
         started = time.perf_counter()
         hidden = self.decoder.forward([self._segment(item) for item in work])
         ready = self._ready(work, hidden)
@@ -89,7 +90,7 @@ class Runner:
         sequence = item.sequence
         assert sequence.cache is not None
         tokens = sequence.next_tokens(item.count - len(item.guesses)) + list(item.guesses)
-        return Segment(tokens, sequence.cache, sequence.request.variant)
+        return Segment(tokens, sequence.cache, sequence.variant)
 
     def _ready(self, work: list[Work], hidden: Tensor) -> list[tuple[Work, int, int]]:
         """Work whose sequence can be sampled from now, with its first such row and their number."""
@@ -102,7 +103,7 @@ class Runner:
                 self._score_prompt(sequence, hidden[begin:end])
             if sequence.pending <= 0:
                 assert sequence.cache is not None
-                sequence.cache.finish_prompt()
+                make_room(sequence.cache, self.decoder.weights, sequence.variant)
                 count = 1 + len(item.guesses)
                 found.append((item, end - count, count))
         return found
@@ -111,14 +112,14 @@ class Runner:
         """Samples the next token, and one more for each guess that the one before confirmed."""
         sequence, guesses = item.sequence, item.guesses
         assert sequence.cache is not None
-        sequence.cache.seen -= len(guesses)
+        sequence.cache.rewind(len(guesses))
         accepted = 0
         for row in range(len(logits)):
             token, logprob = self._sample(sequence, logits[row], greedy[row])
             confirmed = row < len(guesses) and token == guesses[row]
             if confirmed:
                 accepted += 1
-                sequence.cache.seen += 1  # its keys and values are there already
+                sequence.cache.advance(1)  # its keys and values are there already
             self._advance(sequence, token, logprob)
             if not confirmed or sequence.cache is None:
                 break
@@ -191,7 +192,7 @@ def _record(work: list[Work], sampled: int, seconds: float) -> StepRecord:
     rows: dict[VariantSpec, int] = {}
     cached = 0
     for item in work:
-        variant = item.sequence.request.variant
+        variant = item.sequence.variant
         rows[variant] = rows.get(variant, 0) + item.count
         cached += item.sequence.cache.held if item.sequence.cache is not None else 0
     return StepRecord(seconds, tuple(rows.items()), sampled, cached)

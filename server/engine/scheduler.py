@@ -48,8 +48,10 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         if sequence.cache is not None:
-            variant, history = sequence.request.variant, sequence.history
-            self.cache.prefixes.keep(variant, history, sequence.cache)
+            if sequence.narrowed:
+                sequence.cache.close()
+            else:
+                self.cache.prefixes.keep(sequence.variant, sequence.history, sequence.cache)
             sequence.cache = None
 
     def schedule(self) -> list[Work]:
@@ -72,7 +74,7 @@ class Scheduler:
     def _admit(self, left: int, work: list[Work]) -> None:
         while self.waiting and len(self.running) < self.limits.max_running and left > 0:
             sequence = self.waiting[0]
-            cache = self.cache.open(self.limits.step_tokens, sequence.request.kv_budget)
+            cache = self.cache.open(sequence.request.kv_budget)
             # Room for the whole prompt, or wait: a newcomer never pushes out those who run.
             if not cache.reserve(sequence.pending):
                 break
@@ -87,9 +89,9 @@ class Scheduler:
     def _reuse(self, sequence: Sequence, cache: SequenceCache) -> None:
         """Starts from what an earlier sequence cached, unless every position is asked for."""
         request = sequence.request
-        if cache.whole and not request.prompt_logprobs:
+        if cache.whole and not sequence.narrowed and not request.prompt_logprobs:
             prefixes = self.cache.prefixes
-            sequence.reused = prefixes.fill(request.variant, sequence.history, cache)
+            sequence.reused = prefixes.fill(sequence.variant, sequence.history, cache)
 
     def _guesses(self, sequence: Sequence, left: int) -> tuple[int, ...]:
         request, cache = sequence.request, sequence.cache

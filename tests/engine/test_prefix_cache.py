@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.engine.kv_cache import KVBudget
+from pruners.kv import served_eviction
 from tests.engine.driving import run, runner_of, submit, variants_of, weights_of
 from tests.tiny import tiny_model
 
@@ -48,7 +48,7 @@ def test_another_variant_shares_nothing(runner):
 
 
 def test_a_budget_neither_gives_nor_takes(runner):
-    budget = KVBudget(32)
+    budget = served_eviction(32)
     assert answer(runner, PROMPT, kv_budget=budget)[0].reused == 0
     assert answer(runner, PROMPT)[0].reused == 0
     assert answer(runner, PROMPT, kv_budget=budget)[0].reused == 0

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from server.engine.kv_cache import KVBudget
+from pruners.kv import served_eviction
+from server.engine.decoder import Segment
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import FinishReason
 from server.engine.text import StopRules
@@ -120,9 +121,8 @@ def test_finish_reasons():
 
 def test_a_budget_and_a_preemption_together_still_end():
     runner, variants = fresh(capacity=256)
-    made = [
-        submit(runner, range(60), variants["base"], 90, kv_budget=KVBudget(48))[1] for _ in range(4)
-    ]
+    budget = served_eviction(48)
+    made = [submit(runner, range(60), variants["base"], 90, kv_budget=budget)[1] for _ in range(4)]
     run(runner)
     assert all(len(r.tokens) == 90 for r in made)
     assert runner.scheduler.cache.arena.used == 0
@@ -136,3 +136,35 @@ def test_a_failed_step_ends_every_answer_and_frees_everything():
     assert recorder.last.finish_reason is FinishReason.ERROR
     assert recorder.last.error == "broken"
     assert runner.scheduler.cache.arena.used == 0
+
+
+def test_a_sequence_may_go_on_with_fewer_neurons():
+    """The oracle drives the decoder by hand: base for a while, then the narrow variant."""
+    runner, variants = fresh()
+    sequence, recorder = submit(runner, [5, 6, 7], variants["base"], 20)
+    while len(recorder.tokens) < 8:
+        runner.step()
+    sequence.narrow(variants["ffn-50"])
+    run(runner)
+
+    decoder = fresh()[0].decoder
+    cache = decoder.cache.open()
+    assert cache.reserve(64)
+    tokens, written = [5, 6, 7], []
+    while len(written) < 20:
+        spec = variants["base" if len(written) < 8 else "ffn-50"]
+        logits = decoder.logits(decoder.forward([Segment(tokens, cache, spec)]))
+        tokens = [int(logits[-1].argmax())]
+        written += tokens
+    assert recorder.tokens == written
+    assert runner.scheduler.cache.prefixes.slots == 0, "mixed keys and values serve nobody else"
+
+
+@pytest.mark.parametrize(("now", "wanted"), [("ffn-50", "base"), ("base", "mixed")])
+def test_nothing_but_fewer_neurons_is_allowed_within_an_answer(now: str, wanted: str):
+    runner, variants = fresh()
+    sequence, _ = submit(runner, [5, 6, 7], variants[now], 20)
+    runner.step()
+    with pytest.raises(ValueError, match="nothing else may change"):
+        sequence.narrow(variants[wanted])
+    assert sequence.variant == variants[now]

@@ -13,7 +13,7 @@ from tests.tiny import tiny_model
 
 
 def base_logits(runner, prompt):
-    cache = runner.scheduler.cache.open(64, None)
+    cache = runner.scheduler.cache.open()
     assert cache.reserve(len(prompt))
     base = variants_of(runner.decoder.weights)["base"]
     logits = runner.decoder.logits(runner.decoder.forward([Segment(prompt, cache, base)]))
@@ -70,7 +70,7 @@ def test_a_width_equals_slicing_the_transformers_model(family):
     prompt = list(range(30, 70))
     expected = model(torch.tensor([prompt])).logits[0]
     runner = runner_of(weights_of(tiny_model(family), seed=7))
-    cache = runner.scheduler.cache.open(64, None)
+    cache = runner.scheduler.cache.open()
     assert cache.reserve(len(prompt))
     half = variants_of(runner.decoder.weights)["ffn-50"]
     found = runner.decoder.logits(runner.decoder.forward([Segment(prompt, cache, half)]))
@@ -85,7 +85,7 @@ def test_a_skipped_layer_equals_a_model_without_it(family):
     prompt = list(range(30, 70))
     expected = model(torch.tensor([prompt]), use_cache=False).logits[0]
     runner = runner_of(weights_of(tiny_model(family)))
-    cache = runner.scheduler.cache.open(64, None)
+    cache = runner.scheduler.cache.open()
     assert cache.reserve(len(prompt))
     shallow = variants_of(runner.decoder.weights)["depth-2"]
     found = runner.decoder.logits(runner.decoder.forward([Segment(prompt, cache, shallow)]))

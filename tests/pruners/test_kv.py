@@ -5,9 +5,18 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from pruners.architecture import UnsupportedModelError, locate
-from pruners.kv import KV_SCORERS, ExpectedAttention, KeyDiff, KeyNorm, Seen, SnapKV, Streaming
+from pruners.kv import (
+    KV_SCORERS,
+    Eviction,
+    ExpectedAttention,
+    KeyDiff,
+    KeyNorm,
+    Seen,
+    SnapKV,
+    Streaming,
+)
 from pruners.kv.base import rotate
-from pruners.kv.evict import Eviction, evicted
+from pruners.kv.evict import evicted
 from pruners.replay import final_hidden
 from pruners.rows import padded
 from tests.pruners.models import PRUNED_FAMILIES, random_rows, tiny_model

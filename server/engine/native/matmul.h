@@ -46,9 +46,9 @@ struct Tile {
   float* out[8];
 
   void input(int m, const Quantised& q, int64_t row, int64_t block = 0) {
-    x[m] = q.codes.get() + row * q.inputs + 32 * block;
-    scales[m] = q.scales.get() + row * q.blocks + block;
-    sums[m] = q.sums.get() + row * q.blocks + block;
+    x[m] = q.code(row) + 32 * block;
+    scales[m] = q.scale(row) + block;
+    sums[m] = q.sum(row) + block;
   }
 
   template <int BITS>

@@ -77,7 +77,12 @@ typedef struct {
   const int32_t* first;                       // [segments + 1]: rows of a segment
   const TrimVariant* const* variants;         // [segments]
   const int32_t *start, *held;                // [segments]: cached slots, the new ones included
-  const int32_t* const* cached;  // [segments]: the position of each held slot, null if 0, 1, 2, ...
+  // [segments]: the position of each held slot, [layers][cached_stride], null if 0, 1, 2, ...
+  const int32_t* const* cached;
+  const int32_t* cached_stride;
+  // [segments]: where to note queries, [layers][query_window][groups * queries * head_dim], or null
+  float* const* noted;
+  int32_t query_window;
 } TrimBatch;
 
 typedef struct TrimEngine TrimEngine;

@@ -44,6 +44,9 @@ struct Quantised {
     scales.fit(rows * blocks);
     sums.fit(rows * blocks);
   }
+  int8_t* code(int64_t row) const { return codes.get() + row * inputs; }
+  float* scale(int64_t row) const { return scales.get() + row * blocks; }
+  float* sum(int64_t row) const { return sums.get() + row * blocks; }
 };
 
 // The rows that a sub-block has work for, the widest first, in whole segments.
@@ -66,6 +69,7 @@ struct Chunks {
 // What one thread needs for itself.
 struct Local {
   Members members;
+  Quantised normed, heads;  // with few rows, where threads do not share them
   Scratch<float> line, scores, turned, values, mixed;
   Scratch<const float*> queries;
   Scratch<int32_t> position, rows, widths;

@@ -124,36 +124,54 @@ class Step {
     return part == kAttention ? v.attention[layer] : v.mlp[layer];
   }
 
-  void normed(const Members& who, const float* weight, Local& local) {
+  // With few rows every thread prepares all of them for itself, which is quicker than to meet.
+  static constexpr int kFew = 3;
+
+  template <class Body>
+  void each_row(const Members& who, const Body& body) {
+    if (who.count <= kFew) {
+      body(0, who.count);
+      return;
+    }
+    pool_.share(who.count, pool_.grain(who.count), body);
+    pool_.barrier();
+  }
+
+  Quantised& prepared(const Members& who, Quantised& shared, Quantised& mine) const {
+    if (who.count > kFew) return shared;
+    mine.fit(batch_.rows, shared.inputs);
+    return mine;
+  }
+
+  const Quantised& normed(const Members& who, const float* weight, Local& local) {
     float* buffer = local.line.fit(hidden_);
-    pool_.share(who.count, pool_.grain(who.count), [&](int64_t from, int64_t to) {
+    Quantised& out = prepared(who, b_.normed, local.normed);
+    each_row(who, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int64_t r = who.row.get()[i];
         norm(b_.x.get() + r * hidden_, weight, model_.hidden, buffer);
-        quantise(buffer, model_.hidden, b_.normed.codes.get() + r * b_.normed.inputs,
-                 b_.normed.scales.get() + r * b_.normed.blocks,
-                 b_.normed.sums.get() + r * b_.normed.blocks);
+        quantise(buffer, model_.hidden, out.code(r), out.scale(r), out.sum(r));
       }
     });
-    pool_.barrier();
+    return out;
   }
 
   void attention(int index, Local& local) {
     const TrimLayer& layer = model_.layer[index];
+    const Quantised* inputs = &b_.heads;
     Members& who = local.members;
     members(index, kAttention, who);
     if (who.count) {
-      normed(who, layer.attention_norm, local);
-      project(layer.qkv, who);
-      turn(index, who);
+      project(layer.qkv, who, normed(who, layer.attention_norm, local));
+      if (prompts_) cache_prompts(index, who);
       mix_values(index, local);
-      collect(who);
+      inputs = &collect(who, local);
       for (int i = 0; i < who.count; ++i) who.width.get()[i] *= model_.queries * model_.head_dim;
     }
-    join_residual(index, kAttention, layer.o, b_.heads, layer.attention_out_norm, local);
+    join_residual(index, kAttention, layer.o, *inputs, layer.attention_out_norm, local);
   }
 
-  void project(const TrimMatrix& qkv, const Members& who) {
+  void project(const TrimMatrix& qkv, const Members& who, const Quantised& inputs) {
     const int64_t blocks = up((int64_t)who.width.get()[0] * group_, 16) / 16;
     pool_.share(blocks, pool_.grain(blocks), [&](int64_t from, int64_t to) {
       for (int64_t b = from; b < to; ++b) {
@@ -164,37 +182,72 @@ class Step {
           for (int o = 0; o < 16; ++o)
             out[o] = qkv.bias && 16 * b + o < qkv.outputs ? qkv.bias[16 * b + o] : 0.0f;
         }
-        output_block(qkv, b, b_.normed, who.row.get(), nullptr, reach,
+        output_block(qkv, b, inputs, who.row.get(), nullptr, reach,
                      [&](int32_t row) { return b_.qkv.get() + row * qkv_ + 16 * b; });
       }
     });
     pool_.barrier();
   }
 
-  // Norms and rotates queries and keys in place; caches keys and values.
-  void turn(int index, const Members& who) {
+  // Norms and rotates the queries and the key of one row's group into `out`, [queries + 1][dim].
+  void turn(int index, int64_t row, int64_t group, float* out) const {
     const TrimLayer& layer = model_.layer[index];
-    const int dim = model_.head_dim, queries = model_.queries, half = dim / 2;
+    const int dim = model_.head_dim, half = dim / 2;
+    const float* heads = b_.qkv.get() + row * qkv_ + group * group_;
+    const float* cos = layer.cos + (int64_t)batch_.positions[row] * dim;
+    const float* sin = layer.sin + (int64_t)batch_.positions[row] * dim;
+    for (int h = 0; h <= model_.queries; ++h, heads += dim, out += dim) {
+      const float* x = heads;
+      if (layer.qk_norm) {
+        norm(heads, layer.qk_norm + h * dim, dim, out);
+        x = out;
+      }
+      for (int d = 0; d < half; ++d) {
+        const float low = x[d], high = x[d + half];
+        out[d] = low * cos[d] + high * sin[d];
+        out[d + half] = high * cos[d + half] + low * sin[d + half];
+      }
+    }
+  }
+
+  void cache_token(int index, int64_t row, int64_t group, const float* key) const {
+    const float* value =
+        b_.qkv.get() + row * qkv_ + group * group_ + (model_.queries + 1) * model_.head_dim;
+    const int64_t at =
+        ((int64_t)index * model_.groups + group) * cache_.slots + batch_.slots[row];
+    remember(cache_.keys, cache_.key_scales, at, key);
+    remember(cache_.values, cache_.value_scales, at, value);
+  }
+
+  // Queries before they are rotated, for evictions that look at them.
+  void note_queries(int index, int64_t row, int64_t group) const {
+    float* noted = batch_.noted[b_.owner.get()[row]];
+    if (!noted) return;
+    const int dim = model_.head_dim;
+    const int64_t place = (int64_t)index * batch_.query_window +
+                          batch_.positions[row] % batch_.query_window;
+    float* out = noted + (place * model_.groups + group) * model_.queries * dim;
+    const float* heads = b_.qkv.get() + row * qkv_ + group * group_;
+    for (int h = 0; h < model_.queries; ++h, heads += dim, out += dim) {
+      if (model_.layer[index].qk_norm)
+        norm(heads, model_.layer[index].qk_norm + h * dim, dim, out);
+      else
+        memcpy(out, heads, dim * sizeof(float));
+    }
+  }
+
+  // A prompt's tokens look at each other, so all of them are cached before any is mixed. Their
+  // queries and keys are turned in place; a decoded token's are turned by who mixes it.
+  void cache_prompts(int index, const Members& who) {
     pool_.share(who.count, pool_.grain(who.count), [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int64_t r = who.row.get()[i];
-        const float* cos = layer.cos + (int64_t)batch_.positions[r] * dim;
-        const float* sin = layer.sin + (int64_t)batch_.positions[r] * dim;
+        if (b_.parts[r].count) continue;
         for (int g = 0; g < who.width.get()[i]; ++g) {
           float* heads = b_.qkv.get() + r * qkv_ + g * group_;
-          for (int h = 0; h <= queries; ++h) {
-            float* x = heads + h * dim;
-            if (layer.qk_norm) norm(x, layer.qk_norm + h * dim, dim, x);
-            for (int d = 0; d < half; ++d) {
-              const float low = x[d], high = x[d + half];
-              x[d] = low * cos[d] + high * sin[d];
-              x[d + half] = high * cos[d + half] + low * sin[d + half];
-            }
-          }
-          const int64_t at =
-              ((int64_t)index * model_.groups + g) * cache_.slots + batch_.slots[r];
-          remember(cache_.keys, cache_.key_scales, at, heads + queries * dim);
-          remember(cache_.values, cache_.value_scales, at, heads + (queries + 1) * dim);
+          note_queries(index, r, g);
+          turn(index, r, g, heads);
+          cache_token(index, r, g, heads + model_.queries * model_.head_dim);
         }
       }
     });
@@ -221,6 +274,7 @@ class Step {
   // Which pieces of attention there are: a decoded token's chunks apart, prompt tokens in tiles.
   void plan() {
     b_.parts.assign(batch_.rows, {0, 0});
+    prompts_ = false;
     const int tile = model_.queries >= 24 ? 1 : 24 / model_.queries;
     int64_t partials = 0;
     for (int s = 0; s < batch_.segments; ++s) {
@@ -233,6 +287,7 @@ class Step {
             tasks_.push_back({s, g, first, 1, c, partials + (int64_t)g * chunks + c});
         partials += (int64_t)model_.groups * chunks;
       } else {
+        prompts_ = true;
         for (int t = 0; t < tokens; t += tile)
           for (int g = 0; g < model_.groups; ++g)
             tasks_.push_back(
@@ -277,17 +332,30 @@ class Step {
     int32_t* position = local.position.fit(rows);
     std::vector<Partial> now(rows), sum(rows);
     float* room = local.mixed.fit(rows * wide);
-    for (int r = 0; r < rows; ++r) {
-      const int64_t row = task.row + r / queries;
-      q[r] = b_.qkv.get() + row * qkv_ + task.group * group_ + r % queries * dim;
-      position[r] = batch_.positions[row];
-    }
     const int s = task.segment;
     const int64_t held = batch_.held[s];
+    const float* turned = nullptr;
+    if (task.chunk >= 0) {
+      float* own = local.line.fit((queries + 1) * dim);
+      turn(index, task.row, task.group, own);
+      const int64_t slot = batch_.slots[task.row] - batch_.start[s];
+      if (slot / kChunk == task.chunk) {
+        note_queries(index, task.row, task.group);
+        cache_token(index, task.row, task.group, own + queries * dim);
+      }
+      turned = own;
+    }
+    for (int r = 0; r < rows; ++r) {
+      const int64_t row = task.row + r / queries;
+      q[r] = turned ? turned + r * dim
+                    : b_.qkv.get() + row * qkv_ + task.group * group_ + r % queries * dim;
+      position[r] = batch_.positions[row];
+    }
     const auto chunk = [&](int64_t c, Partial* out) {
       const int64_t to = (c + 1) * kChunk < held ? (c + 1) * kChunk : held;
-      attend(heads, q, position, rows, batch_.start[s], c * kChunk, to, batch_.cached[s],
-             layer.window, model_.softmax_scale, local, out);
+      const int32_t* cached = batch_.cached[s];
+      if (cached) cached += (int64_t)index * batch_.cached_stride[s];
+      attend(heads, q, position, rows, batch_.start[s], c * kChunk, to, cached, layer.window, model_.softmax_scale, local, out);
     };
     if (task.chunk >= 0) {
       for (int r = 0; r < rows; ++r) now[r].mixed = partial(task.partial, r) + 2;
@@ -316,36 +384,36 @@ class Step {
   }
 
   // Joins a decoded token's chunks and quantises what `o` reads.
-  void collect(const Members& who) {
+  const Quantised& collect(const Members& who, Local& local) {
     const int queries = model_.queries, dim = model_.head_dim;
+    const int64_t heads = (int64_t)model_.groups * queries;
     const int64_t widest = up((int64_t)who.width.get()[0] * queries * dim, 32);
-    pool_.share(who.count, pool_.grain(who.count), [&](int64_t from, int64_t to) {
+    float* line = local.line.fit(heads * dim + up(dim, 8));
+    float* joined = line + heads * dim;
+    Quantised& out = prepared(who, b_.heads, local.heads);
+    each_row(who, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int64_t r = who.row.get()[i], groups = who.width.get()[i];
-        float* line = b_.qkv.get() + r * qkv_;  // its queries are used up
         const Chunks& parts = b_.parts[r];
         for (int64_t h = 0; h < groups * queries; ++h) {
-          float* out = mixed(r, h);
-          if (parts.count) {
-            Partial sum{-INFINITY, 0.0f, out};
-            for (int c = 0; c < parts.count; ++c) {
-              float* p = partial(parts.first + h / queries * parts.count + c, h % queries);
-              join(sum, {p[0], p[1], p + 2}, dim);
-            }
-            for (int d = 0; d < dim; ++d) out[d] /= sum.total;
+          if (!parts.count) {
+            memcpy(line + h * dim, mixed(r, h), dim * sizeof(float));
+            continue;
           }
-          memcpy(line + h * dim, out, dim * sizeof(float));
+          Partial sum{-INFINITY, 0.0f, joined};
+          for (int c = 0; c < parts.count; ++c) {
+            float* p = partial(parts.first + h / queries * parts.count + c, h % queries);
+            join(sum, {p[0], p[1], p + 2}, dim);
+          }
+          for (int d = 0; d < dim; ++d) line[h * dim + d] = joined[d] / sum.total;
         }
-        Quantised& q = b_.heads;
-        int8_t* codes = q.codes.get() + r * q.inputs;
-        float *scales = q.scales.get() + r * q.blocks, *sums = q.sums.get() + r * q.blocks;
         const int64_t width = groups * queries * dim;
-        quantise(line, width, codes, scales, sums);
+        quantise(line, width, out.code(r), out.scale(r), out.sum(r));
         for (int64_t block = up(width, 32) / 32; 32 * block < widest; ++block)
-          nothing(codes, scales, sums, block);
+          nothing(out.code(r), out.scale(r), out.sum(r), block);
       }
     });
-    pool_.barrier();
+    return out;
   }
 
   TRIM_INLINE void nothing(int8_t* codes, float* scales, float* sums, int64_t block) {
@@ -358,14 +426,14 @@ class Step {
     Members& who = local.members;
     members(index, kMlp, who);
     if (who.count) {
-      normed(who, layer.mlp_norm, local);
-      neurons(layer.gate_up, who, local);
+      neurons(layer.gate_up, who, normed(who, layer.mlp_norm, local), local);
     }
     join_residual(index, kMlp, layer.down, b_.neurons, layer.mlp_out_norm, local);
   }
 
   // Activations of 32 neurons at a time, quantised as soon as they are there.
-  void neurons(const TrimMatrix& gate_up, const Members& who, Local& local) {
+  void neurons(const TrimMatrix& gate_up, const Members& who, const Quantised& inputs,
+               Local& local) {
     constexpr int kGroup = Isa::kRows;
     float* room = local.line.fit(64 * kGroup);
     const int64_t units = up(who.width.get()[0], 32) / 32;
@@ -375,12 +443,12 @@ class Step {
         for (int begin = 0; begin < who.count; begin += kGroup) {
           const int n = begin + kGroup < who.count ? kGroup : who.count - begin;
           const int here = reach - begin < n ? reach - begin : n;
-          if (here > 0) gates(gate_up, who, begin, here, u, room);
+          if (here > 0) gates(gate_up, inputs, who, begin, here, u, room);
           for (int m = 0; m < n; ++m) {
             const int64_t r = who.row.get()[begin + m];
             Quantised& q = b_.neurons;
-            int8_t* codes = q.codes.get() + r * q.inputs;
-            float *scales = q.scales.get() + r * q.blocks, *sums = q.sums.get() + r * q.blocks;
+            int8_t* codes = q.code(r);
+            float *scales = q.scale(r), *sums = q.sum(r);
             if (m >= here) {
               nothing(codes, scales, sums, u);
               continue;
@@ -395,11 +463,11 @@ class Step {
   }
 
   // room[64 m ..]: the activations of neurons 32u.. of `n` rows from `begin` on.
-  void gates(const TrimMatrix& gate_up, const Members& who, int begin, int n, int64_t u,
-             float* room) {
+  void gates(const TrimMatrix& gate_up, const Quantised& inputs, const Members& who, int begin,
+             int n, int64_t u, float* room) {
     Tile tile;
     const int blocks = (int)Packed::input_blocks(gate_up);
-    for (int m = 0; m < n; ++m) tile.input(m, b_.normed, who.row.get()[begin + m]);
+    for (int m = 0; m < n; ++m) tile.input(m, inputs, who.row.get()[begin + m]);
     for (int half = 0; half < 2 && 32 * u + 16 * half < model_.ffn; ++half) {
       for (int side = 0; side < 2; ++side) {
         const int64_t block = 4 * u + 2 * half + side;
@@ -518,5 +586,6 @@ class Step {
   Buffers& b_;
   Pool& pool_;
   std::vector<Task> tasks_;
+  bool prompts_ = false;
   int64_t hidden_, group_, qkv_, mixed_, rank_;
 };

@@ -1,0 +1,151 @@
+"""The other engines on the same model: transformers, llama.cpp and OpenVINO, where they are."""
+
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from server.engine.load import load_transformers
+from server.engine.source import DEFAULT_MODEL, cache_folder, fetch_gguf, resolve_model
+
+if TYPE_CHECKING:
+    import openvino_genai  # type: ignore[import-not-found]
+
+Measure = Callable[[], float]
+Job = tuple[str, str]
+DECODED = 32  # tokens of one measurement
+
+
+class Transformers:
+    """`generate()` in fp32, greedy, one stream."""
+
+    name = "transformers fp32"
+
+    def __init__(self) -> None:
+        self._model = load_transformers(resolve_model(DEFAULT_MODEL), torch.float32)
+        self._model.generation_config.eos_token_id = None
+
+    def _seconds(self, tokens: int, new: int) -> float:
+        ids = torch.arange(tokens)[None] + 100
+        started = time.perf_counter()
+        with torch.inference_mode():
+            self._model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False
+            )
+        return time.perf_counter() - started
+
+    def decode(self, cached: int) -> Measure:
+        """Tokens a second behind so many others."""
+        new = DECODED // 2
+        return lambda: new / (self._seconds(cached, new + 1) - self._seconds(cached, 1))
+
+    def prefill(self, tokens: int) -> Measure:
+        """Prompt tokens a second."""
+        return lambda: tokens / self._seconds(tokens, 1)
+
+
+class LlamaBench:
+    """`llama-bench` on a GGUF file: a process for each measurement."""
+
+    def __init__(self, folder: Path, gguf: Path, name: str, threads: int) -> None:
+        self.name = name
+        self._command = [
+            str(folder / "llama-bench"), "-m", str(gguf), "-t", str(threads),
+            "-r", "1", "-o", "json",
+        ]  # fmt: skip
+
+    def _run(self, *arguments: str) -> float:
+        done = subprocess.run(
+            [*self._command, *arguments], capture_output=True, text=True, check=True
+        )
+        return float(json.loads(done.stdout)[-1]["avg_ts"])
+
+    def decode(self, cached: int) -> Measure:
+        """Tokens a second behind so many others."""
+        return lambda: self._run("-p", "0", "-n", str(DECODED), "-d", str(cached))
+
+    def prefill(self, tokens: int) -> Measure:
+        """Prompt tokens a second."""
+        return lambda: self._run("-p", str(tokens), "-n", "0")
+
+
+class OpenVino:
+    """OpenVINO GenAI, which reads the GGUF file itself."""
+
+    name = "openvino genai"
+
+    def __init__(self, gguf: Path) -> None:
+        import openvino_genai  # type: ignore[import-not-found]
+
+        self._genai = openvino_genai
+        self._pipeline = openvino_genai.LLMPipeline(str(gguf), "CPU")
+
+    def _run(self, prompt: int, new: int) -> "openvino_genai.PerfMetrics":
+        import openvino  # type: ignore[import-not-found]
+
+        config = self._genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos, config.do_sample = new, True, False
+        ids = openvino.Tensor((torch.arange(prompt)[None] + 100).numpy())
+        return self._pipeline.generate(self._genai.TokenizedInputs(ids), config).perf_metrics
+
+    def decode(self, cached: int) -> Measure:
+        """Tokens a second behind so many others."""
+        return lambda: 1e3 / self._run(cached, DECODED).get_tpot().mean
+
+    def prefill(self, tokens: int) -> Measure:
+        """Prompt tokens a second."""
+        return lambda: 1e3 * tokens / self._run(tokens, 1).get_ttft().mean
+
+
+def ggufs(llama_cpp: Path | None) -> dict[str, Path]:
+    """The default model's file as it is published and, given llama.cpp, in Q4_0."""
+    folder = cache_folder() / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    published = folder / f"{DEFAULT_MODEL}.Q4_1.gguf"
+    if not published.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as staging:
+            fetch_gguf(Path(staging)).rename(published)
+    found = {"Q4_1": published}
+    if llama_cpp is not None:
+        repacked = folder / f"{DEFAULT_MODEL}.Q4_0.gguf"
+        if not repacked.exists():
+            command = [str(llama_cpp / "llama-quantize"), "--allow-requantize"]
+            subprocess.run(
+                [*command, str(published), str(repacked), "q4_0"], check=True, capture_output=True
+            )
+        found["Q4_0"] = repacked
+    return found
+
+
+def peers(llama_cpp: Path | None, threads: int) -> list[Transformers | LlamaBench | OpenVino]:
+    """Those that can run here. `llama_cpp` is the folder of its programs."""
+    files = ggufs(llama_cpp)
+    found: list[Transformers | LlamaBench | OpenVino] = [Transformers()]
+    if llama_cpp is not None:
+        found += [LlamaBench(llama_cpp, g, f"llama.cpp {n}", threads) for n, g in files.items()]
+    with suppress(ImportError):
+        found.append(OpenVino(files["Q4_1"]))
+    return found
+
+
+def interleaved(jobs: dict[Job, Measure], repeats: int) -> dict[Job, list[float]]:
+    """Every job in turn, so that a slower machine is slower for all; the first round is warm-up."""
+    found: dict[Job, list[float]] = {key: [] for key in jobs}
+    for turn in range(repeats + 1):
+        for key, job in jobs.items():
+            value = job()
+            if turn:
+                found[key].append(value)
+    return found
+
+
+def medians(found: dict[Job, list[float]]) -> dict[Job, float]:
+    """Of each job."""
+    return {key: median(values) for key, values in found.items()}

@@ -1,0 +1,29 @@
+"""Bytes that a decode step reads."""
+
+from pruners.variant import Block, VariantSpec
+from server.engine.linear import nbytes
+from server.engine.load import LoadedModel
+from server.engine.packed_weights import PackedWeights
+
+
+def step_bytes(model: LoadedModel, spec: VariantSpec, rows: int = 1, cached: int = 0) -> int:
+    """Weights once, and the keys and values of every row."""
+    weights = model.weights
+    shape = weights.shape
+    total = sum(nbytes(t) for t in weights.head.tensors())
+    for index, layer in enumerate(weights.layers):
+        groups = spec.kv_groups[index] / shape.kv_groups
+        neurons = spec.ffn[index] / shape.ffn
+        if isinstance(weights, PackedWeights):
+            ffn = (layer.gate_up, layer.down)
+        else:
+            ffn = (layer.gate, layer.up, layer.down)
+        total += int(groups * sum(nbytes(t) for m in (layer.qkv, layer.o) for t in m.tensors()))
+        total += int(neurons * sum(nbytes(t) for m in ffn for t in m.tensors()))
+        head = 2 * spec.kv_groups[index] * shape.head_dim * weights.dtype.itemsize
+        total += rows * cached * head
+        for part in ("attention", "mlp"):
+            own = model.own.get(Block(index, part), {}).get(spec.name)
+            if own is not None:
+                total += sum(nbytes(t) for t in own.tensors())
+    return total

@@ -1,0 +1,48 @@
+"""The line in front of the engine is bounded, in requests and in tokens."""
+
+import asyncio
+import time
+
+import pytest
+
+from server.engine.engine import Engine, QueueFullError
+from server.engine.sequence import GenerationRequest
+from tests.engine.driving import TOKENIZER, runner_of, variants_of, weights_of
+from tests.tiny import tiny_model
+
+
+def accepted(lengths: list[int], most: int, tokens: int, monkeypatch) -> tuple[int, str]:
+    """How many prompts of these lengths get into the line of an engine that never steps."""
+    runner = runner_of(weights_of(tiny_model()), running=1)
+    monkeypatch.setattr(runner, "step", lambda on_step: bool(time.sleep(0.01)))
+    engine = Engine(runner, TOKENIZER, most, tokens)
+    base = variants_of(runner.decoder.weights)["base"]
+
+    async def fill() -> tuple[int, str]:
+        engine.start()
+        for number, length in enumerate(lengths):
+            try:
+                engine.submit(GenerationRequest(str(number), tuple(range(length)), 4, base))
+            except QueueFullError as error:
+                return number, str(error)
+        return len(lengths), ""
+
+    try:
+        return asyncio.run(fill())
+    finally:
+        engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "tokens", "number", "said"),
+    [
+        ([10] * 6, 3, 1000, 4, "4 requests are waiting"),
+        ([10] * 6, 100, 45, 4, "40 tokens are waiting"),
+        ([500, 10], 100, 45, 1, "500 tokens are waiting"),  # alone, any prompt may wait
+        ([10] * 6, 100, 1000, 6, ""),
+    ],
+)
+def test_the_line_is_bounded(lengths, most, tokens, number, said, monkeypatch):
+    found = accepted(lengths, most, tokens, monkeypatch)
+    assert found[0] == number
+    assert said in found[1]
