@@ -33,8 +33,11 @@ sanitize: $(INSTALLED_DEV)
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest tests/engine/test_native.py
 
+# LLAMA="--llama-cpp FOLDER" adds llama.cpp's programs to the comparison.
 bench: $(INSTALLED_DEV)
-	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.engine $(LLAMA)
+	$(BIN)/python -m benchmarks.variants
+	$(BIN)/python -m benchmarks.streams $(LLAMA)
 	$(BIN)/python -m benchmarks.burst
 
 # The shipped variants of the default model, from nothing but the model: about half an hour.

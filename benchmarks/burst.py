@@ -63,9 +63,9 @@ async def run(url: str, burst: int, rate: float, tokens: int) -> dict[str, list[
 def main() -> int:
     """Runs the demonstration; the exit code says whether the server adapted and came back."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--burst", type=int, default=40, help="requests in the burst")
-    parser.add_argument("--rate", type=float, default=5.0, help="arrivals per second")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens per answer")
+    parser.add_argument("--burst", type=int, default=96, help="requests in the burst")
+    parser.add_argument("--rate", type=float, default=12.0, help="arrivals per second")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per answer")
     parser.add_argument("--ttft-ms", type=float, default=2000.0, help="the server's objective")
     arguments = parser.parse_args()
 

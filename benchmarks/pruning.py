@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=16_384, help="calibration tokens")
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--name", default="pruning", help="of the result")
     parser.add_argument("--only", nargs="+", help="cuts to read the text with; default all")
     arguments = parser.parse_args()
 
@@ -234,7 +235,7 @@ def main() -> None:
         "base_perplexity": found.base_perplexity,
         "cuts": results,
     }
-    print(f"written to {save('pruning', result)}")
+    print(f"written to {save(arguments.name, result)}")
 
 
 if __name__ == "__main__":

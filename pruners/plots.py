@@ -3,11 +3,14 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pruners.artefact import Artefact
 from pruners.front import front
 from pruners.variant import BASE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SIZE = (7.0, 4.5)
 
@@ -83,7 +86,7 @@ def _widths(artefact: Artefact, path: Path) -> str:
     return _write(figure, path)
 
 
-def _write(figure: Any, path: Path) -> str:  # noqa: ANN401
+def _write(figure: "Figure", path: Path) -> str:
     from matplotlib import pyplot
 
     staged = path.with_name(f".{path.name}")

@@ -70,15 +70,16 @@ class Corpus:
 
     def split(self, share: float) -> tuple["Corpus", "Corpus"]:
         """The first `share` of the documents (of the text, if there is one) and the rest."""
+        first: tuple[str | list[dict[str, str]], ...]
+        rest: tuple[str | list[dict[str, str]], ...]
         if len(self.documents) == 1:
             text = _plain(self.documents[0])
             cut = int(len(text) * share)
-            parts = ((text[:cut],), (text[cut:],))
+            first, rest = (text[:cut],), (text[cut:],)
         else:
             cut = max(1, int(len(self.documents) * share))
-            parts = (self.documents[:cut], self.documents[cut:])  # type: ignore[assignment]
-        first, second = (Corpus(self.name, part) for part in parts)
-        return first, second
+            first, rest = self.documents[:cut], self.documents[cut:]
+        return Corpus(self.name, first), Corpus(self.name, rest)
 
 
 def read_corpus(source: str) -> Corpus:

@@ -5,7 +5,7 @@ import logging
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic_settings
 import typer
@@ -16,6 +16,9 @@ from policies.bundle import PolicyError
 from pruners.errors import UserError
 from server.engine.source import DEFAULT_MODEL, resolve_model
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +232,7 @@ def _shares(text: str) -> tuple[float, ...]:
         raise UsageError(f"--shares {text} is no list of shares such as 0.9,0.7") from error
 
 
-def _device(name: str | None) -> Any:  # noqa: ANN401
+def _device(name: str | None) -> "torch.device | None":
     import torch
 
     if name is None:

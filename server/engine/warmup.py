@@ -1,5 +1,7 @@
 """A second of measured steps before the first request: the latency model's first fit."""
 
+import itertools
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +13,7 @@ from server.engine.text import StopRules, TextStream
 
 _PROMPT = 32
 _REPEATS = 3
+_NUMBERS = itertools.count()
 
 
 def measure_steps(
@@ -31,10 +34,13 @@ def measure_steps(
 def _measure(
     runner: Runner, tokenizer: PreTrainedTokenizerBase, variant: VariantSpec, rows: int
 ) -> list[StepRecord]:
+    vocab = runner.decoder.weights.shape.vocab
+
     def sequence(index: int) -> Sequence:
         request = GenerationRequest(
             request_id=f"warm-up-{index}",
-            prompt=tuple(range(_PROMPT)),
+            # No two begin alike, so that nothing is taken from the prefix cache.
+            prompt=tuple((next(_NUMBERS) + 31 * i) % vocab for i in range(_PROMPT)),
             max_tokens=_REPEATS + 2,
             variant=variant,
         )

@@ -23,7 +23,7 @@ const trim::Kernels* const* available() {
   static const trim::Kernels* found[5] = {};
   if (found[0]) return found;
   int n = 0;
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");

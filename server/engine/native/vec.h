@@ -9,6 +9,12 @@ typedef int32_t v8i __attribute__((vector_size(32)));
 
 #define TRIM_INLINE static inline __attribute__((always_inline))
 
+#ifdef __clang__
+#define TRIM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define TRIM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, v8i{__VA_ARGS__})
+#endif
+
 TRIM_INLINE v8f load8(const float* p) {
   v8f v;
   memcpy(&v, p, sizeof v);
@@ -56,19 +62,19 @@ TRIM_INLINE v8f tanh8(v8f x) {
 TRIM_INLINE void transpose8(v8f* r) {
   v8f t[8], u[8];
   for (int i = 0; i < 4; ++i) {
-    t[2 * i] = __builtin_shuffle(r[2 * i], r[2 * i + 1], v8i{0, 8, 1, 9, 4, 12, 5, 13});
-    t[2 * i + 1] = __builtin_shuffle(r[2 * i], r[2 * i + 1], v8i{2, 10, 3, 11, 6, 14, 7, 15});
+    t[2 * i] = TRIM_SHUFFLE(r[2 * i], r[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    t[2 * i + 1] = TRIM_SHUFFLE(r[2 * i], r[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
   }
   for (int h = 0; h < 2; ++h) {
     const v8f *a = t + 4 * h;
-    u[4 * h] = __builtin_shuffle(a[0], a[2], v8i{0, 1, 8, 9, 4, 5, 12, 13});
-    u[4 * h + 1] = __builtin_shuffle(a[0], a[2], v8i{2, 3, 10, 11, 6, 7, 14, 15});
-    u[4 * h + 2] = __builtin_shuffle(a[1], a[3], v8i{0, 1, 8, 9, 4, 5, 12, 13});
-    u[4 * h + 3] = __builtin_shuffle(a[1], a[3], v8i{2, 3, 10, 11, 6, 7, 14, 15});
+    u[4 * h] = TRIM_SHUFFLE(a[0], a[2], 0, 1, 8, 9, 4, 5, 12, 13);
+    u[4 * h + 1] = TRIM_SHUFFLE(a[0], a[2], 2, 3, 10, 11, 6, 7, 14, 15);
+    u[4 * h + 2] = TRIM_SHUFFLE(a[1], a[3], 0, 1, 8, 9, 4, 5, 12, 13);
+    u[4 * h + 3] = TRIM_SHUFFLE(a[1], a[3], 2, 3, 10, 11, 6, 7, 14, 15);
   }
   for (int i = 0; i < 4; ++i) {
-    r[i] = __builtin_shuffle(u[i], u[i + 4], v8i{0, 1, 2, 3, 8, 9, 10, 11});
-    r[i + 4] = __builtin_shuffle(u[i], u[i + 4], v8i{4, 5, 6, 7, 12, 13, 14, 15});
+    r[i] = TRIM_SHUFFLE(u[i], u[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    r[i + 4] = TRIM_SHUFFLE(u[i], u[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
   }
 }
 
