@@ -95,7 +95,7 @@ def main() -> None:
         "ffn-50, plain": width_spec(shape, 0.5),
         f"{len(skipped)} of {shape.layers} layers less": depth_spec(shape, skipped),
     }
-    decoder = zeroed_decoder(model, 8 * (CACHED + 128))
+    decoder = zeroed_decoder(model, 16 * (CACHED + 128))
     jobs = {
         (name, str(rows)): decode_step(decoder, spec, rows, CACHED)
         for name, spec in specs.items()

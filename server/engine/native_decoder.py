@@ -10,7 +10,8 @@ from pruners.kv import QUERIES
 from server.engine import native_library as native
 from server.engine.decoder import Segment
 from server.engine.kv_cache import KVCache
-from server.engine.packed_weights import NativeModel, PackedOwnParts, PackedWeights
+from server.engine.native_model import NativeModel
+from server.engine.packed_weights import PackedOwnParts, PackedWeights
 
 
 class NativeDecoder:

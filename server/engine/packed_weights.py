@@ -1,9 +1,7 @@
 """The base's weights in 4 or 8 bits, laid out for the native kernels, and what variants add."""
 
-import ctypes
 import logging
 from collections.abc import Mapping
-from ctypes import POINTER, c_int32, pointer
 from dataclasses import dataclass, field
 
 import torch
@@ -12,8 +10,7 @@ from torch import Tensor
 
 from pruners.architecture import Shape
 from pruners.recovery import Correction, Materialised
-from pruners.variant import Block, VariantSpec
-from server.engine import native_library as native
+from pruners.variant import Block
 from server.engine.linear import DenseLinear
 from server.engine.packing import BLOCK, Bits, Codes, PackedMatrix, error, pack, quantise
 from server.engine.weights import BaseWeights, LayerWeights, Norm
@@ -230,90 +227,3 @@ def _own(correction: Correction, shared: PackedMatrix) -> PackedOwn:
     up = correction.up.float().t()
     outer = F.pad(up, (0, -up.shape[1] % BLOCK)).half().contiguous()
     return PackedOwn(inner, outer, bias, correction.rank, replaces=False)
-
-
-class NativeModel:
-    """The structures that the kernels follow. Holds what they point at."""
-
-    def __init__(self, weights: PackedWeights, own: PackedOwnParts) -> None:
-        self.weights = weights
-        self._own = own
-        self._kept: list[object] = []
-        self._variants: dict[VariantSpec, ctypes._Pointer[native.Variant]] = {}
-        shape = weights.shape
-        layers = (native.Layer * shape.layers)(*(self._layer(layer) for layer in weights.layers))
-        self._kept.append(layers)
-        self.head = matrix_of(weights.head)
-        self.model = native.Model(
-            ctypes.cast(layers, POINTER(native.Layer)),
-            matrix_of(weights.embed),
-            weights.final_norm.data_ptr(),
-            shape.layers,
-            shape.hidden,
-            shape.kv_groups,
-            shape.queries_per_group,
-            shape.head_dim,
-            shape.ffn,
-            native.ACTIVATIONS[weights.activation],
-            weights.eps,
-            weights.embed_scale,
-            weights.softmax_scale,
-        )
-
-    def _layer(self, layer: PackedLayer) -> native.Layer:
-        cos, sin = self.weights.rope[layer.rope]
-        return native.Layer(
-            qkv=matrix_of(layer.qkv),
-            o=matrix_of(layer.o),
-            gate_up=matrix_of(layer.gate_up),
-            down=matrix_of(layer.down),
-            cos=cos.data_ptr(),
-            sin=sin.data_ptr(),
-            window=layer.window or 0,
-            **{name: norm.data_ptr() for name, norm in layer.norms.items()},
-        )
-
-    def variant(self, spec: VariantSpec) -> "ctypes._Pointer[native.Variant]":
-        """The widths and own parts of a variant; made once, pointers ever after."""
-        if spec not in self._variants:
-            groups, ffn = native.int32s(spec.kv_groups), native.int32s(spec.ffn)
-            attention, mlp = self._owns(spec, "attention"), self._owns(spec, "mlp")
-            self._kept += [groups, ffn, attention, mlp]
-            found = native.Variant(
-                ctypes.cast(groups, POINTER(c_int32)),
-                ctypes.cast(ffn, POINTER(c_int32)),
-                attention,
-                mlp,
-            )
-            self._variants[spec] = pointer(found)
-        return self._variants[spec]
-
-    def _owns(self, spec: VariantSpec, part: str) -> "ctypes.Array[ctypes._Pointer[native.Own]]":
-        owns = (POINTER(native.Own) * len(spec.ffn))()
-        for index in range(len(spec.ffn)):
-            own = self._own.get(Block(index, part), {}).get(spec.name)  # type: ignore[arg-type]
-            if own is None:
-                continue
-            inner = None if own.inner is None else pointer(matrix_of(own.inner))
-            found = native.Own(
-                inner,
-                native.pointer(own.outer),
-                own.bias.data_ptr(),
-                own.rank,
-                int(own.replaces),
-            )
-            owns[index] = pointer(found)
-            self._kept += [inner, found]
-        return owns
-
-
-def matrix_of(packed: PackedMatrix) -> native.Matrix:
-    """The structure of a packed matrix, which must outlive it."""
-    return native.Matrix(
-        packed.data.data_ptr(),
-        native.pointer(packed.bias),
-        packed.outputs,
-        packed.inputs,
-        packed.bits,
-        int(packed.input_major),
-    )

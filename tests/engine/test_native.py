@@ -8,12 +8,8 @@ from server.engine.corrections import own_parts
 from server.engine.decoder import Decoder, Segment
 from server.engine.kv_cache import KVCache
 from server.engine.native_decoder import NativeDecoder
-from server.engine.packed_weights import (
-    matrix_of,
-    pack_weights,
-    packed_own_parts,
-    round_weights,
-)
+from server.engine.native_model import matrix_of
+from server.engine.packed_weights import pack_weights, packed_own_parts, round_weights
 from server.engine.packing import pack, quantise
 from tests.engine.driving import weights_of
 from tests.engine.test_corrections import corrections_of, specs_of

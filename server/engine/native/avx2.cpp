@@ -18,6 +18,8 @@ namespace avx2 {
 #include "avx2.h"
 #include "matmul.h"
 #include "attention.h"
+#include "rows_of_step.h"
+#include "attention_block.h"
 #include "step.h"
 #include "entry.h"
 }  // namespace avx2

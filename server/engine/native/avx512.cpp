@@ -18,6 +18,8 @@ namespace avx512 {
 #include "avx512.h"
 #include "matmul.h"
 #include "attention.h"
+#include "rows_of_step.h"
+#include "attention_block.h"
 #include "step.h"
 #include "entry.h"
 }  // namespace avx512

@@ -1,24 +1,8 @@
 // Dot products for AVX-512 VNNI: 16 outputs in a register, four inputs of each side by side.
 #pragma once
-#include <immintrin.h>
+#include "x86.h"
 
-struct Isa {
-  TRIM_INLINE v8f load_half(const uint16_t* p) {
-    return (v8f)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-  }
-  TRIM_INLINE void store_half(uint16_t* p, v8f v) {
-    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
-  }
-  TRIM_INLINE v8f load_int8(const int8_t* p) {
-    return (v8f)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
-  }
-  TRIM_INLINE v8f fma(v8f a, v8f b, v8f c) {
-    return (v8f)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-  }
-  TRIM_INLINE void store_int8(int8_t* p, v8f v) {
-    _mm_storel_epi64((__m128i*)p, _mm256_cvtepi32_epi8(_mm256_cvtps_epi32((__m256)v)));
-  }
-
+struct Isa : X86 {
   static constexpr int kRows = 8;
 
   template <int M, int BITS>
@@ -72,9 +56,7 @@ struct Isa {
 
  private:
   TRIM_INLINE __m512i broadcast(const int8_t* p) {
-    int32_t four;
-    memcpy(&four, p, 4);
-    return _mm512_set1_epi32(four);
+    return _mm512_set1_epi32(four(p));
   }
   TRIM_INLINE __m512 halves(const uint8_t* p) {
     return _mm512_cvtph_ps(_mm256_load_si256((const __m256i*)p));

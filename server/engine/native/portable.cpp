@@ -13,6 +13,8 @@ namespace portable {
 #include "portable.h"
 #include "matmul.h"
 #include "attention.h"
+#include "rows_of_step.h"
+#include "attention_block.h"
 #include "step.h"
 #include "entry.h"
 }  // namespace portable
