@@ -2,23 +2,27 @@
 
 import signal
 import time
+from pathlib import Path
 
 import openai
 import pytest
 import torch
 
 from benchmarks.live import ServerProcess
+from benchmarks.precision import compare
 from pruners.variant import BASE, base_spec
 from server.app import build_runner, load
+from server.engine import native_library
 from server.engine.decoder import Segment
 from server.engine.linear import nbytes
-from server.engine.load import load_transformers
+from server.engine.load import load_tokenizer, load_transformers
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest, Sequence
 from server.engine.source import DEFAULT_MODEL
 from server.engine.text import StopRules, TextStream
 from server.settings import Settings
 
+README = Path(__file__).parents[1] / "README.md"
 PROMPTS = [
     "The capital of France is",
     "def fibonacci(n):\n    ",
@@ -184,3 +188,20 @@ def test_a_real_client_on_the_real_server(default_model, tmp_path):
         server.idle()
     finally:
         assert server.stop() in (0, -signal.SIGTERM)
+
+
+@pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
+@pytest.mark.parametrize(("precision", "most"), [("int4", 0.01), ("int8", 0.005)])
+def test_native_kernels_are_close_to_fp32_on_the_same_weights(default_model, precision, most):
+    """On English prose that has nothing to do with the model: what this project says of itself."""
+    tokens = load_tokenizer(default_model).encode(README.read_text())[:512]
+    assert compare(precision, [torch.tensor(tokens)])["kl"] <= most
+
+
+@pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
+def test_the_default_model_is_served_as_its_file_holds_it(default_model):
+    weights = load(Settings()).weights
+    assert weights.precision == "int4"
+    exact = {kind for kind, error in weights.errors.items() if error < 1e-6}
+    assert exact == {"qkv", "o", "gate and up", "head"}
+    assert weights.errors["down"] < 0.01, "neurons are reordered, so that one is kept in 8 bits"

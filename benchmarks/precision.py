@@ -1,0 +1,70 @@
+"""What rounding activations costs: `python -m benchmarks.precision --text FILE`.
+
+KL in nats per token, and agreement of the most likely tokens, of the native engine in 4 and 8 bits
+to PyTorch's fp32 engine on the very same rounded weights.
+"""
+
+import argparse
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine import save
+from pruners.rows import rows_hash
+from pruners.sources import read_corpus
+from pruners.variant import BASE
+from server.engine.decoder import Segment
+from server.engine.load import LoadedModel, load_model, load_tokenizer, open_decoder
+from server.engine.packed_weights import round_weights
+from server.engine.precision import BITS, Precision
+from server.engine.source import DEFAULT_MODEL, resolve_model
+from server.engine.weights import BaseWeights
+from telemetry.machine import describe
+
+
+def log_probabilities(model: LoadedModel, rows: list[Tensor]) -> Tensor:
+    """Of every next token, `[tokens, vocab]`."""
+    decoder = open_decoder(model, max(map(len, rows)) + 64)
+    found = []
+    for row in rows:
+        cache = decoder.cache.open()
+        assert cache.reserve(len(row))
+        hidden = decoder.forward([Segment(row.tolist(), cache, model.variants[BASE])])
+        found.append(decoder.logits(hidden).log_softmax(-1))
+        cache.close()
+    return torch.cat(found)
+
+
+def compare(precision: Precision, rows: list[Tensor]) -> dict[str, float]:
+    """The native engine against fp32 on the weights as they are after rounding."""
+    source = resolve_model(DEFAULT_MODEL)
+    native = load_model(source, DEFAULT_MODEL, precision)
+    dense = load_model(source, DEFAULT_MODEL, "fp32")
+    assert isinstance(dense.weights, BaseWeights)
+    rounded = replace(dense, weights=round_weights(dense.weights, BITS[precision]))
+    expected, found = log_probabilities(rounded, rows), log_probabilities(native, rows)
+    return {
+        "kl": float((expected.exp() * (expected - found)).sum(-1).mean()),
+        "agreement": float((expected.argmax(-1) == found.argmax(-1)).float().mean()),
+    }
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--tokens", type=int, default=4096)
+    arguments = parser.parse_args()
+
+    corpus = read_corpus(arguments.text)
+    rows = corpus.rows(load_tokenizer(resolve_model(DEFAULT_MODEL)), 512, arguments.tokens)
+    found = {name: compare(name, rows) for name in ("int4", "int8")}
+    for name, values in found.items():
+        print(f"{name}: KL {values['kl']:.4f}, agreement {values['agreement']:.3f}")
+    text = {"name": corpus.name, "hash": rows_hash(rows), "tokens": sum(map(len, rows))}
+    print(f"written to {save('precision', {'machine': describe(), 'text': text, **found})}")
+
+
+if __name__ == "__main__":
+    main()
