@@ -16,7 +16,7 @@ def seconds(spec: VariantSpec) -> float:
 def test_steps_are_taken_apart_into_blocks(monkeypatch, tmp_path):
     model = load_model(save_tiny(tmp_path / "tiny"), "tiny", "fp32")
     shape = model.weights.shape
-    monkeypatch.setattr(timing, "_decode", lambda decoder, spec, *_: lambda: seconds(spec))
+    monkeypatch.setattr(timing, "decode_step", lambda decoder, spec, *_: lambda: seconds(spec))
     latency = timing.block_latency(model, repeats=3)
     base = base_spec(shape)
     mixed = VariantSpec("mixed", (0, 1, shape.kv_groups), (32, 0, 64))
