@@ -8,15 +8,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
 
 from server.engine.load import load_transformers
 from server.engine.source import DEFAULT_MODEL, cache_folder, fetch_gguf, resolve_model
-
-if TYPE_CHECKING:
-    import openvino_genai  # type: ignore[import-not-found]
 
 Measure = Callable[[], float]
 Job = tuple[str, str]
@@ -82,29 +78,31 @@ class OpenVino:
     name = "openvino genai"
 
     def __init__(self, gguf: Path) -> None:
-        import openvino_genai  # type: ignore[import-not-found]
+        import openvino_genai
 
         self._genai = openvino_genai
         self._runs = 0
         self._pipeline = openvino_genai.LLMPipeline(str(gguf), "CPU")
 
-    def _run(self, prompt: int, new: int) -> "openvino_genai.PerfMetrics":
-        import openvino  # type: ignore[import-not-found]
+    def _milliseconds(self, prompt: int, new: int) -> tuple[float, float]:
+        """To the first token, and for each further one."""
+        import openvino
 
         config = self._genai.GenerationConfig()
         config.max_new_tokens, config.ignore_eos, config.do_sample = new, True, False
         self._runs += 1  # a prompt of its own, so that nothing is taken from a prefix cache
         ids = (torch.arange(prompt)[None] + 131 * self._runs) % 40_000 + 100
         given = (openvino.Tensor(t.numpy()) for t in (ids, torch.ones_like(ids)))
-        return self._pipeline.generate(self._genai.TokenizedInputs(*given), config).perf_metrics
+        found = self._pipeline.generate(self._genai.TokenizedInputs(*given), config).perf_metrics
+        return found.get_ttft().mean, found.get_tpot().mean
 
     def decode(self, cached: int) -> Measure:
         """Tokens a second behind so many others."""
-        return lambda: 1e3 / self._run(cached, DECODED).get_tpot().mean
+        return lambda: 1e3 / self._milliseconds(cached, DECODED)[1]
 
     def prefill(self, tokens: int) -> Measure:
         """Prompt tokens a second."""
-        return lambda: 1e3 * tokens / self._run(tokens, 1).get_ttft().mean
+        return lambda: 1e3 * tokens / self._milliseconds(tokens, 1)[0]
 
 
 def ggufs(llama_cpp: Path | None) -> dict[str, Path]:

@@ -162,7 +162,7 @@ def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:
     request = sequence.request
     total = len(request.prompt) + request.max_tokens
     budget = request.kv_budget
-    kept = total if budget is None else max(len(request.prompt), budget.budget)
+    kept = total if budget is None else max(sequence.pending, budget.budget)
     return SequenceLoad(
         variant=sequence.variant,
         running=running,

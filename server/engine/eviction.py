@@ -1,4 +1,7 @@
-"""Makes room in a sequence's cache, as its eviction says: after the prompt, then at intervals."""
+"""Makes room in a sequence's cache, as its eviction says: after the prompt, then at intervals.
+
+A prompt for which there is no room as a whole is evicted from after every chunk, too.
+"""
 
 from functools import partial
 
@@ -13,17 +16,23 @@ from server.engine.weights import BaseWeights
 
 
 def make_room(
-    cache: SequenceCache, weights: BaseWeights | PackedWeights, variant: VariantSpec
+    cache: SequenceCache,
+    weights: BaseWeights | PackedWeights,
+    variant: VariantSpec,
+    prompt_read: bool,
 ) -> None:
-    """Call it after every step of a sequence whose prompt was read."""
+    """Call it after every step of a sequence."""
     eviction = cache.eviction
-    if eviction is None:
+    if eviction is None or not (prompt_read or cache.crowded):
         return
-    if cache.prompt is None:
+    if prompt_read and cache.prompt is None:
         cache.prompt = cache.seen
     keep = eviction.budget - eviction.interval
-    if (cache.seen - cache.prompt) % eviction.interval == 0 and cache.held > keep:
-        cache.keep(_chosen(cache, eviction, weights, variant, keep))
+    due = cache.prompt is None or (cache.seen - cache.prompt) % eviction.interval == 0
+    if due and cache.held > keep:
+        # What is left of a crowded prompt comes into the same room.
+        room = eviction.budget if prompt_read else max(eviction.budget, cache.size)
+        cache.keep(_chosen(cache, eviction, weights, variant, keep), room)
 
 
 def _chosen(

@@ -59,6 +59,7 @@ class SequenceCache:
         self.seen = 0
         self.held = 0
         self.prompt: int | None = None  # its length, once it was read
+        self.crowded = False  # there is no room for the whole prompt
         # The position of each held token, `[layers, slots]`; None while they are 0, 1, 2, ...
         self.positions: Tensor | None = None
         # Of the latest tokens, not rotated: `[layers, QUERIES, heads * head_dim]`.
@@ -129,8 +130,11 @@ class SequenceCache:
             return keys * scales[0][..., None], values * scales[1][..., None]
         return keys, values
 
-    def keep(self, kept: Tensor) -> None:
-        """Drops all but these of the held tokens, `[layers, kept]` in order, and frees the rest."""
+    def keep(self, kept: Tensor, room: int) -> None:
+        """Drops all but these of the held tokens, `[layers, kept]` in order.
+
+        Slots beyond `room` are given back.
+        """
         count = kept.shape[1]
         index = kept.to(self._cache.keys.device)[:, None]
         for tensor in self._cache.tensors():
@@ -140,8 +144,6 @@ class SequenceCache:
                 spread = spread[..., None].expand(-1, -1, -1, part.shape[3])
             part[:, :, :count] = part.gather(2, spread)
         known = torch.stack([self.positions_of(layer) for layer in range(len(kept))])
-        assert self.eviction is not None
-        room = self.eviction.budget
         self.positions = torch.zeros(len(kept), room, dtype=torch.int32)
         self.positions[:, :count] = known.gather(1, kept.cpu())
         self.held = count
@@ -164,6 +166,7 @@ class SequenceCache:
         self._cache.arena.release(self.start, self.size)
         self.size = self.seen = self.held = 0
         self.positions = self.prompt = None
+        self.crowded = False
 
     def _shrink(self, tokens: int) -> None:
         size = min(self.size, -(-tokens // GRAIN) * GRAIN)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from server.engine.kv_cache import SequenceCache
 
 _LEAST = 16  # tokens; less is computed as fast as it is found
+_MOST = 64  # sequences; all are looked through for every prompt
 
 
 @dataclass(slots=True)
@@ -28,11 +29,8 @@ class _Kept:
 class PrefixCache:
     """The regions of finished sequences, the least recently used first."""
 
-    def __init__(self, limit: int = 64) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._kept: list[_Kept] = []
-        self.queries = 0  # tokens looked up
-        self.hits = 0  # tokens found
 
     @property
     def slots(self) -> int:
@@ -42,7 +40,7 @@ class PrefixCache:
     def keep(self, variant: VariantSpec, tokens: Sequence[int], cache: "SequenceCache") -> None:
         """Takes over the region of a sequence whose first tokens these are."""
         held = min(cache.held, len(tokens))
-        if not self._limit or not cache.whole or held < _LEAST:
+        if not cache.whole or held < _LEAST:
             cache.close()
             return
         cache.trim(held)
@@ -51,7 +49,7 @@ class PrefixCache:
             if entry.variant == variant and coded.startswith(entry.tokens):
                 self._drop(entry)  # the new one holds all of it
         self._kept.append(_Kept(variant, coded, cache))
-        while len(self._kept) > self._limit:
+        if len(self._kept) > _MOST:
             self.drop_oldest()
 
     def fill(self, variant: VariantSpec, tokens: Sequence[int], cache: "SequenceCache") -> int:
@@ -60,7 +58,6 @@ class PrefixCache:
         The last token is always left to compute, since its logits are wanted. Returns the number of
         tokens that need not be computed.
         """
-        self.queries += len(tokens)
         wanted = _coded(tokens[:-1])
         best, entry = 0, None
         for candidate in self._kept:
@@ -73,7 +70,6 @@ class PrefixCache:
         self._kept.remove(entry)
         self._kept.append(entry)
         cache.copy_from(entry.cache, best)
-        self.hits += best
         return best
 
     def drop_oldest(self) -> bool:

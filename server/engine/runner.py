@@ -77,7 +77,7 @@ class Runner:
     def abort_all(self, error: str) -> None:
         """Ends every sequence with an error; used when a step failed."""
         for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
-            self.scheduler.remove(sequence)
+            self.scheduler.remove(sequence, sound=False)
             sequence.emit(Delta(finish_reason=FinishReason.ERROR, error=error))
 
     def _drop_cancelled(self) -> None:
@@ -101,9 +101,10 @@ class Runner:
             sequence = item.sequence
             if sequence.request.prompt_logprobs and not sequence.output:
                 self._score_prompt(sequence, hidden[begin:end])
-            if sequence.pending <= 0:
-                assert sequence.cache is not None
-                make_room(sequence.cache, self.decoder.weights, sequence.variant)
+            assert sequence.cache is not None
+            read = sequence.pending <= 0
+            make_room(sequence.cache, self.decoder.weights, sequence.variant, read)
+            if read:
                 count = 1 + len(item.guesses)
                 found.append((item, end - count, count))
         return found

@@ -41,17 +41,20 @@ class Scheduler:
         """Queues a sequence behind the others."""
         self.waiting.append(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is. What it cached may serve later prompts."""
+    def remove(self, sequence: Sequence, sound: bool = True) -> None:
+        """Takes a sequence out, wherever it is.
+
+        What it cached may serve later prompts, unless a failed step left it unsound.
+        """
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         if sequence.cache is not None:
-            if sequence.narrowed:
-                sequence.cache.close()
-            else:
+            if sound and not sequence.narrowed:
                 self.cache.prefixes.keep(sequence.variant, sequence.history, sequence.cache)
+            else:
+                sequence.cache.close()
             sequence.cache = None
 
     def schedule(self) -> list[Work]:
@@ -76,7 +79,7 @@ class Scheduler:
             sequence = self.waiting[0]
             cache = self.cache.open(sequence.request.kv_budget)
             # Room for the whole prompt, or wait: a newcomer never pushes out those who run.
-            if not cache.reserve(sequence.pending):
+            if not cache.reserve(sequence.pending) and not self._squeeze_in(sequence, cache):
                 break
             sequence.cache = cache
             self._reuse(sequence, cache)
@@ -86,12 +89,21 @@ class Scheduler:
             work.append(Work(sequence, count))
             left -= count
 
+    def _squeeze_in(self, sequence: Sequence, cache: SequenceCache) -> bool:
+        """With a budget, a prompt that does not fit is evicted from while it is read."""
+        if cache.eviction is None:
+            return False
+        most = cache.eviction.budget + self.limits.step_tokens
+        cache.crowded = cache.reserve(min(sequence.pending, most))
+        return cache.crowded
+
     def _reuse(self, sequence: Sequence, cache: SequenceCache) -> None:
         """Starts from what an earlier sequence cached, unless every position is asked for."""
         request = sequence.request
         if cache.whole and not sequence.narrowed and not request.prompt_logprobs:
-            prefixes = self.cache.prefixes
-            sequence.reused = prefixes.fill(sequence.variant, sequence.history, cache)
+            found = self.cache.prefixes.fill(sequence.variant, sequence.history, cache)
+            if sequence.started_at is None:  # not what it computed itself before a preemption
+                sequence.reused = found
 
     def _guesses(self, sequence: Sequence, left: int) -> tuple[int, ...]:
         request, cache = sequence.request, sequence.cache
@@ -101,7 +113,9 @@ class Scheduler:
         most = min(request.max_tokens - len(sequence.output) - 1, left - rows)
         if not self.limits.speculate or not cache.whole or most < 1:
             return ()
-        return tuple(sequence.drafts.propose(sequence.history, self.cost.share(rows), most))
+        found = sequence.drafts.propose(sequence.history, self.cost.share(rows), most)
+        # Nobody is preempted for a guess.
+        return tuple(found) if cache.reserve(1 + len(found)) else ()
 
     def _take(
         self, sequence: Sequence, count: int, work: list[Work], guesses: tuple[int, ...] = ()

@@ -66,7 +66,7 @@ class Drafts:
             at = self._after.get(tuple(tokens[-size:])) if len(tokens) >= size else None
             if at is not None:
                 self._since = 0
-                return tokens[at : at + wanted]
+                return _continued(tokens, at, wanted)
         return []
 
     def verified(self, proposed: int, accepted: int) -> None:
@@ -92,3 +92,9 @@ class Drafts:
                 if end >= size:
                     self._after[tuple(tokens[end - size : end])] = end
         self._noted = len(tokens)
+
+
+def _continued(tokens: list[int], at: int, count: int) -> list[int]:
+    """`count` tokens from `at` on; behind the end what repeats goes on repeating."""
+    period = len(tokens) - at
+    return [tokens[at + index % period] for index in range(count)]

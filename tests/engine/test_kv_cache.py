@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruners.architecture import locate
-from pruners.kv import KV_SCORERS, Eviction, Streaming, served_eviction
+from pruners.kv import KV_SCORERS, Eviction, SnapKV, Streaming, served_eviction
 from pruners.kv.evict import evicted
 from pruners.rows import batches
 from pruners.variant import base_spec
@@ -57,11 +57,18 @@ def test_arena_never_hands_out_a_slot_twice_and_gets_everything_back():
     assert arena.allocate(4096) == 0
 
 
-def visible_by_hand(length: int, prompt: int, eviction: Eviction) -> torch.Tensor:
-    """Which tokens each token may see under `streaming`, on a plain list."""
+def visible_by_hand(length: int, prompt: int, eviction: Eviction, chunk: int) -> torch.Tensor:
+    """Which tokens each token may see under `streaming`, on a plain list.
+
+    The prompt is evicted from after every `chunk` tokens.
+    """
     mask = torch.zeros(length, length, dtype=torch.bool)
-    mask[:prompt, :prompt] = torch.ones(prompt, prompt, dtype=torch.bool).tril()
-    cached = list(range(prompt))
+    cached: list[int] = []
+    for at in range(prompt):
+        cached.append(at)
+        mask[at, cached] = True
+        while (at + 1) % chunk == 0 and len(cached) > eviction.budget - eviction.interval:
+            del cached[eviction.sinks]
     for at in range(prompt, length):
         if (at - prompt) % eviction.interval == 0:
             while len(cached) > eviction.budget - eviction.interval:
@@ -71,10 +78,13 @@ def visible_by_hand(length: int, prompt: int, eviction: Eviction) -> torch.Tenso
     return mask
 
 
-def drive(decoder, tokens: list[int], prompt: int, eviction: Eviction) -> torch.Tensor:
+def drive(
+    decoder, tokens: list[int], prompt: int, eviction: Eviction, crowded: bool = False
+) -> torch.Tensor:
     """Logits of a sequence, its prompt in chunks, then token by token; checks what is held."""
     base = base_spec(decoder.weights.shape)
     cache = decoder.cache.open(eviction)
+    cache.crowded = crowded
     rows, at = [], 0
     while at < len(tokens):
         count = min(16, prompt - at) if at < prompt else 1
@@ -82,8 +92,8 @@ def drive(decoder, tokens: list[int], prompt: int, eviction: Eviction) -> torch.
         segment = Segment(tokens[at : at + count], cache, base)
         rows.append(decoder.logits(decoder.forward([segment])))
         at += count
-        if at >= prompt:
-            make_room(cache, decoder.weights, base)
+        make_room(cache, decoder.weights, base, at >= prompt)
+        if at >= prompt or crowded:
             assert cache.held <= eviction.budget
     assert decoder.cache.arena.used == cache.size == -(-eviction.budget // 64) * 64
     cache.close()
@@ -91,20 +101,23 @@ def drive(decoder, tokens: list[int], prompt: int, eviction: Eviction) -> torch.
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
-@pytest.mark.parametrize("prompt", [10, 40, 131])
-def test_a_budget_equals_masking_the_dropped_tokens(family, prompt):
+@pytest.mark.parametrize(
+    ("prompt", "crowded"), [(10, False), (40, False), (131, False), (131, True)]
+)
+def test_a_budget_equals_masking_the_dropped_tokens(family, prompt, crowded):
     """True positions, tokens really gone: the same logits as an explicit mask in transformers."""
     eviction, length = Eviction(Streaming(), 24, interval=3, sinks=4, recent=0), 190
     model = tiny_model(family, attn_implementation="eager")
     tokens = [(11 * i + 5) % 384 for i in range(length)]
-    mask = visible_by_hand(length, prompt, eviction)
+    mask = visible_by_hand(length, prompt, eviction, chunk=16 if crowded else length)
     near = torch.arange(length)[:, None] - torch.arange(length)[None] < 24
     full = torch.zeros(1, 1, length, length).masked_fill(~mask, -1e9)
     slid = torch.zeros(1, 1, length, length).masked_fill(~(mask & near), -1e9)
     masks = {"full_attention": full, "sliding_attention": slid}
     given = masks if family == "gemma3" else slid if family == "mistral" else full
     expected = model(torch.tensor([tokens]), attention_mask=given, use_cache=False).logits[0]
-    found = drive(runner_of(weights_of(tiny_model(family))).decoder, tokens, prompt, eviction)
+    decoder = runner_of(weights_of(tiny_model(family))).decoder
+    found = drive(decoder, tokens, prompt, eviction, crowded)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=3e-4)
 
 
@@ -141,6 +154,26 @@ def test_the_native_engine_keeps_queries_and_positions_too(scorer: str):
     assert kl.median() < 2e-3
 
 
+@torch.no_grad()
+@pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
+def test_queries_are_noted_of_prompts_and_of_decoded_tokens():
+    eviction = Eviction(SnapKV(), 400)
+    rounded = round_weights(weights_of(tiny_model("qwen3")), 8)
+    packed = pack_weights(weights_of(tiny_model("qwen3")), 8)
+    native = NativeDecoder(packed, KVCache(packed.shape, 512, packed.dtype, packed.device))
+    noted = []
+    for decoder in (runner_of(rounded).decoder, native):
+        base, cache = base_spec(packed.shape), decoder.cache.open(eviction)
+        assert cache.reserve(310)
+        for tokens in ([i % 384 for i in range(300)], *([token] for token in range(5, 15))):
+            decoder.forward([Segment(tokens, cache, base)])
+        noted.append(cache.queries)
+    assert bool(noted[0].abs().sum(-1).all()), "the window is full"
+    for place in (range(54), range(54, 256)):  # decoded tokens overwrote the first of the ring
+        expected, found = (queries[:, list(place)] for queries in noted)
+        assert (expected - found).norm() < 0.05 * expected.norm()
+
+
 def test_a_budget_that_is_never_reached_changes_nothing():
     def write(budget):
         runner = runner_of(weights_of(tiny_model()))
@@ -150,6 +183,21 @@ def test_a_budget_that_is_never_reached_changes_nothing():
         return recorder.tokens
 
     assert write(served_eviction(120)) == write(None)
+
+
+def test_a_prompt_larger_than_the_free_cache_is_read_within_its_budget():
+    runner = runner_of(weights_of(tiny_model()), capacity=256)
+    base = variants_of(runner.decoder.weights)["base"]
+    blocked, _ = submit(runner, range(300), base, 8, kv_budget=None)
+    runner.step()
+    assert blocked.cache is None, "without a budget there is no room for it"
+    runner.scheduler.remove(blocked)
+    _, recorder = submit(
+        runner, [i % 384 for i in range(500)], base, 8, kv_budget=served_eviction(64)
+    )
+    run(runner)
+    assert len(recorder.tokens) == 8
+    assert runner.scheduler.cache.arena.used == 0
 
 
 def test_memory_stays_flat_while_a_budgeted_answer_grows():

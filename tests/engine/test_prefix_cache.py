@@ -37,8 +37,6 @@ def test_the_same_prompt_computes_its_last_token_only(runner):
     again, found = answer(runner, PROMPT)
     assert again.reused == len(PROMPT) - 1
     assert found == expected
-    prefixes = runner.scheduler.cache.prefixes
-    assert (prefixes.queries, prefixes.hits) == (2 * len(PROMPT), len(PROMPT) - 1)
 
 
 def test_another_variant_shares_nothing(runner):
@@ -57,6 +55,36 @@ def test_a_budget_neither_gives_nor_takes(runner):
 def test_positions_that_are_scored_are_computed(runner):
     answer(runner, PROMPT)
     assert answer(runner, PROMPT, prompt_logprobs=True)[0].reused == 0
+
+
+def test_a_failed_step_leaves_nothing_to_start_from(runner, monkeypatch):
+    def broken(segments):
+        for segment in segments:
+            segment.cache.advance(len(segment.tokens))  # as a real step does before it computes
+        raise RuntimeError("out of luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.decoder, "forward", broken)
+        submit(runner, PROMPT, variants_of(runner.decoder.weights)["base"], 8)
+        with pytest.raises(RuntimeError, match="luck"):
+            runner.step()
+        runner.abort_all("failed")
+    assert runner.scheduler.cache.arena.used == 0
+    assert answer(runner, PROMPT)[0].reused == 0
+
+
+def test_what_a_preempted_answer_computed_itself_is_no_cached_prompt(runner):
+    expected = answer(runner_of(weights_of(tiny_model())), PROMPT)[1]
+    base = variants_of(runner.decoder.weights)["base"]
+    sequence, recorder = submit(runner, PROMPT, base, 8)
+    while len(sequence.output) < 4:
+        runner.step()
+    runner.scheduler._preempt(sequence)
+    runner.step()
+    assert len(sequence.output) == 5, "it goes on where it was, from its own kept prefix"
+    assert sequence.reused == 0
+    run(runner)
+    assert recorder.tokens == expected
 
 
 def test_prefixes_give_way_to_sequences_the_oldest_first(runner):

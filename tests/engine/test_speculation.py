@@ -81,9 +81,25 @@ def submit_and_run(made: Runner, variant, length: int) -> list[int]:
     return recorder.tokens
 
 
+def test_nobody_is_preempted_for_a_guess():
+    decoder = runner_of(weights_of(tiny_model()), capacity=128).decoder
+    made = Runner(decoder, Scheduler(decoder.cache, SchedulerLimits(8, 128)))
+    base = variants_of(decoder.weights)["base"]
+    always = SamplingParams(temperature=0.0, logit_bias={7: 99.0})
+    # A region of 64 slots each: one more token fits, two guesses beside it do not.
+    long, _ = submit(made, [7] * 62, base, 30, sampling=always)
+    short, _ = submit(made, [9] * 30, base, 30)
+    made.step()
+    assert long.drafts.propose(long.history, made.scheduler.cost.share(2), 6), "it would guess"
+    made.step()
+    assert made.scheduler.preemptions == 0
+    assert (len(long.output), len(short.output)) == (2, 2)
+
+
 def test_guesses_follow_the_text_and_stop_when_they_fail():
     drafts = Drafts()
     assert drafts.propose([1, 2, 3, 4, 1, 2, 3], share=0.05, most=2) == [4, 1]
+    assert Drafts().propose([6, 5, 5, 5], share=0.05, most=3) == [5, 5, 5]
     for _ in range(20):
         drafts.verified(2, 0)
     proposed = [bool(drafts.propose([1, 2, 3, 4, 1, 2, 3], share=0.3, most=4)) for _ in range(64)]

@@ -18,7 +18,7 @@ namespace avx2 {
 #include "avx2.h"
 #include "matmul.h"
 #include "attention.h"
-#include "rows_of_step.h"
+#include "rows.h"
 #include "attention_block.h"
 #include "step.h"
 #include "entry.h"

@@ -18,7 +18,7 @@ namespace avx512 {
 #include "avx512.h"
 #include "matmul.h"
 #include "attention.h"
-#include "rows_of_step.h"
+#include "rows.h"
 #include "attention_block.h"
 #include "step.h"
 #include "entry.h"

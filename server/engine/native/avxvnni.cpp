@@ -19,7 +19,7 @@ namespace avxvnni {
 #include "avx2.h"
 #include "matmul.h"
 #include "attention.h"
-#include "rows_of_step.h"
+#include "rows.h"
 #include "attention_block.h"
 #include "step.h"
 #include "entry.h"

@@ -2,7 +2,7 @@
 #pragma once
 #include "native.h"
 #include "pool.h"
-#include "rows.h"
+#include "buffers.h"
 
 namespace trim {
 

@@ -13,7 +13,7 @@ namespace portable {
 #include "portable.h"
 #include "matmul.h"
 #include "attention.h"
-#include "rows_of_step.h"
+#include "rows.h"
 #include "attention_block.h"
 #include "step.h"
 #include "entry.h"

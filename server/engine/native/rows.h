@@ -1,87 +1,213 @@
-// Rows as the matrices read them: int8 codes with a scale and a sum for each 32 inputs.
-#pragma once
-#include <cstdint>
-#include <cstdlib>
-#include <new>
-#include <vector>
+// What both kinds of sub-blocks of a step share: which rows take part, their norms, and how results
+// join the residual stream. Included once for each instruction set.
+//
+// What a thread does for a row does not depend on which thread it is, or on the other rows.
 
-#include "native.h"
+enum Part { kAttention, kMlp };
 
-namespace trim {
-
-inline int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// Memory that grows and is never given back while the engine lives; contents are not kept.
-template <class T>
-class Scratch {
+class Rows {
  public:
-  ~Scratch() { free(data_); }
-  T* fit(int64_t count) {
-    if (count > held_) {
-      free(data_);
-      held_ = count + count / 4;
-      data_ = (T*)aligned_alloc(64, up(held_ * sizeof(T), 64));
-      if (!data_) throw std::bad_alloc();
+  Rows(const TrimModel& model, const TrimBatch& batch, Buffers& buffers, Pool& pool)
+      : model_(model), batch_(batch), b_(buffers), pool_(pool), hidden_(up(model.hidden, 16)) {
+    const int64_t rows = batch.rows;
+    b_.x.fit(rows * hidden_);
+    b_.y.fit(rows * hidden_);
+    b_.normed.fit(rows, model.hidden);
+    b_.owner.fit(rows);
+    rank_ = 0;
+    for (int s = 0; s < batch.segments; ++s) {
+      for (int r = batch.first[s]; r < batch.first[s + 1]; ++r) b_.owner.get()[r] = s;
+      for (int i = 0; i < model.layers; ++i)
+        for (const TrimOwn* own : {batch.variants[s]->attention[i], batch.variants[s]->mlp[i]})
+          if (own && own->outer && up(own->rank, 16) > rank_) rank_ = up(own->rank, 16);
     }
-    return data_;
+    b_.inner.fit(rows * rank_);
   }
-  T* get() const { return data_; }
+
+ protected:
+  void norm(const float* x, const float* weight, int64_t width, float* out) const {
+    v8f squares = splat(0);
+    float rest = 0;
+    int64_t i = 0;
+    for (; i + 8 <= width; i += 8) squares = Isa::fma(load8(x + i), load8(x + i), squares);
+    for (; i < width; ++i) rest += x[i] * x[i];
+    const float factor = 1.0f / sqrtf((sum8(squares) + rest) / width + model_.eps);
+    for (i = 0; i + 8 <= width; i += 8)
+      store8(out + i, load8(x + i) * factor * load8(weight + i));
+    for (; i < width; ++i) out[i] = x[i] * factor * weight[i];
+  }
+
+  // Rows by what they have of a sub-block, the widest first; whole segments, in batch order.
+  void members(int layer, Part part, Members& out) const {
+    out.row.fit(batch_.rows);
+    out.width.fit(batch_.rows);
+    out.count = 0;
+    int below = INT32_MAX;
+    for (;;) {
+      int widest = 0;
+      for (int s = 0; s < batch_.segments; ++s) {
+        const int width = units(s, layer, part);
+        if (width < below && width > widest) widest = width;
+      }
+      if (widest == 0) return;
+      for (int s = 0; s < batch_.segments; ++s) {
+        if (units(s, layer, part) != widest) continue;
+        for (int r = batch_.first[s]; r < batch_.first[s + 1]; ++r) {
+          out.row.get()[out.count] = r;
+          out.width.get()[out.count++] = widest;
+        }
+      }
+      below = widest;
+    }
+  }
+
+  int units(int segment, int layer, Part part) const {
+    const TrimVariant& v = *batch_.variants[segment];
+    return part == kAttention ? v.groups[layer] : v.ffn[layer];
+  }
+
+  const TrimOwn* own(int64_t row, int layer, Part part) const {
+    const TrimVariant& v = *batch_.variants[b_.owner.get()[row]];
+    return part == kAttention ? v.attention[layer] : v.mlp[layer];
+  }
+
+  // With few rows every thread prepares all of them for itself, which is quicker than to meet.
+  static constexpr int kFew = 3;
+
+  template <class Body>
+  void each_row(const Members& who, const Body& body) {
+    if (who.count <= kFew) {
+      body(0, who.count);
+      return;
+    }
+    pool_.share(who.count, pool_.grain(who.count), body);
+    pool_.barrier();
+  }
+
+  Quantised& prepared(const Members& who, Quantised& shared, Quantised& mine) const {
+    if (who.count > kFew) return shared;
+    mine.fit(batch_.rows, shared.inputs);
+    return mine;
+  }
+
+  const Quantised& normed(const Members& who, const float* weight, Local& local) {
+    float* buffer = local.line.fit(hidden_);
+    Quantised& out = prepared(who, b_.normed, local.normed);
+    each_row(who, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t r = who.row.get()[i];
+        norm(b_.x.get() + r * hidden_, weight, model_.hidden, buffer);
+        quantise(buffer, model_.hidden, out.code(r), out.scale(r), out.sum(r));
+      }
+    });
+    return out;
+  }
+
+  TRIM_INLINE void nothing(int8_t* codes, float* scales, float* sums, int64_t block) {
+    memset(codes + 32 * block, 0, 32);
+    scales[block] = sums[block] = 0.0f;
+  }
+
+  // x += out_norm(matrix(inputs) + own part), and the constants of rows that skip the block.
+  void join_residual(int index, Part part, const TrimMatrix& matrix, const Quantised& inputs,
+                     const float* out_norm, Local& local) {
+    const Members& who = local.members;
+    float* target = (out_norm ? b_.y : b_.x).get();
+    const bool owned = inner_products(index, part, inputs, who);
+    const int64_t blocks = hidden_ / 16;
+    int32_t* rows = local.rows.fit(batch_.rows);
+    int32_t* widths = local.widths.fit(batch_.rows);
+    int shared = 0;
+    for (int i = 0; i < who.count; ++i) {
+      const TrimOwn* mine = own(who.row.get()[i], index, part);
+      if (mine && mine->replaces) continue;
+      rows[shared] = who.row.get()[i];
+      widths[shared++] = who.width.get()[i];
+    }
+    pool_.share(blocks, pool_.grain(blocks), [&](int64_t from, int64_t to) {
+      const int64_t begin = 16 * from;
+      const auto place = [&](int32_t row) { return target + row * hidden_ + begin; };
+      for (int i = 0; i < who.count; ++i) {
+        const int32_t r = who.row.get()[i];
+        if (out_norm) memset(place(r), 0, 16 * (to - from) * sizeof(float));
+        const TrimOwn* mine = own(r, index, part);
+        if (mine && mine->replaces)
+          output_blocks(*mine->inner, from, to, inputs, &r, &who.width.get()[i], 1, place);
+        else if (matrix.bias)
+          add(place(r), matrix.bias, begin, 16 * to);
+      }
+      output_blocks(matrix, from, to, inputs, rows, widths, shared, place);
+      if (owned) own_parts(index, part, target, begin, 16 * to);
+    });
+    pool_.barrier();
+    if (out_norm && who.count) {
+      float* buffer = local.line.fit(hidden_);
+      pool_.share(who.count, pool_.grain(who.count), [&](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; ++i) {
+          const int64_t r = who.row.get()[i];
+          norm(b_.y.get() + r * hidden_, out_norm, model_.hidden, buffer);
+          for (int64_t d = 0; d < model_.hidden; ++d) b_.x.get()[r * hidden_ + d] += buffer[d];
+        }
+      });
+      pool_.barrier();
+    }
+  }
+
+  void add(float* out, const float* values, int64_t begin, int64_t end) const {
+    if (end > model_.hidden) end = model_.hidden;
+    for (int64_t i = begin; i < end; ++i) out[i - begin] += values[i];
+  }
+
+  // The narrow products of corrections, [rows][rank]. Says whether any row has an own part.
+  bool inner_products(int index, Part part, const Quantised& inputs, const Members& who) {
+    bool owned = false, narrow = false;
+    for (int s = 0; s < batch_.segments; ++s) {
+      const TrimVariant& v = *batch_.variants[s];
+      const TrimOwn* mine = part == kAttention ? v.attention[index] : v.mlp[index];
+      if (!mine) continue;
+      owned = true;
+      narrow = narrow || mine->outer;
+    }
+    if (!narrow) return owned;
+    pool_.share(who.count, 1, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int32_t r = who.row.get()[i];
+        const TrimOwn* mine = own(r, index, part);
+        if (!mine || !mine->outer) continue;
+        float* out = b_.inner.get() + (int64_t)r * rank_;
+        memset(out, 0, up(mine->rank, 16) * sizeof(float));
+        output_blocks(*mine->inner, 0, up(mine->rank, 16) / 16, inputs, &r,
+                      &who.width.get()[i], 1, [&](int32_t) { return out; });
+      }
+    });
+    pool_.barrier();
+    return owned;
+  }
+
+  void own_parts(int index, Part part, float* target, int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < batch_.rows; ++r) {
+      const TrimOwn* mine = own(r, index, part);
+      if (!mine) continue;
+      const bool member = units(b_.owner.get()[r], index, part) > 0;
+      float* out = (member ? target : b_.x.get()) + r * hidden_ + begin;
+      if (mine->bias) add(out, mine->bias, begin, end);
+      if (!member || !mine->outer) continue;
+      const float* inner = b_.inner.get() + r * rank_;
+      for (int k = 0; k < mine->rank; ++k) {
+        const uint16_t* column = mine->outer + k * hidden_ + begin;
+        const v8f factor = splat(inner[k]);
+        for (int64_t i = 0; i < end - begin; i += 8)
+          store8(out + i, Isa::fma(factor, Isa::load_half(column + i), load8(out + i)));
+      }
+    }
+  }
+
+  const TrimModel& model_;
+  const TrimBatch& batch_;
+  Buffers& b_;
+  Pool& pool_;
+  const int64_t hidden_;
 
  private:
-  T* data_ = nullptr;
-  int64_t held_ = 0;
+  int64_t rank_;
 };
-
-struct Quantised {
-  int64_t inputs = 0, blocks = 0;  // a row's, padded to whole blocks
-  Scratch<int8_t> codes;
-  Scratch<float> scales, sums;
-
-  void fit(int64_t rows, int64_t width) {
-    inputs = up(width, TRIM_INPUTS);
-    blocks = inputs / TRIM_INPUTS;
-    codes.fit(rows * inputs);
-    scales.fit(rows * blocks);
-    sums.fit(rows * blocks);
-  }
-  int8_t* code(int64_t row) const { return codes.get() + row * inputs; }
-  float* scale(int64_t row) const { return scales.get() + row * blocks; }
-  float* sum(int64_t row) const { return sums.get() + row * blocks; }
-};
-
-// The rows that a sub-block has work for, the widest first, in whole segments.
-struct Members {
-  Scratch<int32_t> row, width;
-  int count = 0;
-  int reach(int64_t width_above) const {  // how many rows are wider
-    int n = count;
-    while (n > 0 && width.get()[n - 1] <= width_above) --n;
-    return n;
-  }
-};
-
-// The partial results of a decoded token's attention, for each KV group one after the other.
-struct Chunks {
-  int64_t first;
-  int count;
-};
-
-// What one thread needs for itself.
-struct Local {
-  Members members;
-  Quantised normed, heads;  // with few rows, where threads do not share them
-  Scratch<float> line, scores, turned, values, mixed;
-  Scratch<const float*> queries;
-  Scratch<int32_t> position, rows, widths;
-};
-
-// What the threads of a step share, by row unless it says otherwise.
-struct Buffers {
-  Scratch<float> x, y, qkv, mixed, inner, partial;
-  Scratch<int32_t> owner;  // the segment
-  Quantised normed, heads, neurons;
-  std::vector<Chunks> parts;
-  std::vector<Local> local;  // by thread
-};
-
-}  // namespace trim

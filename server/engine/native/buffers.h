@@ -1,0 +1,87 @@
+// The memory of a step: rows as the matrices read them, and what threads share or have for themselves.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "native.h"
+
+namespace trim {
+
+inline int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Memory that grows and is never given back while the engine lives; contents are not kept.
+template <class T>
+class Scratch {
+ public:
+  ~Scratch() { free(data_); }
+  T* fit(int64_t count) {
+    if (count > held_) {
+      free(data_);
+      held_ = count + count / 4;
+      data_ = (T*)aligned_alloc(64, up(held_ * sizeof(T), 64));
+      if (!data_) throw std::bad_alloc();
+    }
+    return data_;
+  }
+  T* get() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+  int64_t held_ = 0;
+};
+
+struct Quantised {
+  int64_t inputs = 0, blocks = 0;  // a row's, padded to whole blocks
+  Scratch<int8_t> codes;
+  Scratch<float> scales, sums;
+
+  void fit(int64_t rows, int64_t width) {
+    inputs = up(width, TRIM_INPUTS);
+    blocks = inputs / TRIM_INPUTS;
+    codes.fit(rows * inputs);
+    scales.fit(rows * blocks);
+    sums.fit(rows * blocks);
+  }
+  int8_t* code(int64_t row) const { return codes.get() + row * inputs; }
+  float* scale(int64_t row) const { return scales.get() + row * blocks; }
+  float* sum(int64_t row) const { return sums.get() + row * blocks; }
+};
+
+// The rows that a sub-block has work for, the widest first, in whole segments.
+struct Members {
+  Scratch<int32_t> row, width;
+  int count = 0;
+  int reach(int64_t width_above) const {  // how many rows are wider
+    int n = count;
+    while (n > 0 && width.get()[n - 1] <= width_above) --n;
+    return n;
+  }
+};
+
+// The partial results of a decoded token's attention, for each KV group one after the other.
+struct Chunks {
+  int64_t first;
+  int count;
+};
+
+// What one thread needs for itself.
+struct Local {
+  Members members;
+  Quantised normed, heads;  // with few rows, where threads do not share them
+  Scratch<float> line, scores, turned, values, mixed;
+  Scratch<const float*> queries;
+  Scratch<int32_t> position, rows, widths;
+};
+
+// What the threads of a step share, by row unless it says otherwise.
+struct Buffers {
+  Scratch<float> x, y, qkv, mixed, inner, partial;
+  Scratch<int32_t> owner;  // the segment
+  Quantised normed, heads, neurons;
+  std::vector<Chunks> parts;
+  std::vector<Local> local;  // by thread
+};
+
+}  // namespace trim
