@@ -1,7 +1,8 @@
 """The folder that `trimtab build` writes and the server reads. JSON and safetensors only.
 
 `variants.json` holds specs and provenance, `order.safetensors` the importance order of each layer,
-`corrections.safetensors` what variants have of their own, `table.json` what was measured of each.
+`corrections.safetensors` what variants have of their own (a tensor that several have once),
+`table.json` what was measured of each.
 """
 
 import json
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from pruners.architecture import Shape
 from pruners.errors import UserError
 from pruners.order import Order
-from pruners.recovery import Correction, RecoveryError, from_tensors, to_tensors
+from pruners.recovery import Correction, LowRank, RecoveryError, from_tensors, to_tensors
 from pruners.table import SCHEMA, Table, read_table
 from pruners.variant import Block, VariantSpec
 
@@ -91,6 +92,14 @@ class Artefact:
         else:
             os.replace(staging, folder)
 
+    def check_base(self, identity: str) -> None:
+        """Raises `ArtefactError` unless it was built for the model of this fingerprint."""
+        if identity != self.fingerprint:
+            raise ArtefactError(
+                f"the artefact was built for '{self.model_name}' ({self.fingerprint}), not for "
+                f"this model ({identity}); build one with `trimtab build`"
+            )
+
     def _binding(self) -> dict[str, str]:
         """What the corrections were made for; another order would permute their inputs."""
         return {"fingerprint": self.fingerprint, "order": self.order.identity()}
@@ -156,19 +165,20 @@ def _check(artefact: Artefact, folder: Path) -> None:
 def _once(
     corrections: Mapping[str, Mapping[Block, Correction]],
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, str]]]:
-    """Each correction's tensors under the first variant that has it; for the others, which one."""
+    """Each tensor under the first variant that has it; for the others, whose it is."""
+    # All of them stay alive meanwhile: an id is good for as long as its tensor.
+    named = {variant: to_tensors(blocks) for variant, blocks in corrections.items()}
     first: dict[int, str] = {}
     own: dict[str, torch.Tensor] = {}
     shared: dict[str, dict[str, str]] = {}
-    for variant, blocks in corrections.items():
+    for variant, tensors in named.items():
         shared[variant] = {}
-        for block, correction in blocks.items():
-            owner = first.setdefault(id(correction), variant)
-            if owner != variant:
-                shared[variant][f"{block.layer}.{block.part}"] = owner
-                continue
-            for name, tensor in to_tensors({block: correction}).items():
+        for name, tensor in tensors.items():
+            owner = first.setdefault(id(tensor), variant) if tensor.numel() else variant
+            if owner == variant:
                 own[f"{variant}/{name}"] = tensor.to(torch.bfloat16).contiguous()
+            else:
+                shared[variant][name] = owner
     return own, shared
 
 
@@ -187,15 +197,13 @@ def _read_corrections(
             for key in keys:
                 variant, _, name = key.partition("/")
                 named[variant][name] = file.get_tensor(key)
-        own = {variant: from_tensors(tensors) for variant, tensors in named.items()}
-        found = {variant: dict(blocks) for variant, blocks in own.items()}
+        own = {variant: dict(tensors) for variant, tensors in named.items()}
         for variant, shared in corrected.items():
-            for name, owner in shared.items():
-                block = next(b for b in own[owner] if f"{b.layer}.{b.part}" == name)
-                found[variant][block] = own[owner][block]
+            named[variant] |= {name: own[owner][name] for name, owner in shared.items()}
+        found = {variant: from_tensors(tensors) for variant, tensors in named.items()}
     except FileNotFoundError as error:
         raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} is missing") from error
-    except (SafetensorError, RecoveryError, KeyError, StopIteration, OSError) as error:
+    except (SafetensorError, RecoveryError, KeyError, OSError) as error:
         raise ArtefactError(f"artefact {folder} is damaged: {_CORRECTIONS}: {error}") from error
     specs = {spec.name: spec for spec in artefact.variants}
     for variant, corrections in found.items():
@@ -219,6 +227,14 @@ def _misfit(
     width = spec.kv_groups[block.layer] * size if attention else spec.ffn[block.layer]
     if correction.kept != width or len(correction.bias) != shape.hidden:
         return f"is for {correction.kept} inputs, not for {width}"
+    entry = correction.entry if isinstance(correction, LowRank) else None
+    if entry is not None:
+        groups = shape.queries_per_group + 2
+        features = (
+            width // size * groups * shape.head_dim if attention else width * (1 + shape.gated)
+        )
+        if (len(entry.up), len(entry.norm)) != (features, shape.hidden) or width == 0:
+            return f"has an entry of {len(entry.up)} features, not of {features}"
     if not all(bool(tensor.isfinite().all()) for tensor in correction.tensors()):
         return "is not finite"
     return None

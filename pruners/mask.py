@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pruners.architecture import Decoder
 from pruners.order import Order, features
-from pruners.recovery.correction import Correction
+from pruners.recovery.correction import Correction, LowRank
 from pruners.variant import Block, VariantSpec
 
 
@@ -56,6 +56,8 @@ def mask(
                 kept = features(units[:width], size)
                 if correction is not None:
                     hooks.callback(_correct(linear, kept, correction).remove)
+                    for handle in _enter(decoder, block, units[:width], correction):
+                        hooks.callback(handle.remove)
                 if width < len(units):
                     dropped = features(units[width:], size)
                     hooks.callback(_zero_inputs(linear, dropped).remove)
@@ -89,6 +91,57 @@ def _zero_inputs(linear: nn.Linear, dropped: torch.Tensor) -> RemovableHandle:
     return linear.register_forward_pre_hook(
         lambda module, args: (args[0].index_fill(-1, dropped.to(args[0].device), 0.0),)
     )
+
+
+def _enter(
+    decoder: Decoder, block: Block, units: torch.Tensor, correction: Correction
+) -> list[RemovableHandle]:
+    """Hooks for what a correction has at the sub-block's entrance."""
+    entry = correction.entry if isinstance(correction, LowRank) else None
+    if entry is None:
+        return []
+    layer = decoder.layers[block.layer]
+    norm = layer.attention_norm if block.part == "attention" else layer.mlp_norm
+    return [
+        norm.register_forward_hook(lambda module, args, output: output * entry.norm.to(output)),
+        *(
+            _add_low_rank(linear, kept, up, entry.down)
+            for linear, kept, up in input_parts(decoder, block, units, entry.up)
+        ),
+    ]
+
+
+def input_parts(
+    decoder: Decoder, block: Block, units: torch.Tensor, up: torch.Tensor
+) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor]]:
+    """Each input projection, the features of `units` in it, and their rows of an entry's `up`."""
+    shape, layer = decoder.shape, decoder.layers[block.layer]
+    if block.part == "mlp":
+        inputs = layer.mlp.inputs
+        return [
+            (linear, units, rows)
+            for linear, rows in zip(inputs, up.chunk(len(inputs)), strict=True)
+        ]
+    dim, queries = shape.head_dim, shape.queries_per_group
+    heads = up.unflatten(0, (len(units), queries + 2, dim))
+    attention, keys = layer.attention, features(units, dim)
+    return [
+        (attention.q, features(units, queries * dim), heads[:, :queries].flatten(0, 2)),
+        (attention.k, keys, heads[:, queries].flatten(0, 1)),
+        (attention.v, keys, heads[:, queries + 1].flatten(0, 1)),
+    ]
+
+
+def _add_low_rank(
+    linear: nn.Linear, kept: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+) -> RemovableHandle:
+    def add(
+        module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        added = args[0] @ down.to(output).T @ up.to(output).T
+        return output.index_add(-1, kept.to(output.device), added)
+
+    return linear.register_forward_hook(add)
 
 
 def _correct(linear: nn.Linear, kept: torch.Tensor, correction: Correction) -> RemovableHandle:

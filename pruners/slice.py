@@ -32,6 +32,16 @@ def slice_model(decoder: Decoder, spec: VariantSpec, order: Order) -> PreTrained
     Raises `ValueError` if the spec does not fit, `SliceError` if it leaves no layer, and
     `UnsupportedModelError` for quantised weights or a layer that cannot move.
     """
+    return slice_into({}, decoder, spec, order)
+
+
+def slice_into(
+    copies: Copies, decoder: Decoder, spec: VariantSpec, order: Order
+) -> PreTrainedModel:
+    """`slice_model` that uses what is in `copies` instead of making a copy, and adds all it makes.
+
+    With the base's own tensors in it, whatever is not cut is shared with the base.
+    """
     spec.check(decoder.shape)
     kept = [
         index for index in range(decoder.shape.layers) if spec.kv_groups[index] + spec.ffn[index]
@@ -41,7 +51,6 @@ def slice_model(decoder: Decoder, spec: VariantSpec, order: Order) -> PreTrained
     if decoder.names.layer_bound and len(kept) < decoder.shape.layers:
         raise UnsupportedModelError("attention scaled by a layer's number: layers cannot move up")
 
-    copies: Copies = {}
     for index, layer in enumerate(decoder.layers):
         if index not in kept:
             copies[id(layer.module)] = _Gone()

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from pruners.order import identity
 from pruners.slice import SliceError, slice_model
 from pruners.variant import VariantSpec
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "trimtab_slice.json"
 WEIGHTS = "trimtab_slice.safetensors"
 _PLAIN = "transformers from_pretrained"
@@ -43,7 +43,8 @@ def save_slice(model: PreTrainedModel, spec: VariantSpec, folder: Path) -> None:
     else is in the way or if `model` is not as wide as `spec` says.
     """
     spec = _without_gaps(spec)
-    if _shapes(model) != _shapes(_rebuilt(type(model), model.config, spec)):
+    biases = _biases(model, _rebuilt(type(model), model.config, spec))
+    if _shapes(model) != _shapes(_rebuilt(type(model), model.config, spec, biases)):
         raise SliceError(f"the model is not the slice that variant '{spec.name}' describes")
     plain = _shapes(model) == _shapes(_empty(type(model), model.config))
     manifest = {
@@ -54,6 +55,7 @@ def save_slice(model: PreTrainedModel, spec: VariantSpec, folder: Path) -> None:
         "fingerprint": fingerprint(model),
         "kv_groups": list(spec.kv_groups),
         "ffn": list(spec.ffn),
+        "biases": biases,
     }
     with _replacing(folder) as staging:
         if plain:
@@ -74,7 +76,8 @@ def load_slice(folder: Path) -> PreTrainedModel:
         if manifest["loader"] == _PLAIN:
             model = model_class.from_pretrained(folder)
         else:
-            model = _rebuilt(model_class, model_class.config_class.from_pretrained(folder), spec)
+            config = model_class.config_class.from_pretrained(folder)
+            model = _rebuilt(model_class, config, spec, manifest["biases"])
             _fill(model, load_file(folder / WEIGHTS))
             if model.can_generate():
                 model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
@@ -103,7 +106,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], VariantSpec, type[PreT
             manifest["variant"], tuple(manifest["kv_groups"]), tuple(manifest["ffn"])
         )
         model_class: Any = getattr(transformers, manifest["class"], None)
-        complete = {"loader", "fingerprint"} <= manifest.keys()
+        complete = {"loader", "fingerprint", "biases"} <= manifest.keys()
     except (KeyError, TypeError, AttributeError) as error:
         raise SliceError(f"slice {folder} is damaged: {MANIFEST}: {error!r}") from error
     if not complete or not _is_model(model_class):
@@ -130,11 +133,29 @@ def _empty(model_class: type[PreTrainedModel], config: object) -> PreTrainedMode
 
 
 def _rebuilt(
-    model_class: type[PreTrainedModel], config: object, spec: VariantSpec
+    model_class: type[PreTrainedModel],
+    config: object,
+    spec: VariantSpec,
+    biases: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """The slice's modules without its weights. Raises `ValueError` if the two do not fit."""
+    """The slice's modules without its weights. Raises `ValueError` if the two do not fit.
+
+    `biases` are those that merged corrections have brought, by name.
+    """
     decoder = locate(_empty(model_class, config))
-    return slice_model(decoder, spec, identity(decoder.shape))
+    model = slice_model(decoder, spec, identity(decoder.shape))
+    for name in biases:
+        linear = model.get_submodule(name.removesuffix(".bias"))
+        if not isinstance(linear, torch.nn.Linear):
+            raise ValueError(f"{name} is not the bias of a projection")
+        linear.bias = torch.nn.Parameter(torch.empty(linear.out_features, device="meta"))
+    return model
+
+
+def _biases(model: PreTrainedModel, rebuilt: PreTrainedModel) -> list[str]:
+    """Biases that the model has and the slice of its base does not."""
+    more = set(_shapes(model)) - set(_shapes(rebuilt))
+    return sorted(name for name in more if name.endswith(".bias"))
 
 
 def _tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

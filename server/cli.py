@@ -162,6 +162,45 @@ def build(
 
 
 @cli.command()
+def recover(
+    artefact: Annotated[Path, typer.Option(help="A folder by `trimtab build`.")],
+    out: Annotated[Path | None, typer.Option(help="Default: the same folder.")] = None,
+    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
+    variants: Annotated[str | None, typer.Option(help="Such as a,b. Default all.")] = None,
+    tier: Annotated[
+        Literal["norms", "lora"],
+        typer.Option(help="Train biases and norms, or low ranks beside all projections too."),
+    ] = "lora",
+    rank: Annotated[int, typer.Option(min=1, help="Of the low ranks.")] = 16,
+    tokens: Annotated[int, typer.Option(min=4096, help="Of text to train on.")] = 200_000,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Train on this too: text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."),
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate. Default by tier.")] = None,
+    batch: Annotated[int, typer.Option(min=512, help="Tokens of a step.")] = 4096,
+    device: Annotated[str | None, typer.Option(help="Such as cuda. Default the CPU.")] = None,
+    seed: int = 0,
+) -> None:
+    """Train variants towards the base, whose weights stay as they are.
+
+    An interrupted training goes on from its last check.
+    """
+    from pruners.distill import Training
+    from pruners.sources import read_corpus
+    from server.recovering import Request, recover_artefact
+
+    names = tuple(name.strip() for name in (variants or "").split(",") if name.strip())
+    corpus = None if text is None else read_corpus(text)
+    training = Training(tier, rank, batch, rate, seed=seed)
+    request = Request(names, tokens, corpus, training, _device(device))
+    found = recover_artefact(model, artefact, out or artefact, request)
+    for name in names or [spec.name for spec in found.variants]:
+        kl = found.provenance["training"][name]["held_out_kl"]
+        typer.echo(f"{name}: held-out KL {kl[0]:.3f} before, {min(kl):.3f} after")
+
+
+@cli.command()
 def evaluate(
     artefact: Annotated[Path, typer.Option(help="A folder by `trimtab build`.")],
     model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
@@ -199,6 +238,20 @@ def evaluate(
     if json is not None:
         found.table.save(json)
     typer.echo(f"{artefact / 'report' / 'report.md'}")
+
+
+@cli.command()
+def export(
+    variant: Annotated[str, typer.Argument(help="Of the artefact.")],
+    out: Annotated[Path, typer.Option(help="The model's folder; an earlier export is replaced.")],
+    artefact: Annotated[Path | None, typer.Option(help="Default: the shipped one.")] = None,
+    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
+) -> None:
+    """Write a variant, corrections merged, as a smaller model for `transformers`."""
+    from server.exporting import export_variant
+
+    loader = export_variant(model, artefact, variant, out)
+    typer.echo(f"{out}: load it with {loader}")
 
 
 @cli.command("train-policy")

@@ -9,7 +9,7 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from pruners.architecture import Decoder, locate
-from pruners.artefact import Artefact, ArtefactError, load_artefact
+from pruners.artefact import Artefact, load_artefact
 from pruners.cost import cost_of
 from pruners.evaluate import Reader, evaluate, reading
 from pruners.fingerprint import fingerprint
@@ -63,10 +63,7 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
     artefact = load_artefact(folder)
     items = {path.stem: read_task(path, plan.task_limit) for path in plan.tasks}
     source = resolve_model(model)
-    if fingerprint(load_transformers(source, torch.float32)) != artefact.fingerprint:
-        raise ArtefactError(
-            f"the artefact was built for '{artefact.model_name}', not for the model in {source}"
-        )
+    artefact.check_base(fingerprint(load_transformers(source, torch.float32)))
     memory = MemoryLog()
     tokenizer = load_tokenizer(source)
     rows = None

@@ -3,6 +3,7 @@
 from pruners.recovery.correction import (
     Correction,
     Corrections,
+    Entry,
     LowRank,
     Materialised,
     RecoveryError,
@@ -16,6 +17,7 @@ __all__ = [
     "Bought",
     "Correction",
     "Corrections",
+    "Entry",
     "LowRank",
     "Materialised",
     "Recipe",

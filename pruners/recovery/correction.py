@@ -16,16 +16,41 @@ class RecoveryError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """What training gives a sub-block at its entrance, beside the shared input projections.
+
+    The normed input is multiplied by `norm` `[hidden]`; `up @ (down @ x)` of that is added to what
+    the input projections give. `down` is `[rank, hidden]`, `up` `[features, rank]`; rank 0 is the
+    norm alone. Features are those of the kept units, in their order: of attention, group after
+    group its queries, its key and its value; of an MLP all gates (if it has them), then all ups.
+    """
+
+    norm: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All there is of it."""
+        return self.norm, self.up, self.down
+
+
+@dataclass(frozen=True, slots=True)
 class LowRank:
     """`y + bias + up @ (down @ h)` on the kept inputs h, in their order; the weights are shared.
 
     `bias` is `[out]`, `up` `[out, rank]`, `down` `[rank, kept]`; rank 0 is the bias alone. Where
-    nothing is kept, the bias is what a skipped block adds to the residual stream.
+    nothing is kept, the bias is what a skipped block adds to the residual stream, and there is no
+    `entry`.
     """
 
     bias: torch.Tensor
     up: torch.Tensor
     down: torch.Tensor
+    entry: Entry | None = None
 
     @property
     def kept(self) -> int:
@@ -38,7 +63,8 @@ class LowRank:
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All there is of it."""
-        return self.bias, self.up, self.down
+        entry = () if self.entry is None else self.entry.tensors()
+        return self.bias, self.up, self.down, *entry
 
     def correct(
         self, linear: nn.Linear, inputs: torch.Tensor, output: torch.Tensor
@@ -90,10 +116,21 @@ Corrections: TypeAlias = Mapping[Block, Correction]
 def to_tensors(corrections: Corrections) -> dict[str, torch.Tensor]:
     """Named `layer.part.tensor`, such as `3.mlp.down`, for one variant of a corrections file."""
     return {
-        f"{block.layer}.{block.part}.{field.name}": getattr(correction, field.name).contiguous()
+        f"{block.layer}.{block.part}.{name}": tensor.contiguous()
         for block, correction in corrections.items()
-        for field in fields(correction)
+        for name, tensor in _named(correction).items()
     }
+
+
+def _named(correction: Correction | Entry) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for field in fields(correction):
+        value = getattr(correction, field.name)
+        if isinstance(value, Entry):
+            found |= {f"{field.name}.{name}": tensor for name, tensor in _named(value).items()}
+        elif value is not None:
+            found[field.name] = value
+    return found
 
 
 def from_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[Block, Correction]:
@@ -110,11 +147,21 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[Block, Correction]
 
 def _read(block: Block, group: Mapping[str, torch.Tensor]) -> Correction:
     shapes = {name: tuple(tensor.shape) for name, tensor in group.items()}
+    own = {name: tensor for name, tensor in group.items() if not name.startswith("entry.")}
+    entry = {name.removeprefix("entry."): group[name] for name in group.keys() - own.keys()}
     match shapes:
-        case {"bias": (out,), "up": (rows, rank), "down": (same, _), **other} if (
-            not other and rows == out and same == rank
+        case {"bias": (out,), "up": (rows, rank), "down": (same, _)} if (
+            len(own) == 3 and rows == out and same == rank
         ):
-            return LowRank(**group)
+            if not entry:
+                return LowRank(own["bias"], own["up"], own["down"])
+            match shapes:
+                case {
+                    "entry.norm": (hidden,),
+                    "entry.up": (_, inner),
+                    "entry.down": (likewise, inputs),
+                } if len(entry) == 3 and inner == likewise and inputs == hidden:
+                    return LowRank(own["bias"], own["up"], own["down"], Entry(**entry))
         case {"bias": (out,), "weight": (rows, _), **other} if not other and rows == out:
             return Materialised(**group)
     raise RecoveryError(f"correction of layer {block.layer} {block.part} has shapes {shapes}")

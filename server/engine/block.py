@@ -11,19 +11,39 @@ from server.engine.ladder import WHOLE, Index, RowSets, Rung
 from server.engine.linear import DenseLinear
 from server.engine.weights import Norm
 
+Owners = dict[VariantSpec, Own]
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What the rows `h` of a rung's variants add to the outputs of the input projections."""
+
+    h: Tensor
+    rung: Rung
+    sets: RowSets
+    owners: Owners
+
+    def add_to(self, output: Tensor, side: int, low: int, high: int) -> Tensor:
+        """Adds to outputs `low..high` of input projection `side`; `output` is changed."""
+        for variant, own in self.owners.items():
+            if variant in self.rung.variants and own.entry is not None and own.entry.inner:
+                where = self.sets.index(frozenset((variant,)), self.rung.variants)
+                _add(output, where, own.entry.features(self.h[where], side, low, high))
+        return output
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
     """One sub-block of one layer, as a batch meets it.
 
-    `features(h, rung)` makes the inputs of `project` that a rung's units give, `unit` of them each;
-    `own` are the corrections of variants, by name.
+    `features(h, rung, entries)` makes the inputs of `project` that a rung's units give, `unit` of
+    them each. `own` are the corrections of variants, by name.
     """
 
     rungs: tuple[Rung, ...]
     norm: Norm
     out_norm: Norm | None
-    features: Callable[[Tensor, Rung], Tensor]
+    features: Callable[[Tensor, Rung, Entries], Tensor]
     project: DenseLinear
     unit: int
     own: dict[str, Own]
@@ -37,7 +57,12 @@ def run_block(x: Tensor, sets: RowSets, site: Site) -> Tensor:
     members = site.rungs[0].variants if site.rungs else frozenset()
     if members:
         where = sets.index(members, sets.variants)
-        out = _outputs(site.norm(x[where]), sets, site, members)
+        owners = {v: site.own[v.name] for v in members if v.name in site.own} if site.own else {}
+        h = site.norm(x[where])
+        for variant, own in owners.items():
+            if own.entry is not None:
+                h[sets.index(frozenset((variant,)), members)] *= own.entry.norm
+        out = _outputs(h, sets, site, members, owners)
         if site.out_norm is not None:
             out = site.out_norm(out)
         if isinstance(where, slice) and where == WHOLE:
@@ -52,13 +77,15 @@ def run_block(x: Tensor, sets: RowSets, site: Site) -> Tensor:
     return x
 
 
-def _outputs(h: Tensor, sets: RowSets, site: Site, members: frozenset[VariantSpec]) -> Tensor:
-    owners = {v: site.own[v.name] for v in members if v.name in site.own} if site.own else {}
+def _outputs(
+    h: Tensor, sets: RowSets, site: Site, members: frozenset[VariantSpec], owners: Owners
+) -> Tensor:
     sharing = members - {variant for variant, own in owners.items() if own.replaces}
     inner: dict[VariantSpec, Tensor] = {}
     out: Tensor | None = None
     for rung in site.rungs:
-        inputs = site.features(h[sets.index(rung.variants, members)], rung)
+        reached = h[sets.index(rung.variants, members)]
+        inputs = site.features(reached, rung, Entries(reached, rung, sets, owners))
         low, high = rung.low * site.unit, rung.high * site.unit
         for variant in owners.keys() & rung.variants:
             mine = inputs[sets.index(frozenset((variant,)), rung.variants)]

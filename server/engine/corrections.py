@@ -5,10 +5,32 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pruners.recovery import Correction, Materialised
+from pruners.recovery import Correction, Entry, Materialised
 from pruners.variant import Block
 from server.engine.linear import DenseLinear
 from server.engine.weights import BaseWeights
+
+
+@dataclass(frozen=True, slots=True)
+class OwnEntry:
+    """The own part in front of a sub-block: a factor of its norm, and low ranks `outers(inner(h))`.
+
+    One of `outers` for each input projection: of attention the fused one, of an MLP gate and up.
+    """
+
+    norm: Tensor
+    inner: DenseLinear | None = None
+    outers: tuple[DenseLinear, ...] = ()
+
+    def features(self, h: Tensor, side: int, low: int, high: int) -> Tensor:
+        """What to add to outputs `low..high` of input projection `side`, `[rows, high - low]`."""
+        assert self.inner is not None
+        return self.outers[side].outputs(low, high)(self.inner(h))
+
+    def tensors(self) -> list[Tensor]:
+        """Every resident tensor of it."""
+        ranks = [] if self.inner is None else [self.inner, *self.outers]
+        return [self.norm, *(tensor for part in ranks for tensor in part.tensors())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +44,7 @@ class Own:
     outer: DenseLinear | None = None
     bias: Tensor | None = None
     replaces: bool = False
+    entry: OwnEntry | None = None
 
     def partial(self, inputs: Tensor, low: int, high: int) -> Tensor | None:
         """What inputs `low..high` add to the inner product."""
@@ -38,7 +61,8 @@ class Own:
         """Every resident tensor of it."""
         parts = [part for part in (self.inner, self.outer) if part is not None]
         bias = [] if self.bias is None else [self.bias]
-        return [*bias, *(tensor for part in parts for tensor in part.tensors())]
+        entry = [] if self.entry is None else self.entry.tensors()
+        return [*bias, *(tensor for part in parts for tensor in part.tensors()), *entry]
 
 
 OwnParts = dict[Block, dict[str, Own]]
@@ -50,30 +74,48 @@ def own_parts(
 ) -> OwnParts:
     """Corrections by variant, in the engine's precision and on its device.
 
-    One that variants share is resident once.
+    Tensors that variants share are resident once.
     """
     found: OwnParts = {}
-    ready: dict[int, Own] = {}
+    ready = _Ready(weights)
     for variant, blocks in corrections.items():
         for block, correction in blocks.items():
             layer = weights.layers[block.layer]
             shared = layer.o if block.part == "attention" else layer.down
-            if id(correction) not in ready:
-                ready[id(correction)] = _own(correction, shared, weights)
-            found.setdefault(block, {})[variant] = ready[id(correction)]
+            made = _own(correction, shared, ready, sides=1 if block.part == "attention" else 2)
+            found.setdefault(block, {})[variant] = made
     return found
 
 
-def _own(correction: Correction, shared: DenseLinear, weights: BaseWeights) -> Own:
-    def ready(tensor: Tensor) -> Tensor:
-        return tensor.to(device=weights.device, dtype=weights.dtype).contiguous()
+class _Ready:
+    """Tensors as the engine holds them, each once."""
 
+    def __init__(self, weights: BaseWeights) -> None:
+        self._device, self._dtype = weights.device, weights.dtype
+        self._made: dict[int, Tensor] = {}
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._made:
+            made = tensor.to(device=self._device, dtype=self._dtype).contiguous()
+            self._made[id(tensor)] = made
+        return self._made[id(tensor)]
+
+
+def _own(correction: Correction, shared: DenseLinear, ready: _Ready, sides: int) -> Own:
     bias = ready(correction.bias)
     if isinstance(correction, Materialised):
         if shared.bias is not None:
             bias = bias + shared.bias
         return Own(inner=DenseLinear(ready(correction.weight), bias), replaces=True)
+    entry = None if correction.entry is None else _entry(correction.entry, ready, sides)
     if correction.rank == 0:
-        return Own(bias=bias)
-    inner, outer = DenseLinear(ready(correction.down)), DenseLinear(ready(correction.up), bias)
-    return Own(inner=inner, outer=outer)
+        return Own(bias=bias, entry=entry)
+    inner = DenseLinear(ready(correction.down))
+    return Own(inner=inner, outer=DenseLinear(ready(correction.up), bias), entry=entry)
+
+
+def _entry(entry: Entry, ready: _Ready, sides: int) -> OwnEntry:
+    if entry.rank == 0:
+        return OwnEntry(ready(entry.norm))
+    outers = tuple(DenseLinear(up) for up in ready(entry.up).chunk(sides))
+    return OwnEntry(ready(entry.norm), DenseLinear(ready(entry.down)), outers)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pruners.kv import QUERIES
 from pruners.variant import Block, VariantSpec
-from server.engine.block import Site, run_block
+from server.engine.block import Entries, Site, run_block
 from server.engine.corrections import OwnParts
 from server.engine.kv_cache import KVCache, SequenceCache
 from server.engine.ladder import Rows, RowSets, Rung, ladder
@@ -120,14 +120,20 @@ class Decoder:
             ),
         )
 
-    def _mlp(self, layer: LayerWeights, h: Tensor, rung: Rung) -> Tensor:
+    def _mlp(self, layer: LayerWeights, h: Tensor, rung: Rung, entries: Entries) -> Tensor:
         """Activations of FFN neurons `rung.low..high`, `[rows, neurons]`. `h` is normed rows."""
-        gate = layer.gate.outputs(rung.low, rung.high)(h)
-        up = layer.up.outputs(rung.low, rung.high)(h)
+        gate = entries.add_to(layer.gate.outputs(rung.low, rung.high)(h), 0, rung.low, rung.high)
+        up = entries.add_to(layer.up.outputs(rung.low, rung.high)(h), 1, rung.low, rung.high)
         return self.weights.activation(gate) * up
 
     def _attention(
-        self, step: _Step, index: int, layer: LayerWeights, h: Tensor, rung: Rung
+        self,
+        step: _Step,
+        index: int,
+        layer: LayerWeights,
+        h: Tensor,
+        rung: Rung,
+        entries: Entries,
     ) -> Tensor:
         """What the query heads of KV groups `rung.low..high` mix, `[rows, heads * dim]`."""
         shape = self.weights.shape
@@ -135,7 +141,8 @@ class Decoder:
         rows, groups = step.sets.of(rung.variants), slice(rung.low, rung.high)
         where = step.sets.index(rung.variants, step.sets.variants)
         width = (queries + 2) * dim
-        fused = layer.qkv.outputs(rung.low * width, rung.high * width)(h)
+        low, high = rung.low * width, rung.high * width
+        fused = entries.add_to(layer.qkv.outputs(low, high)(h), 0, low, high)
         fused = fused.view(rows.count, rung.high - rung.low, queries + 2, dim)
         turned, values = fused[:, :, : queries + 1], fused[:, :, queries + 1]
         if layer.qk_norm is not None:

@@ -20,7 +20,7 @@ from transformers import (
 
 from pruners.architecture import SERVED_FAMILIES, UnsupportedModelError, locate
 from pruners.architecture import Decoder as LocatedModel
-from pruners.artefact import Artefact, ArtefactError
+from pruners.artefact import Artefact
 from pruners.fingerprint import fingerprint
 from pruners.recovery import Correction
 from pruners.variant import Block, VariantSpec, base_spec
@@ -29,14 +29,8 @@ from server.engine.corrections import OwnParts, own_parts
 from server.engine.decoder import Decoder
 from server.engine.kv_cache import KVCache
 from server.engine.native_decoder import NativeDecoder
-from server.engine.packed_weights import (
-    PackedOwnParts,
-    PackedWeights,
-    held_bits,
-    pack_weights,
-    packed_own_parts,
-    round_weights,
-)
+from server.engine.packed_own import PackedOwnParts, packed_own_parts
+from server.engine.packed_weights import PackedWeights, held_bits, pack_weights, round_weights
 from server.engine.precision import BITS, Precision
 from server.engine.weights import BaseWeights, take_weights
 
@@ -125,11 +119,8 @@ def load_model(
     precision = _resolved(precision, decoder)
     if precision == "bf16" and model.dtype != torch.bfloat16:
         decoder = locate(load_transformers(source, torch.bfloat16))
-    if artefact is not None and artefact.fingerprint != identity:
-        raise ArtefactError(
-            f"the artefact was built for '{artefact.model_name}' ({artefact.fingerprint}), not for "
-            f"this model ({identity}); build one with `trimtab build`"
-        )
+    if artefact is not None:
+        artefact.check_base(identity)
     longest = model.config.max_position_embeddings
     eos = model.generation_config.eos_token_id or []
     defaults = {

@@ -25,6 +25,16 @@ class Matrix(Structure):
     )
 
 
+class Entry(Structure):
+    _fields_ = (
+        ("norm", c_void_p),
+        ("inner", POINTER(Matrix)),
+        ("outer", c_void_p),
+        ("rank", c_int32),
+        ("features", c_int32),
+    )
+
+
 class Own(Structure):
     _fields_ = (
         ("inner", POINTER(Matrix)),
@@ -32,6 +42,7 @@ class Own(Structure):
         ("bias", c_void_p),
         ("rank", c_int32),
         ("replaces", c_int32),
+        ("entry", POINTER(Entry)),
     )
 
 

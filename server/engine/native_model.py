@@ -5,7 +5,8 @@ from ctypes import POINTER, c_int32, pointer
 
 from pruners.variant import Block, Part, VariantSpec
 from server.engine import native_library as native
-from server.engine.packed_weights import PackedLayer, PackedOwnParts, PackedWeights
+from server.engine.packed_own import PackedEntry, PackedOwnParts
+from server.engine.packed_weights import PackedLayer, PackedWeights
 from server.engine.packing import PackedMatrix
 
 
@@ -72,16 +73,26 @@ class NativeModel:
             if own is None:
                 continue
             inner = None if own.inner is None else pointer(matrix_of(own.inner))
+            entry = None if own.entry is None else pointer(self._entry(own.entry))
             found = native.Own(
                 inner,
                 native.pointer(own.outer),
                 own.bias.data_ptr(),
                 own.rank,
                 int(own.replaces),
+                entry,
             )
             owns[index] = pointer(found)
-            self._kept += [inner, found]
+            self._kept += [inner, entry, found]
         return owns
+
+    def _entry(self, entry: PackedEntry) -> native.Entry:
+        inner = None if entry.inner is None else pointer(matrix_of(entry.inner))
+        self._kept.append(inner)
+        outer, features = entry.outer, 0 if entry.outer is None else entry.outer.shape[1]
+        return native.Entry(
+            entry.norm.data_ptr(), inner, native.pointer(outer), entry.rank, features
+        )
 
 
 def matrix_of(packed: PackedMatrix) -> native.Matrix:

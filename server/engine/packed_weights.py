@@ -1,7 +1,6 @@
-"""The base's weights in 4 or 8 bits, laid out for the native kernels, and what variants add."""
+"""The base's weights in 4 or 8 bits, laid out for the native kernels."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -9,8 +8,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.architecture import Shape
-from pruners.recovery import Correction, Materialised
-from pruners.variant import Block
 from server.engine.linear import DenseLinear
 from server.engine.packing import BLOCK, Bits, Codes, PackedMatrix, error, pack, quantise
 from server.engine.weights import BaseWeights, LayerWeights, Norm
@@ -18,25 +15,6 @@ from server.engine.weights import BaseWeights, LayerWeights, Norm
 log = logging.getLogger(__name__)
 
 _EXACT = 1e-6  # relative: a source that was quantised the same way
-
-
-@dataclass(frozen=True, slots=True)
-class PackedOwn:
-    """The own part of one `o` or `down`, as `native.h` has it."""
-
-    inner: PackedMatrix | None
-    outer: Tensor | None  # fp16, [rank, outputs padded to 16]
-    bias: Tensor
-    rank: int
-    replaces: bool
-
-    def tensors(self) -> list[Tensor]:
-        """Every resident tensor of it."""
-        inner = [] if self.inner is None else self.inner.tensors()
-        return [self.bias, *inner, *([] if self.outer is None else [self.outer])]
-
-
-PackedOwnParts = dict[Block, dict[str, PackedOwn]]
 
 
 @dataclass(slots=True)
@@ -187,43 +165,13 @@ def _floats(norm: Norm) -> Tensor:
 
 
 def interleaved(gate: DenseLinear, up: DenseLinear) -> tuple[Tensor, Tensor | None]:
-    """Rows of 16 gates, then their 16 ups, and so on; the last may be filled up with zeros."""
-
-    def woven(one: Tensor, other: Tensor) -> Tensor:
-        rows = -len(one) % BLOCK
-        sides = [F.pad(t, (0, 0) * (t.dim() - 1) + (0, rows)) for t in (one, other)]
-        return torch.stack([t.unflatten(0, (-1, BLOCK)) for t in sides], dim=1).flatten(0, 2)
-
+    """Rows of 16 gates, then their 16 ups, and so on."""
     bias = None if gate.bias is None or up.bias is None else woven(gate.bias, up.bias)
     return woven(gate.weight, up.weight), bias
 
 
-def packed_own_parts(
-    weights: PackedWeights, corrections: Mapping[str, Mapping[Block, Correction]]
-) -> PackedOwnParts:
-    """Corrections by block and variant. One that variants share is resident once."""
-    found: PackedOwnParts = {}
-    ready: dict[int, PackedOwn] = {}
-    for variant, blocks in corrections.items():
-        for block, correction in blocks.items():
-            layer = weights.layers[block.layer]
-            shared = layer.o if block.part == "attention" else layer.down
-            if id(correction) not in ready:
-                ready[id(correction)] = _own(correction, shared)
-            found.setdefault(block, {})[variant] = ready[id(correction)]
-    return found
-
-
-def _own(correction: Correction, shared: PackedMatrix) -> PackedOwn:
-    bias = correction.bias.float().contiguous()
-    if isinstance(correction, Materialised):
-        if shared.bias is not None:
-            bias = bias + shared.bias
-        matrix = pack(quantise(correction.weight, shared.bits), input_major=True)
-        return PackedOwn(matrix, None, bias, 0, replaces=True)
-    if correction.rank == 0:
-        return PackedOwn(None, None, bias, 0, replaces=False)
-    inner = pack(quantise(correction.down, 8))
-    up = correction.up.float().t()
-    outer = F.pad(up, (0, -up.shape[1] % BLOCK)).half().contiguous()
-    return PackedOwn(inner, outer, bias, correction.rank, replaces=False)
+def woven(gates: Tensor, ups: Tensor) -> Tensor:
+    """16 of one, 16 of the other, and so on; the last may be filled up with zeros."""
+    rows = -len(gates) % BLOCK
+    sides = [F.pad(t, (0, 0) * (t.dim() - 1) + (0, rows)) for t in (gates, ups)]
+    return torch.stack([t.unflatten(0, (-1, BLOCK)) for t in sides], dim=1).flatten(0, 2)

@@ -6,7 +6,7 @@ import torch
 from pruners.architecture import locate
 from pruners.mask import mask
 from pruners.order import Order
-from pruners.recovery import LowRank, Materialised, constant
+from pruners.recovery import Entry, LowRank, Materialised, constant
 from pruners.variant import Block, VariantSpec, base_spec
 from server.engine.corrections import own_parts
 from server.engine.decoder import Segment
@@ -25,6 +25,8 @@ def specs_of(shape) -> dict[str, VariantSpec]:
         VariantSpec("narrower", (1, 1, 0), (32, 32, 64)),
         VariantSpec("plain", (full, full, full), (64, 64, 64)),
         VariantSpec("own", (full, 1, full), (64, 96, 0)),
+        VariantSpec("trained", (1, full, 1), (96, 40, 64)),
+        VariantSpec("norms", (full, 0, 1), (0, 96, 80)),
     ]
     return {spec.name: spec for spec in found}
 
@@ -48,9 +50,19 @@ def corrections_of(spec: VariantSpec, shape, kind: str, seed: int):
             elif kind == "materialised":
                 found[block] = Materialised(draw(shape.hidden), draw(shape.hidden, width))
             else:
-                rank = {"rank": 4, "bias": 0}[kind]
+                rank = {"rank": 4, "bias": 0, "trained": 5, "norms": 0}[kind]
                 up, down = draw(shape.hidden, rank), draw(rank, width)
-                found[block] = LowRank(draw(shape.hidden), up, down)
+                entry = None
+                if kind in ("trained", "norms"):
+                    per_group = (shape.queries_per_group + 2) * shape.head_dim
+                    features = (
+                        spec.kv_groups[layer] * per_group
+                        if block.part == "attention"
+                        else 2 * width
+                    )
+                    inner = draw(features, rank), draw(rank, shape.hidden)
+                    entry = Entry(1 + draw(shape.hidden), *inner)
+                found[block] = LowRank(draw(shape.hidden), up, down, entry)
     return found
 
 
@@ -67,6 +79,8 @@ def setting(family: str):
         "narrow": corrections_of(specs["narrow"], shape, "rank", 1),
         "narrower": corrections_of(specs["narrower"], shape, "bias", 2),
         "own": corrections_of(specs["own"], shape, "materialised", 3),
+        "trained": corrections_of(specs["trained"], shape, "trained", 4),
+        "norms": corrections_of(specs["norms"], shape, "norms", 5),
     }
     runner = runner_of(weights, own=own_parts(weights, corrections))
     return locate(model), order, specs, corrections, runner

@@ -9,7 +9,8 @@ from server.engine.decoder import Decoder, Segment
 from server.engine.kv_cache import KVCache
 from server.engine.native_decoder import NativeDecoder
 from server.engine.native_model import matrix_of
-from server.engine.packed_weights import pack_weights, packed_own_parts, round_weights
+from server.engine.packed_own import packed_own_parts
+from server.engine.packed_weights import pack_weights, round_weights
 from server.engine.packing import pack, quantise
 from tests.engine.driving import weights_of
 from tests.engine.test_corrections import corrections_of, specs_of
@@ -69,6 +70,8 @@ def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.float16):
         "narrow": corrections_of(specs["narrow"], shape, "rank", 1),
         "narrower": corrections_of(specs["narrower"], shape, "bias", 2),
         "own": corrections_of(specs["own"], shape, "materialised", 3),
+        "trained": corrections_of(specs["trained"], shape, "trained", 4),
+        "norms": corrections_of(specs["norms"], shape, "norms", 5),
     }
     reference = Decoder(
         rounded, KVCache(shape, 2048, torch.float32, CPU), own_parts(rounded, corrections)

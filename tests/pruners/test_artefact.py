@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape
 from pruners.artefact import Artefact, ArtefactError, load_artefact
-from pruners.recovery import LowRank, Materialised
+from pruners.recovery import Entry, LowRank, Materialised
 from pruners.table import Accuracy, Cost, Quality, Table
 from pruners.variant import Block, VariantSpec, both, depth_spec, width_spec
 
@@ -53,6 +53,9 @@ def corrections_of(spec: VariantSpec, generator: torch.Generator):
         if width
     }
     found[Block(2, "mlp")] = Materialised(draw(64), draw(64, spec.ffn[2]))
+    groups = spec.kv_groups[0]
+    entry = Entry(draw(64), draw(groups * 4 * 16, 4), draw(4, 64))  # two queries, a key, a value
+    found[Block(0, "attention")] = LowRank(draw(64), draw(64, 0), draw(0, groups * 32), entry)
     return found
 
 
@@ -89,7 +92,7 @@ def test_what_variants_share_is_kept_and_loaded_once(folder: Path):
         kept = [key for key in file.keys() if key.endswith("/0.mlp.up")]  # noqa: SIM118
     assert len(kept) == 1
     one, other = load_artefact(folder).corrections.values()
-    assert one[block] is other[block]
+    assert one[block].up is other[block].up
     assert torch.equal(one[block].up, first[block].up)
 
 
@@ -139,6 +142,10 @@ DAMAGE = {
     "of another width": lambda f: rewrite(
         f, lambda t: t.update({"ffn-50/0.mlp.down": torch.zeros(4, 47)})
     ),
+    "an entry of another width": lambda f: rewrite(
+        f, lambda t: t.update({"ffn-50/0.attention.entry.up": torch.zeros(64, 4)})
+    ),
+    "half an entry": lambda f: rewrite(f, lambda t: t.pop("ffn-50/0.attention.entry.norm")),
     "of no variant": lambda f: rewrite(f, lambda t: t.update({"x/0.mlp.up": torch.zeros(64, 4)})),
     "shared with nobody": lambda f: edit(
         f / "variants.json", lambda v: v["corrected"]["ffn-50"].update({"0.attention": "x"})

@@ -81,7 +81,7 @@ def swap_weights(folder: Path, spec: VariantSpec, name: str) -> None:
     [
         (MIXED, lambda f: (f / MANIFEST).unlink(), "is no slice: it has no trimtab_slice.json"),
         (MIXED, lambda f: truncate(f / MANIFEST), "is damaged"),
-        (MIXED, lambda f: edit(f / MANIFEST, schema=7), "has schema 7, this version reads 1"),
+        (MIXED, lambda f: edit(f / MANIFEST, schema=7), "has schema 7, this version reads 2"),
         (MIXED, lambda f: (f / MANIFEST).write_text("[]"), "is damaged"),
         (MIXED, lambda f: edit(f / MANIFEST, **{"class": "Trainer"}), "names no loader or model"),
         (MIXED, lambda f: edit(f / MANIFEST, **{"class": "BertForMaskedLM"}), "is damaged"),

@@ -21,7 +21,7 @@ class Attention : public Rows {
     Members& who = local.members;
     members(index, kAttention, who);
     if (who.count) {
-      project(layer.qkv, who, normed(who, layer.attention_norm, local));
+      project(index, who, normed(index, kAttention, who, layer.attention_norm, local));
       if (prompts_) cache_prompts(index, who);
       mix_values(index, local);
       inputs = &collect(who, local);
@@ -55,7 +55,8 @@ class Attention : public Rows {
     b_.partial.fit(partials * model_.queries * (up(model_.head_dim, 8) + 2));
   }
 
-  void project(const TrimMatrix& qkv, const Members& who, const Quantised& inputs) {
+  void project(int index, const Members& who, const Inputs& inputs) {
+    const TrimMatrix& qkv = model_.layer[index].qkv;
     const int64_t blocks = up((int64_t)who.width.get()[0] * group_, 16) / 16;
     pool_.share(blocks, pool_.grain(blocks), [&](int64_t from, int64_t to) {
       for (int64_t b = from; b < to; ++b) {
@@ -66,8 +67,12 @@ class Attention : public Rows {
           for (int o = 0; o < 16; ++o)
             out[o] = qkv.bias && 16 * b + o < qkv.outputs ? qkv.bias[16 * b + o] : 0.0f;
         }
-        output_block(qkv, b, inputs, who.row.get(), nullptr, reach,
-                     [&](int32_t row) { return b_.qkv.get() + row * qkv_ + 16 * b; });
+        const auto place = [&](int32_t row) { return b_.qkv.get() + row * qkv_ + 16 * b; };
+        output_block(qkv, b, inputs.normed, who.row.get(), nullptr, reach, place);
+        for (int i = 0; i < reach; ++i) {
+          const int32_t r = who.row.get()[i];
+          enter(index, kAttention, r, inputs.entered, b, place(r));
+        }
       }
     });
     pool_.barrier();

@@ -70,14 +70,14 @@ struct Chunks {
 struct Local {
   Members members;
   Quantised normed, heads;  // with few rows, where threads do not share them
-  Scratch<float> line, scores, turned, values, mixed;
+  Scratch<float> line, scores, turned, values, mixed, entered;
   Scratch<const float*> queries;
   Scratch<int32_t> position, rows, widths;
 };
 
 // What the threads of a step share, by row unless it says otherwise.
 struct Buffers {
-  Scratch<float> x, y, qkv, mixed, inner, partial;
+  Scratch<float> x, y, qkv, mixed, inner, entered, partial;
   Scratch<int32_t> owner;  // the segment
   Quantised normed, heads, neurons;
   std::vector<Chunks> parts;

@@ -26,14 +26,25 @@ typedef struct {
   int32_t input_major;
 } TrimMatrix;
 
-// What a variant has of its own in one sub-block: outer(inner(inputs)) + bias beside the shared
-// matrix, or inner(inputs) + bias in its place. `outer` is fp16, [rank][outputs].
+// What a variant has of its own in front of one sub-block: a norm in the place of the base's, and
+// outer(inner(normed)) beside the input projection. `outer` is fp16, [rank][features], those of the
+// kept units as the projection has them, padded to 16 (of an MLP its gates and its ups, each).
+typedef struct {
+  const float* norm;  // [hidden]
+  const TrimMatrix* inner;
+  const uint16_t* outer;
+  int32_t rank, features;  // rank 0: the norm alone
+} TrimEntry;
+
+// What it has behind it: outer(inner(inputs)) + bias beside the shared matrix, or inner(inputs) +
+// bias in its place. `outer` is fp16, [rank][outputs].
 typedef struct {
   const TrimMatrix* inner;
   const uint16_t* outer;
   const float* bias;
   int32_t rank;
   int32_t replaces;
+  const TrimEntry* entry;  // or null
 } TrimOwn;
 
 typedef struct {

@@ -15,13 +15,20 @@ class Rows {
     b_.normed.fit(rows, model.hidden);
     b_.owner.fit(rows);
     rank_ = 0;
+    entries_ = false;
     for (int s = 0; s < batch.segments; ++s) {
       for (int r = batch.first[s]; r < batch.first[s + 1]; ++r) b_.owner.get()[r] = s;
       for (int i = 0; i < model.layers; ++i)
-        for (const TrimOwn* own : {batch.variants[s]->attention[i], batch.variants[s]->mlp[i]})
-          if (own && own->outer && up(own->rank, 16) > rank_) rank_ = up(own->rank, 16);
+        for (const TrimOwn* own : {batch.variants[s]->attention[i], batch.variants[s]->mlp[i]}) {
+          if (!own) continue;
+          if (own->outer && up(own->rank, 16) > rank_) rank_ = up(own->rank, 16);
+          if (!own->entry || !own->entry->rank) continue;
+          entries_ = true;
+          if (up(own->entry->rank, 16) > rank_) rank_ = up(own->entry->rank, 16);
+        }
     }
     b_.inner.fit(rows * rank_);
+    b_.entered.fit(rows * rank_);
   }
 
  protected:
@@ -71,6 +78,11 @@ class Rows {
     return part == kAttention ? v.attention[layer] : v.mlp[layer];
   }
 
+  const TrimEntry* entry(int64_t row, int layer, Part part) const {
+    const TrimOwn* mine = own(row, layer, part);
+    return mine ? mine->entry : nullptr;
+  }
+
   // With few rows every thread prepares all of them for itself, which is quicker than to meet.
   static constexpr int kFew = 3;
 
@@ -90,17 +102,53 @@ class Rows {
     return mine;
   }
 
-  const Quantised& normed(const Members& who, const float* weight, Local& local) {
+  // What a sub-block's input projection reads, and the narrow products of entries, [rows][rank].
+  struct Inputs {
+    const Quantised& normed;
+    const float* entered;
+  };
+
+  Inputs normed(int index, Part part, const Members& who, const float* weight, Local& local) {
     float* buffer = local.line.fit(hidden_);
     Quantised& out = prepared(who, b_.normed, local.normed);
+    float* entered =
+        who.count > kFew ? b_.entered.get() : local.entered.fit(batch_.rows * rank_);
     each_row(who, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
-        const int64_t r = who.row.get()[i];
-        norm(b_.x.get() + r * hidden_, weight, model_.hidden, buffer);
+        const int32_t r = who.row.get()[i];
+        const TrimEntry* mine = entry(r, index, part);
+        norm(b_.x.get() + r * hidden_, mine ? mine->norm : weight, model_.hidden, buffer);
         quantise(buffer, model_.hidden, out.code(r), out.scale(r), out.sum(r));
+        if (mine && mine->rank) narrow(*mine->inner, out, r, nullptr, entered + r * rank_);
       }
     });
-    return out;
+    return {out, entered};
+  }
+
+  // out[0..rank) = matrix(inputs of one row); the rest up to a multiple of 16 is 0.
+  void narrow(const TrimMatrix& matrix, const Quantised& inputs, int32_t row,
+              const int32_t* width, float* out) const {
+    const int64_t rank = up(matrix.outputs, 16);
+    memset(out, 0, rank * sizeof(float));
+    output_blocks(matrix, 0, rank / 16, inputs, &row, width, 1, [&](int32_t) { return out; });
+  }
+
+  // out[0..16) += output block `block` of what a row's entry adds to the input projection.
+  void enter(int index, Part part, int64_t row, const float* entered, int64_t block,
+             float* out) const {
+    const TrimEntry* mine = entries_ ? entry(row, index, part) : nullptr;
+    if (mine && 16 * block < mine->features)
+      widen(entered + row * rank_, mine->rank, mine->outer + 16 * block, mine->features, 16, out);
+  }
+
+  // out[0..count) += outer(inner), for a run of outputs; `outer` rows are `stride` apart.
+  TRIM_INLINE void widen(const float* inner, int rank, const uint16_t* outer, int64_t stride,
+                         int64_t count, float* out) {
+    for (int k = 0; k < rank; ++k, outer += stride) {
+      const v8f factor = splat(inner[k]);
+      for (int64_t i = 0; i < count; i += 8)
+        store8(out + i, Isa::fma(factor, Isa::load_half(outer + i), load8(out + i)));
+    }
   }
 
   TRIM_INLINE void nothing(int8_t* codes, float* scales, float* sums, int64_t block) {
@@ -160,24 +208,21 @@ class Rows {
 
   // The narrow products of corrections, [rows][rank]. Says whether any row has an own part.
   bool inner_products(int index, Part part, const Quantised& inputs, const Members& who) {
-    bool owned = false, narrow = false;
+    bool owned = false, ranked = false;
     for (int s = 0; s < batch_.segments; ++s) {
       const TrimVariant& v = *batch_.variants[s];
       const TrimOwn* mine = part == kAttention ? v.attention[index] : v.mlp[index];
       if (!mine) continue;
       owned = true;
-      narrow = narrow || mine->outer;
+      ranked = ranked || mine->outer;
     }
-    if (!narrow) return owned;
+    if (!ranked) return owned;
     pool_.share(who.count, 1, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int32_t r = who.row.get()[i];
         const TrimOwn* mine = own(r, index, part);
         if (!mine || !mine->outer) continue;
-        float* out = b_.inner.get() + (int64_t)r * rank_;
-        memset(out, 0, up(mine->rank, 16) * sizeof(float));
-        output_blocks(*mine->inner, 0, up(mine->rank, 16) / 16, inputs, &r,
-                      &who.width.get()[i], 1, [&](int32_t) { return out; });
+        narrow(*mine->inner, inputs, r, &who.width.get()[i], b_.inner.get() + r * rank_);
       }
     });
     pool_.barrier();
@@ -192,13 +237,7 @@ class Rows {
       float* out = (member ? target : b_.x.get()) + r * hidden_ + begin;
       if (mine->bias) add(out, mine->bias, begin, end);
       if (!member || !mine->outer) continue;
-      const float* inner = b_.inner.get() + r * rank_;
-      for (int k = 0; k < mine->rank; ++k) {
-        const uint16_t* column = mine->outer + k * hidden_ + begin;
-        const v8f factor = splat(inner[k]);
-        for (int64_t i = 0; i < end - begin; i += 8)
-          store8(out + i, Isa::fma(factor, Isa::load_half(column + i), load8(out + i)));
-      }
+      widen(b_.inner.get() + r * rank_, mine->rank, mine->outer + begin, hidden_, end - begin, out);
     }
   }
 
@@ -210,4 +249,5 @@ class Rows {
 
  private:
   int64_t rank_;
+  bool entries_;  // any with a rank
 };

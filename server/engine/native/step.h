@@ -64,14 +64,13 @@ class Step : public Attention {
     Members& who = local.members;
     members(index, kMlp, who);
     if (who.count) {
-      neurons(layer.gate_up, who, normed(who, layer.mlp_norm, local), local);
+      neurons(index, who, normed(index, kMlp, who, layer.mlp_norm, local), local);
     }
     join_residual(index, kMlp, layer.down, b_.neurons, layer.mlp_out_norm, local);
   }
 
   // Activations of 32 neurons at a time, quantised as soon as they are there.
-  void neurons(const TrimMatrix& gate_up, const Members& who, const Quantised& inputs,
-               Local& local) {
+  void neurons(int index, const Members& who, const Inputs& inputs, Local& local) {
     constexpr int kGroup = Isa::kRows;
     float* room = local.line.fit(64 * kGroup);
     const int64_t units = up(who.width.get()[0], 32) / 32;
@@ -81,7 +80,7 @@ class Step : public Attention {
         for (int begin = 0; begin < who.count; begin += kGroup) {
           const int n = begin + kGroup < who.count ? kGroup : who.count - begin;
           const int here = reach - begin < n ? reach - begin : n;
-          if (here > 0) gates(gate_up, inputs, who, begin, here, u, room);
+          if (here > 0) gates(index, inputs, who, begin, here, u, room);
           for (int m = 0; m < n; ++m) {
             const int64_t r = who.row.get()[begin + m];
             Quantised& q = b_.neurons;
@@ -101,11 +100,12 @@ class Step : public Attention {
   }
 
   // room[64 m ..]: the activations of neurons 32u.. of `n` rows from `begin` on.
-  void gates(const TrimMatrix& gate_up, const Quantised& inputs, const Members& who, int begin,
-             int n, int64_t u, float* room) {
+  void gates(int index, const Inputs& inputs, const Members& who, int begin, int n, int64_t u,
+             float* room) {
+    const TrimMatrix& gate_up = model_.layer[index].gate_up;
     Tile tile;
     const int blocks = (int)Packed::input_blocks(gate_up);
-    for (int m = 0; m < n; ++m) tile.input(m, inputs, who.row.get()[begin + m]);
+    for (int m = 0; m < n; ++m) tile.input(m, inputs.normed, who.row.get()[begin + m]);
     for (int half = 0; half < 2 && 32 * u + 16 * half < model_.ffn; ++half) {
       for (int side = 0; side < 2; ++side) {
         const int64_t block = 4 * u + 2 * half + side;
@@ -115,6 +115,8 @@ class Step : public Attention {
             out[o] = gate_up.bias ? gate_up.bias[16 * block + o] : 0.0f;
         }
         tile.product(n, gate_up, block, 0, blocks);
+        for (int m = 0; m < n; ++m)
+          enter(index, kMlp, who.row.get()[begin + m], inputs.entered, block, tile.out[m]);
       }
     }
     for (int m = 0; m < n; ++m)

@@ -1,0 +1,243 @@
+"""The loop: many variants learn from one pass of the base over each batch."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.progress import Progress, TaskID
+
+from pruners.architecture import Decoder
+from pruners.distill.loss import distribution, divergence
+from pruners.distill.state import read_state, write_state
+from pruners.distill.student import Student, Tier
+from pruners.order import Order
+from pruners.recovery import Correction, RecoveryError
+from pruners.replay import final_hidden
+from pruners.rows import Batch, batches, count
+from pruners.variant import Block, VariantSpec
+
+MICRO_TOKENS = 2048
+"""Read at once; a larger batch is read in parts, whose gradients add up."""
+_WARM_UP = 0.05  # of all steps
+_LAST = 0.05  # of the highest learning rate
+_RATES = {"norms": 5e-3, "lora": 2e-3}
+"""By tier, and in the `lora` tier of low ranks; its norms and biases take half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How to train. `rank` is that of the `lora` tier, `rate` the highest learning rate.
+
+    Each variant stops `patience` checks after its best, a check being made every `check` steps.
+    """
+
+    tier: Tier = "lora"
+    rank: int = 16
+    batch_tokens: int = 4096
+    rate: float | None = None
+    check: int = 10
+    patience: int = 4
+    seed: int = 0
+
+    def steps(self, rows: Sequence[torch.Tensor]) -> int:
+        """Batches in one epoch."""
+        return count(rows) // self.batch_tokens
+
+
+@dataclass(slots=True)
+class Trained:
+    """What came out for one variant: held-out KL at each check, the first before any step."""
+
+    corrections: dict[Block, Correction]
+    history: list[float] = field(default_factory=list)
+
+
+def train(
+    decoder: Decoder,
+    specs: Sequence[VariantSpec],
+    order: Order,
+    corrections: Mapping[str, Mapping[Block, Correction]],
+    rows: Sequence[torch.Tensor],
+    held_out: Sequence[torch.Tensor],
+    training: Training,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Trained]:
+    """Trains variants against the base on `rows`, one epoch, by KL over the full vocabulary.
+
+    AdamW without decay, betas .9 and .95, gradients clipped to 1, the rate warmed up and let down
+    by a cosine. `held_out` rows say which state is kept: the best, the one before training
+    included. With a `state` file an interrupted call goes on from its last check, to the same
+    result. Raises `RecoveryError` if there is no batch to train on.
+    """
+    steps = training.steps(rows)
+    if steps < 1:
+        raise RecoveryError(
+            f"{count(rows)} tokens are less than a batch of {training.batch_tokens}; give more text"
+        )
+    run = _Run(decoder, specs, order, corrections, held_out, training, steps)
+    done = 0 if state is None else read_state(state, run.learners)
+    task = _task(progress, steps, done)
+    if done == 0:
+        run.check()
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(training.seed))
+    for step, batch in enumerate(_drawn(rows, drawn.tolist(), training.batch_tokens)):
+        if step < done:
+            continue
+        if step >= steps or run.finished():
+            break
+        run.step(step, batch)
+        if (step + 1) % training.check == 0 or step + 1 == steps:
+            run.check()
+            if state is not None:
+                write_state(state, step + 1, run.learners)
+        if progress is not None and task is not None:
+            progress.update(task, completed=step + 1, description=run.summary())
+    return {learner.name: run.result(learner) for learner in run.learners}
+
+
+@dataclass(slots=True)
+class Learner:
+    """A student with its optimizer, its best state so far and its held-out KL at each check."""
+
+    name: str
+    student: Student
+    optimizer: torch.optim.AdamW
+    best: dict[str, torch.Tensor]
+    history: list[float] = field(default_factory=list)
+
+    def since_best(self) -> int:
+        """Checks since the best one."""
+        return len(self.history) - 1 - min(range(len(self.history)), key=self.history.__getitem__)
+
+
+class _Run:
+    def __init__(
+        self,
+        decoder: Decoder,
+        specs: Sequence[VariantSpec],
+        order: Order,
+        corrections: Mapping[str, Mapping[Block, Correction]],
+        held_out: Sequence[torch.Tensor],
+        training: Training,
+        steps: int,
+    ) -> None:
+        self._decoder = decoder
+        self._before = corrections
+        self._held_out = list(batches(held_out, MICRO_TOKENS))
+        self._training = training
+        self._steps = steps
+        self.learners = [self._learner(spec, order) for spec in specs]
+
+    def _learner(self, spec: VariantSpec, order: Order) -> Learner:
+        training, own = self._training, self._before.get(spec.name, {})
+        student = Student(
+            self._decoder, spec, order, own, training.tier, training.rank, training.seed
+        ).to(self._decoder.embed.weight.device)
+        rate = training.rate or _RATES[training.tier]
+        trained = [p for p in student.parameters() if p.requires_grad and p.numel()]
+        ranks = [p for p in trained if p.dim() == 2]
+        vectors = [p for p in trained if p.dim() == 1]
+        groups = [{"params": vectors, "peak": rate / 2 if ranks else rate}]
+        if ranks:
+            groups.append({"params": ranks, "peak": rate})
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+        return Learner(spec.name, student, optimizer, _copied(student))
+
+    def finished(self) -> bool:
+        return not self._active()
+
+    def _active(self) -> list[Learner]:
+        return [
+            learner for learner in self.learners if learner.since_best() < self._training.patience
+        ]
+
+    def step(self, step: int, rows: Sequence[torch.Tensor]) -> None:
+        """One update of every variant that still gets better."""
+        active = self._active()
+        total = sum(int(batch.scored().sum()) for batch in batches(rows, MICRO_TOKENS))
+        for batch in batches(rows, MICRO_TOKENS):
+            base, scored = self._base(batch)
+            share = len(base) / total
+            for learner in active:
+                loss = self._divergence(learner, batch, base, scored)
+                (loss * share).backward()
+        for learner in active:
+            for group in learner.optimizer.param_groups:
+                group["lr"] = group["peak"] * self._factor(step)
+            parameters = [p for g in learner.optimizer.param_groups for p in g["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            learner.optimizer.step()
+            learner.optimizer.zero_grad(set_to_none=True)
+
+    def _factor(self, step: int) -> float:
+        warm = max(1, round(_WARM_UP * self._steps))
+        if step < warm:
+            return (step + 1) / warm
+        through = (step - warm) / max(1, self._steps - warm)
+        return _LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * through))
+
+    def _base(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            hidden = final_hidden(self._decoder, batch)
+            scored = batch.scored().to(hidden.device)
+            return distribution(self._decoder.head, hidden[scored]), scored
+
+    def _divergence(
+        self, learner: Learner, batch: Batch, base: torch.Tensor, scored: torch.Tensor
+    ) -> torch.Tensor:
+        return divergence(self._decoder.head, learner.student.hidden(batch)[scored], base)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Notes every active variant's held-out KL, and its state if that is the best."""
+        active = [learner for learner in self.learners if not learner.history] or self._active()
+        sums, tokens = dict.fromkeys((learner.name for learner in active), 0.0), 0
+        for batch in self._held_out:
+            base, scored = self._base(batch)
+            tokens += len(base)
+            for learner in active:
+                loss = float(self._divergence(learner, batch, base, scored)) * len(base)
+                sums[learner.name] += loss
+        for learner in active:
+            kl = sums[learner.name] / tokens
+            if not learner.history or kl < min(learner.history):
+                learner.best = _copied(learner.student)
+            learner.history.append(kl)
+
+    def summary(self) -> str:
+        """For a progress bar: held-out KL before and now."""
+        now = [f"{le.history[0]:.3f}>{min(le.history):.3f}" for le in self.learners]
+        return f"Training, KL {' '.join(now[:3])}{' ...' if len(now) > 3 else ''}"
+
+    def result(self, learner: Learner) -> Trained:
+        """The best state as corrections."""
+        before = self._before.get(learner.name, {})
+        if learner.since_best() == len(learner.history) - 1:
+            return Trained(dict(before), learner.history)  # nothing was better than not to train
+        learner.student.load_state_dict(learner.best)
+        return Trained(learner.student.corrections(before), learner.history)
+
+
+def _copied(student: Student) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
+
+
+def _drawn(
+    rows: Sequence[torch.Tensor], numbers: Sequence[int], tokens: int
+) -> Iterator[list[torch.Tensor]]:
+    """Batches of at least `tokens`, of rows in this order."""
+    batch: list[torch.Tensor] = []
+    for number in numbers:
+        batch.append(rows[number])
+        if count(batch) >= tokens:
+            yield batch
+            batch = []
+
+
+def _task(progress: Progress | None, steps: int, done: int) -> TaskID | None:
+    if progress is None:
+        return None
+    return progress.add_task("Training", total=steps, completed=done)

@@ -1,0 +1,40 @@
+"""`trimtab export`: a variant as a folder that `transformers` reads."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from pruners.architecture import locate
+from pruners.artefact import ArtefactError, load_artefact
+from pruners.fingerprint import fingerprint
+from pruners.merge import merged_slice
+from pruners.slice_folder import MANIFEST, save_slice
+from server.app import shipped_artefact
+from server.engine.load import load_tokenizer, load_transformers
+from server.engine.source import model_name, resolve_model
+
+
+def export_variant(model: str, folder: Path | None, variant: str, out: Path) -> str:
+    """Writes the variant with its corrections merged, and the tokenizer; says what loads it.
+
+    Raises `ArtefactError`, `SliceError`, `ModelSourceError` or `UnsupportedModelError`.
+    """
+    folder = folder or shipped_artefact(model_name(model))
+    if folder is None:
+        raise ArtefactError(f"no artefact comes with {model}; name one with --artefact")
+    artefact = load_artefact(folder)
+    specs = {spec.name: spec for spec in artefact.variants}
+    if variant not in specs:
+        raise ArtefactError(
+            f"artefact {folder} has no variant '{variant}'; it has {', '.join(specs)}"
+        )
+    source = resolve_model(model)
+    base = load_transformers(source, torch.float32)
+    artefact.check_base(fingerprint(base))
+    own = artefact.corrections.get(variant, {})
+    smaller = merged_slice(locate(base), specs[variant], artefact.order, own)
+    save_slice(smaller, specs[variant], out)
+    load_tokenizer(source).save_pretrained(out)
+    loader: str = json.loads((out / MANIFEST).read_text())["loader"]
+    return loader

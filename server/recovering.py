@@ -1,0 +1,187 @@
+"""`trimtab recover`: trains variants of an artefact on text that the base itself writes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from pruners.architecture import Decoder, locate
+from pruners.artefact import Artefact, load_artefact
+from pruners.cost import cost_of
+from pruners.distill import Trained, Training, train
+from pruners.errors import UserError
+from pruners.evaluate import Evaluation, evaluate, reading
+from pruners.fingerprint import fingerprint
+from pruners.journal import Journal
+from pruners.mask import mask
+from pruners.progress import bars
+from pruners.recovery import to_tensors
+from pruners.rows import count, rows_hash
+from pruners.sources import Corpus
+from pruners.variant import VariantSpec, base_spec
+from server.building import SELF, Rows
+from server.engine.load import load_tokenizer, load_transformers
+from server.engine.source import cache_folder, resolve_model
+from server.selftext import OwnText
+
+_ROW = 512
+_HELD_OUT_ROWS, _HELD_OUT_SEED = 8, 5  # which state is kept
+_MEASURED_ROWS, _MEASURED_ROW, _MEASURED_SEED = 8, 1024, 2  # what the table says; as `evaluate`
+
+
+class RecoverError(UserError):
+    """The request does not fit the artefact. One clear line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to train: `variants` by name (none: all), on about `tokens` of text.
+
+    `corpus` is trained on beside the base's own text, half and half. Where `device` is None, the
+    CPU computes in fp32; a CUDA device computes in bf16.
+    """
+
+    variants: tuple[str, ...] = ()
+    tokens: int = 200_000
+    corpus: Corpus | None = None
+    training: Training = field(default_factory=Training)
+    device: torch.device | None = None
+
+
+def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> Artefact:
+    """Trains what `request` asks for and writes the artefact with better corrections to `out`.
+
+    All variants are measured anew on fresh text of the base. An interrupted call goes on from its
+    last check, from a folder beside `out`. Raises `ArtefactError`, `RecoverError`,
+    `RecoveryError`, `SourceError` or `UnsupportedModelError`.
+    """
+    artefact = load_artefact(folder)
+    specs = _chosen(artefact, request.variants)
+    source = resolve_model(model)
+    base = load_transformers(source, torch.float32)
+    artefact.check_base(fingerprint(base))
+    decoder = locate(base)
+    identity = {
+        "artefact": [artefact.fingerprint, artefact.order.identity(), _hash(artefact)],
+        "variants": [spec.name for spec in specs],
+        "request": [request.tokens, asdict(request.training), str(request.device)],
+    }
+    with bars() as progress:
+        rows, held_out, measured, what = _text(source, artefact, request, progress)
+        journal = Journal(out.parent / f".{out.name}-recover", {**identity, "text": what})
+        if request.device is not None:
+            base.to(device=request.device, dtype=torch.bfloat16)
+        trained = train(
+            decoder, specs, artefact.order, artefact.corrections, rows, held_out,
+            request.training, journal.path("state.safetensors"), progress,
+        )  # fmt: skip
+        if request.device is not None:
+            decoder = locate(load_transformers(source, torch.float32))
+        corrections = artefact.corrections | {n: t.corrections for n, t in trained.items()}
+        better = replace(artefact, corrections={n: c for n, c in corrections.items() if c})
+        found = _measure(decoder, better, measured, journal, progress)
+    better = _with_results(better, decoder, found, measured, what, request, trained)
+    better.save(out)
+    journal.close()
+    return better
+
+
+def _chosen(artefact: Artefact, names: Sequence[str]) -> list[VariantSpec]:
+    known = {spec.name: spec for spec in artefact.variants}
+    for name in names:
+        if name not in known:
+            raise RecoverError(f"the artefact has no variant '{name}'; it has {', '.join(known)}")
+    return [known[name] for name in names] or list(known.values())
+
+
+def _text(
+    source: Path, artefact: Artefact, request: Request, progress: Progress
+) -> tuple[Rows, Rows, Rows, dict[str, Any]]:
+    """Rows to train on, to choose by and to measure on, and what the first are."""
+    # Kept: the next training of this model reads the same text.
+    journal = Journal(cache_folder() / "text" / artefact.fingerprint, artefact.fingerprint)
+    own = OwnText(source, journal, progress)
+    corpus = request.corpus
+    wanted = request.tokens if corpus is None else request.tokens // 2
+    seed = request.training.seed
+    rows = own.rows(-(-wanted // _ROW), _ROW, 100 + seed)
+    what: dict[str, Any] = {"source": SELF}
+    if corpus is not None:
+        rows += corpus.rows(load_tokenizer(source), _ROW, request.tokens - wanted)
+        what = {"source": f"{SELF}, and {corpus.name}"}
+    what |= {"rows": len(rows), "tokens": count(rows), "hash": rows_hash(rows)}
+    held_out = own.rows(_HELD_OUT_ROWS, _ROW, _HELD_OUT_SEED)
+    measured = own.rows(_MEASURED_ROWS, _MEASURED_ROW, _MEASURED_SEED)
+    return rows, held_out, measured, what
+
+
+def _measure(
+    decoder: Decoder, artefact: Artefact, rows: Rows, journal: Journal, progress: Progress
+) -> Evaluation:
+    own, order = artefact.corrections, artefact.order
+    readers = {
+        spec.name: reading(decoder, partial(mask, decoder, spec, order, own.get(spec.name)))
+        for spec in artefact.variants
+    }
+    return evaluate(decoder, readers, rows, progress=progress, journal=journal)
+
+
+def _with_results(
+    artefact: Artefact,
+    decoder: Decoder,
+    found: Evaluation,
+    measured: Rows,
+    what: Mapping[str, Any],
+    request: Request,
+    trained: Mapping[str, Trained],
+) -> Artefact:
+    table = artefact.table
+    done = {
+        name: {
+            "tier": request.training.tier,
+            "rank": request.training.rank if request.training.tier == "lora" else None,
+            "text": dict(what),
+            "held_out_kl": [round(kl, 5) for kl in one.history],
+        }
+        for name, one in trained.items()
+    }
+    return replace(
+        artefact,
+        table=replace(
+            table,
+            evaluation={
+                "source": f"{SELF}, other rows",
+                "rows": len(measured),
+                "tokens": count(measured),
+                "hash": rows_hash(measured),
+                "window": _MEASURED_ROW,
+                "predictions": found.tokens,
+                "base_perplexity": found.base_perplexity,
+            },
+            quality=found.quality,
+            cost={
+                spec.name: cost_of(spec, artefact.corrections.get(spec.name, {}), decoder)
+                for spec in (base_spec(decoder.shape), *artefact.variants)
+            },
+            tasks={},  # of the corrections before; `trimtab evaluate` fills them again
+            speed={},
+        ),
+        provenance={
+            **artefact.provenance,
+            "training": {**artefact.provenance.get("training", {}), **done},
+        },
+    )
+
+
+def _hash(artefact: Artefact) -> str:
+    """Of all corrections."""
+    tensors = [
+        tensor.float().flatten()
+        for corrections in artefact.corrections.values()
+        for tensor in to_tensors(corrections).values()
+    ]
+    return rows_hash([tensor.mul(1e4).to(torch.int32) for tensor in tensors])
