@@ -1,8 +1,10 @@
 """The table for people: Rich on the terminal, Markdown and plots in a folder."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table as RichTable
 
@@ -36,6 +38,10 @@ def write_report(artefact: Artefact, folder: Path) -> None:
     for title, headers, rows in _parts(artefact):
         lines += [f"## {title}", "", _line(headers), _line(["---"] * len(headers))]
         lines += [*(_line(row) for row in rows), ""]
+    for prompt, answers in artefact.table.samples.items():
+        lines += [f"## {prompt}", ""]
+        lines += [f"- **{name}**: {' '.join(answer.split())}" for name, answer in answers.items()]
+        lines.append("")
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in plots]
     staged = folder / ".report.md"
     staged.write_text("\n".join(lines) + "\n")
@@ -67,6 +73,12 @@ def _parts(artefact: Artefact) -> list[tuple[str, list[str], list[list[str]]]]:
         where = machine["machine"].get("gpu", machine["machine"]["processor"])
         title = f"Seconds on {where}, {machine['weights']}, {machine['machine']['threads']} threads"
         found.append((title, *_speed(machine)))
+        if table.quality:
+            title = "Yield: exp(-KL) over the time of a step beside the base's"
+            found.append((title, *_yields(table, machine)))
+    if "training" in artefact.provenance:
+        title = "Training beside frozen weights: KL on text that only chose the best state"
+        found.append((title, *_training(artefact.provenance["training"])))
     if table.tasks:
         found.append(("Tasks: accuracy, by length in brackets (95 % interval)", *_tasks(table)))
     if table.kv_quality:
@@ -126,6 +138,47 @@ def _speed(machine: dict[str, dict[str, dict[str, float]]]) -> tuple[list[str], 
         faster = decode[BASE][sizes[0]] / seconds[sizes[0]]
         cells = [*seconds.values(), *prefill[name].values()]
         rows.append([name, *(f"{value:.4f}" for value in cells), f"{faster:.2f}x"])
+    return headers, rows
+
+
+def _yields(
+    table: Table, machine: dict[str, dict[str, dict[str, float]]]
+) -> tuple[list[str], list[list[str]]]:
+    """More than 1 is a variant that loses less than it gains; `**` as above, of one's own time."""
+    decode = machine["decode"]
+    sizes = list(decode[BASE])
+    marks = {}
+    for size in sizes:
+        points = {BASE: (1.0, 0.0)} | {
+            name: (decode[name][size] / decode[BASE][size], 1 - math.exp(-quality.kl))
+            for name, quality in table.quality.items()
+        }
+        marks[size] = set(hull(points))
+    rows = []
+    for name, quality in table.quality.items():
+        kept = math.exp(-quality.kl)
+        cells = [
+            f"{kept * decode[BASE][size] / decode[name][size]:.3f}"
+            f"{'**' if name in marks[size] else ''}"
+            for size in sizes
+        ]
+        rows.append([name, f"{kept:.3f}", *cells])
+    return ["variant", "exp(-KL)", *(f"decode {size}" for size in sizes)], rows
+
+
+def _training(training: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    headers = ["variant", "tier", "rank", "tokens of text", "before", "after"]
+    rows = [
+        [
+            name,
+            one["tier"],
+            str(one["rank"] or ""),
+            f"{one['text']['tokens']:,}",
+            f"{one['held_out_kl'][0]:.3f}",
+            f"{min(one['held_out_kl']):.3f}",
+        ]
+        for name, one in training.items()
+    ]
     return headers, rows
 
 

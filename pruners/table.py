@@ -58,8 +58,9 @@ class Table:
     """Everything measured, by variant or by KV budget in tokens.
 
     `evaluation` says on what text. `eviction` holds the quality of each scorer by the share of a
-    prompt that its budget keeps, `tasks` accuracies by task, `speed` the times by device; all are
-    empty until `trimtab evaluate` fills them. `cost`, `tasks` and `speed` know the base too.
+    prompt that its budget keeps, `tasks` accuracies by task, `speed` the times by device, `samples`
+    greedy answers by prompt; all are empty until `trimtab evaluate` fills them. `cost`, `tasks`,
+    `speed` and `samples` know the base too.
     """
 
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Table:
     eviction: dict[str, dict[str, Quality]] = field(default_factory=dict)
     tasks: dict[str, dict[str, Accuracy]] = field(default_factory=dict)
     speed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Writes the file under a temporary name and renames it."""
@@ -87,6 +89,7 @@ def read_table(value: Mapping[str, Any]) -> Table:
         eviction={name: _each(Quality, rows) for name, rows in value["eviction"].items()},
         tasks={name: _each(Accuracy, rows) for name, rows in value["tasks"].items()},
         speed=dict(value["speed"]),
+        samples={prompt: dict(answers) for prompt, answers in value["samples"].items()},
     )
 
 

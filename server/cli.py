@@ -178,7 +178,7 @@ def recover(
         typer.Option(help="Train on this too: text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."),
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate. Default by tier.")] = None,
-    batch: Annotated[int, typer.Option(min=512, help="Tokens of a step.")] = 4096,
+    batch: Annotated[int, typer.Option(min=512, help="Tokens of a step.")] = 2048,
     device: Annotated[str | None, typer.Option(help="Such as cuda. Default the CPU.")] = None,
     seed: int = 0,
 ) -> None:

@@ -29,6 +29,7 @@ from server.building import SELF
 from server.engine.load import load_model, load_tokenizer, load_transformers
 from server.engine.source import resolve_model
 from server.memory import MemoryLog
+from server.samples import sample_answers
 from server.selftext import OwnText
 from server.timing import time_variants
 
@@ -91,7 +92,8 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
             memory.note("after all variants ran")
             for found in speed.values():
                 found["memory"] = memory.readings()
-            table = replace(table, speed={**artefact.table.speed, **speed})
+            speed = {**artefact.table.speed, **speed}
+            table = replace(table, speed=speed, samples=sample_answers(loaded))
     artefact = replace(artefact, table=table)
     table.save(folder / "table.json")
     write_report(artefact, folder / "report")

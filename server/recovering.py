@@ -169,6 +169,7 @@ def _with_results(
             },
             tasks={},  # of the corrections before; `trimtab evaluate` fills them again
             speed={},
+            samples={},
         ),
         provenance={
             **artefact.provenance,

@@ -22,8 +22,11 @@ MICRO_TOKENS = 2048
 """Read at once; a larger batch is read in parts, whose gradients add up."""
 _WARM_UP = 0.05  # of all steps
 _LAST = 0.05  # of the highest learning rate
-_RATES = {"norms": 5e-3, "lora": 2e-3}
-"""By tier, and in the `lora` tier of low ranks; its norms and biases take half."""
+_RATES = {"norms": 1.5e-3, "lora": 1e-3}
+"""By tier for batches of 2,048 tokens, growing with the square root of larger ones.
+
+In the `lora` tier they are those of low ranks; norms and biases take half.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Training:
 
     tier: Tier = "lora"
     rank: int = 16
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     rate: float | None = None
     check: int = 10
     patience: int = 4
@@ -136,7 +139,8 @@ class _Run:
         student = Student(
             self._decoder, spec, order, own, training.tier, training.rank, training.seed
         ).to(self._decoder.embed.weight.device)
-        rate = training.rate or _RATES[training.tier]
+        scale = (training.batch_tokens / 2048) ** 0.5
+        rate = training.rate or scale * _RATES[training.tier]
         trained = [p for p in student.parameters() if p.requires_grad and p.numel()]
         ranks = [p for p in trained if p.dim() == 2]
         vectors = [p for p in trained if p.dim() == 1]

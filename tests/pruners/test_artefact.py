@@ -36,6 +36,7 @@ def example() -> Artefact:
             eviction={"snap": {"50%": Quality(0.2, 0.8, 31.0)}},
             tasks={"arc": {"base": Accuracy(10, 0.5, None, 0.1, 1.0)}},
             speed={"0123": {"decode": {"base": {"1x128": 0.25}}}},
+            samples={"How?": {"base": "So."}},
         ),
         provenance={"recipe": {"seed": 0}},
     )

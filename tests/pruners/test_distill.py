@@ -153,7 +153,7 @@ def test_what_cannot_be_trained_is_refused():
     decoder, order, specs, own = setting()
     run = partial(train, decoder, specs, order)
     training = Training(batch_tokens=128)
-    with pytest.raises(RecoveryError, match="less than a batch of 4096"):
+    with pytest.raises(RecoveryError, match="less than a batch of 2048"):
         run(own, ROWS[:2], HELD_OUT, Training())
     whole = {Block(0, "mlp"): Materialised(torch.zeros(64), torch.zeros(64, 64))}
     with pytest.raises(RecoveryError, match="'narrow' has materialised"):

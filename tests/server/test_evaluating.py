@@ -88,7 +88,10 @@ def test_writes_the_table_and_a_report(made):
     assert speed["memory"]["peak"] >= speed["memory"]["before"] > 0
     assert set(table.cost) == {BASE, *names}
 
+    assert all(set(answers) == {BASE, *names} for answers in table.samples.values())
     report = (artefact / "report" / "report.md").read_text()
+    assert "Yield" in report
+    assert all(f"## {prompt}" in report for prompt in table.samples)
     for name in names:
         assert name in report
     for plot in ("loss-bytes", "loss-flops", "loss-time", "widths"):
