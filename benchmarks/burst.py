@@ -6,7 +6,6 @@ then a burst of many at once, then single ones again, and shows from the respons
 queue lasted, or did not come back to it afterwards.
 """
 
-import argparse
 import asyncio
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.live import ServerProcess
-from benchmarks.machine import save
+from benchmarks.machine import given, parser, save
 from telemetry.machine import describe
 
 PROMPTS = [
@@ -62,12 +61,12 @@ async def run(url: str, burst: int, rate: float, tokens: int) -> dict[str, list[
 
 def main() -> int:
     """Runs the demonstration; the exit code says whether the server adapted and came back."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--burst", type=int, default=96, help="requests in the burst")
-    parser.add_argument("--rate", type=float, default=12.0, help="arrivals per second")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens per answer")
-    parser.add_argument("--ttft-ms", type=float, default=2000.0, help="the server's objective")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--burst", type=int, default=96, help="requests in the burst")
+    options.add_argument("--rate", type=float, default=12.0, help="arrivals per second")
+    options.add_argument("--tokens", type=int, default=64, help="tokens per answer")
+    options.add_argument("--ttft-ms", type=float, default=2000.0, help="the server's objective")
+    arguments = options.parse_args()
 
     console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
@@ -103,8 +102,8 @@ def main() -> int:
     calm = all(a["variant"] == "base" for a in [*phases["before"], *phases["after"]])
     console.print(f"moved to smaller variants under load: {adapted}")
     console.print(f"base before and after: {calm}")
-    result = {"machine": describe(), "arguments": vars(arguments), "phases": phases}
-    console.print(f"written to {save('burst', result | {'metrics': counted})}")
+    result = {"machine": describe(), "arguments": given(arguments), "phases": phases}
+    console.print(f"written to {save('burst', result | {'metrics': counted}, arguments.json)}")
     return 0 if adapted and calm else 1
 
 

@@ -5,14 +5,13 @@ Everything in one run and in turn. `--llama-cpp` is a folder with `llama-bench` 
 the share of the measured copy bandwidth, and how often ours is the other's speed.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import copy_bandwidth, save, spread
+from benchmarks.machine import copy_bandwidth, parser, save, spread
 from benchmarks.peers import Measure, interleaved, medians, peers
 from benchmarks.plots import bars
 from benchmarks.touched import step_bytes
@@ -29,11 +28,11 @@ PROMPTS = (128, 512)
 
 def main() -> None:
     """Runs the benchmark and prints its table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", default="auto")
-    parser.add_argument("--llama-cpp", type=Path)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--weights", default="auto")
+    options.add_argument("--llama-cpp", type=Path)
+    options.add_argument("--repeats", type=int, default=5)
+    arguments = options.parse_args()
 
     model = load(Settings(weights=arguments.weights))
     base = model.variants[BASE]
@@ -93,7 +92,7 @@ def main() -> None:
         "spread": {name: _of(name, {k: spread(v) for k, v in found.items()}) for name in names},
         "ratios": ratios,
     }
-    path = save(f"engine-{model.weights.precision}", result)
+    path = save(f"engine-{model.weights.precision}", result, arguments.json)
     bars(path.with_suffix(".png"), {n: _of(n, speed) for n in names}, "tokens/s")
     console.print(f"written to {path}")
 

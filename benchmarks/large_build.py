@@ -5,7 +5,6 @@ own, and prints the time and the most memory it had resident. Random weights say
 memory does not depend on them.
 """
 
-import argparse
 import multiprocessing
 import resource
 import time
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.machine import save
+from benchmarks.machine import parser, save
 from pruners.build import Sources, build
 from pruners.recipe import Recipe
 from telemetry.machine import describe
@@ -43,13 +42,13 @@ def measure(sizes: dict[str, int]) -> dict[str, Any]:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    options = parser(__doc__)
     for name, default in (
         ("layers", 16), ("hidden", 2048), ("ffn", 8192), ("heads", 32), ("kv-groups", 8),
         ("vocab", 49_152),
     ):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=default)
-    arguments = parser.parse_args()
+        options.add_argument(f"--{name}", type=int, default=default)
+    arguments = options.parse_args()
     sizes = {
         "num_hidden_layers": arguments.layers,
         "hidden_size": arguments.hidden,
@@ -66,7 +65,7 @@ def main() -> None:
         f"{found['parameters'] / 1e9:.2f} billion parameters: {found['seconds'] / 60:.1f} minutes, "
         f"{found['peak_bytes'] / 2**30:.1f} GiB at the most"
     )
-    print(f"written to {save('large-build', result)}")
+    print(f"written to {save('large-build', result, arguments.json)}")
 
 
 if __name__ == "__main__":

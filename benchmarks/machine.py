@@ -1,5 +1,6 @@
 """What the figures were measured on, and how results are kept."""
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -28,9 +29,21 @@ def spread(values: list[float]) -> float:
     return (max(values) - min(values)) / 2 / median(values)
 
 
-def save(name: str, result: dict[str, Any]) -> Path:
-    """Writes a result as JSON into `benchmarks/results/`."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Options that every benchmark has."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--json", type=Path, help="the result's file; default benchmarks/results")
+    return found
+
+
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, as a result says it."""
+    return {name: value for name, value in vars(arguments).items() if name != "json"}
+
+
+def save(name: str, result: dict[str, Any], path: Path | None = None) -> Path:
+    """Writes a result as JSON to `path`, by default into `benchmarks/results/`."""
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path

@@ -4,13 +4,12 @@ KL in nats per token, and agreement of the most likely tokens, of the native eng
 to PyTorch's fp32 engine on the very same rounded weights.
 """
 
-import argparse
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from benchmarks.machine import save
+from benchmarks.machine import parser, save
 from pruners.rows import rows_hash
 from pruners.sources import read_corpus
 from pruners.variant import BASE
@@ -52,10 +51,10 @@ def compare(precision: Precision, rows: list[Tensor]) -> dict[str, float]:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--tokens", type=int, default=4096)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--text", required=True)
+    options.add_argument("--tokens", type=int, default=4096)
+    arguments = options.parse_args()
 
     corpus = read_corpus(arguments.text)
     rows = corpus.rows(load_tokenizer(resolve_model(DEFAULT_MODEL)), 512, arguments.tokens)
@@ -63,7 +62,8 @@ def main() -> None:
     for name, values in found.items():
         print(f"{name}: KL {values['kl']:.4f}, agreement {values['agreement']:.3f}")
     text = {"name": corpus.name, "hash": rows_hash(rows), "tokens": sum(map(len, rows))}
-    print(f"written to {save('precision', {'machine': describe(), 'text': text, **found})}")
+    result = {"machine": describe(), "text": text, **found}
+    print(f"written to {save('precision', result, arguments.json)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ layers' bytes removed, without any training, calibrated on the base's own sample
 WikiText-2's raw test file by its protocol, or any text.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.machine import save
+from benchmarks.machine import given, parser, save
 from pruners.allocation import Curve, ffn_levels, greedy, kv_levels, measured, search
 from pruners.architecture import Decoder, Shape, locate
 from pruners.depth import block_spec, greedy_blocks, greedy_layers
@@ -176,16 +175,16 @@ def _blocks_of(shape: Shape, blocks: Sequence[Block], gone: int) -> VariantSpec:
 
 def main() -> None:
     """Runs the study and prints its table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--windows", type=int, default=None, help="evenly spaced; default all")
-    parser.add_argument("--window", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=16_384, help="calibration tokens")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--name", default="pruning", help="of the result")
-    parser.add_argument("--only", nargs="+", help="cuts to read the text with; default all")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--text", required=True)
+    options.add_argument("--model", default=DEFAULT_MODEL)
+    options.add_argument("--windows", type=int, default=None, help="evenly spaced; default all")
+    options.add_argument("--window", type=int, default=1024)
+    options.add_argument("--tokens", type=int, default=16_384, help="calibration tokens")
+    options.add_argument("--rank", type=int, default=16)
+    options.add_argument("--name", default="pruning", help="of the result")
+    options.add_argument("--only", nargs="+", help="cuts to read the text with; default all")
+    arguments = options.parse_args()
 
     source = resolve_model(arguments.model)
     limit = None if arguments.windows is None else arguments.windows * arguments.window
@@ -211,7 +210,7 @@ def main() -> None:
         if arguments.only:
             unknown = sorted(set(arguments.only) - set(cuts))
             if unknown:
-                parser.error(f"no cut {unknown[0]!r}; there are: {', '.join(cuts)}")
+                options.error(f"no cut {unknown[0]!r}; there are: {', '.join(cuts)}")
             cuts = {name: cuts[name] for name in arguments.only}
         found = evaluate(study.decoder, cuts, text, progress=progress, journal=read)
 
@@ -229,13 +228,13 @@ def main() -> None:
     Console(width=120).print(table)
     result = {
         "machine": describe(),
-        "arguments": {**vars(arguments), "text": corpus.name},
+        "arguments": {**given(arguments), "text": corpus.name},
         "calibration": {"tokens": count(rows), "hash": rows_hash(rows)},
         "text": {"hash": rows_hash(text), "predictions": found.tokens},
         "base_perplexity": found.base_perplexity,
         "cuts": results,
     }
-    print(f"written to {save(arguments.name, result)}")
+    print(f"written to {save(arguments.name, result, arguments.json)}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ The same client sends the same prompts to one server after the other, each alone
 turn; tokens a second over all streams, prompts included.
 """
 
-import argparse
 import asyncio
 import socket
 import subprocess
@@ -19,7 +18,7 @@ import httpx
 from rich.console import Console
 
 from benchmarks.live import ServerProcess
-from benchmarks.machine import save, spread
+from benchmarks.machine import parser, save, spread
 from benchmarks.peers import ggufs
 from telemetry.machine import describe
 
@@ -94,11 +93,11 @@ def llama_server(folder: Path, gguf: Path, threads: int, log: Path) -> Iterator[
 
 def main() -> None:
     """Runs the benchmark and prints its figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--llama-cpp", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--llama-cpp", type=Path)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--repeats", type=int, default=5)
+    arguments = options.parse_args()
     found: dict[str, list[float]] = {}
     turn = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +128,7 @@ def main() -> None:
         "tokens_per_second": speed,
         "spread": {name: spread(values) for name, values in found.items()},
     }  # fmt: skip
-    console.print(f"written to {save('streams', result)}")
+    console.print(f"written to {save('streams', result, arguments.json)}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Speed-up over byte reduction of narrow, shallow and the shipped variants, one an
 batch that mixes variants costs over unmixed ones; what a switch costs; what stays in memory.
 """
 
-import argparse
 import time
 from dataclasses import replace
 from statistics import median
@@ -12,7 +11,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import save, spread
+from benchmarks.machine import parser, save, spread
 from benchmarks.peers import interleaved, medians
 from benchmarks.touched import step_bytes
 from pruners.variant import BASE, VariantSpec, depth_spec, width_spec
@@ -87,10 +86,10 @@ def switch_cost(decoder: AnyDecoder, spec: VariantSpec, repeats: int) -> float:
 
 def main() -> None:
     """Runs the benchmark and prints its tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", default="auto")
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--weights", default="auto")
+    options.add_argument("--repeats", type=int, default=5)
+    arguments = options.parse_args()
     model = load(Settings(weights=arguments.weights))
     shape = model.weights.shape
     base = model.variants[BASE]
@@ -155,7 +154,9 @@ def main() -> None:
         "switch_seconds": switch,
         "resident_bytes": {"base": resident, "variants": extra},
     }
-    console.print(f"written to {save(f'variants-{model.weights.precision}', result)}")
+    console.print(
+        f"written to {save(f'variants-{model.weights.precision}', result, arguments.json)}"
+    )
 
 
 if __name__ == "__main__":
