@@ -154,9 +154,8 @@ def main() -> None:
         "switch_seconds": switch,
         "resident_bytes": {"base": resident, "variants": extra},
     }
-    console.print(
-        f"written to {save(f'variants-{model.weights.precision}', result, arguments.json)}"
-    )
+    path = save(f"variants-{model.weights.precision}", result, arguments.json)
+    console.print(f"written to {path}")
 
 
 if __name__ == "__main__":

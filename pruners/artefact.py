@@ -26,6 +26,8 @@ from pruners.table import SCHEMA, Table, read_table
 from pruners.variant import Block, VariantSpec
 
 _ORDER, _CORRECTIONS = "order.safetensors", "corrections.safetensors"
+_RANK_AXIS = {"up": 1, "down": 0}
+_SCALE = ".scale"
 
 
 class ArtefactError(UserError):
@@ -176,10 +178,29 @@ def _once(
         for name, tensor in tensors.items():
             owner = first.setdefault(id(tensor), variant) if tensor.numel() else variant
             if owner == variant:
-                own[f"{variant}/{name}"] = tensor.to(torch.bfloat16).contiguous()
+                own |= {f"{variant}/{key}": value for key, value in _stored(name, tensor).items()}
             else:
                 shared[variant][name] = owner
     return own, shared
+
+
+def _stored(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Low ranks in 8 bits with a scale for each rank, everything else in bfloat16."""
+    kind = name.rpartition(".")[2]
+    if kind not in _RANK_AXIS or not tensor.numel():
+        return {name: tensor.to(torch.bfloat16).contiguous()}
+    scale = tensor.float().abs().amax(1 - _RANK_AXIS[kind], keepdim=True) / 127
+    codes = (tensor.float() / scale.clamp_min(1e-30)).round().to(torch.int8)
+    return {name: codes.contiguous(), f"{name}{_SCALE}": scale}
+
+
+def _restored(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `_stored` was given, rounded. Raises `KeyError` for codes without their scale."""
+    return {
+        name: named[f"{name}{_SCALE}"] * tensor if tensor.dtype == torch.int8 else tensor
+        for name, tensor in named.items()
+        if not name.endswith(_SCALE)
+    }
 
 
 def _read_corrections(
@@ -197,9 +218,9 @@ def _read_corrections(
             for key in keys:
                 variant, _, name = key.partition("/")
                 named[variant][name] = file.get_tensor(key)
-        own = {variant: dict(tensors) for variant, tensors in named.items()}
+        own = {variant: _restored(tensors) for variant, tensors in named.items()}
         for variant, shared in corrected.items():
-            named[variant] |= {name: own[owner][name] for name, owner in shared.items()}
+            named[variant] = own[variant] | {n: own[owner][n] for n, owner in shared.items()}
         found = {variant: from_tensors(tensors) for variant, tensors in named.items()}
     except FileNotFoundError as error:
         raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} is missing") from error

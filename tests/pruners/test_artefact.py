@@ -66,6 +66,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "artefact"
 
 
+def close(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Vectors and whole matrices come back as they were, low ranks within half a step of 127."""
+    assert one.shape == other.shape
+    step = other.float().abs().max() / 127 if one.dim() == 2 and 4 in one.shape else 0.0
+    if one.numel():
+        assert (one.float() - other.float()).abs().max() <= 0.51 * step
+
+
 def test_round_trip(folder: Path):
     saved, loaded = example(), load_artefact(folder)
     for name in ("model_name", "fingerprint", "shape", "variants", "table", "provenance"):
@@ -80,7 +88,7 @@ def test_round_trip(folder: Path):
             again = loaded.corrections[variant][block]
             assert type(again) is type(correction)
             for one, other in zip(correction.tensors(), again.tensors(), strict=True):
-                assert torch.equal(one, other)
+                close(one, other)
 
 
 def test_what_variants_share_is_kept_and_loaded_once(folder: Path):
@@ -94,7 +102,7 @@ def test_what_variants_share_is_kept_and_loaded_once(folder: Path):
     assert len(kept) == 1
     one, other = load_artefact(folder).corrections.values()
     assert one[block].up is other[block].up
-    assert torch.equal(one[block].up, first[block].up)
+    close(one[block].up, first[block].up)
 
 
 def test_saving_again_replaces_and_leaves_nothing_behind(folder: Path):
@@ -130,7 +138,11 @@ def rewrite(folder: Path, change, **binding: str) -> None:
 
 
 def poison(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["ffn-50/0.mlp.up"][3, 1] = torch.nan
+    tensors["ffn-50/0.mlp.bias"][3] = torch.nan
+
+
+def poison_a_scale(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["ffn-50/0.mlp.up.scale"][0, 1] = torch.inf
 
 
 DAMAGE = {
@@ -139,6 +151,8 @@ DAMAGE = {
     "another model's": lambda f: rewrite(f, lambda t: None, fingerprint="fedcba"),
     "another order's": lambda f: rewrite(f, lambda t: None, order="fedcba"),
     "not a number": lambda f: rewrite(f, poison),
+    "an infinite scale": lambda f: rewrite(f, poison_a_scale),
+    "codes without a scale": lambda f: rewrite(f, lambda t: t.pop("ffn-50/0.mlp.up.scale")),
     "half a correction": lambda f: rewrite(f, lambda t: t.pop("ffn-50/0.mlp.up")),
     "of another width": lambda f: rewrite(
         f, lambda t: t.update({"ffn-50/0.mlp.down": torch.zeros(4, 47)})
