@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from controller.analyzer import PromptFeatures
 from controller.catalogue import Catalogue
 from controller.forecast import Forecast
+from controller.held import Held
 from controller.latency import StepModel
 from controller.load import EngineLoad, StepRecord
+from controller.settle import settle
 from controller.shield import Shield, ShieldSettings
+from controller.trust import Trust
 from policies import Action, Candidate, Constraint, Objectives, Observation, Policy, Reason
 from pruners.variant import BASE
 from telemetry import Snapshot
@@ -26,8 +29,10 @@ class Hints:
     kv_budget: int | None = None
 
     @property
-    def pinned(self) -> Action:
-        """The action that the pins name; what is left open is the base's."""
+    def pinned(self) -> Action | None:
+        """The action that the pins name, if there are any; what is left open is the base's."""
+        if self.variant is None and self.kv_budget is None:
+            return None
         return Action(self.variant or BASE, self.kv_budget)
 
 
@@ -45,6 +50,12 @@ class Decision:
     wait: float
     masked: tuple[Constraint, ...]
     seconds: float
+    observation: Observation
+
+    @property
+    def refused(self) -> bool:
+        """Whether the request should be turned away, not queued."""
+        return self.reason is Reason.FLOOR
 
 
 class Controller:
@@ -59,6 +70,8 @@ class Controller:
         telemetry: Callable[[], Snapshot],
         defaults: Objectives,
         shield: ShieldSettings | None = None,
+        dwell: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.catalogue = catalogue
         self.latency = latency
@@ -68,6 +81,9 @@ class Controller:
         self._defaults = defaults
         self._shield = shield or ShieldSettings()
         self._expected_output = 128.0
+        self.trust = Trust(catalogue.variant_loss)
+        self.dwell = dwell
+        self._held = Held(clock)
 
     def decide(
         self, features: PromptFeatures, prompt_tokens: int, max_tokens: int, hints: Hints
@@ -75,10 +91,9 @@ class Controller:
         """Chooses the action for one request. Pinned names are expected to exist."""
         started = time.perf_counter()
         observation = self.observe(features, prompt_tokens, max_tokens, hints)
-        if hints.variant is not None or hints.kv_budget is not None:
-            chosen, reason = hints.pinned, Reason.PINNED
-        else:
-            chosen, reason = self._policy.choose(observation)
+        chosen, reason = settle(observation, self._policy, self.dwell)
+        if reason not in (Reason.PINNED, Reason.FLOOR):
+            self._held.note(observation, chosen.variant)
         candidate = next(c for c in observation.candidates if c.action == chosen)
         return Decision(
             action=chosen,
@@ -91,6 +106,7 @@ class Controller:
             wait=observation.wait,
             masked=tuple(c.blocked for c in observation.candidates if c.blocked is not None),
             seconds=time.perf_counter() - started,
+            observation=observation,
         )
 
     def observe(
@@ -110,9 +126,11 @@ class Controller:
         candidates = []
         for action in self._actions(hints):
             variant = self.catalogue.variants[action.variant]
-            held = min(expected, action.kv_budget or expected)
-            timing = forecast.timing(variant, prompt_tokens, held)
+            cached = min(expected, action.kv_budget or expected)
+            timing = forecast.timing(variant, prompt_tokens, cached)
             loss = self.catalogue.loss(action, expected)
+            if loss is not None:
+                loss += self.trust.extra(action.variant)
             candidates.append(
                 Candidate(
                     action=action,
@@ -120,10 +138,11 @@ class Controller:
                     cost=forecast.cost(variant, base),
                     ttft=timing.ttft,
                     tpot=timing.tpot,
-                    blocked=shield.blocked(held, loss, objectives.max_loss),
+                    blocked=shield.blocked(cached, loss, objectives.max_loss),
                 )
             )
         battery = snapshot.on_battery.value
+        held, held_seconds = self._held.by(objectives)
         return Observation(
             candidates=tuple(candidates),
             objectives=objectives,
@@ -131,7 +150,14 @@ class Controller:
             complexity=features.complexity,
             on_battery=None if battery is None else bool(battery),
             battery_charge=snapshot.battery_charge_ratio.value,
+            pinned=hints.pinned,
+            held=held,
+            held_seconds=held_seconds,
         )
+
+    def policy_info(self) -> dict[str, str]:
+        """Name of the policy and what it keeps to."""
+        return {"name": self._policy.name, "dwell_seconds": f"{self.dwell:g}"}
 
     def step_done(self, record: StepRecord) -> None:
         """Called by the engine after every step."""
@@ -142,8 +168,8 @@ class Controller:
         self._expected_output += _SMOOTHING * (output_tokens - self._expected_output)
 
     def _actions(self, hints: Hints) -> list[Action]:
-        actions = self.catalogue.actions()
-        return actions if hints.pinned in actions else [*actions, hints.pinned]
+        actions, pinned = self.catalogue.actions(), hints.pinned
+        return actions if pinned is None or pinned in actions else [*actions, pinned]
 
 
 def _either(first: float | None, second: float | None) -> float | None:

@@ -58,6 +58,7 @@ class Simulator:
         self._max_running = max_running
         self._step_tokens = step_tokens
         self._kv_tokens = kv_tokens
+        self.clock = 0.0  # seconds since the first arrival's zero
         self._running: list[_Row] = []
         self._waiting: list[_Row] = []
 
@@ -79,21 +80,21 @@ class Simulator:
         done: Callable[[int], None],
     ) -> list[Outcome]:
         """Outcomes in order of arrival. `done` hears each answer's length, in tokens."""
-        clock, coming = 0.0, sorted(arrivals, key=lambda a: a.at)
+        self.clock, coming = 0.0, sorted(arrivals, key=lambda a: a.at)
         order = {id(arrival): index for index, arrival in enumerate(coming)}
         outcomes: dict[int, Outcome] = {}
         while coming or self._running or self._waiting:
             if not self._running and not self._waiting:
-                clock = max(clock, coming[0].at)
-            while coming and coming[0].at <= clock:
+                self.clock = max(self.clock, coming[0].at)
+            while coming and coming[0].at <= self.clock:
                 arrival = coming.pop(0)
                 variant, loss = decide(arrival)
                 self._waiting.append(_Row(arrival, variant, loss, arrival.prompt, arrival.output))
-            clock += self._step(clock)
+            self.clock += self._step(self.clock)
             for row in [r for r in self._running if r.output_left == 0]:
                 self._running.remove(row)
                 written = row.arrival.output
-                tpot = (clock - row.first) / max(1, written - 1)
+                tpot = (self.clock - row.first) / max(1, written - 1)
                 ttft = row.first - row.arrival.at
                 index = order[id(row.arrival)]
                 outcomes[index] = Outcome(row.variant.name, row.loss, ttft, tpot)

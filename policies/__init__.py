@@ -8,6 +8,7 @@ from policies.observation import (
     Observation,
     Policy,
     Reason,
+    read_observation,
 )
 from policies.rule import RulePolicy, RuleSettings
 from policies.static import StaticPolicy
@@ -23,4 +24,5 @@ __all__ = [
     "RulePolicy",
     "RuleSettings",
     "StaticPolicy",
+    "read_observation",
 ]

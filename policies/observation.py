@@ -1,8 +1,9 @@
 """What a policy sees and what it answers. Plain data: a decision can be replayed from it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Reason(StrEnum):
@@ -17,6 +18,8 @@ class Reason(StrEnum):
     MEMORY = "memory"  # not enough memory for a full cache
     LEAST_BAD = "least_bad"  # nothing meets the objectives
     FIXED = "fixed"  # a static policy
+    DWELL = "dwell"  # the last change is too recent for another one
+    FLOOR = "floor"  # too late for the objectives with what the quality floor leaves: refused
 
 
 class Constraint(StrEnum):
@@ -33,6 +36,11 @@ class Action:
 
     variant: str
     kv_budget: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Such as `mix-80` or `mix-80+kv-512`."""
+        return self.variant if self.kv_budget is None else f"{self.variant}+kv-{self.kv_budget}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,9 @@ class Candidate:
 class Observation:
     """Everything a decision depends on. The base without a budget is the first candidate.
 
-    `wait` is the predicted time in the queue, in seconds; readings are None where missing.
+    `wait` is the predicted time in the queue, in seconds; readings are None where missing. `pinned`
+    is what the request asks for by name. `held` is the variant that requests with these objectives
+    get at present, `held_seconds` for how long.
     """
 
     candidates: tuple[Candidate, ...]
@@ -73,6 +83,33 @@ class Observation:
     complexity: float
     on_battery: bool | None = None
     battery_charge: float | None = None
+    pinned: Action | None = None
+    held: str | None = None
+    held_seconds: float = 0.0
+
+
+def read_observation(value: Mapping[str, Any]) -> Observation:
+    """From `dataclasses.asdict` of one. Raises `KeyError`, `TypeError` or `ValueError`."""
+
+    def candidate(given: Mapping[str, Any]) -> Candidate:
+        blocked = given["blocked"]
+        return Candidate(
+            **{
+                **given,
+                "action": Action(**given["action"]),
+                "blocked": None if blocked is None else Constraint(blocked),
+            }
+        )
+
+    pinned = value["pinned"]
+    return Observation(
+        **{
+            **value,
+            "candidates": tuple(map(candidate, value["candidates"])),
+            "objectives": Objectives(**value["objectives"]),
+            "pinned": None if pinned is None else Action(**pinned),
+        }
+    )
 
 
 class Policy(Protocol):

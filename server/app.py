@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from controller import Catalogue, Controller, StepModel, StepRecord
+from controller.audit import AuditLog
 from policies import Objectives, Policy, RulePolicy, StaticPolicy
 from policies.bundle import actions_hash, load_policy
 from pruners.artefact import ArtefactError, load_artefact
@@ -18,17 +19,21 @@ from pruners.kv import KV_SCORERS
 from pruners.table import Table
 from pruners.variant import BASE
 from server.api import chat, completions, errors, generate, system
+from server.api.accounting import Accounts
 from server.api.limits import Limits
+from server.api.narrowing import Narrowing
 from server.api.service import Service
 from server.engine.engine import Engine
 from server.engine.linear import nbytes
 from server.engine.load import LoadedModel, load_model, open_decoder
 from server.engine.packed_weights import PackedWeights
+from server.engine.rereading import Reread
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.source import model_name, resolve_model
 from server.engine.warmup import measure_steps
 from server.settings import Settings, SettingsError
+from server.shadow import Answered, Shadow
 from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, default_sampler
 
 log = logging.getLogger(__name__)
@@ -108,6 +113,10 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         metrics.step.observe(record.seconds)
         controller.step_done(record)
 
+    def on_reread(answer: Answered, found: Reread) -> None:
+        accounts.reread(answer, found)
+
+    shadow = Shadow(runner.decoder, model.variants[BASE], settings.shadow_share, on_reread)
     engine = Engine(
         runner,
         model.tokenizer,
@@ -115,6 +124,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         settings.max_waiting_tokens,
         on_step,
         settings.threads,
+        shadow,
     )
 
     controller = Controller(
@@ -124,6 +134,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         engine.load,
         snapshot,
         Objectives(_seconds(settings.ttft_ms), _seconds(settings.tpot_ms), settings.max_loss),
+        dwell=settings.dwell_seconds,
     )
     smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
     latency.fit(measure_steps(runner, model.tokenizer, [model.variants[BASE], smallest]))
@@ -131,8 +142,19 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     if settings.kv_scorer not in KV_SCORERS:
         known = ", ".join(KV_SCORERS)
         raise SettingsError(f"no kv_scorer '{settings.kv_scorer}'; there are: {known}")
+    audit = None
+    if settings.audit_log is not None:
+        audit = AuditLog(settings.audit_log, settings.audit_max_bytes)
+    accounts = Accounts(metrics, controller, shadow, snapshot, audit, settings.audit_prompts)
     service = Service(
-        model, engine, controller, metrics, longest, settings.max_answers, settings.kv_scorer
+        model,
+        engine,
+        controller,
+        accounts,
+        Narrowing(model, controller, settings.narrow),
+        longest,
+        settings.max_answers,
+        settings.kv_scorer,
     )
 
     def refresh() -> None:
@@ -142,6 +164,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         metrics.kv_cache_usage.set(now.kv_used / now.kv_capacity)
 
     describe(model, metrics)
+    metrics.policy.info(controller.policy_info())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -149,6 +172,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         yield
         engine.stop()
         sampler.stop()
+        accounts.close()
 
     app = FastAPI(title="Trimtab", lifespan=lifespan)
     app.state.service = service

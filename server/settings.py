@@ -45,6 +45,13 @@ class Settings(BaseSettings):
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)
 
+    dwell_seconds: float = Field(default=1.0, ge=0)  # a variant is kept for, after a change
+    narrow: bool = False  # answers may get narrower midway, when the host comes under pressure
+    shadow_share: float = Field(default=0.05, ge=0, le=1)  # of answers, read again by the base
+    audit_log: Path | None = None  # JSON lines of every decision
+    audit_max_bytes: int = Field(default=64 * 2**20, ge=4096)
+    audit_prompts: bool = False  # whether their texts may be kept there
+
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     max_answers: int = Field(default=64, ge=1)  # prompts times `n` in one call
     drain_seconds: float = Field(default=30.0, ge=0)

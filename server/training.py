@@ -105,7 +105,13 @@ def _replay(model: LoadedModel, settings: Settings, latency: StepModel, traffic:
             arrivals = _scaled(parts[split], load_factor, latency, model, settings)
             simulator = Simulator(latency, settings.max_running, settings.step_tokens, 2**20)
             controller = Controller(
-                actions, latency, policy, simulator.load, _no_host, Objectives(ttft=ttft)
+                actions,
+                latency,
+                policy,
+                simulator.load,
+                _no_host,
+                Objectives(ttft=ttft),
+                clock=lambda it=simulator: it.clock,  # type: ignore[misc]
             )
 
             def decide(arrival: Arrival, by: Controller = controller) -> tuple[VariantSpec, float]:

@@ -77,6 +77,29 @@ class ServerMetrics:
             "shield_masked_total", "Actions ruled out, by constraint.", "constraint"
         )
 
+        self.objectives = counter(
+            "objectives_total", "Objectives of answers that ended, by whether they were kept.",
+            "objective", "kept",
+        )  # fmt: skip
+        self.shadow_loss = histogram(
+            "shadow_loss_nats", "Loss per token of answers that the base read again.",
+            _LOSS, "variant",
+        )  # fmt: skip
+        self.shadow_worst = gauge(
+            "shadow_worst_nats", "The largest loss of any one token so far.", "variant"
+        )
+        self.shadow_tokens = counter(
+            "shadow_tokens_total", "Tokens that the base read again.", "variant"
+        )
+        self.shadow_agreed = counter(
+            "shadow_agreed_tokens_total", "Of those, the base's most likely ones.", "variant"
+        )
+        self.variant_trusted = gauge(
+            "variant_trusted", "1 while production loses no more than the table says.", "variant"
+        )
+        # Exposed as trimtab_policy_info.
+        self.policy = Info("trimtab_policy", "What decides.", registry=registry)
+
         self.requests_running = gauge("requests_running", "Requests in the running batch.")
         self.requests_waiting = gauge("requests_waiting", "Requests in the queue.")
         self.prefix_cache_queries = counter(

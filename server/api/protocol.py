@@ -12,7 +12,7 @@ Stop = str | Annotated[list[str], Field(max_length=16)]
 class TrimtabHints(BaseModel):
     """What a request may ask of the controller: pins, objectives, a bound on the loss.
 
-    `max_loss` is in nats per token against the base.
+    `max_loss` is in nats per token against the base; `narrow` allows a narrower variant midway.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -22,6 +22,7 @@ class TrimtabHints(BaseModel):
     ttft_ms: float | None = Field(default=None, gt=0)
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)
+    narrow: bool = False
 
 
 class SamplingBody(BaseModel):

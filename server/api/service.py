@@ -8,18 +8,19 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from controller import Controller, Decision, Hints, analyze
+from controller import Controller, Decision, Hints, PromptFeatures, analyze
 from policies import Objectives
 from pruners.kv import served_eviction
 from pruners.variant import BASE
+from server.api.accounting import Accounts
 from server.api.errors import ApiError
+from server.api.narrowing import Narrowing
 from server.api.protocol import SamplingBody, TrimtabHints
 from server.engine.engine import Engine, EngineStoppedError, Generation, QueueFullError
 from server.engine.load import LoadedModel
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Delta, FinishReason, GenerationRequest
 from server.engine.text import StopRules
-from telemetry import ServerMetrics
 
 _ANALYSED_CHARACTERS = 100_000
 
@@ -53,6 +54,8 @@ class Call:
     decision: Decision
     generations: list[Generation]
     prompt_tokens: int
+    features: PromptFeatures
+    text: str
 
     def disclosure(self) -> dict[str, object]:
         """The `trimtab` object of the response: which variant answered, and why."""
@@ -67,7 +70,13 @@ class Call:
             "predicted_ttft_ms": round(1e3 * d.ttft, 1),
             "predicted_tpot_ms": round(1e3 * d.tpot, 2),
             "predicted_queue_ms": round(1e3 * d.wait, 1),
+            **self._narrowed(),
         }
+
+    def _narrowed(self) -> dict[str, object]:
+        """The variants that answers ended with, if they got narrower midway."""
+        narrowed = [g.sequence.variant.name for g in self.generations if g.sequence.narrowed]
+        return {"narrowed_to": narrowed} if narrowed else {}
 
     def headers(self) -> dict[str, str]:
         """Headers that disclose the same."""
@@ -82,7 +91,8 @@ class Service:
         model: LoadedModel,
         engine: Engine,
         controller: Controller,
-        metrics: ServerMetrics,
+        accounts: Accounts,
+        narrowing: Narrowing,
         longest: int,
         max_answers: int,
         kv_scorer: str,
@@ -90,7 +100,8 @@ class Service:
         self.model = model
         self.engine = engine
         self.controller = controller
-        self.metrics = metrics
+        self.accounts = accounts
+        self._narrowing = narrowing
         self.longest = longest  # prompt and answer together, in tokens
         self._max_answers = max_answers
         self._kv_scorer = kv_scorer
@@ -121,10 +132,15 @@ class Service:
             )
         hints = self._hints(body.trimtab, ask.variant)
         text = max((p.text for p in ask.prompts), key=len)
-        decision = self.controller.decide(analyze(text), len(longest), max_tokens, hints)
-        self._count_decision(decision)
+        features = analyze(text)
+        decision = self.controller.decide(features, len(longest), max_tokens, hints)
+        self.accounts.decided(decision)
         generations: list[Generation] = []
+        prompt_tokens = sum(len(p.tokens) for p in ask.prompts)
+        call = Call(call_id, int(time.time()), decision, generations, prompt_tokens, features, text)
         try:
+            if decision.refused:
+                raise QueueFullError("too many are waiting to keep both objectives and max_loss")
             for index in range(len(ask.prompts) * count):
                 prompt = ask.prompts[index // count]
                 request = self._request(ask, prompt, max_tokens, decision, call_id, index)
@@ -132,10 +148,11 @@ class Service:
         except (QueueFullError, EngineStoppedError) as error:
             for generation in generations:
                 generation.cancel()
-            self.metrics.requests.labels(decision.action.variant, "refused").inc()
+            self.accounts.refused(call)
             raise ApiError(503, str(error), retry_after=max(1.0, decision.wait)) from error
-        prompt_tokens = sum(len(p.tokens) for p in ask.prompts)
-        return Call(call_id, int(time.time()), decision, generations, prompt_tokens)
+        self._narrowing.follow(decision)
+        self._narrowing.add(call, body.trimtab.narrow)
+        return call
 
     async def deltas(self, call: Call) -> AsyncIterator[tuple[int, Delta]]:
         """All answers' deltas as they come, with the answer's index.
@@ -155,12 +172,13 @@ class Service:
                 index, delta = await queue.get()
                 if delta.finish_reason is not None:
                     open_answers.discard(index)
-                    self._account(call, call.generations[index], delta.finish_reason)
+                    self.accounts.ended(call, call.generations[index], delta.finish_reason)
                 yield index, delta
         finally:
+            self._narrowing.remove(call)
             for index in open_answers:
                 call.generations[index].cancel()
-                self._account(call, call.generations[index], FinishReason.ABORT)
+                self.accounts.ended(call, call.generations[index], FinishReason.ABORT)
             for task in pumps:
                 task.cancel()
 
@@ -230,39 +248,6 @@ class Service:
             # Answers to one seeded call differ from each other, and each is reproducible.
             seed=None if body.seed is None else body.seed + index,
         )
-
-    def _count_decision(self, decision: Decision) -> None:
-        self.metrics.decisions.labels(decision.action.variant, decision.reason.value).inc()
-        self.metrics.decision_duration.observe(decision.seconds)
-        if decision.loss is not None:
-            self.metrics.predicted_loss.observe(decision.loss)
-        for constraint in decision.masked:
-            self.metrics.shield_masked.labels(constraint).inc()
-
-    def _account(self, call: Call, generation: Generation, reason: FinishReason) -> None:
-        sequence = generation.sequence
-        tokens = len(sequence.output)
-        first, last = sequence.first_token_at, sequence.last_token_at
-        tpot = None
-        if first is not None and last is not None and tokens > 1:
-            tpot = (last - first) / (tokens - 1)
-        if sequence.started_at is not None:
-            self.metrics.queue.observe(sequence.started_at - sequence.arrived)
-        self.metrics.finished(
-            call.decision.action.variant,
-            reason.value,
-            len(sequence.request.prompt),
-            tokens,
-            None if first is None else first - sequence.arrived,
-            tpot,
-            time.monotonic() - sequence.arrived,
-        )
-        self.metrics.prefix_cache_queries.inc(len(sequence.request.prompt))
-        self.metrics.prefix_cache_hits.inc(sequence.reused)
-        self.metrics.speculation_drafts.inc(sequence.drafts.proposed)
-        self.metrics.speculation_accepted.inc(sequence.drafts.accepted)
-        if reason in (FinishReason.STOP, FinishReason.LENGTH):
-            self.controller.answer_done(tokens)
 
 
 def call_id_of(request: Request, prefix: str) -> str:

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -40,7 +41,7 @@ class Generation:
             self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
 
     def narrow(self, variant: VariantSpec) -> None:
-        """Goes on with fewer FFN neurons from the next step on. Raises `ValueError`."""
+        """Goes on with a nested variant from the next step on. Raises `ValueError`."""
         self.sequence.narrow(variant)
 
     def cancel(self) -> None:
@@ -55,6 +56,23 @@ class Generation:
                 return
 
 
+class IdleWork(Protocol):
+    """What the engine does while nobody waits, in pieces no longer than a step."""
+
+    def step(self) -> bool:
+        """Does one piece; False if there was nothing to do."""
+        ...
+
+    def make_way(self) -> None:
+        """Gives back what live work may need."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Of the cache, that `make_way` would give back."""
+        ...
+
+
 class Engine:
     """Owns the engine thread. All methods may be called from any other thread."""
 
@@ -66,6 +84,7 @@ class Engine:
         max_waiting_tokens: int,
         on_step: Callable[[StepRecord], None] | None = None,
         threads: int | None = None,
+        idle: IdleWork | None = None,
     ) -> None:
         self._runner = runner
         self._tokenizer = tokenizer
@@ -73,6 +92,7 @@ class Engine:
         self._max_waiting_tokens = max_waiting_tokens
         self._on_step = on_step
         self._threads = threads
+        self._idle = idle
         self._wake = threading.Condition()
         self._arrivals: list[Sequence] = []
         self._stopping = False
@@ -112,6 +132,7 @@ class Engine:
     def load(self) -> EngineLoad:
         """A snapshot of the queue, the running answers and the cache."""
         scheduler = self._runner.scheduler
+        borrowed = 0 if self._idle is None else self._idle.slots
         with self._wake:
             running = list(scheduler.running)
             waiting = [*scheduler.waiting, *self._arrivals]
@@ -121,7 +142,7 @@ class Engine:
             ),
             max_running=scheduler.limits.max_running,
             step_tokens=scheduler.limits.step_tokens,
-            kv_used=scheduler.cache.arena.used - scheduler.cache.prefixes.slots,
+            kv_used=scheduler.cache.arena.used - scheduler.cache.prefixes.slots - borrowed,
             kv_capacity=scheduler.cache.arena.capacity,
         )
 
@@ -141,11 +162,13 @@ class Engine:
             torch.set_num_threads(self._threads)
         while not self._stopping:
             with self._wake:
+                if self._arrivals and self._idle is not None:
+                    self._idle.make_way()
                 for sequence in self._arrivals:
                     self._runner.scheduler.add(sequence)
                 self._arrivals.clear()
             try:
-                busy = self._runner.step(self._on_step)
+                busy = self._runner.step(self._on_step) or self._use_idle_moment()
             except Exception:
                 # One failed step must not leave every client hanging.
                 log.exception("engine step failed")
@@ -156,6 +179,18 @@ class Engine:
                     if not self._arrivals and not self._stopping:
                         self._wake.wait(timeout=0.5)
         self._runner.abort_all("the server is shutting down")
+
+    def _use_idle_moment(self) -> bool:
+        """A piece of idle work, unless somebody has come meanwhile."""
+        if self._idle is None or self._arrivals:
+            return False
+        try:
+            with self._runner.threads():
+                return self._idle.step()
+        except Exception:
+            log.exception("idle work failed")
+            self._idle.make_way()
+            return False
 
 
 def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -43,9 +43,13 @@ class Runner:
 
     def step(self, on_step: Callable[[StepRecord], None] | None = None) -> bool:
         """Processes one batch; False if there was nothing to do."""
-        # PyTorch's idle threads would spin beside the native ones, which do the heavy work.
-        with torch_threads(1 if self._native else torch.get_num_threads()):
+        with self.threads():
             return self._step(on_step)
+
+    def threads(self) -> AbstractContextManager[None]:
+        """As many as suit the decoder are PyTorch's inside."""
+        # PyTorch's idle threads would spin beside the native ones, which do the heavy work.
+        return torch_threads(1 if self._native else torch.get_num_threads())
 
     def _step(self, on_step: Callable[[StepRecord], None] | None) -> bool:
         self._drop_cancelled()

@@ -115,16 +115,20 @@ class Sequence:
         """Whether its keys and values come from more than one variant."""
         return self.variant != self.request.variant
 
+    def may_narrow(self, variant: VariantSpec) -> bool:
+        """Whether every width of `variant` is within that of now, and no budget cuts the cache."""
+        now = self.variant
+        widths = zip((*variant.kv_groups, *variant.ffn), (*now.kv_groups, *now.ffn), strict=True)
+        return variant != now and self.request.kv_budget is None and all(a <= b for a, b in widths)
+
     def narrow(self, variant: VariantSpec) -> None:
-        """Goes on with fewer FFN neurons. Raises `ValueError` for any other change.
+        """Goes on with a variant that is nested in the one of now. Raises `ValueError` otherwise.
 
         What is cached was computed with the widths so far and stays.
         """
-        now = self.variant
-        same_attention = variant.kv_groups == now.kv_groups
-        if not same_attention or any(a > b for a, b in zip(variant.ffn, now.ffn, strict=True)):
+        if not self.may_narrow(variant):
             raise ValueError(
-                f"'{variant.name}' is not '{now.name}' with fewer FFN neurons; within an answer "
+                f"'{variant.name}' is not nested in '{self.variant.name}'; within an answer "
                 "nothing else may change"
             )
         self.variant = variant

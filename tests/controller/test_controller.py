@@ -1,11 +1,15 @@
 """The controller joined up, over planted telemetry and load."""
 
+import itertools
+import json
 import time
+from dataclasses import asdict, replace
 
 import pytest
 
 from controller import Catalogue, Controller, EngineLoad, Hints, SequenceLoad, StepModel, analyze
-from policies import Action, Objectives, Reason, RulePolicy
+from controller.settle import settle
+from policies import Action, Constraint, Objectives, Reason, RulePolicy, read_observation
 from pruners.variant import BASE as BASE_NAME
 from telemetry import Snapshot, present
 from tests.controller.test_latency import BASE, HALF, SHALLOW, fitted
@@ -17,6 +21,7 @@ class Host:
     """What the controller is shown."""
 
     def __init__(self):
+        self.now = 100.0
         self.load = EngineLoad((), 4, 256, 0, 4096)
         self.snapshot = Snapshot(
             taken_at=0.0,
@@ -28,7 +33,7 @@ class Host:
         made = [SequenceLoad(BASE, i < running, 0, 200, 64, 264) for i in range(running + waiting)]
         self.load = EngineLoad(tuple(made), 4, 256, 64 * running, capacity)
 
-    def controller(self, **defaults):
+    def controller(self, dwell=1.0, **defaults):
         catalogue = Catalogue(
             variants={BASE_NAME: BASE, "ffn-50": HALF, "depth-9": SHALLOW},
             kv_budgets=(512,),
@@ -42,6 +47,8 @@ class Host:
             lambda: self.load,
             lambda: self.snapshot,
             Objectives(**{"ttft": 0.5, **defaults}),
+            dwell=dwell,
+            clock=lambda: self.now,
         )
 
 
@@ -63,7 +70,71 @@ def test_idle_base_then_busy_smaller_then_base_again(host):
     assert crowded.reason in (Reason.QUEUE, Reason.LEAST_BAD)
     assert crowded.loss > 0
     host.busy(1, 0)
+    kept = decide(controller)
+    assert (kept.action.variant, kept.reason) == (crowded.action.variant, Reason.DWELL)
+    host.now += 1.01
     assert decide(controller).action == Action("base")
+
+
+def test_it_changes_at_most_once_a_dwell(host):
+    controller = host.controller(dwell=2.0)
+    seen, changes = "base", []
+    for step in range(200):  # the load jumps up and down every 100 ms
+        host.busy(4, 12) if step % 2 else host.busy(1, 0)
+        variant = decide(controller).action.variant
+        if variant != seen:
+            changes.append(host.now)
+            seen = variant
+        host.now += 0.1
+    assert len(changes) > 4
+    assert min(b - a for a, b in itertools.pairwise(changes)) >= 2.0 - 1e-6
+
+
+def test_other_objectives_have_a_variant_of_their_own(host):
+    controller = host.controller()
+    host.busy(4, 12)
+    narrow = decide(controller).action.variant
+    assert decide(controller, objectives=Objectives(max_loss=0.0)).action.variant == "base"
+    assert decide(controller).action.variant == narrow
+    assert decide(controller, variant="base").action.variant == "base"  # a pin is no change
+    assert decide(controller).action.variant == narrow
+
+
+def test_what_the_shield_forbids_is_not_held(host):
+    controller = host.controller(dwell=1e6)
+    decide(controller)
+    host.busy(4, 12)
+    narrow = decide(controller)
+    assert narrow.action.variant != "base"
+    host.busy(1, 0)
+    held = decide(controller)
+    assert held.reason is Reason.DWELL
+    forbidden = tuple(
+        replace(
+            c, blocked=Constraint.KV_MEMORY if c.action.variant == held.action.variant else None
+        )
+        for c in held.observation.candidates
+    )
+    observation = replace(held.observation, candidates=forbidden)
+    assert settle(observation, RulePolicy(), 1e6) == (Action("base"), Reason.BASE_FITS)
+
+
+def test_a_floor_in_a_late_queue_is_refused_not_broken(host):
+    host.busy(4, 60)
+    controller = host.controller()
+    assert decide(controller, objectives=Objectives(max_loss=0.01)).refused
+    assert not decide(controller).refused  # without a floor it may be cut
+    assert not decide(controller, objectives=Objectives(ttft=1e4, max_loss=0.01)).refused
+
+
+def test_a_decision_is_replayed_from_its_record(host):
+    host.busy(4, 12)
+    controller = host.controller()
+    for hints in ({}, {"variant": "ffn-50"}, {"objectives": Objectives(max_loss=0.8)}):
+        decision = decide(controller, **hints)
+        record = json.loads(json.dumps(asdict(decision.observation)))
+        again = settle(read_observation(record), RulePolicy(), controller.dwell)
+        assert again == (decision.action, decision.reason)
 
 
 def test_a_quality_floor_is_kept_however_busy(host):
