@@ -18,7 +18,7 @@ from pruners.artefact import ArtefactError, load_artefact
 from pruners.kv import KV_SCORERS
 from pruners.table import Table
 from pruners.variant import BASE
-from server.api import chat, completions, errors, generate, system
+from server.api import chat, completions, errors, generate, page, system
 from server.api.accounting import Accounts
 from server.api.limits import Limits
 from server.api.narrowing import Narrowing
@@ -179,11 +179,13 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     app.add_middleware(Limits, max_body_bytes=settings.max_body_bytes, api_key=settings.api_key)
     errors.install(app)
     app.include_router(system.public_router(service))
+    app.include_router(page.public_router())
     for routes in (
         system.router(service, registry, refresh),
         generate.router(service),
         completions.router(service),
         chat.router(service),
+        page.router(service, snapshot),
     ):
         app.include_router(routes)
     return app

@@ -6,8 +6,9 @@ import json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import envelope
+from server.api.page import PUBLIC
 
-_PUBLIC = {"/health"}
+_PUBLIC = {"/health", *PUBLIC}
 
 
 class Limits:

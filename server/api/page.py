@@ -1,0 +1,89 @@
+"""The live page at `/`, and what it shows."""
+
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from server.api.service import Service
+from telemetry import Snapshot
+
+_FILES = {
+    "index.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+}
+PUBLIC = {"/", *(f"/{name}" for name in _FILES)}
+_POLICY = "default-src 'self'; img-src data:; style-src 'self'; frame-ancestors 'none'"
+
+
+def public_router() -> APIRouter:
+    """`GET /` and its files, which hold nothing of the model and are open to all."""
+    routes = APIRouter()
+    folder = resources.files("server") / "page"
+    files = {name: (folder / name).read_bytes() for name in _FILES}
+
+    def answer(name: str) -> Callable[[], Any]:
+        async def file() -> Response:
+            headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+            return Response(files[name], media_type=_FILES[name], headers=headers)
+
+        return file
+
+    routes.add_api_route("/", answer("index.html"), include_in_schema=False)
+    for name in _FILES:
+        routes.add_api_route(f"/{name}", answer(name), include_in_schema=False)
+    return routes
+
+
+def router(service: Service, snapshot: Callable[[], Snapshot]) -> APIRouter:
+    """`GET /trimtab/status`: host, queue, variants and the latest answers, as one object."""
+    routes = APIRouter()
+
+    @routes.get("/trimtab/status")
+    async def status() -> JSONResponse:
+        host, load = snapshot(), service.engine.load()
+        return JSONResponse(
+            {
+                "model": service.model.name,
+                "policy": service.controller.policy_info()["name"],
+                "age_seconds": host.age(),
+                "host": _readings(host),
+                "gpus": [{"uuid": g.uuid, "name": g.name, **_readings(g)} for g in host.gpus],
+                "load": {
+                    "running": load.running,
+                    "waiting": load.waiting,
+                    "kv_ratio": load.kv_used / load.kv_capacity,
+                },
+                "variants": _variants(service),
+                "recent": list(service.accounts.recent),
+            }
+        )
+
+    return routes
+
+
+def _readings(holder: Any) -> dict[str, Any]:  # noqa: ANN401
+    return {
+        name: {"value": reading.value, "source": reading.source, "reason": reading.reason}
+        for name, reading in holder.readings()
+    }
+
+
+def _variants(service: Service) -> list[dict[str, Any]]:
+    """The base first; `kl` is None where it was never measured."""
+    catalogue, trust = service.controller.catalogue, service.controller.trust
+    shape = service.model.weights.shape
+    specs = catalogue.variants
+    full = next(iter(specs.values())).parameters(shape)
+    return [
+        {
+            "name": name,
+            "bytes": spec.parameters(shape) / full,
+            "kl": 0.0 if not index else catalogue.variant_loss.get(name),
+            "trusted": trust.trusted(name),
+        }
+        for index, (name, spec) in enumerate(specs.items())
+    ]

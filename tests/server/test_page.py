@@ -1,0 +1,103 @@
+"""The live page in a headless Chromium, against the live server of `test_watching`."""
+
+import shutil
+
+import httpx
+import pytest
+
+from tests.server.test_watching import log, server  # noqa: F401
+
+selenium = pytest.importorskip("selenium")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+in_a_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with its driver")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,1000"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = Chrome(options, Service(DRIVER))
+    yield browser
+    browser.quit()
+
+
+def until(browser, script: str, seconds: float = 30):
+    """Waits until a JavaScript expression holds, and gives its value."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    return WebDriverWait(browser, seconds).until(
+        lambda b: b.execute_script(f"return {script}"), message=script
+    )
+
+
+def test_the_page_is_open_and_all_of_it_is_served_here(server):  # noqa: F811
+    page = httpx.get(server.url)
+    assert page.headers["content-type"].startswith("text/html")
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    for name in ("page.css", "page.js"):
+        assert httpx.get(f"{server.url}/{name}").status_code == 200
+    status = httpx.get(f"{server.url}/trimtab/status").json()
+    assert [variant["name"] for variant in status["variants"]] == ["base", "ffn-67", "ffn-34"]
+    for reading in status["host"].values():
+        assert (reading["value"] is None) == bool(reading["reason"])
+
+
+@in_a_browser
+def test_a_pinned_answer_arrives_with_its_decision(server, browser):  # noqa: F811
+    browser.get(server.url)
+    until(browser, "document.querySelectorAll('#variant option').length === 4")
+    assert until(browser, "document.querySelectorAll('#gauges meter').length >= 3")
+    browser.execute_script(
+        "document.getElementById('prompt').value = 'hello';"
+        "variant.value = 'ffn-67'; tokens.value = 16;"
+        "document.getElementById('ask').requestSubmit()"
+    )
+    until(browser, "!send.disabled && answer.textContent.length > 0")
+    shown = browser.execute_script("return decision.textContent")
+    assert "ffn-67" in shown
+    assert "pinned" in shown
+    row = until(browser, "document.querySelector('#recent tr td:nth-child(2)')?.textContent")
+    assert row == "ffn-67"
+    until(browser, "document.querySelectorAll('#plot circle.live').length === 1")
+    assert browser.execute_script("return document.querySelectorAll('#plot circle').length") == 4
+
+
+@in_a_browser
+def test_an_error_is_shown_as_the_server_says_it(server, browser):  # noqa: F811
+    browser.get(server.url)
+    browser.execute_script(
+        "document.getElementById('prompt').value = 'word '.repeat(2000);"
+        "document.getElementById('ask').requestSubmit()"
+    )
+    until(browser, "answer.className === 'failed'")
+    assert "context" in browser.execute_script("return answer.textContent")
+
+
+@in_a_browser
+def test_every_control_has_a_label_and_nothing_fails(server, browser):  # noqa: F811
+    browser.get(server.url)
+    until(browser, "document.querySelectorAll('#variant option').length === 4")
+    unlabelled = browser.execute_script(
+        "return [...document.querySelectorAll('input, select, textarea')]"
+        ".filter((control) => !control.labels.length).map((control) => control.id)"
+    )
+    assert unlabelled == []
+    schemes = {}
+    for scheme in ("light", "dark"):
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        )
+        schemes[scheme] = browser.execute_script(
+            "return getComputedStyle(document.body).backgroundColor"
+        )
+    assert schemes["light"] != schemes["dark"]
+    severe = [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+    assert [e["message"] for e in severe if "400" not in e["message"]] == []
