@@ -1,6 +1,6 @@
 """One decision per request: which variant, which KV budget, and why."""
 
-from controller.analyzer import PromptFeatures, analyze
+from controller.analyzer import Analyzer, PromptFeatures
 from controller.catalogue import Catalogue
 from controller.controller import Controller, Decision, Hints
 from controller.latency import StepModel
@@ -8,6 +8,7 @@ from controller.load import EngineLoad, SequenceLoad, StepRecord
 from controller.shield import ShieldSettings
 
 __all__ = [
+    "Analyzer",
     "Catalogue",
     "Controller",
     "Decision",
@@ -18,5 +19,4 @@ __all__ = [
     "ShieldSettings",
     "StepModel",
     "StepRecord",
-    "analyze",
 ]

@@ -10,7 +10,7 @@ import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from controller import Catalogue, Controller, StepModel, StepRecord
+from controller import Analyzer, Catalogue, Controller, StepModel, StepRecord
 from controller.audit import AuditLog
 from policies import Objectives, Policy, RulePolicy, StaticPolicy
 from policies.bundle import actions_hash, load_policy
@@ -150,6 +150,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         model,
         engine,
         controller,
+        make_analyzer(settings, metrics),
         accounts,
         Narrowing(model, controller, settings.narrow),
         longest,
@@ -189,6 +190,16 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     ):
         app.include_router(routes)
     return app
+
+
+def make_analyzer(settings: Settings, metrics: ServerMetrics) -> Analyzer:
+    """The analyzer of the settings. Raises `SettingsError` if a package for it is missing."""
+    try:
+        return Analyzer(
+            settings.analyzer, lambda name: metrics.analyzer_fallbacks.labels(name).inc()
+        )
+    except ImportError as error:
+        raise SettingsError(f"analyzer '{settings.analyzer}': {error}") from error
 
 
 def make_policy(model: LoadedModel, settings: Settings) -> Policy:

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)
 
+    analyzer: Literal["patterns", "nltk", "spacy"] = "patterns"  # what reads prompts
     dwell_seconds: float = Field(default=1.0, ge=0)  # a variant is kept for, after a change
     narrow: bool = False  # answers may get narrower midway, when the host comes under pressure
     shadow_share: float = Field(default=0.05, ge=0, le=1)  # of answers, read again by the base

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from controller import Controller, Hints, StepModel, analyze
+from controller import Analyzer, Controller, Hints, StepModel
 from controller.simulator import Arrival, Simulator
 from policies import Action, Objectives, Policy, RulePolicy, RuleSettings, StaticPolicy
 from policies.bundle import Bundle, actions_hash
@@ -97,6 +97,7 @@ def _replay(model: LoadedModel, settings: Settings, latency: StepModel, traffic:
     parts = {"train": traffic.requests[:cut], "test": traffic.requests[cut:]}
     ttft = (settings.ttft_ms or 2000.0) / 1e3
     actions = catalogue(model, settings)
+    nothing = Analyzer()("")
 
     def replay(chosen: RuleSettings | None, split: str) -> list[float]:
         policy: Policy = StaticPolicy(BASE) if chosen is None else RulePolicy(chosen)
@@ -115,7 +116,7 @@ def _replay(model: LoadedModel, settings: Settings, latency: StepModel, traffic:
             )
 
             def decide(arrival: Arrival, by: Controller = controller) -> tuple[VariantSpec, float]:
-                decision = by.decide(analyze(""), arrival.prompt, arrival.output, Hints())
+                decision = by.decide(nothing, arrival.prompt, arrival.output, Hints())
                 variant = decision.action.variant
                 return model.variants[variant], actions.loss(Action(variant), 0) or 0.0
 

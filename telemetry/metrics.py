@@ -70,6 +70,9 @@ class ServerMetrics:
         self.decision_duration = histogram(
             "decision_duration_seconds", "Time to choose a variant.", _DECISION
         )
+        self.analyzer_fallbacks = counter(
+            "analyzer_fallbacks_total", "Prompts that a backend had no time for.", "backend"
+        )
         self.predicted_loss = histogram(
             "predicted_loss_nats", "Predicted loss per token of the chosen variant.", _LOSS
         )

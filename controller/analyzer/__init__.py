@@ -1,5 +1,6 @@
 """What a prompt looks like, before any model has read it."""
 
-from controller.analyzer.features import PromptFeatures, analyze
+from controller.analyzer.analyzer import BACKENDS, Analyzer
+from controller.analyzer.features import PromptFeatures
 
-__all__ = ["PromptFeatures", "analyze"]
+__all__ = ["BACKENDS", "Analyzer", "PromptFeatures"]

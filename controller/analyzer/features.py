@@ -1,39 +1,17 @@
-"""Features of a prompt's text, by regular expressions: microseconds, no models, no data files."""
+"""What is known of a prompt before any model has read it, whoever found it out."""
 
-import re
 from dataclasses import dataclass
-from functools import lru_cache
-
-_WORDS_READ = 400  # of a long prompt the beginning and the end are read
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_SENTENCE = re.compile(r"[.!?]+(?=\s|$)")
-_CODE = re.compile(
-    r"```|\bdef \w+\(|\bclass \w+[:(]|\bimport \w+|\breturn\b.*[;)]|#include|</?\w+>|[{};]\s*$"
-    r"|\bSELECT\b.+\bFROM\b|=>|==|!=",
-    re.MULTILINE,
-)
-_STEPS = re.compile(
-    r"\bstep[- ]by[- ]step\b|\bfirst(?:ly)?\b|\bsecond(?:ly)?\b|\bthen\b|\bnext\b|\bfinally\b"
-    r"|\bafter that\b|^\s*(?:\d+[.)]|[-*])\s",
-    re.IGNORECASE | re.MULTILINE,
-)
-_REASONING = re.compile(
-    r"\b(?:why|how|prove|derive|explain|compare|analy[sz]e|evaluate|calculate|solve|justify"
-    r"|because|therefore|if|unless|assume)\b",
-    re.IGNORECASE,
-)
-_INSTRUCTION = re.compile(
-    r"(?:^|[.!?:]\s+|\band\s+|\bplease\s+)(?:write|list|give|explain|describe|summari[sz]e"
-    r"|translate|compare|create|find|classify|rewrite|generate|identify|name|tell|make|provide"
-    r"|calculate|suggest|convert|answer|use|show|extract|do not|don't|include|avoid)\b",
-    re.IGNORECASE,
-)
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFeatures:
-    """Counts over the prompt's text. Ratios are 0..1; `mean_word` is in characters."""
+    """Counts over the prompt's text. Ratios are 0..1; `mean_word` is in characters.
+
+    `language` is an ISO 639-1 code, or "" where it cannot be told. `verbs`, `noun_chunks` and
+    `dependency_span` (words between a word and its head, on average) are None where the backend
+    does not parse.
+    """
 
     words: int
     sentences: int
@@ -45,6 +23,11 @@ class PromptFeatures:
     instructions: int
     distinct_ratio: float
     mean_word: float
+    language: str = ""
+    verbs: int | None = None
+    noun_chunks: int | None = None
+    dependency_span: float | None = None
+    backend: str = "patterns"
 
     @property
     def complexity(self) -> float:
@@ -65,24 +48,19 @@ class PromptFeatures:
         return round(sum(weight * value / (value + full / 2) for weight, value, full in terms), 4)
 
 
-@lru_cache(maxsize=1024)
-def analyze(text: str) -> PromptFeatures:
-    """Reads a prompt; of a very long one, the first and the last words."""
-    words = _WORD.findall(text)
-    count = len(words)
-    if count > _WORDS_READ:
-        half = 6 * _WORDS_READ // 2  # about six characters a word
-        text = f"{text[:half]}\n{text[-half:]}"
-        words = words[: _WORDS_READ // 2] + words[-_WORDS_READ // 2 :]
-    return PromptFeatures(
-        words=count,
-        sentences=len(_SENTENCE.findall(text)),
-        questions=text.count("?"),
-        numbers=len(_NUMBER.findall(text)),
-        code_marks=len(_CODE.findall(text)),
-        step_cues=len(_STEPS.findall(text)),
-        reasoning_cues=len(_REASONING.findall(text)),
-        instructions=len(_INSTRUCTION.findall(text)),
-        distinct_ratio=len({w.lower() for w in words}) / len(words) if words else 0.0,
-        mean_word=sum(map(len, words)) / len(words) if words else 0.0,
-    )
+class Backend(Protocol):
+    """One way to read a prompt."""
+
+    name: str
+
+    def analyze(self, text: str) -> PromptFeatures | None:
+        """The features; None if the text would take longer than the backend may."""
+        ...
+
+
+def ends(text: str, first: int, last: int) -> str:
+    """The first and the last words of a longer text, by their characters."""
+    letters = 6  # of a word and the blank behind it, about
+    if len(text) <= letters * (first + last):
+        return text
+    return f"{text[: letters * first]}\n{text[-letters * last :]}"

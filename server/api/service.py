@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from controller import Controller, Decision, Hints, PromptFeatures, analyze
+from controller import Analyzer, Controller, Decision, Hints, PromptFeatures
 from policies import Objectives
 from pruners.kv import served_eviction
 from pruners.variant import BASE
@@ -91,6 +91,7 @@ class Service:
         model: LoadedModel,
         engine: Engine,
         controller: Controller,
+        analyzer: Analyzer,
         accounts: Accounts,
         narrowing: Narrowing,
         longest: int,
@@ -101,6 +102,7 @@ class Service:
         self.engine = engine
         self.controller = controller
         self.accounts = accounts
+        self._analyzer = analyzer
         self._narrowing = narrowing
         self.longest = longest  # prompt and answer together, in tokens
         self._max_answers = max_answers
@@ -132,7 +134,7 @@ class Service:
             )
         hints = self._hints(body.trimtab, ask.variant)
         text = max((p.text for p in ask.prompts), key=len)
-        features = analyze(text)
+        features = self._analyzer(text)
         decision = self.controller.decide(features, len(longest), max_tokens, hints)
         self.accounts.decided(decision)
         generations: list[Generation] = []

@@ -1,8 +1,15 @@
 """Prompt features on texts whose counts are plain to see."""
 
+import sys
+
 import pytest
 
-from controller import analyze
+from controller import Analyzer
+from controller.analyzer import analyzer
+from controller.analyzer.with_nltk import NltkBackend
+from controller.analyzer.with_spacy import SpacyBackend
+
+analyze = Analyzer()
 
 EASY = "Hi there"
 HARD = (
@@ -35,3 +42,59 @@ def test_more_demanding_prompts_score_higher():
 def test_the_end_of_a_long_prompt_is_read():
     filler = "lorem ipsum dolor sit amet " * 400
     assert analyze(filler + "Why? Explain how.").questions == 1
+
+
+@pytest.fixture(scope="module")
+def spacy_backend():
+    return SpacyBackend(budget=10.0)
+
+
+def test_languages_are_told_apart():
+    for language, text in {
+        "en": "What is the best way to learn a new language at home?",
+        "de": "Was ist der beste Weg, eine neue Sprache zu lernen, und wie lange dauert es?",
+        "fr": "Quelle est la meilleure façon d'apprendre une langue pour les enfants ?",
+        "es": "Cuál es la mejor forma de aprender un idioma en casa con los niños",
+        "": "foo(bar); baz = qux + quux",
+    }.items():
+        assert analyze(text).language == language, text
+
+
+def test_nltk_counts_words_and_sentences_without_downloads():
+    found = NltkBackend().analyze("Dr. Smith doesn't sleep. Why? He reads Homer.")
+    assert found.sentences == 3  # the patterns see more: they take "Dr." for an end
+    assert found.words >= 8
+    assert found.backend == "nltk"
+    assert NltkBackend().analyze("").sentences == 0
+
+
+def test_spacy_parses(spacy_backend):
+    found = spacy_backend.analyze("The old keeper wrote a long letter and left the lighthouse.")
+    assert found.verbs == 2
+    assert found.noun_chunks == 3
+    assert 1.0 < found.dependency_span < 4.0
+    assert found.sentences == 1
+    assert spacy_backend.analyze("").verbs == 0
+
+
+def test_a_backend_without_time_gives_way_and_that_is_counted(monkeypatch):
+    monkeypatch.setitem(analyzer.BACKENDS, "spacy", lambda: SpacyBackend(budget=0.0))
+    gave_way = []
+    read = Analyzer("spacy", gave_way.append)
+    assert read("Why is that so?").backend == "nltk"
+    assert read("Why is that so?").backend == "nltk"
+    assert gave_way == ["spacy"], "the second time it was known"
+
+
+def test_what_is_not_installed_is_an_import_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(ImportError):
+        Analyzer("spacy")
+    assert Analyzer("patterns")("hello there").words == 2
+
+
+@pytest.mark.parametrize("backend", ["patterns", "nltk"])
+def test_any_text_is_read_by_every_backend(backend):
+    read = Analyzer(backend)
+    for text in ("", " \n", "?", "🙂🙂", "a" * 50_000, "x y " * 20_000, "\x00", "1. 2. 3."):
+        assert read(text).words >= 0

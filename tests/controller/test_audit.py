@@ -2,7 +2,7 @@
 
 import json
 
-from controller import Hints, analyze
+from controller import Analyzer, Hints
 from controller.audit import AuditLog
 from controller.settle import settle
 from policies import RulePolicy, read_observation
@@ -17,7 +17,7 @@ def written(folder) -> list[dict]:
 def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
     host = Host()
     host.busy(4, 12)
-    features = analyze("secret words")
+    features = Analyzer()("secret words")
     decision = host.controller().decide(features, 40, 100, Hints())
     log = AuditLog(tmp_path / "logs" / "audit.jsonl")
     log.answer("one", decision, features, host.snapshot, {"output_tokens": 7})

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from controller import Catalogue, Controller, EngineLoad, Hints, SequenceLoad, StepModel, analyze
+from controller import Analyzer, Catalogue, Controller, EngineLoad, Hints, SequenceLoad, StepModel
 from controller.settle import settle
 from policies import Action, Constraint, Objectives, Reason, RulePolicy, read_observation
 from pruners.variant import BASE as BASE_NAME
@@ -58,7 +58,7 @@ def host():
 
 
 def decide(controller, prompt=40, output=100, **hints):
-    return controller.decide(analyze("What is this?"), prompt, output, Hints(**hints))
+    return controller.decide(Analyzer()("What is this?"), prompt, output, Hints(**hints))
 
 
 def test_idle_base_then_busy_smaller_then_base_again(host):

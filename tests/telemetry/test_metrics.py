@@ -25,6 +25,7 @@ SERVER_METRICS = {
     "trimtab_step_seconds": "histogram",
     "trimtab_decisions_total": "counter",
     "trimtab_decision_duration_seconds": "histogram",
+    "trimtab_analyzer_fallbacks_total": "counter",
     "trimtab_predicted_loss_nats": "histogram",
     "trimtab_shield_masked_total": "counter",
     "trimtab_objectives_total": "counter",
