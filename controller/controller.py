@@ -122,12 +122,14 @@ class Controller:
             max_loss=_either(hints.objectives.max_loss, self._defaults.max_loss),
         )
         expected = prompt_tokens + int(min(max_tokens, self._expected_output))
-        base = self.catalogue.variants[BASE]
+        variants = self.catalogue.variants
+        timings = dict(
+            zip(variants, forecast.timings(variants.values(), prompt_tokens), strict=True)
+        )
         candidates = []
         for action in self._actions(hints):
-            variant = self.catalogue.variants[action.variant]
             cached = min(expected, action.kv_budget or expected)
-            timing = forecast.timing(variant, prompt_tokens, cached)
+            timing = timings[action.variant]
             loss = self.catalogue.loss(action, expected)
             if loss is not None:
                 loss += self.trust.extra(action.variant)
@@ -135,9 +137,9 @@ class Controller:
                 Candidate(
                     action=action,
                     loss=loss,
-                    cost=forecast.cost(variant, base),
+                    cost=timing.cost,
                     ttft=timing.ttft,
-                    tpot=timing.tpot,
+                    tpot=timing.tpot + cached * timing.per_cached,
                     blocked=shield.blocked(cached, loss, objectives.max_loss),
                 )
             )

@@ -1,5 +1,6 @@
 """What a new request would meet: its time in the queue, to its first token and per token."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from controller.latency import StepModel
@@ -9,10 +10,24 @@ from pruners.variant import VariantSpec
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Predicted seconds to the first token (queue included) and per further token."""
+    """Predicted seconds to the first token (queue included) and per further token.
+
+    `tpot` is without the answer's own cache, of which each token adds `per_cached`. `cost` is the
+    time of a full batch relative to one of the base, cache aside.
+    """
 
     ttft: float
     tpot: float
+    per_cached: float
+    cost: float
+
+
+def _merged(rows: Iterable[tuple[VariantSpec, int]]) -> list[tuple[VariantSpec, int]]:
+    """The same rows with each variant once."""
+    found: dict[VariantSpec, int] = {}
+    for variant, count in rows:
+        found[variant] = found.get(variant, 0) + count
+    return list(found.items())
 
 
 class Forecast:
@@ -26,22 +41,22 @@ class Forecast:
         self._model = model
         self._load = load
         self._running = [s for s in load.sequences if s.running]
-        self._others = [(s.variant, 1) for s in self._running][: load.max_running - 1]
+        self._others = _merged((s.variant, 1) for s in self._running[: load.max_running - 1])
         self._cached = sum(s.cached for s in self._running)
         self.wait = self._wait(expected_output)
 
-    def timing(self, variant: VariantSpec, prompt_tokens: int, cached: int) -> Timing:
-        """For a prompt of so many tokens, served by `variant` with `cached` tokens in its cache."""
-        prefill = self._prefill([(variant, prompt_tokens)])
-        rows = [*self._others, (variant, 1)]
-        step = self._model.seconds(rows, len(rows), self._cached + cached)
-        return Timing(self.wait + prefill, step)
-
-    def cost(self, variant: VariantSpec, base: VariantSpec) -> float:
-        """Time of a full batch of `variant` relative to one of the base, cache aside."""
-        full = self._load.max_running
-        mine = self._model.seconds([(variant, full)], full, 0)
-        return mine / max(self._model.seconds([(base, full)], full, 0), 1e-9)
+    def timings(self, variants: Iterable[VariantSpec], prompt_tokens: int) -> list[Timing]:
+        """For a prompt of so many tokens, served by each of `variants`, the base first."""
+        model, full = self._model, self._load.max_running
+        per_cached, found, whole = model.per_cached(), [], 0.0
+        sampled = 1 + sum(count for _, count in self._others)
+        for variant in variants:
+            prefill = self._prefill([(variant, prompt_tokens)])
+            step = model.seconds([*self._others, (variant, 1)], sampled, self._cached)
+            mine = model.seconds([(variant, full)], full, 0)
+            whole = whole or max(mine, 1e-9)
+            found.append(Timing(self.wait + prefill, step, per_cached, mine / whole))
+        return found
 
     def _wait(self, expected_output: float) -> float:
         load = self._load
@@ -63,5 +78,5 @@ class Forecast:
         if not total:
             return 0.0
         steps = -(-total // self._load.step_tokens)
-        part = [(variant, -(-tokens // steps)) for variant, tokens in prompts]
+        part = _merged((variant, -(-tokens // steps)) for variant, tokens in prompts)
         return steps * self._model.seconds([*self._others, *part], 1, self._cached)

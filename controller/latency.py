@@ -24,7 +24,7 @@ class StepModel:
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
-        self._coefficients = np.zeros(3)
+        self._coefficients = (0.0, 0.0, 0.0)
         self.correction = 1.0
         self.fitted = False
 
@@ -32,7 +32,8 @@ class StepModel:
         """Least squares on relative errors with coefficients >= 0."""
         features = np.array([self._features(r.rows, r.sampled, r.cached) for r in records])
         seconds = np.array([r.seconds for r in records])
-        self._coefficients = _non_negative(features / seconds[:, None], np.ones(len(records)))
+        found = _non_negative(features / seconds[:, None], np.ones(len(records)))
+        self._coefficients = (float(found[0]), float(found[1]), float(found[2]))
         self.correction = 1.0
         self.fitted = True
 
@@ -48,10 +49,18 @@ class StepModel:
         """Predicted seconds of a step over `rows` (variant, tokens) with `cached` tokens read."""
         return self.correction * self._raw(rows, sampled, cached)
 
-    def _raw(self, rows: Rows, sampled: int, cached: int) -> float:
-        return float(self._features(rows, sampled, cached) @ self._coefficients)
+    def per_cached(self) -> float:
+        """Predicted seconds of a step for each cached token that it reads."""
+        shape = self._shape
+        streamed = 2 * shape.layers * shape.kv_groups * shape.head_dim
+        return self.correction * float(self._coefficients[1]) * streamed / 1e9
 
-    def _features(self, rows: Rows, sampled: int, cached: int) -> np.ndarray:
+    def _raw(self, rows: Rows, sampled: int, cached: int) -> float:
+        fixed, streamed, worked = self._features(rows, sampled, cached)
+        first, second, third = self._coefficients
+        return fixed * first + streamed * second + worked * third
+
+    def _features(self, rows: Rows, sampled: int, cached: int) -> tuple[float, float, float]:
         shape = self._shape
         present = [(variant, tokens) for variant, tokens in rows if tokens]
         head = shape.hidden * shape.vocab
@@ -59,7 +68,7 @@ class StepModel:
         streamed += head if sampled else 0
         streamed += cached * 2 * shape.layers * shape.kv_groups * shape.head_dim
         worked = sum(tokens * _body_parameters(variant, shape) for variant, tokens in present)
-        return np.array([1.0, streamed / 1e9, (worked + sampled * head) / 1e9])
+        return 1.0, streamed / 1e9, (worked + sampled * head) / 1e9
 
 
 @lru_cache(maxsize=4096)

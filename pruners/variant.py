@@ -30,6 +30,10 @@ class VariantSpec:
     kv_groups: tuple[int, ...]
     ffn: tuple[int, ...]
 
+    def __hash__(self) -> int:
+        # Variants are looked up thousands of times a second; the widths would be hashed each time.
+        return hash(self.name)
+
     def check(self, shape: Shape) -> None:
         """Raises `ValueError` if the widths do not fit a base of this shape."""
         for what, widths, full in (

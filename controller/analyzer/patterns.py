@@ -4,6 +4,7 @@ import re
 
 from controller.analyzer.features import PromptFeatures, ends
 
+_TOLD = 60  # words that tell a language
 _READ = 200  # words, of a long prompt's beginning and as many of its end
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -18,10 +19,26 @@ _STEPS = re.compile(
     r"|\bafter that\b|^\s*(?:\d+[.)]|[-*])\s",
     re.IGNORECASE | re.MULTILINE,
 )
-_REASONING = re.compile(
-    r"\b(?:why|how|prove|derive|explain|compare|analy[sz]e|evaluate|calculate|solve|justify"
-    r"|because|therefore|if|unless|assume)\b",
-    re.IGNORECASE,
+_REASONING = frozenset(
+    [
+        "why",
+        "how",
+        "prove",
+        "derive",
+        "explain",
+        "compare",
+        "analyse",
+        "analyze",
+        "evaluate",
+        "calculate",
+        "solve",
+        "justify",
+        "because",
+        "therefore",
+        "if",
+        "unless",
+        "assume",
+    ]
 )
 _INSTRUCTION = re.compile(
     r"(?:^|[.!?:]\s+|\band\s+|\bplease\s+)(?:write|list|give|explain|describe|summari[sz]e"
@@ -62,11 +79,11 @@ class PatternBackend:
             numbers=len(_NUMBER.findall(text)),
             code_marks=len(_CODE.findall(text)),
             step_cues=len(_STEPS.findall(text)),
-            reasoning_cues=len(_REASONING.findall(text)),
+            reasoning_cues=sum(word in _REASONING for word in lowered),
             instructions=len(_INSTRUCTION.findall(text)),
             distinct_ratio=len(set(lowered)) / len(words) if words else 0.0,
             mean_word=sum(map(len, words)) / len(words) if words else 0.0,
-            language=_language(lowered),
+            language=_language(lowered[:_TOLD]),
         )
 
 

@@ -90,9 +90,16 @@ def test_the_wait_grows_with_the_line_and_with_what_each_answer_writes():
 
 def test_smaller_variants_cost_less_and_answer_sooner():
     forecast = Forecast(fitted(), load(2), 100)
-    assert forecast.cost(HALF, BASE) < forecast.cost(SHALLOW, BASE) < 1.0
-    assert forecast.cost(BASE, BASE) == pytest.approx(1.0)
-    fast, slow = forecast.timing(HALF, 200, 300), forecast.timing(BASE, 200, 300)
-    assert fast.ttft < slow.ttft
-    alone = Forecast(fitted(), load(0), 100)
-    assert alone.timing(HALF, 10, 20).tpot < alone.timing(BASE, 10, 20).tpot
+    base, half, shallow = forecast.timings([BASE, HALF, SHALLOW], 200)
+    assert half.cost < shallow.cost < base.cost == pytest.approx(1.0)
+    assert half.ttft < base.ttft
+    alone, quicker = Forecast(fitted(), load(0), 100).timings([BASE, HALF], 10)
+    assert quicker.tpot < alone.tpot
+
+
+def test_a_cached_token_adds_what_a_step_says_it_does():
+    model = fitted()
+    (timing,) = Forecast(model, load(2), 100).timings([BASE], 10)
+    rows = [(BASE, 3)]
+    assert timing.tpot == pytest.approx(model.seconds(rows, 3, 100))
+    assert timing.tpot + 70 * timing.per_cached == pytest.approx(model.seconds(rows, 3, 170))

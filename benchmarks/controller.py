@@ -1,0 +1,150 @@
+"""What a decision and the telemetry cost: `python -m benchmarks.controller`.
+
+Decisions are timed while every core is kept busy by others, prompts and all: p50, p99 and the worst
+by backend of the analyzer, over the shipped variants of the default model and a full queue.
+Telemetry is the processor time of one sampler over some seconds, as a share of one core.
+"""
+
+import multiprocessing
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import quantiles
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from benchmarks.machine import parser, save
+from controller import Analyzer, Catalogue, Controller, EngineLoad, Hints, SequenceLoad, StepModel
+from controller.analyzer import BACKENDS
+from controller.load import StepRecord
+from policies import Objectives, RulePolicy
+from pruners.artefact import load_artefact
+from pruners.variant import BASE, base_spec
+from server.app import shipped_artefact
+from server.engine.source import DEFAULT_MODEL
+from telemetry import default_sampler
+from telemetry.machine import describe
+
+_TEXT = """the keeper of a lighthouse finds old letters and why do you explain how it was written
+step by step first compare the cost then calculate 42 percent of people list three reasons"""
+
+
+def prompts(count: int, words: int) -> list[str]:
+    """Texts of about so many words, no two alike."""
+    chance, known = random.Random(0), _TEXT.split()
+    return [
+        " ".join(chance.choice(known) for _ in range(chance.randint(words // 2, 3 * words // 2)))
+        + "?"
+        for _ in range(count)
+    ]
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Every core computes something else inside."""
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=_spin, daemon=True) for _ in range(os.cpu_count() or 1)]
+    for other in others:
+        other.start()
+    time.sleep(3)
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+
+
+def _spin() -> None:
+    while True:
+        sum(range(100_000))
+
+
+def controller() -> Controller:
+    """Over the shipped variants, with a full batch and as many again in the queue."""
+    folder = shipped_artefact(DEFAULT_MODEL)
+    assert folder is not None
+    artefact = load_artefact(folder)
+    base = base_spec(artefact.shape)
+    table = artefact.table
+    catalogue = Catalogue(
+        {BASE: base, **{spec.name: spec for spec in artefact.variants}},
+        (512, 256),
+        {name: quality.kl for name, quality in table.quality.items()},
+        {budget: quality.kl for budget, quality in table.kv_quality.items()},
+    )
+    latency = StepModel(artefact.shape)
+    latency.fit(
+        [
+            StepRecord(0.002 + 0.005 * rows, ((base, rows),), rows, 100 * rows)
+            for rows in (1, 2, 4, 8, 64)
+        ]
+    )
+    line = tuple(SequenceLoad(base, i < 8, 0, 100, 200, 300) for i in range(16))
+    load = EngineLoad(line, 8, 256, 1600, 16_384)
+    sampler = default_sampler()
+    sampler.start()
+
+    def host() -> Any:  # noqa: ANN401
+        return sampler.latest()
+
+    return Controller(catalogue, latency, RulePolicy(), lambda: load, host, Objectives(2.0))
+
+
+def telemetry_share(seconds: float, period: float = 0.5) -> float:
+    """Processor time of a sampler's thread over the time that passed."""
+    sampler = default_sampler(period_seconds=period)
+    sampler.start()
+    (thread,) = (t for t in threading.enumerate() if t is sampler._thread)
+    clock = time.pthread_getcpuclockid(thread.ident)
+    before, started = time.clock_gettime(clock), time.monotonic()
+    time.sleep(seconds)
+    used = time.clock_gettime(clock) - before
+    share = used / (time.monotonic() - started)
+    sampler.stop()
+    return share
+
+
+def main() -> None:
+    """Measures and prints."""
+    options = parser(__doc__)
+    options.add_argument("--decisions", type=int, default=2000)
+    options.add_argument("--words", type=int, default=100, help="of a prompt, on average")
+    arguments = options.parse_args()
+    asked = prompts(arguments.decisions, arguments.words)
+    decide = controller()
+    table = RichTable(title="Milliseconds of a decision, every core busy")
+    for title in ("backend", "p50", "p99", "worst", "read by it"):
+        table.add_column(title, justify="right")
+    found: dict[str, Any] = {}
+    with busy():
+        for backend in reversed(BACKENDS):
+            analyzer, times, read = Analyzer(backend), [], 0
+            for prompt in asked:
+                started = time.perf_counter()
+                features = analyzer(prompt)
+                decide.decide(features, 150, 128, Hints())
+                times.append(1e3 * (time.perf_counter() - started))
+                read += features.backend == backend
+            cuts = quantiles(times, n=100)
+            found[backend] = {
+                "p50_ms": cuts[49],
+                "p99_ms": cuts[98],
+                "worst_ms": max(times),
+                "read_by_it": read / len(asked),
+            }
+            table.add_row(backend, *(f"{value:.3f}" for value in found[backend].values()))
+    share = telemetry_share(20.0)
+    console = Console()
+    console.print(table)
+    console.print(f"telemetry: {share:.2%} of a core")
+    result = {"machine": describe(), "decision": found, "telemetry_share_of_a_core": share}
+    console.print(f"written to {save('controller', result, arguments.json)}")
+
+
+if __name__ == "__main__":
+    main()
