@@ -24,9 +24,13 @@ class Catalogue:
         budgets = (None, *sorted(self.kv_budgets, reverse=True))
         return [Action(name, budget) for name in self.variants for budget in budgets]
 
-    def loss(self, action: Action, tokens: int) -> float | None:
-        """Predicted loss for an answer whose cache would come to hold `tokens` without a budget."""
+    def loss(self, action: Action, tokens: int, relative: float = 1.0) -> float | None:
+        """Predicted loss for an answer whose cache would come to hold `tokens` without a budget.
+
+        `relative` is what is expected of this prompt over the variant's mean.
+        """
         known = 0.0 if action.variant == BASE else self.variant_loss.get(action.variant)
+        known = None if known is None else relative * known
         if action.kv_budget is None or tokens <= action.kv_budget:
             return known
         extra = self.kv_loss.get(action.kv_budget)

@@ -10,6 +10,7 @@ from controller.forecast import Forecast
 from controller.held import Held
 from controller.latency import StepModel
 from controller.load import EngineLoad, StepRecord
+from controller.sensitivity import Sensitivity
 from controller.settle import settle
 from controller.shield import Shield, ShieldSettings
 from controller.trust import Trust
@@ -70,6 +71,7 @@ class Controller:
         telemetry: Callable[[], Snapshot],
         defaults: Objectives,
         shield: ShieldSettings | None = None,
+        sensitivity: Sensitivity | None = None,
         dwell: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,6 +84,7 @@ class Controller:
         self._shield = shield or ShieldSettings()
         self._expected_output = 128.0
         self.trust = Trust(catalogue.variant_loss)
+        self._sensitivity = sensitivity
         self.dwell = dwell
         self._held = Held(clock)
 
@@ -122,6 +125,7 @@ class Controller:
             max_loss=_either(hints.objectives.max_loss, self._defaults.max_loss),
         )
         expected = prompt_tokens + int(min(max_tokens, self._expected_output))
+        relative = {} if self._sensitivity is None else self._sensitivity.relative(features)
         variants = self.catalogue.variants
         timings = dict(
             zip(variants, forecast.timings(variants.values(), prompt_tokens), strict=True)
@@ -130,7 +134,7 @@ class Controller:
         for action in self._actions(hints):
             cached = min(expected, action.kv_budget or expected)
             timing = timings[action.variant]
-            loss = self.catalogue.loss(action, expected)
+            loss = self.catalogue.loss(action, expected, relative.get(action.variant, 1.0))
             if loss is not None:
                 loss += self.trust.extra(action.variant)
             candidates.append(

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from controller import Analyzer, Catalogue, Controller, StepModel, StepRecord
 from controller.audit import AuditLog
+from controller.sensitivity import Sensitivity, load_sensitivity
 from policies import Objectives, Policy, RulePolicy, StaticPolicy
 from policies.bundle import actions_hash, load_policy
 from pruners.artefact import ArtefactError, load_artefact
@@ -134,6 +135,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         engine.load,
         snapshot,
         Objectives(_seconds(settings.ttft_ms), _seconds(settings.tpot_ms), settings.max_loss),
+        sensitivity=sensitivity(model, settings),
         dwell=settings.dwell_seconds,
     )
     smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
@@ -190,6 +192,14 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     ):
         app.include_router(routes)
     return app
+
+
+def sensitivity(model: LoadedModel, settings: Settings) -> Sensitivity | None:
+    """The predictor in the artefact's folder, if there is one. Raises `SensitivityError`."""
+    folder = settings.artefact or shipped_artefact(model.name)
+    if model.artefact is None or folder is None:
+        return None
+    return load_sensitivity(folder, model.fingerprint)
 
 
 def make_analyzer(settings: Settings, metrics: ServerMetrics) -> Analyzer:

@@ -241,6 +241,42 @@ def evaluate(
 
 
 @cli.command()
+def sensitivity(
+    artefact: Annotated[Path, typer.Option(help="A folder by `trimtab build`.")],
+    prompts: Annotated[str, typer.Option(help="Text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]].")],
+    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
+    limit: Annotated[int, typer.Option(min=40, help="Prompts at most.")] = 300,
+    tokens: Annotated[int, typer.Option(min=8, help="Of an answer.")] = 48,
+) -> None:
+    """Learn from real prompts what each variant will lose on a prompt, and say how well that works.
+
+    The server reads the result from the artefact's folder.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from pruners.sources import read_corpus
+    from server.sensing import learn_sensitivity
+
+    _, reports = learn_sensitivity(model, artefact, read_corpus(prompts), limit, tokens)
+    titles = ("variant", "predictor", "R2", "rank", "oracle's gain", "over random", "over length")
+    for backend, report in reports.items():
+        table = Table(title=f"{backend}: cross-validated, 95 % intervals in nats per token")
+        for title in titles:
+            table.add_column(title, justify="right")
+        for variant, found in report.items():
+            for name in ("all", "length", "rule"):
+                one = found[name]
+                intervals = (
+                    f"{low:+.4f} to {high:+.4f}"
+                    for low, high in (one["over_random"], one["over_length"])
+                )
+                numbers = (f"{one[key]:.2f}" for key in ("r2", "rho", "gain"))
+                table.add_row(variant, name, *numbers, *intervals)
+        Console(width=120).print(table)
+
+
+@cli.command()
 def export(
     variant: Annotated[str, typer.Argument(help="Of the artefact.")],
     out: Annotated[Path, typer.Option(help="The model's folder; an earlier export is replaced.")],

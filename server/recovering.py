@@ -59,6 +59,10 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
     last check, from a folder beside `out`. Raises `ArtefactError`, `RecoverError`,
     `RecoveryError`, `SourceError` or `UnsupportedModelError`.
     """
+    if request.tokens < request.training.batch_tokens:
+        raise RecoverError(
+            f"{request.tokens} tokens are less than a batch of {request.training.batch_tokens}"
+        )
     artefact = load_artefact(folder)
     specs = _chosen(artefact, request.variants)
     source = resolve_model(model)

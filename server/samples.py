@@ -2,9 +2,9 @@
 
 from server.app import build_runner
 from server.engine.load import LoadedModel
+from server.engine.offline import answer_all
 from server.engine.sampling import SamplingParams
-from server.engine.sequence import GenerationRequest, Sequence
-from server.engine.text import StopRules, TextStream
+from server.engine.sequence import GenerationRequest
 from server.settings import Settings
 
 PROMPTS = (
@@ -20,26 +20,27 @@ def sample_answers(model: LoadedModel) -> dict[str, dict[str, str]]:
 
     A model without a chat template goes on with the prompt instead.
     """
-    runner = build_runner(model, Settings(kv_tokens=4096), None)
-    found: dict[str, dict[str, str]] = {prompt: {} for prompt in PROMPTS}
+    runner = build_runner(model, Settings(kv_tokens=8192), None)
+    found: dict[str, dict[str, str]] = {}
     for prompt in PROMPTS:
         tokens = _tokens(model, prompt)
-        for name, spec in model.variants.items():
-            texts: list[str] = []
-            request = GenerationRequest(
-                request_id=f"{name} {prompt}",
+        requests = [
+            GenerationRequest(
+                request_id=name,
                 prompt=tokens,
                 max_tokens=_TOKENS,
                 variant=spec,
                 sampling=SamplingParams(temperature=0.0),
                 eos_token_ids=model.eos_token_ids,
             )
-            stream = TextStream(model.tokenizer, StopRules())
-            sequence = Sequence(request, stream, lambda delta, out=texts: out.append(delta.text))  # type: ignore[misc]
-            runner.scheduler.add(sequence)
-            while runner.step():
-                pass
-            found[prompt][name] = "".join(texts)
+            for name, spec in model.variants.items()
+        ]
+        found[prompt] = {
+            answer.request.request_id: model.tokenizer.decode(
+                answer.output, skip_special_tokens=True
+            )
+            for answer in answer_all(runner, model.tokenizer, requests)
+        }
     return found
 
 

@@ -13,10 +13,10 @@ from pruners.journal import Journal
 from pruners.variant import BASE
 from server.app import build_runner
 from server.engine.load import LoadedModel, load_model
+from server.engine.offline import answer_all
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest, Sequence
-from server.engine.text import StopRules, TextStream
 from server.settings import Settings
 
 _MARK = "\x00"
@@ -78,24 +78,25 @@ def sample_rows(
     A row depends on its number and the seed alone, up to the rounding of batches.
     """
     starts = _starts(model)
-    made: list[Sequence] = []
-    for index in wanted:
+
+    def request(index: int) -> GenerationRequest:
         start = starts[index % len(starts)]
-        request = GenerationRequest(
+        return GenerationRequest(
             request_id=f"self-{index}",
             prompt=tuple(start),
             max_tokens=length - len(start),
             variant=model.variants[BASE],
             sampling=SamplingParams(seed=seed * 1_000_003 + index),
         )
-        stream = TextStream(model.tokenizer, StopRules())
-        made.append(Sequence(request, stream, lambda _: None))
-        runner.scheduler.add(made[-1])
+
     total = len(wanted) * length
     task = None if progress is None else progress.add_task("Sampling text", total=total)
-    while runner.step():
+
+    def on_step(sequences: list[Sequence]) -> None:
         if progress is not None and task is not None:
-            progress.update(task, completed=sum(sequence.tokens for sequence in made))
+            progress.update(task, completed=sum(sequence.tokens for sequence in sequences))
+
+    made = answer_all(runner, model.tokenizer, map(request, wanted), on_step)
     return [tensor([*sequence.request.prompt, *sequence.output]) for sequence in made]
 
 

@@ -64,7 +64,7 @@ class Shadow:
                     return False
                 answer = self._line.popleft()
             reading = Rereading(
-                self._decoder, answer.prompt, answer.output, answer.variant, self._base
+                self._decoder, answer.prompt, answer.output, self._base, (answer.variant,)
             )
             self._current = answer, reading
         answer, reading = self._current
@@ -78,8 +78,8 @@ class Shadow:
                 self._current = None
         if going_on:
             return True
-        if result is not None:
-            self._found(answer, result)
+        if result:
+            self._found(answer, result[0])
         return True
 
     @property

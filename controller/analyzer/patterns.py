@@ -19,27 +19,9 @@ _STEPS = re.compile(
     r"|\bafter that\b|^\s*(?:\d+[.)]|[-*])\s",
     re.IGNORECASE | re.MULTILINE,
 )
-_REASONING = frozenset(
-    [
-        "why",
-        "how",
-        "prove",
-        "derive",
-        "explain",
-        "compare",
-        "analyse",
-        "analyze",
-        "evaluate",
-        "calculate",
-        "solve",
-        "justify",
-        "because",
-        "therefore",
-        "if",
-        "unless",
-        "assume",
-    ]
-)
+_CUES = """why how prove derive explain compare analyse analyze evaluate calculate solve justify
+because therefore if unless assume"""
+_REASONING = frozenset(_CUES.split())
 _INSTRUCTION = re.compile(
     r"(?:^|[.!?:]\s+|\band\s+|\bplease\s+)(?:write|list|give|explain|describe|summari[sz]e"
     r"|translate|compare|create|find|classify|rewrite|generate|identify|name|tell|make|provide"

@@ -42,7 +42,7 @@ def test_a_rereading_measures_what_transformers_does(name: str):
     with mask(decoder, variants[name], order):
         other = decoder.model(row).logits[0, scored].log_softmax(-1)
     kl = (base.exp() * (base - other)).sum(-1)
-    found = finish(Rereading(runner.decoder, PROMPT, OUTPUT, variants[name], variants["base"]))
+    (found,) = finish(Rereading(runner.decoder, PROMPT, OUTPUT, variants["base"], [variants[name]]))
     assert found.tokens == len(OUTPUT)
     assert found.kl == pytest.approx(float(kl.mean()), rel=1e-3, abs=1e-5)
     assert found.worst == pytest.approx(float(kl.max()), rel=1e-3, abs=1e-5)
@@ -54,8 +54,8 @@ def test_a_rereading_measures_what_transformers_does(name: str):
 def test_what_has_no_room_is_given_up():
     runner, variants = fresh()
     long = list(range(10, 310))
-    reading = Rereading(runner.decoder, long, OUTPUT, variants["ffn-50"], variants["base"])
-    assert finish(reading) is None
+    reading = Rereading(runner.decoder, long, OUTPUT, variants["base"], [variants["ffn-50"]])
+    assert not finish(reading)
     assert runner.scheduler.cache.arena.used == 0
 
 
@@ -86,9 +86,9 @@ def test_live_work_goes_first_and_the_rereading_starts_again():
     ((again, found),) = heard
     assert again is answer
     expected = finish(
-        Rereading(runner.decoder, PROMPT, OUTPUT, variants["ffn-50"], variants["base"])
+        Rereading(runner.decoder, PROMPT, OUTPUT, variants["base"], [variants["ffn-50"]])
     )
-    assert found == expected
+    assert [found] == expected
 
 
 def test_a_share_of_answers_is_chosen():

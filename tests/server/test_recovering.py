@@ -1,9 +1,12 @@
 """`trimtab recover` and `export` as a user runs them, on a tiny model."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from controller.sensitivity import load_sensitivity
 from pruners.architecture import locate
 from pruners.artefact import load_artefact
 from pruners.build import Sources, build
@@ -26,7 +29,9 @@ def root(tmp_path_factory: pytest.TempPathFactory):
     folder = save_tiny(root / "mine")
     rows = Sources(random_rows(6, (40,)), random_rows(2, (70,), seed=4), "random", "other")
     build(load_transformers(folder, torch.float32), "mine", rows, RECIPE).save(root / "artefact")
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIMTAB_CACHE", str(root / "cache"))  # sampled text is kept there
+        yield root
 
 
 def recover(root, *options: object):
@@ -103,6 +108,23 @@ def test_norms_of_all_variants_in_place_twice_over(root):
 def test_what_does_not_fit_is_one_line(root, options, message):
     done = recover(root, *options)
     one_line(done, message)
+
+
+def test_learns_what_prompts_say_of_losses(root):
+    words = "the quick brown fox jumps over the lazy dog".split()  # noqa: SIM905
+    lines = [" ".join(words[i % 5 : i % 5 + 1 + i % 4] * (1 + i % 3)) for i in range(48)]
+    (root / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": x}) for x in lines))
+    options = ("--model", root / "mine", "--artefact", root / "artefact", "--tokens", 8)
+    done = trimtab("sensitivity", *options, "--prompts", root / "prompts.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "patterns: cross-validated" in done.stdout
+    found = load_sensitivity(root / "artefact", load_artefact(root / "artefact").fingerprint)
+    assert found.level.keys() == {WIDTH, DEPTH}
+    assert all(level > 0 for level in found.level.values())
+    assert found.report["count"] == 48
+    assert not list(root.glob(".artefact*"))
+    (root / "few.jsonl").write_text(json.dumps({"prompt": "one"}))
+    one_line(trimtab("sensitivity", *options, "--prompts", root / "few.jsonl"), "40 are needed")
 
 
 def test_exporting_what_is_not_there_is_one_line(root):

@@ -1,0 +1,166 @@
+"""What a prompt's text says of the loss that each variant will have on its answer.
+
+Ridge regression of the loss (nats per token against the base) on standardised features, one for
+each variant. Text explains little of it, so predictions stay near the variant's mean: the report
+that comes with the predictor says how near, beside constant, length and complexity.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from controller.analyzer import PromptFeatures
+from pruners.errors import UserError
+
+SCHEMA = 1
+FILE = "sensitivity.json"
+FEATURES = (
+    "words", "sentences", "questions", "numbers", "code_marks", "step_cues", "reasoning_cues",
+    "instructions", "distinct_ratio", "mean_word", "english", "other_language", "verbs",
+    "noun_chunks", "dependency_span",
+)  # fmt: skip
+_COUNTS = {"words", "sentences", "numbers", "code_marks", "step_cues", "verbs", "noun_chunks"}
+_BOUND = 3.0  # predictions stay within this factor of the mean
+_RIDGES = (1.0, 10.0, 100.0, 1000.0)
+
+
+class SensitivityError(UserError):
+    """A predictor that cannot be read or belongs to another model. One clear line."""
+
+
+def vector(features: PromptFeatures) -> list[float]:
+    """The features as numbers; what the backend did not find out is NaN."""
+    values = {
+        **asdict(features),
+        "english": float(features.language == "en"),
+        "other_language": float(features.language not in ("", "en")),
+    }
+    return [_number(name, values[name]) for name in FEATURES]
+
+
+def _number(name: str, value: float | None) -> float:
+    if value is None:
+        return math.nan
+    return math.log1p(value) if name in _COUNTS else float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """Predicts losses. `mean` and `scale` are of the features, `weights` by variant.
+
+    `level` is each variant's mean loss on the prompts that it was fitted to.
+    """
+
+    fingerprint: str
+    backend: str
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    level: dict[str, float]
+    weights: dict[str, tuple[float, ...]]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def relative(self, features: PromptFeatures) -> dict[str, float]:
+        """By variant, the loss expected on this prompt over the variant's mean loss."""
+        point = (np.array(vector(features)) - self.mean) / self.scale
+        point = np.nan_to_num(point)  # a feature that is missing says nothing
+        found = {}
+        for variant, weights in self.weights.items():
+            ratio = 1.0 + float(point @ weights) / self.level[variant]
+            found[variant] = min(max(ratio, 1 / _BOUND), _BOUND)
+        return found
+
+    def save(self, folder: Path) -> Path:
+        """Writes `sensitivity.json` under a temporary name and renames it."""
+        path = folder / FILE
+        staged = folder / f".{FILE}"
+        value = {"schema": SCHEMA, "features": FEATURES, **asdict(self)}
+        staged.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(staged, path)
+        return path
+
+
+def load_sensitivity(folder: Path, fingerprint: str) -> Sensitivity | None:
+    """Reads the predictor in an artefact's folder, if there is one. Raises `SensitivityError`."""
+    path = folder / FILE
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise SensitivityError(f"{path} is damaged: {error}") from error
+    try:
+        if value.pop("schema") != SCHEMA or value.pop("features") != list(FEATURES):
+            raise SensitivityError(f"{path} is of another version; make it again")
+        found = Sensitivity(**value)
+        sizes = {len(found.mean), len(found.scale), *map(len, found.weights.values())}
+        numbers = [*found.mean, *found.scale, *found.level.values()]
+        for weights in found.weights.values():
+            numbers += weights
+        sound = sizes == {len(FEATURES)} and found.weights.keys() == found.level.keys()
+        if not sound or not all(map(math.isfinite, numbers)):
+            raise ValueError("its numbers do not fit together")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SensitivityError(f"{path} is damaged: {error}") from error
+    if found.fingerprint != fingerprint:
+        raise SensitivityError(f"{path} was made for another model ({found.fingerprint})")
+    return found
+
+
+def fit(
+    features: Sequence[PromptFeatures],
+    losses: Mapping[str, Sequence[float]],
+    fingerprint: str,
+    backend: str,
+) -> Sensitivity:
+    """Fits one ridge a variant; its strength is chosen by five folds, the same for all variants."""
+    points = np.array([vector(one) for one in features])
+    mean, scale = _spread(points)
+    points = np.nan_to_num((points - mean) / scale)
+    targets = np.array(list(losses.values())).T
+    strength = min(_RIDGES, key=lambda ridge: _folded_error(points, targets, ridge))
+    weights = _ridge(points, targets - targets.mean(0), strength)
+    return Sensitivity(
+        fingerprint=fingerprint,
+        backend=backend,
+        mean=tuple(mean.tolist()),
+        scale=tuple(scale.tolist()),
+        level={name: float(np.mean(values)) for name, values in losses.items()},
+        weights={
+            name: tuple(column.tolist()) for name, column in zip(losses, weights.T, strict=True)
+        },
+    )
+
+
+def _spread(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature where it is known; 0 and 1 where it never is."""
+    known = ~np.isnan(points)
+    count = known.sum(0).clip(1)
+    mean = np.nansum(points, axis=0) / count
+    scale = np.sqrt((np.where(known, points - mean, 0.0) ** 2).sum(0) / count)
+    scale[scale < 1e-9] = 1.0
+    return mean, scale
+
+
+def _ridge(points: np.ndarray, targets: np.ndarray, strength: float) -> np.ndarray:
+    gram = points.T @ points + strength * np.eye(points.shape[1])
+    found: np.ndarray = np.linalg.solve(gram, points.T @ targets)
+    return found
+
+
+def _folded_error(points: np.ndarray, targets: np.ndarray, strength: float) -> float:
+    """Squared error on folds that were left out, each variant's over its variance."""
+    total = 0.0
+    folds = np.arange(len(points)) % 5
+    for fold in range(5):
+        held = folds == fold
+        mean = targets[~held].mean(0)
+        weights = _ridge(points[~held], targets[~held] - mean, strength)
+        error = targets[held] - mean - points[held] @ weights
+        total += float((error**2 / targets.var(0).clip(1e-12)).sum())
+    return total
