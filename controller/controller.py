@@ -19,6 +19,7 @@ from pruners.variant import BASE
 from telemetry import Snapshot
 
 _SMOOTHING = 0.05
+_HOT_CELSIUS = 92.0  # processors slow down a few degrees above
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Controller:
         defaults: Objectives,
         shield: ShieldSettings | None = None,
         sensitivity: Sensitivity | None = None,
+        save_energy: bool = False,
         dwell: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,6 +87,7 @@ class Controller:
         self._expected_output = 128.0
         self.trust = Trust(catalogue.variant_loss)
         self._sensitivity = sensitivity
+        self._save_energy = save_energy
         self.dwell = dwell
         self._held = Held(clock)
 
@@ -123,6 +126,7 @@ class Controller:
             ttft=_either(hints.objectives.ttft, self._defaults.ttft),
             tpot=_either(hints.objectives.tpot, self._defaults.tpot),
             max_loss=_either(hints.objectives.max_loss, self._defaults.max_loss),
+            deadline=_either(hints.objectives.deadline, self._defaults.deadline),
         )
         expected = prompt_tokens + int(min(max_tokens, self._expected_output))
         relative = {} if self._sensitivity is None else self._sensitivity.relative(features)
@@ -134,6 +138,7 @@ class Controller:
         for action in self._actions(hints):
             cached = min(expected, action.kv_budget or expected)
             timing = timings[action.variant]
+            tpot = timing.tpot + cached * timing.per_cached
             loss = self.catalogue.loss(action, expected, relative.get(action.variant, 1.0))
             if loss is not None:
                 loss += self.trust.extra(action.variant)
@@ -143,7 +148,8 @@ class Controller:
                     loss=loss,
                     cost=timing.cost,
                     ttft=timing.ttft,
-                    tpot=timing.tpot + cached * timing.per_cached,
+                    tpot=tpot,
+                    total=timing.ttft + tpot * (expected - prompt_tokens),
                     blocked=shield.blocked(cached, loss, objectives.max_loss),
                 )
             )
@@ -156,6 +162,8 @@ class Controller:
             complexity=features.complexity,
             on_battery=None if battery is None else bool(battery),
             battery_charge=snapshot.battery_charge_ratio.value,
+            hot=_hot(snapshot),
+            save_energy=self._save_energy,
             pinned=hints.pinned,
             held=held,
             held_seconds=held_seconds,
@@ -176,6 +184,16 @@ class Controller:
     def _actions(self, hints: Hints) -> list[Action]:
         actions, pinned = self.catalogue.actions(), hints.pinned
         return actions if pinned is None or pinned in actions else [*actions, pinned]
+
+
+def _hot(snapshot: Snapshot) -> bool | None:
+    """Whether any sensor says that the host is too hot; None where there is no sensor."""
+    readings = [snapshot.temperature_celsius.value, *(g.throttled.value for g in snapshot.gpus)]
+    limits = [_HOT_CELSIUS, *(0.5 for _ in snapshot.gpus)]
+    known = [
+        value > limit for value, limit in zip(readings, limits, strict=True) if value is not None
+    ]
+    return any(known) if known else None
 
 
 def _either(first: float | None, second: float | None) -> float | None:

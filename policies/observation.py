@@ -14,7 +14,10 @@ class Reason(StrEnum):
     QUEUE = "queue"  # others are waiting
     TTFT = "ttft"  # the base would answer its first token too late
     TPOT = "tpot"  # the base would write too slowly
+    DEADLINE = "deadline"  # the base would end its answer too late
     BATTERY = "battery"  # on battery and low
+    THERMAL = "thermal"  # too hot, or slowed down for being so
+    ENERGY = "energy"  # the server was told to save it
     MEMORY = "memory"  # not enough memory for a full cache
     LEAST_BAD = "least_bad"  # nothing meets the objectives
     FIXED = "fixed"  # a static policy
@@ -45,11 +48,15 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """What the answer should keep. Seconds, and nats per token for `max_loss`; None is no bound."""
+    """What the answer should keep. Seconds, and nats per token for `max_loss`; None is no bound.
+
+    `deadline` is for the whole answer, at the length that is expected of it.
+    """
 
     ttft: float | None = None
     tpot: float | None = None
     max_loss: float | None = None
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,8 @@ class Candidate:
     """An action with what is predicted of it.
 
     `loss` in nats per token to the base (None: never measured), `cost` the time of a full batch
-    relative to the base's, `ttft` and `tpot` in seconds. `blocked` names the shield's constraint.
+    relative to the base's, `ttft`, `tpot` and `total` (to the end of the answer) in seconds.
+    `blocked` names the shield's constraint.
     """
 
     action: Action
@@ -66,15 +74,17 @@ class Candidate:
     ttft: float
     tpot: float
     blocked: Constraint | None = None
+    total: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """Everything a decision depends on. The base without a budget is the first candidate.
 
-    `wait` is the predicted time in the queue, in seconds; readings are None where missing. `pinned`
-    is what the request asks for by name. `held` is the variant that requests with these objectives
-    get at present, `held_seconds` for how long.
+    `wait` is the predicted time in the queue, in seconds; readings are None where missing. `hot`
+    says that the host is, or is slowed down for it. `pinned` is what the request asks for by name.
+    `held` is the variant that requests with these objectives get at present, `held_seconds` for how
+    long.
     """
 
     candidates: tuple[Candidate, ...]
@@ -83,6 +93,8 @@ class Observation:
     complexity: float
     on_battery: bool | None = None
     battery_charge: float | None = None
+    hot: bool | None = None
+    save_energy: bool = False
     pinned: Action | None = None
     held: str | None = None
     held_seconds: float = 0.0

@@ -7,8 +7,12 @@ from policies.observation import Action, Candidate, Constraint, Observation, Rea
 
 @dataclass(frozen=True, slots=True)
 class RuleSettings:
-    """`headroom` is the share of the TTFT objective that the queue may use up before answers
-    shrink; below `battery_low` charge (0..1) on battery every answer is cut to `battery_cost`."""
+    """When and how far answers shrink.
+
+    `headroom` is the share of the TTFT objective that the queue may use up before they do. Below
+    `battery_low` charge (0..1) on battery, on a hot host, or if energy is to be saved, every answer
+    is cut to `battery_cost`.
+    """
 
     headroom: float = 0.5
     battery_low: float = 0.3
@@ -54,11 +58,15 @@ class RulePolicy:
         ttft = observation.objectives.ttft
         if ttft is not None and observation.wait > self._settings.headroom * ttft:
             bound, reason = self._settings.headroom * ttft / observation.wait, Reason.QUEUE
-        charge = observation.battery_charge
-        if observation.on_battery and charge is not None and charge < self._settings.battery_low:
-            limit = self._settings.battery_cost
-            if limit < bound:
-                bound, reason = limit, Reason.BATTERY
+        charge, limit = observation.battery_charge, self._settings.battery_cost
+        low = charge is not None and charge < self._settings.battery_low
+        for why, applies in (
+            (Reason.ENERGY, observation.save_energy),
+            (Reason.THERMAL, observation.hot),
+            (Reason.BATTERY, observation.on_battery and low),
+        ):
+            if applies and limit < bound:
+                bound, reason = limit, why
         return bound, reason
 
 
@@ -66,7 +74,8 @@ def _in_time(candidate: Candidate, observation: Observation) -> bool:
     objectives = observation.objectives
     late = objectives.ttft is not None and candidate.ttft > objectives.ttft
     slow = objectives.tpot is not None and candidate.tpot > objectives.tpot
-    return not late and not slow
+    over = objectives.deadline is not None and candidate.total > objectives.deadline
+    return not (late or slow or over)
 
 
 def _why_not_base(base: Candidate, observation: Observation) -> Reason:
@@ -75,7 +84,9 @@ def _why_not_base(base: Candidate, observation: Observation) -> Reason:
         return Reason.MEMORY
     if objectives.ttft is not None and base.ttft > objectives.ttft:
         return Reason.TTFT
-    return Reason.TPOT
+    if objectives.tpot is not None and base.tpot > objectives.tpot:
+        return Reason.TPOT
+    return Reason.DEADLINE
 
 
 def _loss(candidate: Candidate) -> float:

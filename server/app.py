@@ -134,8 +134,14 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         make_policy(model, settings),
         engine.load,
         snapshot,
-        Objectives(_seconds(settings.ttft_ms), _seconds(settings.tpot_ms), settings.max_loss),
+        Objectives(
+            _seconds(settings.ttft_ms),
+            _seconds(settings.tpot_ms),
+            settings.max_loss,
+            _seconds(settings.deadline_ms),
+        ),
         sensitivity=sensitivity(model, settings),
+        save_energy=settings.save_energy,
         dwell=settings.dwell_seconds,
     )
     smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))

@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     ttft_ms: float | None = Field(default=2000.0, gt=0)
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)
+    deadline_ms: float | None = Field(default=None, gt=0)
+    save_energy: bool = False  # always answer as if the battery were low
 
     analyzer: Literal["patterns", "nltk", "spacy"] = "patterns"  # what reads prompts
     dwell_seconds: float = Field(default=1.0, ge=0)  # a variant is kept for, after a change

@@ -74,7 +74,7 @@ class Accounts:
         metrics.prefix_cache_hits.inc(sequence.reused)
         metrics.speculation_drafts.inc(sequence.drafts.proposed)
         metrics.speculation_accepted.inc(sequence.drafts.accepted)
-        for name, wanted, got in _objectives(call.decision, ttft, tpot):
+        for name, wanted, got in _objectives(call.decision, ttft, tpot, duration):
             kept = got is not None and got <= wanted
             metrics.objectives.labels(name, "yes" if kept else "no").inc()
         whole = reason in (FinishReason.STOP, FinishReason.LENGTH)
@@ -142,10 +142,12 @@ class Accounts:
 
 
 def _objectives(
-    decision: Decision, ttft: float | None, tpot: float | None
+    decision: Decision, ttft: float | None, tpot: float | None, duration: float
 ) -> Iterator[tuple[str, float, float | None]]:
     wanted = decision.observation.objectives
     if wanted.ttft is not None:
         yield "ttft", wanted.ttft, ttft
     if wanted.tpot is not None:
         yield "tpot", wanted.tpot, tpot
+    if wanted.deadline is not None:
+        yield "deadline", wanted.deadline, duration

@@ -9,7 +9,9 @@ from server.engine.load import LoadedModel
 if TYPE_CHECKING:
     from server.api.service import Call
 
-_PRESSURE = {Reason.QUEUE, Reason.TTFT, Reason.TPOT, Reason.BATTERY, Reason.LEAST_BAD}
+_PRESSURE = {
+    Reason.QUEUE, Reason.TTFT, Reason.TPOT, Reason.BATTERY, Reason.THERMAL, Reason.LEAST_BAD,
+}  # fmt: skip
 
 
 class Narrowing:

@@ -22,6 +22,7 @@ class TrimtabHints(BaseModel):
     ttft_ms: float | None = Field(default=None, gt=0)
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)
+    deadline_ms: float | None = Field(default=None, gt=0)
     narrow: bool = False
 
 

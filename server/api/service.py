@@ -194,6 +194,7 @@ class Service:
                 ttft=None if hints.ttft_ms is None else hints.ttft_ms / 1e3,
                 tpot=None if hints.tpot_ms is None else hints.tpot_ms / 1e3,
                 max_loss=hints.max_loss,
+                deadline=None if hints.deadline_ms is None else hints.deadline_ms / 1e3,
             ),
             variant,
             hints.kv_budget,

@@ -80,7 +80,11 @@ function showPlot(status) {
     svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }),
     svg("line", { class: "axis", x1: left, x2: left, y1: top, y2: bottom }),
     svg("text", { x: right, y: 272, "text-anchor": "end" }, "share of the base's bytes read for a token"),
-    svg("text", { x: 4, y: top + 8 }, "loss"),
+    svg("text", { x: 4, y: top + 8 }, "loss, nats"),
+    svg("text", { x: left - 4, y: y(most) + 4, "text-anchor": "end" }, most.toFixed(1)),
+    svg("text", { x: left - 4, y: y(0) + 4, "text-anchor": "end" }, "0"),
+    svg("text", { x: x(least), y: 262, "text-anchor": "middle" }, least.toFixed(2)),
+    svg("text", { x: x(1), y: 262, "text-anchor": "middle" }, "1"),
     svg("polyline", { class: "front", points: points.map((v) => `${x(v.bytes)},${y(v.kl)}`).join(" ") }),
   );
   for (const v of points) {

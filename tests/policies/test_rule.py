@@ -1,5 +1,7 @@
 """The rule policy as a pure function: what it sees decides what it answers."""
 
+from dataclasses import replace
+
 import pytest
 
 from policies import (
@@ -18,7 +20,7 @@ SIZES = [("base", 0.0, 1.0), ("ffn-87.5", 0.2, 0.92), ("depth-24", 0.9, 0.8), ("
 
 
 def candidate(name, loss, cost, kv=None, blocked=None, ttft=0.1, tpot=0.02):
-    return Candidate(Action(name, kv), loss, cost, ttft, tpot * cost, blocked)
+    return Candidate(Action(name, kv), loss, cost, ttft, tpot * cost, blocked, 3.0 * cost)
 
 
 def observe(wait=0.0, candidates=None, battery=None, **objectives):
@@ -104,3 +106,17 @@ def test_static_keeps_its_variant():
     candidates = [candidate("ffn-50", 1.7, 0.7, blocked=Constraint.HOST_MEMORY)]
     candidates.append(candidate("ffn-50", 1.8, 0.7, kv=256))
     assert policy.choose(observe(candidates=candidates))[0] == Action("ffn-50", 256)
+
+
+def test_a_deadline_is_kept_by_the_least_cut_that_does():
+    assert RulePolicy().choose(observe(deadline=3.5)) == (BASE, Reason.BASE_FITS)
+    assert RulePolicy().choose(observe(deadline=2.8)) == (Action("ffn-87.5"), Reason.DEADLINE)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"hot": True}, Reason.THERMAL), ({"save_energy": True}, Reason.ENERGY)],
+)
+def test_heat_and_thrift_cut_as_a_low_battery_does(change, reason):
+    assert RulePolicy().choose(replace(observe(), **change)) == (Action("depth-24"), reason)
+    assert RulePolicy().choose(replace(observe(), hot=False)) == (BASE, Reason.BASE_FITS)

@@ -117,6 +117,13 @@ def test_a_low_battery_saves_energy(host):
     assert decision(ask(host, SHORT))[0] == "base"
 
 
+def test_a_hot_host_cools_down(host):
+    host.now = replace(HEALTHY, temperature_celsius=present(97.0, "planted"))
+    variant, _, reason = decision(ask(host, SHORT))
+    assert variant != "base"
+    assert reason == "thermal"
+
+
 def test_little_memory_means_a_smaller_cache_and_not_a_smaller_model(host):
     host.now = replace(HEALTHY, memory_available_bytes=present(0.5 * GIB, "planted"))
     long = {"prompt": "word " * 700, "max_tokens": 4, "temperature": 0}
