@@ -5,7 +5,7 @@ import logging
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic_settings
 import typer
@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from policies.bundle import PolicyError
 from pruners.errors import UserError
 from server.engine.source import DEFAULT_MODEL, resolve_model
+from server.offline_cli import MODEL_HELP, UsageError, offline
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -28,23 +29,18 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     help="An LLM inference server that shrinks the model instead of failing the user.",
 )
-
-_MODEL_HELP = f"A Hugging Face id, a folder or a GGUF file. Default {DEFAULT_MODEL}."
-
-
-class UsageError(UserError):
-    """Something the user asked for cannot be done. One clear line, exit code 2."""
+cli.add_typer(offline)
 
 
 @cli.command()
-def fetch(model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL) -> None:
+def fetch(model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL) -> None:
     """Obtain a model and print where it lies."""
     typer.echo(resolve_model(model))
 
 
 @cli.command()
 def serve(
-    model: Annotated[str | None, typer.Option(help=_MODEL_HELP)] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     artefact: Annotated[Path | None, typer.Option(help="A folder by `trimtab build`.")] = None,
     host: Annotated[str | None, typer.Option(help="Default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Default 8000.")] = None,
@@ -88,7 +84,7 @@ def serve(
 
 @cli.command()
 def diagnose(
-    model: Annotated[str, typer.Argument(help=_MODEL_HELP)] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)] = DEFAULT_MODEL,
 ) -> None:
     """Print what a model consists of, what of it can be cut, and whether it can be served."""
     from rich.console import Console
@@ -100,200 +96,10 @@ def diagnose(
     Console().print(render(examine(load_outline(resolve_model(model)))))
 
 
-@cli.command()
-def build(
-    out: Annotated[Path, typer.Option(help="The artefact's folder; replaced if it exists.")],
-    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
-    text: Annotated[
-        str | None,
-        typer.Option(help="Calibrate on this: text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."),
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(min=256, help="To calibrate on.")] = None,
-    shares: Annotated[
-        str | None,
-        typer.Option(help="Of what the base costs a token, such as 0.9,0.7: a variant each."),
-    ] = None,
-    budget: Annotated[
-        Literal["bytes", "latency"] | None,
-        typer.Option(help="What shares are of: bytes read, or seconds on this device."),
-    ] = None,
-    importance: Annotated[str | None, typer.Option(help="What ranks neurons and heads.")] = None,
-    rank: Annotated[int | None, typer.Option(min=0, help="Of corrections; 0: biases.")] = None,
-    sequential: Annotated[
-        bool, typer.Option(help="Fit each layer behind the pruned ones: better, and far slower.")
-    ] = False,
-    materialised: Annotated[
-        bool,
-        typer.Option(help="Give each variant refitted matrices: better, not shared."),
-    ] = False,
-    search: Annotated[int, typer.Option(min=0, help="Candidates tried for each share.")] = 0,
-    keep_all: Annotated[bool, typer.Option(help="Keep variants that others beat.")] = False,
-    device: Annotated[
-        str | None, typer.Option(help="Compute there one layer at a time, such as on cuda.")
-    ] = None,
-    seed: int = 0,
-) -> None:
-    """Rank, cut, correct and measure variants of a model, into a folder that the server reads.
-
-    An interrupted build goes on where it stopped.
-    """
-    from pruners.recipe import Recipe
-    from pruners.sources import read_corpus
-    from server.building import build_artefact
-
-    given: dict[str, Any] = {
-        "calibration_tokens": tokens,
-        "shares": None if shares is None else _shares(shares),
-        "budget": budget,
-        "importance": importance,
-        "rank": rank,
-    }
-    recipe = Recipe(
-        search=search,
-        keep_all=keep_all,
-        sequential=sequential,
-        materialised=materialised,
-        seed=seed,
-        **{name: value for name, value in given.items() if value is not None},
-    )
-    corpus = None if text is None else read_corpus(text)
-    artefact = build_artefact(model, out, corpus, recipe, _device(device))
-    typer.echo(f"{out}: {len(artefact.variants)} variants of {artefact.model_name}")
-
-
-@cli.command()
-def recover(
-    artefact: Annotated[Path, typer.Option(help="A folder by `trimtab build`.")],
-    out: Annotated[Path | None, typer.Option(help="Default: the same folder.")] = None,
-    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
-    variants: Annotated[str | None, typer.Option(help="Such as a,b. Default all.")] = None,
-    tier: Annotated[
-        Literal["norms", "lora"],
-        typer.Option(help="Train biases and norms, or low ranks beside all projections too."),
-    ] = "lora",
-    rank: Annotated[int, typer.Option(min=1, help="Of the low ranks.")] = 16,
-    tokens: Annotated[int, typer.Option(min=4096, help="Of text to train on.")] = 200_000,
-    text: Annotated[
-        str | None,
-        typer.Option(help="Train on this too: text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."),
-    ] = None,
-    rate: Annotated[float | None, typer.Option(help="Learning rate. Default by tier.")] = None,
-    batch: Annotated[int, typer.Option(min=512, help="Tokens of a step.")] = 2048,
-    device: Annotated[str | None, typer.Option(help="Such as cuda. Default the CPU.")] = None,
-    seed: int = 0,
-) -> None:
-    """Train variants towards the base, whose weights stay as they are.
-
-    An interrupted training goes on from its last check.
-    """
-    from pruners.distill import Training
-    from pruners.sources import read_corpus
-    from server.recovering import Request, recover_artefact
-
-    names = tuple(name.strip() for name in (variants or "").split(",") if name.strip())
-    corpus = None if text is None else read_corpus(text)
-    training = Training(tier, rank, batch, rate, seed=seed)
-    request = Request(names, tokens, corpus, training, _device(device))
-    found = recover_artefact(model, artefact, out or artefact, request)
-    for name in names or [spec.name for spec in found.variants]:
-        kl = found.provenance["training"][name]["held_out_kl"]
-        typer.echo(f"{name}: held-out KL {kl[0]:.3f} before, {min(kl):.3f} after")
-
-
-@cli.command()
-def evaluate(
-    artefact: Annotated[Path, typer.Option(help="A folder by `trimtab build`.")],
-    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
-    text: Annotated[
-        str | None,
-        typer.Option(help="Measure on this; .raw is WikiText. Default: fresh text of the base."),
-    ] = None,
-    tasks: Annotated[
-        list[Path] | None, typer.Option(help="JSONL of questions; may be given several times.")
-    ] = None,
-    window: Annotated[int, typer.Option(min=16, help="Tokens of a row.")] = 1024,
-    limit: Annotated[int | None, typer.Option(min=16, help="Tokens of text in all.")] = None,
-    task_limit: Annotated[int | None, typer.Option(min=1, help="Questions of a task.")] = None,
-    kv_prompt: Annotated[
-        int, typer.Option(min=32, help="Tokens of a prompt before its cache is cut.")
-    ] = 512,
-    timing: Annotated[bool, typer.Option(help="Time every variant on this device.")] = True,
-    json: Annotated[Path | None, typer.Option(help="Write the table here too.")] = None,
-) -> None:
-    """Measure an artefact's variants, and write its table and a report with plots.
-
-    An interrupted evaluation goes on where it stopped.
-    """
-    from rich.console import Console
-
-    from pruners.report import render
-    from pruners.sources import read_corpus
-    from server.evaluating import Plan, evaluate_artefact
-
-    corpus = None if text is None else read_corpus(text)
-    plan = Plan(corpus, tuple(tasks or ()), window, limit, task_limit, kv_prompt, timing)
-    found = evaluate_artefact(model, artefact, plan)
-    for table in render(found):
-        Console(width=160).print(table)
-    if json is not None:
-        found.table.save(json)
-    typer.echo(f"{artefact / 'report' / 'report.md'}")
-
-
-@cli.command()
-def sensitivity(
-    artefact: Annotated[Path, typer.Option(help="A folder by `trimtab build`.")],
-    prompts: Annotated[str, typer.Option(help="Text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]].")],
-    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
-    limit: Annotated[int, typer.Option(min=40, help="Prompts at most.")] = 300,
-    tokens: Annotated[int, typer.Option(min=8, help="Of an answer.")] = 48,
-) -> None:
-    """Learn from real prompts what each variant will lose on a prompt, and say how well that works.
-
-    The server reads the result from the artefact's folder.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    from pruners.sources import read_corpus
-    from server.sensing import learn_sensitivity
-
-    _, reports = learn_sensitivity(model, artefact, read_corpus(prompts), limit, tokens)
-    titles = ("variant", "predictor", "R2", "rank", "oracle's gain", "over random", "over length")
-    for backend, report in reports.items():
-        table = Table(title=f"{backend}: cross-validated, 95 % intervals in nats per token")
-        for title in titles:
-            table.add_column(title, justify="right")
-        for variant, found in report.items():
-            for name in ("all", "length", "rule"):
-                one = found[name]
-                intervals = (
-                    f"{low:+.4f} to {high:+.4f}"
-                    for low, high in (one["over_random"], one["over_length"])
-                )
-                numbers = (f"{one[key]:.2f}" for key in ("r2", "rho", "gain"))
-                table.add_row(variant, name, *numbers, *intervals)
-        Console(width=120).print(table)
-
-
-@cli.command()
-def export(
-    variant: Annotated[str, typer.Argument(help="Of the artefact.")],
-    out: Annotated[Path, typer.Option(help="The model's folder; an earlier export is replaced.")],
-    artefact: Annotated[Path | None, typer.Option(help="Default: the shipped one.")] = None,
-    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
-) -> None:
-    """Write a variant, corrections merged, as a smaller model for `transformers`."""
-    from server.exporting import export_variant
-
-    loader = export_variant(model, artefact, variant, out)
-    typer.echo(f"{out}: load it with {loader}")
-
-
 @cli.command("train-policy")
 def train_policy(
     out: Annotated[Path, typer.Option(help="The folder to write policy.json into.")],
-    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
     artefact: Annotated[Path | None, typer.Option(help="A folder by `trimtab build`.")] = None,
     trace: Annotated[
         Path | None, typer.Option(help="CSV of TIMESTAMP,ContextTokens,GeneratedTokens.")
@@ -312,25 +118,6 @@ def train_policy(
     verdict = "promoted" if bundle.promoted else "not promoted: the default stays"
     typer.echo(f"{path}: headroom {bundle.settings.headroom:g}, {verdict}")
     typer.echo(f"gain over the default on held-out traffic, 95 %: {low:+.4f} to {high:+.4f}")
-
-
-def _shares(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise UsageError(f"--shares {text} is no list of shares such as 0.9,0.7") from error
-
-
-def _device(name: str | None) -> "torch.device | None":
-    import torch
-
-    if name is None:
-        return None
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name} cannot be used: {reason}") from error
 
 
 def _check_free(host: str, port: int) -> None:

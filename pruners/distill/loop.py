@@ -9,6 +9,7 @@ import torch
 from rich.progress import Progress, TaskID
 
 from pruners.architecture import Decoder
+from pruners.distill.learner import Learner, copied
 from pruners.distill.loss import distribution, divergence
 from pruners.distill.state import read_state, write_state
 from pruners.distill.student import Student, Tier
@@ -101,21 +102,6 @@ def train(
     return {learner.name: run.result(learner) for learner in run.learners}
 
 
-@dataclass(slots=True)
-class Learner:
-    """A student with its optimizer, its best state so far and its held-out KL at each check."""
-
-    name: str
-    student: Student
-    optimizer: torch.optim.AdamW
-    best: dict[str, torch.Tensor]
-    history: list[float] = field(default_factory=list)
-
-    def since_best(self) -> int:
-        """Checks since the best one."""
-        return len(self.history) - 1 - min(range(len(self.history)), key=self.history.__getitem__)
-
-
 class _Run:
     def __init__(
         self,
@@ -148,7 +134,7 @@ class _Run:
         if ranks:
             groups.append({"params": ranks, "peak": rate})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
-        return Learner(spec.name, student, optimizer, _copied(student))
+        return Learner(spec.name, student, optimizer, copied(student))
 
     def finished(self) -> bool:
         return not self._active()
@@ -208,7 +194,7 @@ class _Run:
         for learner in active:
             kl = sums[learner.name] / tokens
             if not learner.history or kl < min(learner.history):
-                learner.best = _copied(learner.student)
+                learner.best = copied(learner.student)
             learner.history.append(kl)
 
     def summary(self) -> str:
@@ -223,10 +209,6 @@ class _Run:
             return Trained(dict(before), learner.history)  # nothing was better than not to train
         learner.student.load_state_dict(learner.best)
         return Trained(learner.student.corrections(before), learner.history)
-
-
-def _copied(student: Student) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
 
 
 def _drawn(

@@ -4,19 +4,17 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-if TYPE_CHECKING:
-    from pruners.distill.loop import Learner
+from pruners.distill.learner import Learner
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def write_state(path: Path, step: int, learners: Sequence["Learner"]) -> None:
+def write_state(path: Path, step: int, learners: Sequence[Learner]) -> None:
     """Everything that steps from `step` on depend on."""
     tensors = {
         f"{learner.name}/{name}": tensor.detach().cpu().contiguous()
@@ -29,7 +27,7 @@ def write_state(path: Path, step: int, learners: Sequence["Learner"]) -> None:
     os.replace(staged, path)
 
 
-def read_state(path: Path, learners: Sequence["Learner"]) -> int:
+def read_state(path: Path, learners: Sequence[Learner]) -> int:
     """Puts learners where they were, and says after how many steps; 0 without a usable file."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -55,7 +53,7 @@ def read_state(path: Path, learners: Sequence["Learner"]) -> int:
     return int(note["step"])
 
 
-def _tensors(learner: "Learner") -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in learner.student.state_dict().items():
         yield f"now.{name}", tensor
     for name, tensor in learner.best.items():
@@ -65,7 +63,7 @@ def _tensors(learner: "Learner") -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{name}.{number}", moment
 
 
-def _parameters(learner: "Learner") -> list[torch.nn.Parameter]:
+def _parameters(learner: Learner) -> list[torch.nn.Parameter]:
     return [p for group in learner.optimizer.param_groups for p in group["params"]]
 
 

@@ -3,18 +3,16 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from controller import Controller, Decision
 from controller.audit import AuditLog
+from server.api.call import Call
 from server.engine.engine import Generation
 from server.engine.rereading import Reread
 from server.engine.sequence import FinishReason
 from server.shadow import Answered, Shadow
 from telemetry import ServerMetrics, Snapshot
-
-if TYPE_CHECKING:
-    from server.api.service import Call
 
 _RECENT = 50
 
@@ -50,12 +48,12 @@ class Accounts:
         for constraint in decision.masked:
             metrics.shield_masked.labels(constraint).inc()
 
-    def refused(self, call: "Call") -> None:
+    def refused(self, call: Call) -> None:
         """A call that was turned away."""
         self.metrics.requests.labels(call.decision.action.variant, "refused").inc()
         self._note(call, call.call_id, {"finish_reason": "refused"})
 
-    def ended(self, call: "Call", generation: Generation, reason: FinishReason) -> None:
+    def ended(self, call: Call, generation: Generation, reason: FinishReason) -> None:
         """One answer that ended, however it did."""
         sequence, metrics = generation.sequence, self.metrics
         request, tokens = sequence.request, len(sequence.output)
@@ -123,7 +121,7 @@ class Accounts:
         if self._audit is not None:
             self._audit.close()
 
-    def _note(self, call: "Call", request_id: str, outcome: dict[str, Any]) -> None:
+    def _note(self, call: Call, request_id: str, outcome: dict[str, Any]) -> None:
         decision = call.decision
         self.recent.appendleft(
             {

@@ -1,13 +1,9 @@
 """Answers that may get narrower midway, when the host comes under pressure."""
 
-from typing import TYPE_CHECKING
-
 from controller import Controller, Decision
 from policies import Reason
+from server.api.call import Call
 from server.engine.load import LoadedModel
-
-if TYPE_CHECKING:
-    from server.api.service import Call
 
 _PRESSURE = {
     Reason.QUEUE, Reason.TTFT, Reason.TPOT, Reason.BATTERY, Reason.THERMAL, Reason.LEAST_BAD,
@@ -23,12 +19,12 @@ class Narrowing:
         self._always = always
         self._calls: dict[int, Call] = {}
 
-    def add(self, call: "Call", agreed: bool) -> None:
+    def add(self, call: Call, agreed: bool) -> None:
         """A call that starts. Pinned ones keep what they asked for."""
         if (agreed or self._always) and call.decision.reason is not Reason.PINNED:
             self._calls[id(call)] = call
 
-    def remove(self, call: "Call") -> None:
+    def remove(self, call: Call) -> None:
         """A call that has ended."""
         self._calls.pop(id(call), None)
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from controller import Analyzer, Controller, Decision, Hints, PromptFeatures
+from controller import Analyzer, Controller, Decision, Hints
 from policies import Objectives
 from pruners.kv import served_eviction
 from pruners.variant import BASE
 from server.api.accounting import Accounts
+from server.api.call import Call
 from server.api.errors import ApiError
 from server.api.narrowing import Narrowing
 from server.api.protocol import SamplingBody, TrimtabHints
@@ -43,44 +44,6 @@ class Ask:
     variant: str | None = None  # from a model name like `base@mix-80`
     logprobs: int | None = None
     prompt_logprobs: bool = False
-
-
-@dataclass(slots=True)
-class Call:
-    """A call under way: one generation per prompt and answer, all by one decision."""
-
-    call_id: str
-    created: int
-    decision: Decision
-    generations: list[Generation]
-    prompt_tokens: int
-    features: PromptFeatures
-    text: str
-
-    def disclosure(self) -> dict[str, object]:
-        """The `trimtab` object of the response: which variant answered, and why."""
-        d = self.decision
-        return {
-            "variant": d.action.variant,
-            "kv_budget": d.action.kv_budget,
-            "policy": d.policy,
-            "reason": d.reason.value,
-            "complexity": d.complexity,
-            "predicted_loss": d.loss,
-            "predicted_ttft_ms": round(1e3 * d.ttft, 1),
-            "predicted_tpot_ms": round(1e3 * d.tpot, 2),
-            "predicted_queue_ms": round(1e3 * d.wait, 1),
-            **self._narrowed(),
-        }
-
-    def _narrowed(self) -> dict[str, object]:
-        """The variants that answers ended with, if they got narrower midway."""
-        narrowed = [g.sequence.variant.name for g in self.generations if g.sequence.narrowed]
-        return {"narrowed_to": narrowed} if narrowed else {}
-
-    def headers(self) -> dict[str, str]:
-        """Headers that disclose the same."""
-        return {"X-Trimtab-Variant": self.decision.action.variant, "X-Request-Id": self.call_id}
 
 
 class Service:

@@ -1,0 +1,44 @@
+"""One HTTP call under way."""
+
+from dataclasses import dataclass
+
+from controller import Decision, PromptFeatures
+from server.engine.engine import Generation
+
+
+@dataclass(slots=True)
+class Call:
+    """A call under way: one generation per prompt and answer, all by one decision."""
+
+    call_id: str
+    created: int
+    decision: Decision
+    generations: list[Generation]
+    prompt_tokens: int
+    features: PromptFeatures
+    text: str
+
+    def disclosure(self) -> dict[str, object]:
+        """The `trimtab` object of the response: which variant answered, and why."""
+        d = self.decision
+        return {
+            "variant": d.action.variant,
+            "kv_budget": d.action.kv_budget,
+            "policy": d.policy,
+            "reason": d.reason.value,
+            "complexity": d.complexity,
+            "predicted_loss": d.loss,
+            "predicted_ttft_ms": round(1e3 * d.ttft, 1),
+            "predicted_tpot_ms": round(1e3 * d.tpot, 2),
+            "predicted_queue_ms": round(1e3 * d.wait, 1),
+            **self._narrowed(),
+        }
+
+    def _narrowed(self) -> dict[str, object]:
+        """The variants that answers ended with, if they got narrower midway."""
+        narrowed = [g.sequence.variant.name for g in self.generations if g.sequence.narrowed]
+        return {"narrowed_to": narrowed} if narrowed else {}
+
+    def headers(self) -> dict[str, str]:
+        """Headers that disclose the same."""
+        return {"X-Trimtab-Variant": self.decision.action.variant, "X-Request-Id": self.call_id}
