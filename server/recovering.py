@@ -16,13 +16,14 @@ from pruners.distill import Trained, Training, train
 from pruners.errors import UserError
 from pruners.evaluate import Evaluation, evaluate, reading
 from pruners.fingerprint import fingerprint
+from pruners.front import front
 from pruners.journal import Journal
 from pruners.mask import mask
 from pruners.progress import bars
 from pruners.recovery import to_tensors
 from pruners.rows import count, rows_hash
 from pruners.sources import Corpus
-from pruners.variant import VariantSpec, base_spec
+from pruners.variant import BASE, VariantSpec, base_spec
 from server.building import SELF, Rows
 from server.engine.load import load_tokenizer, load_transformers
 from server.engine.source import cache_folder, resolve_model
@@ -55,8 +56,9 @@ class Request:
 def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> Artefact:
     """Trains what `request` asks for and writes the artefact with better corrections to `out`.
 
-    All variants are measured anew on fresh text of the base. An interrupted call goes on from its
-    last check, from a folder beside `out`. Raises `ArtefactError`, `RecoverError`,
+    All variants are measured anew on fresh text of the base; those that were not trained and that
+    another beats in bytes and loss are left out. An interrupted call goes on from its last check,
+    from a folder beside `out`. Raises `ArtefactError`, `RecoverError`,
     `RecoveryError`, `SourceError` or `UnsupportedModelError`.
     """
     if request.tokens < request.training.batch_tokens:
@@ -144,6 +146,13 @@ def _with_results(
     trained: Mapping[str, Trained],
 ) -> Artefact:
     table = artefact.table
+    cost = {
+        spec.name: cost_of(spec, artefact.corrections.get(spec.name, {}), decoder)
+        for spec in (base_spec(decoder.shape), *artefact.variants)
+    }
+    points = {BASE: (cost[BASE].touched, 0.0)}
+    points |= {name: (cost[name].touched, one.kl) for name, one in found.quality.items()}
+    kept = {BASE, *trained, *front(points)}
     done = {
         name: {
             "tier": request.training.tier,
@@ -155,6 +164,8 @@ def _with_results(
     }
     return replace(
         artefact,
+        variants=tuple(spec for spec in artefact.variants if spec.name in kept),
+        corrections={n: own for n, own in artefact.corrections.items() if n in kept},
         table=replace(
             table,
             evaluation={
@@ -166,11 +177,8 @@ def _with_results(
                 "predictions": found.tokens,
                 "base_perplexity": found.base_perplexity,
             },
-            quality=found.quality,
-            cost={
-                spec.name: cost_of(spec, artefact.corrections.get(spec.name, {}), decoder)
-                for spec in (base_spec(decoder.shape), *artefact.variants)
-            },
+            quality={name: one for name, one in found.quality.items() if name in kept},
+            cost={name: one for name, one in cost.items() if name in kept},
             tasks={},  # of the corrections before; `trimtab evaluate` fills them again
             speed={},
             samples={},

