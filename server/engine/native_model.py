@@ -7,7 +7,7 @@ from pruners.variant import Block, Part, VariantSpec
 from server.engine import native_library as native
 from server.engine.packed_own import PackedEntry, PackedOwnParts
 from server.engine.packed_weights import PackedLayer, PackedWeights
-from server.engine.packing import PackedMatrix
+from server.engine.packing import BLOCK, PackedMatrix
 
 
 class NativeModel:
@@ -89,7 +89,7 @@ class NativeModel:
     def _entry(self, entry: PackedEntry) -> native.Entry:
         inner = None if entry.inner is None else pointer(matrix_of(entry.inner))
         self._kept.append(inner)
-        outer, features = entry.outer, 0 if entry.outer is None else entry.outer.shape[1]
+        outer, features = entry.outer, 0 if entry.outer is None else BLOCK * len(entry.outer)
         return native.Entry(
             entry.norm.data_ptr(), inner, native.pointer(outer), entry.rank, features
         )

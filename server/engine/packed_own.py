@@ -18,7 +18,7 @@ class PackedEntry:
 
     norm: Tensor
     inner: PackedMatrix | None
-    outer: Tensor | None  # fp16, [rank, features padded to 16]
+    outer: Tensor | None  # fp16, [features / 16, rank, 16]
     rank: int
 
     def tensors(self) -> list[Tensor]:
@@ -32,7 +32,7 @@ class PackedOwn:
     """What a variant has of its own in one sub-block, as `native.h` has it."""
 
     inner: PackedMatrix | None
-    outer: Tensor | None  # fp16, [rank, outputs padded to 16]
+    outer: Tensor | None  # fp16, [outputs / 16, rank, 16]
     bias: Tensor
     rank: int
     replaces: bool
@@ -94,5 +94,6 @@ class _Packer:
         if key not in self._ranks:
             up = own.up.float()
             up = woven(*up.chunk(2)) if gated else F.pad(up, (0, 0, 0, -len(up) % BLOCK))
-            self._ranks[key] = (pack(quantise(own.down, 8)), up.t().half().contiguous())
+            outer = up.half().unflatten(0, (-1, BLOCK)).transpose(1, 2).contiguous()
+            self._ranks[key] = (pack(quantise(own.down, 8)), outer)
         return self._ranks[key]

@@ -27,8 +27,9 @@ typedef struct {
 } TrimMatrix;
 
 // What a variant has of its own in front of one sub-block: a norm in the place of the base's, and
-// outer(inner(normed)) beside the input projection. `outer` is fp16, [rank][features], those of the
-// kept units as the projection has them, padded to 16 (of an MLP its gates and its ups, each).
+// outer(inner(normed)) beside the input projection. `outer` is fp16, [features / 16][rank][16];
+// features are those of the kept units as the projection has them, padded to 16 (of an MLP its
+// gates and its ups, each).
 typedef struct {
   const float* norm;  // [hidden]
   const TrimMatrix* inner;
@@ -37,7 +38,7 @@ typedef struct {
 } TrimEntry;
 
 // What it has behind it: outer(inner(inputs)) + bias beside the shared matrix, or inner(inputs) +
-// bias in its place. `outer` is fp16, [rank][outputs].
+// bias in its place. `outer` is fp16, [outputs / 16][rank][16].
 typedef struct {
   const TrimMatrix* inner;
   const uint16_t* outer;

@@ -138,17 +138,28 @@ class Rows {
              float* out) const {
     const TrimEntry* mine = entries_ ? entry(row, index, part) : nullptr;
     if (mine && 16 * block < mine->features)
-      widen(entered + row * rank_, mine->rank, mine->outer + 16 * block, mine->features, 16, out);
+      widen(entered + row * rank_, mine->rank, mine->outer + 16 * block * mine->rank, out);
   }
 
-  // out[0..count) += outer(inner), for a run of outputs; `outer` rows are `stride` apart.
-  TRIM_INLINE void widen(const float* inner, int rank, const uint16_t* outer, int64_t stride,
-                         int64_t count, float* out) {
-    for (int k = 0; k < rank; ++k, outer += stride) {
-      const v8f factor = splat(inner[k]);
-      for (int64_t i = 0; i < count; i += 8)
-        store8(out + i, Isa::fma(factor, Isa::load_half(outer + i), load8(out + i)));
+  // out[0..16) += one block of outer(inner).
+  TRIM_INLINE void widen(const float* inner, int rank, const uint16_t* outer, float* out) {
+    // Two sums for each half, so that no product waits for the one before.
+    v8f low = load8(out), high = load8(out + 8), low2 = splat(0), high2 = splat(0);
+    int k = 0;
+    for (; k + 2 <= rank; k += 2, outer += 32) {
+      const v8f even = splat(inner[k]), odd = splat(inner[k + 1]);
+      low = Isa::fma(even, Isa::load_half(outer), low);
+      high = Isa::fma(even, Isa::load_half(outer + 8), high);
+      low2 = Isa::fma(odd, Isa::load_half(outer + 16), low2);
+      high2 = Isa::fma(odd, Isa::load_half(outer + 24), high2);
     }
+    if (k < rank) {
+      const v8f last = splat(inner[k]);
+      low = Isa::fma(last, Isa::load_half(outer), low);
+      high = Isa::fma(last, Isa::load_half(outer + 8), high);
+    }
+    store8(out, low + low2);
+    store8(out + 8, high + high2);
   }
 
   TRIM_INLINE void nothing(int8_t* codes, float* scales, float* sums, int64_t block) {
@@ -237,7 +248,9 @@ class Rows {
       float* out = (member ? target : b_.x.get()) + r * hidden_ + begin;
       if (mine->bias) add(out, mine->bias, begin, end);
       if (!member || !mine->outer) continue;
-      widen(b_.inner.get() + r * rank_, mine->rank, mine->outer + begin, hidden_, end - begin, out);
+      const uint16_t* outer = mine->outer + begin * mine->rank;
+      for (int64_t i = 0; i < end - begin; i += 16)
+        widen(b_.inner.get() + r * rank_, mine->rank, outer + i * mine->rank, out + i);
     }
   }
 
