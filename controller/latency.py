@@ -1,6 +1,6 @@
 """How long a step takes: fitted once from measured steps, corrected by every step that follows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 
@@ -22,8 +22,10 @@ class StepModel:
     else takes the processor, every prediction grows within a few steps.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, own: Mapping[str, int] | None = None) -> None:
+        """`own` says how many numbers a variant reads beside the shared weights, by its name."""
         self._shape = shape
+        self._own = own or {}
         self._coefficients = (0.0, 0.0, 0.0)
         self.correction = 1.0
         self.fitted = False
@@ -66,8 +68,13 @@ class StepModel:
         head = shape.hidden * shape.vocab
         streamed = _union_parameters(frozenset(v for v, _ in present), shape)
         streamed += head if sampled else 0
+        if self._own:
+            streamed += sum(self._own.get(name, 0) for name in {v.name for v, _ in present})
         streamed += cached * 2 * shape.layers * shape.kv_groups * shape.head_dim
-        worked = sum(tokens * _body_parameters(variant, shape) for variant, tokens in present)
+        worked = sum(
+            tokens * (_body_parameters(variant, shape) + self._own.get(variant.name, 0))
+            for variant, tokens in present
+        )
         return 1.0, streamed / 1e9, (worked + sampled * head) / 1e9
 
 

@@ -108,7 +108,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     metrics = ServerMetrics(registry)
     registry.register(TelemetryCollector(sampler.latest))
     runner = build_runner(model, settings, snapshot().memory_available_bytes.value)
-    latency = StepModel(model.weights.shape)
+    latency = step_model(model)
 
     def on_step(record: StepRecord) -> None:
         metrics.step.observe(record.seconds)
@@ -198,6 +198,12 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     ):
         app.include_router(routes)
     return app
+
+
+def step_model(model: LoadedModel) -> StepModel:
+    """How long steps take, to be fitted; it knows what each variant reads."""
+    table = Table() if model.artefact is None else model.artefact.table
+    return StepModel(model.weights.shape, {name: cost.own for name, cost in table.cost.items()})
 
 
 def sensitivity(model: LoadedModel, settings: Settings) -> Sensitivity | None:

@@ -14,7 +14,7 @@ from policies import Action, Objectives, Policy, RulePolicy, RuleSettings, Stati
 from policies.bundle import Bundle, actions_hash
 from policies.train import HEADROOMS, Replay, train
 from pruners.variant import BASE, VariantSpec
-from server.app import build_runner, catalogue, load
+from server.app import build_runner, catalogue, load, step_model
 from server.engine.load import LoadedModel
 from server.engine.warmup import measure_steps
 from server.settings import Settings, SettingsError
@@ -38,7 +38,7 @@ def train_policy(settings: Settings, trace: Path | None, requests: int, seed: in
     if len(model.variants) == 1:
         raise SettingsError(f"{model.name} has no variants to choose from; see `trimtab build`")
     runner = build_runner(model, settings, free_bytes=None)
-    latency = StepModel(model.weights.shape)
+    latency = step_model(model)
     smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
     latency.fit(measure_steps(runner, model.tokenizer, [model.variants[BASE], smallest]))
     replay = _replay(model, settings, latency, traffic)

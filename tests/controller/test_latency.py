@@ -103,3 +103,11 @@ def test_a_cached_token_adds_what_a_step_says_it_does():
     rows = [(BASE, 3)]
     assert timing.tpot == pytest.approx(model.seconds(rows, 3, 100))
     assert timing.tpot + 70 * timing.per_cached == pytest.approx(model.seconds(rows, 3, 170))
+
+
+def test_what_a_variant_reads_of_its_own_counts_once_a_step_and_once_a_row():
+    plain, owning = fitted(), fitted()
+    owning._own = {HALF.name: 10**7}
+    assert owning.seconds([(BASE, 4)], 4, 0) == plain.seconds([(BASE, 4)], 4, 0)
+    more = [owning.seconds([(HALF, n)], n, 0) - plain.seconds([(HALF, n)], n, 0) for n in (1, 9)]
+    assert 0 < more[0] <= more[1] < 9 * more[0] + 1e-12
