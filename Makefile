@@ -39,6 +39,8 @@ bench: $(INSTALLED_DEV)
 	$(BIN)/python -m benchmarks.variants
 	$(BIN)/python -m benchmarks.streams $(LLAMA)
 	$(BIN)/python -m benchmarks.burst
+	$(BIN)/python -m benchmarks.controller
+	$(BIN)/python -m benchmarks.shadow
 
 # The shipped variants of the default model, from nothing but the model: half an hour on two cores to
 # build, an hour to train two of them. With a GPU all of them, and longer:

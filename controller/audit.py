@@ -16,20 +16,29 @@ from typing import Any
 from controller.analyzer import PromptFeatures
 from controller.controller import Decision
 from policies import Candidate
+from pruners.errors import UserError
 from telemetry import Snapshot
 
 
 class AuditLog:
-    """Appends to `path`; at `max_bytes` the file is renamed, and `keep` such files stay."""
+    """Appends to `path`; at `max_bytes` the file is renamed, and `keep` such files stay.
+
+    Raises `AuditError` if the file cannot be written.
+    """
 
     def __init__(self, path: Path, max_bytes: int = 64 * 2**20, keep: int = 5) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer = RotatingFileHandler(path, maxBytes=max_bytes, backupCount=keep, encoding="utf-8")
-        writer.setFormatter(logging.Formatter("%(message)s"))
-        lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writer = RotatingFileHandler(
+                path, maxBytes=max_bytes, backupCount=keep, encoding="utf-8"
+            )
+        except OSError as error:
+            raise AuditError(f"cannot write the audit log {path}: {error.strerror}") from error
+        writer.setFormatter(_Lines())
+        waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
         self._log = logging.Logger("trimtab.audit")  # its own: nobody else's settings reach it
-        self._log.addHandler(QueueHandler(lines))
-        self._listener = QueueListener(lines, writer)
+        self._log.addHandler(_Waiting(waiting))
+        self._listener = QueueListener(waiting, writer)
         self._listener.start()
 
     def answer(
@@ -53,15 +62,15 @@ class AuditLog:
             propensities={decision.action.label: 1.0},
             feasible=[c.action.label for c in decision.observation.candidates if _feasible(c)],
             predicted={
-                "loss": decision.loss,
-                "ttft": decision.ttft,
-                "tpot": decision.tpot,
-                "wait": decision.wait,
+                "loss": decision.chosen.loss,
+                "ttft": decision.chosen.ttft,
+                "tpot": decision.chosen.tpot,
+                "wait": decision.observation.wait,
             },
             outcome=outcome,
-            features=asdict(features),
+            features=features,
             host={name: reading.value for name, reading in host.readings()},
-            observation=asdict(decision.observation),
+            observation=decision.observation,
             **kept,
         )
 
@@ -75,8 +84,26 @@ class AuditLog:
         for handler in self._listener.handlers:
             handler.close()
 
-    def _write(self, **fields: Any) -> None:  # noqa: ANN401
-        self._log.info("%s", json.dumps({"time": round(time.time(), 3), **fields}))
+    def _write(self, **fields: object) -> None:
+        self._log.info({"time": round(time.time(), 3), **fields})
+
+
+class AuditError(UserError):
+    """The audit log cannot be written. One clear line."""
+
+
+class _Waiting(QueueHandler):
+    """Hands records on as they are: turning one into text would cost a request a millisecond."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+
+class _Lines(logging.Formatter):
+    """A record's dictionary as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(record.msg, default=asdict)
 
 
 def _feasible(candidate: Candidate) -> bool:

@@ -40,19 +40,23 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was chosen, why, what is predicted of it, and what the choice cost in seconds."""
+    """What was chosen of what was observed, why, and what the choice cost in seconds."""
 
-    action: Action
+    chosen: Candidate
     reason: Reason
     policy: str
-    complexity: float
-    loss: float | None
-    ttft: float
-    tpot: float
-    wait: float
-    masked: tuple[Constraint, ...]
-    seconds: float
     observation: Observation
+    seconds: float
+
+    @property
+    def action(self) -> Action:
+        """The variant and KV budget."""
+        return self.chosen.action
+
+    @property
+    def masked(self) -> list[Constraint]:
+        """Why the shield ruled actions out, one for each of them."""
+        return [c.blocked for c in self.observation.candidates if c.blocked is not None]
 
     @property
     def refused(self) -> bool:
@@ -97,23 +101,12 @@ class Controller:
         """Chooses the action for one request. Pinned names are expected to exist."""
         started = time.perf_counter()
         observation = self.observe(features, prompt_tokens, max_tokens, hints)
-        chosen, reason = settle(observation, self._policy, self.dwell)
+        action, reason = settle(observation, self._policy, self.dwell)
         if reason not in (Reason.PINNED, Reason.FLOOR):
-            self._held.note(observation, chosen.variant)
-        candidate = next(c for c in observation.candidates if c.action == chosen)
-        return Decision(
-            action=chosen,
-            reason=reason,
-            policy=self._policy.name,
-            complexity=observation.complexity,
-            loss=candidate.loss,
-            ttft=candidate.ttft,
-            tpot=candidate.tpot,
-            wait=observation.wait,
-            masked=tuple(c.blocked for c in observation.candidates if c.blocked is not None),
-            seconds=time.perf_counter() - started,
-            observation=observation,
-        )
+            self._held.note(observation, action.variant)
+        chosen = next(c for c in observation.candidates if c.action == action)
+        seconds = time.perf_counter() - started
+        return Decision(chosen, reason, self._policy.name, observation, seconds)
 
     def observe(
         self, features: PromptFeatures, prompt_tokens: int, max_tokens: int, hints: Hints

@@ -5,6 +5,7 @@
 `table.json` what was measured of each.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -93,6 +94,17 @@ class Artefact:
             shutil.rmtree(old)
         else:
             os.replace(staging, folder)
+
+    def identity(self) -> str:
+        """Equal for artefacts that would be measured alike: 32 hexadecimal digits."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        digest.update(self.order.identity().encode())
+        digest.update(repr(self.variants).encode())
+        for name, blocks in self.corrections.items():
+            for key, tensor in to_tensors(blocks).items():
+                digest.update(f"{name}/{key}".encode())
+                digest.update(tensor.float().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
     def check_base(self, identity: str) -> None:
         """Raises `ArtefactError` unless it was built for the model of this fingerprint."""

@@ -17,14 +17,13 @@ from pruners.artefact import Artefact
 from pruners.choose import Chosen, Own, allocate, choose_corrections, touched
 from pruners.cost import cost_of
 from pruners.depth import greedy_layers
-from pruners.evaluate import Reader, evaluate, reading
+from pruners.evaluate import evaluate, masked
 from pruners.fingerprint import fingerprint
 from pruners.front import front
 from pruners.importance import scorer
 from pruners.journal import Journal
 from pruners.kv import served_eviction
 from pruners.kv.evict import evicted
-from pruners.mask import mask
 from pruners.offload import offloaded
 from pruners.order import Order
 from pruners.recipe import BuildError, Recipe
@@ -32,7 +31,7 @@ from pruners.recovery import Recipe as Fit
 from pruners.recovery import Recovered, from_tensors, recover, to_tensors
 from pruners.recovery.library import Library, library_from, make_library
 from pruners.recovery.sequence import recover_in_sequence
-from pruners.rows import count, held_back, rows_hash, sample
+from pruners.rows import count, described, held_back, rows_hash, sample
 from pruners.table import Quality, Table
 from pruners.variant import BASE, VariantSpec, base_spec
 
@@ -115,8 +114,8 @@ def _built(run: "_Run", model_name: str) -> Artefact:
         provenance={
             "versions": {name: _version(name) for name in ("trimtab", "torch", "transformers")},
             "recipe": asdict(recipe),
-            "calibration": _describe(run.calibration, sources.calibration_source),
-            "selection": _describe(run.selection, sources.calibration_source),
+            "calibration": described(run.calibration, sources.calibration_source),
+            "selection": described(run.selection, sources.calibration_source),
             "skip_order": {"layers": skip_order, "kl": skip_kl},
             "recovery": {"outputs": outputs, "kl": {n: chosen[n].kl for n in names}},
             "beaten": {
@@ -248,18 +247,9 @@ class _Run:
     ) -> tuple[dict[str, Quality], dict[str, Any]]:
         """Of every candidate on the held-out rows, and what was measured on."""
         decoder, rows = self.decoder, self.sources.held_out
-        readers: dict[str, Reader] = {
-            spec.name: reading(decoder, partial(mask, decoder, spec, order, own.get(spec.name)))
-            for spec in specs
-        }
+        readers = masked(decoder, specs, order, own)
         found = evaluate(decoder, readers, rows, progress=self.progress, journal=self.journal)
-        evaluation = {
-            **_describe(rows, self.sources.held_out_source),
-            "window": max(map(len, rows)),
-            "predictions": found.tokens,
-            "base_perplexity": found.base_perplexity,
-        }
-        return found.quality, evaluation
+        return found.quality, found.about(rows, self.sources.held_out_source)
 
     def kv_quality(self) -> dict[int, Quality]:
         """What budgets of tokens lose over as many again; without rows that long, nothing."""
@@ -290,10 +280,6 @@ def _check_rows(sources: Sources) -> None:
     seen = {rows_hash([row]) for row in calibration}
     if any(rows_hash([row]) in seen for row in held_out):
         raise BuildError("a held-out row is also a calibration row; measure on other text")
-
-
-def _describe(rows: Sequence[torch.Tensor], source: str) -> dict[str, Any]:
-    return {"source": source, "rows": len(rows), "tokens": count(rows), "hash": rows_hash(rows)}
 
 
 def _version(package: str) -> str:

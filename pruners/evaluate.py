@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from rich.progress import Progress
@@ -11,10 +12,14 @@ from rich.progress import Progress
 from pruners.architecture import Decoder
 from pruners.divergence import Tally, compare
 from pruners.journal import Journal
+from pruners.mask import mask
+from pruners.order import Order
 from pruners.progress import tracked
+from pruners.recovery import Correction
 from pruners.replay import final_hidden
-from pruners.rows import Batch, batches
+from pruners.rows import Batch, batches, described
 from pruners.table import Quality
+from pruners.variant import Block, VariantSpec
 
 Reader: TypeAlias = Callable[[Batch], torch.Tensor]
 """Gives what a variant hands to its head, `[rows, length, hidden]`."""
@@ -27,6 +32,28 @@ class Evaluation:
     tokens: int
     base_perplexity: float
     quality: dict[str, Quality]
+
+    def about(self, rows: Sequence[torch.Tensor], source: str) -> dict[str, Any]:
+        """On what it was measured, as a table says it."""
+        return {
+            **described(rows, source),
+            "window": max(map(len, rows)),
+            "predictions": self.tokens,
+            "base_perplexity": self.base_perplexity,
+        }
+
+
+def masked(
+    decoder: Decoder,
+    specs: Sequence[VariantSpec],
+    order: Order,
+    corrections: Mapping[str, Mapping[Block, Correction]],
+) -> dict[str, Reader]:
+    """Variants as masks of the model, with their corrections, by name."""
+    return {
+        spec.name: reading(decoder, partial(mask, decoder, spec, order, corrections.get(spec.name)))
+        for spec in specs
+    }
 
 
 def reading(decoder: Decoder, variant: Callable[[], AbstractContextManager[None]]) -> Reader:

@@ -104,7 +104,7 @@ def _merge_entry(
 ) -> None:
     layer = decoder.layers[block.layer]
     norm = copies[id(layer.attention_norm if block.part == "attention" else layer.mlp_norm)]
-    shift = 1.0 if decoder.family.startswith("gemma") else 0.0  # Gemma stores w - 1
+    shift = decoder.names.norm_shift
     norm.weight.copy_((norm.weight.float() + shift) * entry.norm.float() - shift)
     # Where the variant's units stand in the slice.
     places = units.argsort().argsort()

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -102,6 +102,11 @@ def rows_hash(rows: Sequence[torch.Tensor]) -> str:
         digest.update(len(row).to_bytes(8, "little"))
         digest.update(row.to(torch.int32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def described(rows: Sequence[torch.Tensor], source: str) -> dict[str, Any]:
+    """What rows are, for a file that says what was done with them."""
+    return {"source": source, "rows": len(rows), "tokens": count(rows), "hash": rows_hash(rows)}
 
 
 def to_fit(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -160,7 +160,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         controller,
         make_analyzer(settings, metrics),
         accounts,
-        Narrowing(model, controller, settings.narrow),
+        Narrowing(model, settings.narrow),
         longest,
         settings.max_answers,
         settings.kv_scorer,
@@ -266,6 +266,8 @@ def describe(model: LoadedModel, metrics: ServerMetrics) -> None:
     for name, variant in model.variants.items():
         share = variant.parameters(shape) / full
         metrics.variant.labels(name).info({"model": model.name, "bytes_ratio": f"{share:.4f}"})
+        if name != BASE:
+            metrics.variant_trusted.labels(name).set(1)
 
 
 def _seconds(milliseconds: float | None) -> float | None:

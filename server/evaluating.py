@@ -11,16 +11,15 @@ from transformers import PreTrainedTokenizerBase
 from pruners.architecture import Decoder, locate
 from pruners.artefact import Artefact, load_artefact
 from pruners.cost import cost_of
-from pruners.evaluate import Reader, evaluate, reading
+from pruners.evaluate import Reader, evaluate, masked
 from pruners.fingerprint import fingerprint
 from pruners.journal import Journal
 from pruners.kv import KV_SCORERS, Eviction
 from pruners.kv.evict import evicted
-from pruners.mask import mask
 from pruners.progress import bars
 from pruners.replay import final_hidden
 from pruners.report import write_report
-from pruners.rows import count, rows_hash
+from pruners.rows import rows_hash
 from pruners.sources import Corpus, SourceError
 from pruners.table import Quality, Table
 from pruners.tasks import Item, accuracies, read_task
@@ -73,7 +72,7 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
         if not rows:
             raise SourceError(f"{plan.corpus.name} is shorter than a window of {plan.window}")
     identity = {
-        "artefact": [artefact.fingerprint, artefact.order.identity(), repr(artefact.variants)],
+        "artefact": artefact.identity(),
         "plan": [plan.window, plan.limit, plan.task_limit, plan.kv_prompt, sorted(items)],
         "text": None if rows is None else rows_hash(rows),
     }
@@ -113,24 +112,14 @@ def _offline(
 ) -> Table:
     """Everything that `transformers` measures: quality, tasks, eviction and cost."""
     decoder = locate(load_transformers(source, torch.float32))
-    specs = {spec.name: spec for spec in artefact.variants}
     own = artefact.corrections
-    readers: dict[str, Reader] = {
-        name: reading(decoder, partial(mask, decoder, spec, artefact.order, own.get(name)))
-        for name, spec in specs.items()
-    }
+    readers = masked(decoder, artefact.variants, artefact.order, own)
     found = evaluate(decoder, readers, rows, progress=progress, journal=journal)
     base: dict[str, Reader] = {BASE: partial(final_hidden, decoder)}
     return Table(
         evaluation={
-            "source": f"{SELF}, other rows" if plan.corpus is None else plan.corpus.name,
+            **found.about(rows, f"{SELF}, other rows" if plan.corpus is None else plan.corpus.name),
             "protocol": "WikiText-2" if plan.corpus and plan.corpus.wikitext else "rows",
-            "rows": len(rows),
-            "tokens": count(rows),
-            "hash": rows_hash(rows),
-            "window": plan.window,
-            "predictions": found.tokens,
-            "base_perplexity": found.base_perplexity,
         },
         quality=found.quality,
         kv_quality=artefact.table.kv_quality,

@@ -176,22 +176,24 @@ def sensitivity(
 
     from pruners.sources import read_corpus
     from server.sensing import learn_sensitivity
+    from server.settings import Settings
 
-    _, reports = learn_sensitivity(model, artefact, read_corpus(prompts), limit, tokens)
+    corpus, analyzer = read_corpus(prompts), Settings().analyzer
+    found = learn_sensitivity(model, artefact, corpus, limit, tokens, analyzer)
     titles = ("variant", "predictor", "R2", "rank", "oracle's gain", "over random", "over length")
-    for backend, report in reports.items():
-        table = Table(title=f"{backend}: cross-validated, 95 % intervals in nats per token")
+    for name, report in found.report["backends"].items():
+        table = Table(title=f"{name}: cross-validated, 95 % intervals in nats per token")
         for title in titles:
             table.add_column(title, justify="right")
-        for variant, found in report.items():
-            for name in ("all", "length", "rule"):
-                one = found[name]
+        for variant, judged in report.items():
+            for predictor in ("all", "length", "rule"):
+                one = judged[predictor]
                 intervals = (
                     f"{low:+.4f} to {high:+.4f}"
                     for low, high in (one["over_random"], one["over_length"])
                 )
                 numbers = (f"{one[key]:.2f}" for key in ("r2", "rho", "gain"))
-                table.add_row(variant, name, *numbers, *intervals)
+                table.add_row(variant, predictor, *numbers, *intervals)
         Console(width=120).print(table)
 
 

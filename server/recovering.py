@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,11 @@ from pruners.artefact import Artefact, load_artefact
 from pruners.cost import cost_of
 from pruners.distill import Trained, Training, train
 from pruners.errors import UserError
-from pruners.evaluate import Evaluation, evaluate, reading
+from pruners.evaluate import Evaluation, evaluate, masked
 from pruners.fingerprint import fingerprint
 from pruners.front import front
 from pruners.journal import Journal
-from pruners.mask import mask
 from pruners.progress import bars
-from pruners.recovery import to_tensors
 from pruners.rows import count, rows_hash
 from pruners.sources import Corpus
 from pruners.variant import BASE, VariantSpec, base_spec
@@ -72,7 +69,7 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
     artefact.check_base(fingerprint(base))
     decoder = locate(base)
     identity = {
-        "artefact": [artefact.fingerprint, artefact.order.identity(), _hash(artefact)],
+        "artefact": artefact.identity(),
         "variants": [spec.name for spec in specs],
         "request": [request.tokens, asdict(request.training), str(request.device)],
     }
@@ -89,7 +86,8 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
             decoder = locate(load_transformers(source, torch.float32))
         corrections = artefact.corrections | {n: t.corrections for n, t in trained.items()}
         better = replace(artefact, corrections={n: c for n, c in corrections.items() if c})
-        found = _measure(decoder, better, measured, journal, progress)
+        readers = masked(decoder, better.variants, better.order, better.corrections)
+        found = evaluate(decoder, readers, measured, progress=progress, journal=journal)
     better = _with_results(better, decoder, found, measured, what, request, trained)
     better.save(out)
     journal.close()
@@ -125,17 +123,6 @@ def _text(
     return rows, held_out, measured, what
 
 
-def _measure(
-    decoder: Decoder, artefact: Artefact, rows: Rows, journal: Journal, progress: Progress
-) -> Evaluation:
-    own, order = artefact.corrections, artefact.order
-    readers = {
-        spec.name: reading(decoder, partial(mask, decoder, spec, order, own.get(spec.name)))
-        for spec in artefact.variants
-    }
-    return evaluate(decoder, readers, rows, progress=progress, journal=journal)
-
-
 def _with_results(
     artefact: Artefact,
     decoder: Decoder,
@@ -168,15 +155,7 @@ def _with_results(
         corrections={n: own for n, own in artefact.corrections.items() if n in kept},
         table=replace(
             table,
-            evaluation={
-                "source": f"{SELF}, other rows",
-                "rows": len(measured),
-                "tokens": count(measured),
-                "hash": rows_hash(measured),
-                "window": _MEASURED_ROW,
-                "predictions": found.tokens,
-                "base_perplexity": found.base_perplexity,
-            },
+            evaluation=found.about(measured, f"{SELF}, other rows"),
             quality={name: one for name, one in found.quality.items() if name in kept},
             cost={name: one for name, one in cost.items() if name in kept},
             tasks={},  # of the corrections before; `trimtab evaluate` fills them again
@@ -188,13 +167,3 @@ def _with_results(
             "training": {**artefact.provenance.get("training", {}), **done},
         },
     )
-
-
-def _hash(artefact: Artefact) -> str:
-    """Of all corrections."""
-    tensors = [
-        tensor.float().flatten()
-        for corrections in artefact.corrections.values()
-        for tensor in to_tensors(corrections).values()
-    ]
-    return rows_hash([tensor.mul(1e4).to(torch.int32) for tensor in tensors])

@@ -47,7 +47,8 @@ class OwnText:
                 rows = self._sample(wanted, length, seed)
                 return {f"{i:06d}": row for i, row in zip(wanted, rows, strict=True)}
 
-            key = f"own rows of {length} by {seed} from {first}"
+            # Of all of them, since another call may want fewer or more.
+            key = f"own rows {wanted.start} to {wanted.stop} of {length} by {seed}"
             noted = self._journal.tensors(key, compute)
             made += [noted[name] for name in sorted(noted)]
         return made

@@ -1,9 +1,8 @@
 """`trimtab sensitivity`: what prompts say of the loss of each variant, measured on real prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
@@ -44,13 +43,13 @@ class Asked:
 
 
 def learn_sensitivity(
-    model: str, folder: Path, corpus: Corpus, limit: int, answer_tokens: int
-) -> tuple[Sensitivity, dict[str, Any]]:
+    model: str, folder: Path, corpus: Corpus, limit: int, answer_tokens: int, analyzer: str
+) -> Sensitivity:
     """Fits a predictor to `limit` prompts of a corpus and writes it into the artefact's folder.
 
     The base answers each prompt at temperature 1; every variant reads prompt and answer, and its KL
-    to the base over the answer is the loss. Returns the predictor of the default backend, and the
-    report of every backend that is installed. An interrupted call goes on where it stopped. Raises
+    to the base over the answer is the loss. The predictor reads what `analyzer` sees; its report is
+    on every backend that is installed. An interrupted call goes on where it stopped. Raises
     `SensingError`, `SourceError`, `ArtefactError` or `ModelSourceError`.
     """
     artefact = load_artefact(folder)
@@ -59,31 +58,24 @@ def learn_sensitivity(
     asked = _prompts(corpus, loaded.tokenizer, limit)
     if len(asked) < _LEAST:
         raise SensingError(f"{corpus.name} has {len(asked)} usable prompts; {_LEAST} are needed")
-    identity = [artefact.fingerprint, repr(artefact.variants), [a.tokens for a in asked]]
-    journal = Journal(
-        folder.parent / f".{folder.name}-sensitivity",
-        [*identity, answer_tokens, artefact.provenance.get("training", {})],
-    )
+    identity = [artefact.identity(), [one.tokens for one in asked], answer_tokens]
+    journal = Journal(folder.parent / f".{folder.name}-sensitivity", identity)
     with bars() as progress:
         losses = _measure(loaded, asked, answer_tokens, journal, progress)
-    reports, fitted = {}, None
+    features, reports = {}, {}
     for backend in reversed(BACKENDS):
         try:
             analyze = Analyzer(backend)
         except ImportError:
             continue
-        features = [analyze(one.text) for one in asked]
-        reports[backend] = judge(features, losses)
-        if backend == Settings().analyzer:
-            fitted = fit(features, losses, artefact.fingerprint, backend)
-    assert fitted is not None
-    found = Sensitivity(
-        fitted.fingerprint, fitted.backend, fitted.mean, fitted.scale, fitted.level, fitted.weights,
-        {"prompts": corpus.name, "count": len(asked), "answer_tokens": answer_tokens, **reports},
-    )  # fmt: skip
+        features[backend] = [analyze(one.text) for one in asked]
+        reports[backend] = judge(features[backend], losses)
+    fitted = fit(features[analyzer], losses, artefact.fingerprint, analyzer)
+    about = {"prompts": corpus.name, "count": len(asked), "answer_tokens": answer_tokens}
+    found = replace(fitted, report={**about, "backends": reports})
     found.save(folder)
     journal.close()
-    return found, reports
+    return found
 
 
 def _prompts(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[Asked]:

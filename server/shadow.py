@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pruners.variant import BASE, VariantSpec
+from server.engine.arena import GRAIN
 from server.engine.load import AnyDecoder
 from server.engine.rereading import Reread, Rereading
 
@@ -63,6 +64,11 @@ class Shadow:
                 if not self._line:
                     return False
                 answer = self._line.popleft()
+            # What earlier prompts left in the cache is worth more than knowing one answer's loss.
+            needed = 2 * (len(answer.prompt) + len(answer.output) + GRAIN)
+            arena = self._decoder.cache.arena
+            if arena.used + needed > arena.capacity:
+                return True
             reading = Rereading(
                 self._decoder, answer.prompt, answer.output, self._base, (answer.variant,)
             )

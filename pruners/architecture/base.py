@@ -109,6 +109,7 @@ class ConfigNames:
 
     `heads` and `kv_groups` are None where the configuration cannot say how many heads there are
     without changing their size. `layer_bound` says that a layer computes differently elsewhere.
+    `norm_shift` is what the family adds to a norm's stored weight.
     """
 
     layers: str = "num_hidden_layers"
@@ -116,6 +117,7 @@ class ConfigNames:
     heads: str | None = None
     kv_groups: str | None = None
     layer_bound: bool = False
+    norm_shift: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

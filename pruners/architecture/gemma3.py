@@ -1,5 +1,7 @@
 """Gemma 3 (text): Llama's names, with norms on both sides of each block."""
 
+from dataclasses import replace
+
 from pruners.architecture.base import Decoder, HfModule, Layer
 from pruners.architecture.llama import NAMES, attention_of, mlp_of, shape_of, window_of
 
@@ -32,5 +34,5 @@ def locate(model: HfModule) -> Decoder:
         final_norm=body.norm,
         head=model.lm_head,
         rotary=body.rotary_emb,
-        names=NAMES,
+        names=replace(NAMES, norm_shift=1.0),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from pruners.architecture import Decoder
 from pruners.distill.learner import Learner, copied
@@ -45,10 +45,6 @@ class Training:
     patience: int = 4
     seed: int = 0
 
-    def steps(self, rows: Sequence[torch.Tensor]) -> int:
-        """Batches in one epoch."""
-        return count(rows) // self.batch_tokens
-
 
 @dataclass(slots=True)
 class Trained:
@@ -76,24 +72,23 @@ def train(
     included. With a `state` file an interrupted call goes on from its last check, to the same
     result. Raises `RecoveryError` if there is no batch to train on.
     """
-    steps = training.steps(rows)
-    if steps < 1:
+    plan = list(_drawn(rows, training))
+    if not plan:
         raise RecoveryError(
             f"{count(rows)} tokens are less than a batch of {training.batch_tokens}; give more text"
         )
-    run = _Run(decoder, specs, order, corrections, held_out, training, steps)
+    run = _Run(decoder, specs, order, corrections, held_out, training, len(plan))
     done = 0 if state is None else read_state(state, run.learners)
-    task = _task(progress, steps, done)
+    task = None
+    if progress is not None:
+        task = progress.add_task("Training", total=len(plan), completed=done)
     if done == 0:
         run.check()
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(training.seed))
-    for step, batch in enumerate(_drawn(rows, drawn.tolist(), training.batch_tokens)):
-        if step < done:
-            continue
-        if step >= steps or run.finished():
+    for step in range(done, len(plan)):
+        if run.finished():
             break
-        run.step(step, batch)
-        if (step + 1) % training.check == 0 or step + 1 == steps:
+        run.step(step, plan[step])
+        if (step + 1) % training.check == 0 or step + 1 == len(plan):
             run.check()
             if state is not None:
                 write_state(state, step + 1, run.learners)
@@ -211,19 +206,12 @@ class _Run:
         return Trained(learner.student.corrections(before), learner.history)
 
 
-def _drawn(
-    rows: Sequence[torch.Tensor], numbers: Sequence[int], tokens: int
-) -> Iterator[list[torch.Tensor]]:
-    """Batches of at least `tokens`, of rows in this order."""
+def _drawn(rows: Sequence[torch.Tensor], training: Training) -> Iterator[list[torch.Tensor]]:
+    """Batches of at least as many tokens as asked for, of whole rows in random order."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(training.seed))
     batch: list[torch.Tensor] = []
-    for number in numbers:
+    for number in order.tolist():
         batch.append(rows[number])
-        if count(batch) >= tokens:
+        if count(batch) >= training.batch_tokens:
             yield batch
             batch = []
-
-
-def _task(progress: Progress | None, steps: int, done: int) -> TaskID | None:
-    if progress is None:
-        return None
-    return progress.add_task("Training", total=steps, completed=done)

@@ -47,7 +47,6 @@ class Student(nn.Module):
         if any(isinstance(correction, Materialised) for correction in corrections.values()):
             raise RecoveryError(f"variant '{spec.name}' has materialised matrices, which stay")
         self.spec = spec
-        self._norm_in_head = decoder.norm_in_head
         copies: Copies = {id(tensor): tensor for tensor in decoder.model.parameters()}
         self._model = [slice_into(copies, decoder, spec, order)]  # hidden: nothing of it is trained
         generator = torch.Generator().manual_seed(seed)

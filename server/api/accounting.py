@@ -43,8 +43,8 @@ class Accounts:
         metrics = self.metrics
         metrics.decisions.labels(decision.action.variant, decision.reason.value).inc()
         metrics.decision_duration.observe(decision.seconds)
-        if decision.loss is not None:
-            metrics.predicted_loss.observe(decision.loss)
+        if decision.chosen.loss is not None:
+            metrics.predicted_loss.observe(decision.chosen.loss)
         for constraint in decision.masked:
             metrics.shield_masked.labels(constraint).inc()
 
@@ -129,8 +129,8 @@ class Accounts:
                 "time": time.time(),
                 "action": decision.action.label,
                 "reason": decision.reason.value,
-                "complexity": decision.complexity,
-                "predicted_loss": decision.loss,
+                "complexity": decision.observation.complexity,
+                "predicted_loss": decision.chosen.loss,
                 **outcome,
             }
         )

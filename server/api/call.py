@@ -18,19 +18,24 @@ class Call:
     features: PromptFeatures
     text: str
 
+    @property
+    def ended(self) -> bool:
+        """Whether no answer of it is being written any more."""
+        return all(generation.sequence.ended for generation in self.generations)
+
     def disclosure(self) -> dict[str, object]:
         """The `trimtab` object of the response: which variant answered, and why."""
-        d = self.decision
+        chosen, seen = self.decision.chosen, self.decision.observation
         return {
-            "variant": d.action.variant,
-            "kv_budget": d.action.kv_budget,
-            "policy": d.policy,
-            "reason": d.reason.value,
-            "complexity": d.complexity,
-            "predicted_loss": d.loss,
-            "predicted_ttft_ms": round(1e3 * d.ttft, 1),
-            "predicted_tpot_ms": round(1e3 * d.tpot, 2),
-            "predicted_queue_ms": round(1e3 * d.wait, 1),
+            "variant": chosen.action.variant,
+            "kv_budget": chosen.action.kv_budget,
+            "policy": self.decision.policy,
+            "reason": self.decision.reason.value,
+            "complexity": seen.complexity,
+            "predicted_loss": chosen.loss,
+            "predicted_ttft_ms": round(1e3 * chosen.ttft, 1),
+            "predicted_tpot_ms": round(1e3 * chosen.tpot, 2),
+            "predicted_queue_ms": round(1e3 * seen.wait, 1),
             **self._narrowed(),
         }
 

@@ -114,7 +114,9 @@ class Service:
             for generation in generations:
                 generation.cancel()
             self.accounts.refused(call)
-            raise ApiError(503, str(error), retry_after=max(1.0, decision.wait)) from error
+            raise ApiError(
+                503, str(error), retry_after=max(1.0, decision.observation.wait)
+            ) from error
         self._narrowing.follow(decision)
         self._narrowing.add(call, body.trimtab.narrow)
         return call
@@ -140,7 +142,6 @@ class Service:
                     self.accounts.ended(call, call.generations[index], delta.finish_reason)
                 yield index, delta
         finally:
-            self._narrowing.remove(call)
             for index in open_answers:
                 call.generations[index].cancel()
                 self.accounts.ended(call, call.generations[index], FinishReason.ABORT)

@@ -46,6 +46,7 @@ class Scheduler:
 
         What it cached may serve later prompts, unless a failed step left it unsound.
         """
+        sequence.ended = True
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
@@ -131,5 +132,6 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.remove(sequence)
+        sequence.ended = False
         self.waiting.insert(0, sequence)
         self.preemptions += 1

@@ -80,6 +80,7 @@ class Sequence:
         self.prompt_logprobs: list[TokenLogprob] = []
         self.cache: SequenceCache | None = None
         self.cancelled = False
+        self.ended = False
         self.reused = 0  # tokens taken from the prefix cache
         self.arrived = time.monotonic()
         self.started_at: float | None = None
@@ -116,10 +117,11 @@ class Sequence:
         return self.variant != self.request.variant
 
     def may_narrow(self, variant: VariantSpec) -> bool:
-        """Whether every width of `variant` is within that of now, and no budget cuts the cache."""
+        """Whether it goes on without a budget, and `variant` is nested in that of now."""
         now = self.variant
         widths = zip((*variant.kv_groups, *variant.ffn), (*now.kv_groups, *now.ffn), strict=True)
-        return variant != now and self.request.kv_budget is None and all(a <= b for a, b in widths)
+        able = not self.ended and self.request.kv_budget is None
+        return able and variant != now and all(a <= b for a, b in widths)
 
     def narrow(self, variant: VariantSpec) -> None:
         """Goes on with a variant that is nested in the one of now. Raises `ValueError` otherwise.

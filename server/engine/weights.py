@@ -127,8 +127,9 @@ def take_weights(
         if module is None:
             return None
         weight = next(module.parameters()).detach()
-        # Gemma stores w - 1 and multiplies in fp32.
-        return Norm(1.0 + weight.float() if gemma else weight, config.rms_norm_eps, dtype)
+        shift = decoder.names.norm_shift
+        # A family that shifts its norms multiplies in fp32.
+        return Norm(shift + weight.float() if shift else weight, config.rms_norm_eps, dtype)
 
     layers = []
     with torch.no_grad():

@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
+
 from controller import Analyzer, Hints
-from controller.audit import AuditLog
+from controller.audit import AuditError, AuditLog
 from controller.settle import settle
 from policies import RulePolicy, read_observation
 from tests.controller.test_controller import Host
@@ -30,7 +32,7 @@ def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
     assert first["propensities"] == {first["action"]: 1.0}
     assert first["action"] in first["feasible"]
     assert first["outcome"] == {"output_tokens": 7}
-    assert first["predicted"]["loss"] == decision.loss
+    assert first["predicted"]["loss"] == decision.chosen.loss
     assert first["host"]["memory_total_bytes"] > 0
     assert first["host"]["battery_charge_ratio"] is None
     assert "secret" not in json.dumps(first)
@@ -38,6 +40,12 @@ def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
     assert (shadow["kind"], shadow["id"], shadow["kl"]) == ("shadow", "one", 0.5)
     again = settle(read_observation(first["observation"]), RulePolicy(), 1.0)
     assert again == (decision.action, decision.reason)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(AuditError, match="cannot write the audit log"):
+        AuditLog(tmp_path / "file" / "audit.jsonl")
 
 
 def test_files_are_rotated_between_lines(tmp_path):

@@ -68,7 +68,7 @@ def test_idle_base_then_busy_smaller_then_base_again(host):
     crowded = decide(controller)
     assert crowded.action.variant != "base"
     assert crowded.reason in (Reason.QUEUE, Reason.LEAST_BAD)
-    assert crowded.loss > 0
+    assert crowded.chosen.loss > 0
     host.busy(1, 0)
     kept = decide(controller)
     assert (kept.action.variant, kept.reason) == (crowded.action.variant, Reason.DWELL)
@@ -140,7 +140,7 @@ def test_a_decision_is_replayed_from_its_record(host):
 def test_a_quality_floor_is_kept_however_busy(host):
     host.busy(4, 40)
     decision = decide(host.controller(), objectives=Objectives(max_loss=0.8))
-    assert decision.loss <= 0.8
+    assert decision.chosen.loss <= 0.8
     assert "quality_floor" in decision.masked
 
 
@@ -191,8 +191,8 @@ def test_a_decision_is_quick(host):
 def test_the_expected_answer_follows_what_answers_are(host):
     controller = host.controller()
     host.busy(4, 8)
-    before = decide(controller).wait
+    before = decide(controller).observation.wait
     for _ in range(200):
         controller.answer_done(10)
-    assert decide(controller).wait < before / 2
+    assert decide(controller).observation.wait < before / 2
     assert isinstance(controller.latency, StepModel)

@@ -10,13 +10,13 @@ from controller import Analyzer
 from controller.judging import judge
 from controller.sensitivity import FILE, SensitivityError, fit, load_sensitivity
 
-WORDS = "why is the sky so blue tell me more about it please and count 3 4 5 then explain".split()  # noqa: SIM905
+TEXT = "why is the sky so blue tell me more about it please and count 3 4 5 then explain"
 
 
 def prompts(count: int = 160, seed: int = 0):
     chance = random.Random(seed)
     analyze = Analyzer()
-    texts = [" ".join(chance.choices(WORDS, k=chance.randint(3, 60))) for _ in range(count)]
+    texts = [" ".join(chance.choices(TEXT.split(), k=chance.randint(3, 60))) for _ in range(count)]
     return [analyze(text) for text in texts]
 
 

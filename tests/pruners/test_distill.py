@@ -95,6 +95,14 @@ def test_a_batch_in_parts_is_the_same_step(monkeypatch):
         assert parts[name].history == pytest.approx(whole[name].history, rel=1e-3)
 
 
+@pytest.mark.parametrize("tokens", [100, 300])  # rows have 64 and 48
+def test_a_batch_of_any_size_is_checked_at_its_last_step(tokens: int):
+    decoder, order, specs, own = setting()
+    training = Training("norms", batch_tokens=tokens, check=1000)
+    found = train(decoder, specs, order, own, ROWS, HELD_OUT, training)
+    assert [len(one.history) for one in found.values()] == [2, 2]
+
+
 class KilledError(Exception):
     pass
 

@@ -111,8 +111,8 @@ def test_what_does_not_fit_is_one_line(root, options, message):
 
 
 def test_learns_what_prompts_say_of_losses(root):
-    words = "the quick brown fox jumps over the lazy dog".split()  # noqa: SIM905
-    lines = [" ".join(words[i % 5 : i % 5 + 1 + i % 4] * (1 + i % 3)) for i in range(48)]
+    text = "the quick brown fox jumps over the lazy dog"
+    lines = [text[i % 9 : i % 9 + 5 + 3 * (i % 4)] * (1 + i % 3) for i in range(48)]
     (root / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": x}) for x in lines))
     options = ("--model", root / "mine", "--artefact", root / "artefact", "--tokens", 8)
     done = trimtab("sensitivity", *options, "--prompts", root / "prompts.jsonl")
