@@ -161,6 +161,17 @@ def test_a_sequence_may_go_on_with_a_nested_variant(narrower: str):
     assert runner.scheduler.cache.prefixes.slots == 0, "mixed keys and values serve nobody else"
 
 
+def test_an_answer_that_has_ended_is_not_narrowed_and_a_preempted_one_may_be():
+    runner, variants = fresh()
+    sequence, _ = submit(runner, [5, 6, 7], variants["base"], 6)
+    runner.step()
+    runner.scheduler._preempt(sequence)
+    assert sequence.may_narrow(variants["ffn-50"])
+    run(runner)
+    assert sequence.ended
+    assert not sequence.may_narrow(variants["ffn-50"])
+
+
 @pytest.mark.parametrize(("now", "wanted"), [("ffn-50", "base"), ("mixed", "ffn-50")])
 def test_nothing_but_a_nested_variant_is_allowed_within_an_answer(now: str, wanted: str):
     runner, variants = fresh()

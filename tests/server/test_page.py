@@ -1,11 +1,9 @@
-"""The live page in a headless Chromium, against the live server of `test_watching`."""
+"""The live page in a headless Chromium, against a live server."""
 
 import shutil
 
 import httpx
 import pytest
-
-from tests.server.test_watching import log, server  # noqa: F401
 
 selenium = pytest.importorskip("selenium")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -36,22 +34,22 @@ def until(browser, script: str, seconds: float = 30):
     )
 
 
-def test_the_page_is_open_and_all_of_it_is_served_here(server):  # noqa: F811
-    page = httpx.get(server.url)
+def test_the_page_is_open_and_all_of_it_is_served_here(varied_server):
+    page = httpx.get(varied_server.url)
     assert page.headers["content-type"].startswith("text/html")
     assert "http://" not in page.text
     assert "https://" not in page.text
     for name in ("page.css", "page.js"):
-        assert httpx.get(f"{server.url}/{name}").status_code == 200
-    status = httpx.get(f"{server.url}/trimtab/status").json()
+        assert httpx.get(f"{varied_server.url}/{name}").status_code == 200
+    status = httpx.get(f"{varied_server.url}/trimtab/status").json()
     assert [variant["name"] for variant in status["variants"]] == ["base", "ffn-67", "ffn-34"]
     for reading in status["host"].values():
         assert (reading["value"] is None) == bool(reading["reason"])
 
 
 @in_a_browser
-def test_a_pinned_answer_arrives_with_its_decision(server, browser):  # noqa: F811
-    browser.get(server.url)
+def test_a_pinned_answer_arrives_with_its_decision(varied_server, browser):
+    browser.get(varied_server.url)
     until(browser, "document.querySelectorAll('#variant option').length === 4")
     assert until(browser, "document.querySelectorAll('#gauges meter').length >= 3")
     browser.execute_script(
@@ -63,15 +61,14 @@ def test_a_pinned_answer_arrives_with_its_decision(server, browser):  # noqa: F8
     shown = browser.execute_script("return decision.textContent")
     assert "ffn-67" in shown
     assert "pinned" in shown
-    row = until(browser, "document.querySelector('#recent tr td:nth-child(2)')?.textContent")
-    assert row == "ffn-67"
+    until(browser, "document.querySelector('#recent tr td:nth-child(2)')?.textContent === 'ffn-67'")
     until(browser, "document.querySelectorAll('#plot circle.live').length === 1")
     assert browser.execute_script("return document.querySelectorAll('#plot circle').length") == 4
 
 
 @in_a_browser
-def test_an_error_is_shown_as_the_server_says_it(server, browser):  # noqa: F811
-    browser.get(server.url)
+def test_an_error_is_shown_as_the_server_says_it(varied_server, browser):
+    browser.get(varied_server.url)
     browser.execute_script(
         "document.getElementById('prompt').value = 'word '.repeat(2000);"
         "document.getElementById('ask').requestSubmit()"
@@ -81,8 +78,8 @@ def test_an_error_is_shown_as_the_server_says_it(server, browser):  # noqa: F811
 
 
 @in_a_browser
-def test_every_control_has_a_label_and_nothing_fails(server, browser):  # noqa: F811
-    browser.get(server.url)
+def test_every_control_has_a_label_and_nothing_fails(varied_server, browser):
+    browser.get(varied_server.url)
     until(browser, "document.querySelectorAll('#variant option').length === 4")
     unlabelled = browser.execute_script(
         "return [...document.querySelectorAll('input, select, textarea')]"

@@ -1,0 +1,40 @@
+"""A live server on a tiny model that has variants, and keeps an audit log."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.live import ServerProcess
+from pruners.build import Sources, build
+from pruners.recipe import Recipe
+from server.engine.load import load_transformers
+from tests.pruners.models import random_rows
+from tests.tiny import save_tiny
+
+_RECIPE = Recipe(ffn_keep=(0.67, 0.34), shares=(), kv_budgets=(32,), rank=4, keep_all=True)
+
+
+@pytest.fixture(scope="session")
+def audit_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `varied_server` writes its decisions."""
+    return tmp_path_factory.mktemp("logs") / "audit.jsonl"
+
+
+@pytest.fixture(scope="session")
+def varied_server(
+    tmp_path_factory: pytest.TempPathFactory, audit_log: Path
+) -> Iterator[ServerProcess]:
+    """Variants `ffn-67` and `ffn-34`, two answers at once, every answer read again."""
+    root = tmp_path_factory.mktemp("varied")
+    folder = save_tiny(root / "mine")
+    rows = Sources(random_rows(6, (40,)), random_rows(2, (70,), seed=4), "random", "other")
+    build(load_transformers(folder, torch.float32), "mine", rows, _RECIPE).save(root / "artefact")
+    server = ServerProcess(
+        "--model", str(folder), "--artefact", str(root / "artefact"), "--max-running", "2",
+        log=root / "server.log", TRIMTAB_THREADS="1", TRIMTAB_SHADOW_SHARE="1",
+        TRIMTAB_AUDIT_LOG=str(audit_log), TRIMTAB_TTFT_MS="40",
+    )  # fmt: skip
+    yield server.wait()
+    server.stop()
