@@ -24,7 +24,7 @@ def judge(
     when the half of the prompts with the least predicted loss is cut, and `over_random` and
     `over_length` are how much less is lost than by a random half, or by the half that length alone
     picks, in nats per token with 95 % bootstrap intervals. Predictors: all features, length only,
-    and the complexity score as a rule ("hard prompts lose more").
+    and the complexity score as a rule ("hard prompts lose more"), which has no `r2`: it is no loss.
     """
     predicted = {
         "all": _predictions(features, losses, lambda one: one),
@@ -44,6 +44,7 @@ def judge(
                 name: _one(guess, true, draws, guesses["length"]) for name, guess in guesses.items()
             },
         }
+        del found[variant]["rule"]["r2"]
     return found
 
 

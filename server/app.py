@@ -246,10 +246,13 @@ def catalogue(model: LoadedModel, settings: Settings) -> Catalogue:
     """The actions on offer, with the losses that the artefact's table holds."""
     table = Table() if model.artefact is None else model.artefact.table
     budgets = tuple(b for b in settings.kv_budgets if b < model.weights.context)
+    known = {name: quality.kl for name, quality in table.quality.items()}
+    predictor = sensitivity(model, settings)
     return Catalogue(
         variants=model.variants,
         kv_budgets=budgets,
-        variant_loss={name: quality.kl for name, quality in table.quality.items()},
+        # Answers to real prompts say more than the table's text, where both were measured.
+        variant_loss=known if predictor is None else {**known, **predictor.level},
         kv_loss={budget: quality.kl for budget, quality in table.kv_quality.items()},
     )
 

@@ -192,7 +192,7 @@ def sensitivity(
                     f"{low:+.4f} to {high:+.4f}"
                     for low, high in (one["over_random"], one["over_length"])
                 )
-                numbers = (f"{one[key]:.2f}" for key in ("r2", "rho", "gain"))
+                numbers = (f"{one[k]:.2f}" if k in one else "" for k in ("r2", "rho", "gain"))
                 table.add_row(variant, predictor, *numbers, *intervals)
         Console(width=120).print(table)
 
