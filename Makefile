@@ -45,11 +45,13 @@ bench: $(INSTALLED_DEV)
 # The shipped variants of the default model, from nothing but the model: half an hour on two cores to
 # build, an hour to train two of them. With a GPU all of them, and longer:
 #   make artefact RECOVER="--device cuda --tokens 12000000 --batch 16384"
+# PROMPTS=FILE also learns from real prompts what each variant loses on them (ten minutes).
 SHIPPED := pruners/shipped/smollm2-135m-instruct
 RECOVER ?= --variants mix-84,mix-70 --tokens 120000
 artefact: $(INSTALLED)
 	$(BIN)/trimtab build --out $(SHIPPED)
 	$(BIN)/trimtab recover --artefact $(SHIPPED) $(RECOVER)
+	$(if $(PROMPTS),$(BIN)/trimtab sensitivity --artefact $(SHIPPED) --prompts $(PROMPTS))
 
 clean:
 	rm -rf $(VENV) build *.egg-info

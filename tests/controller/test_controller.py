@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from controller import Analyzer, Catalogue, Controller, EngineLoad, Hints, SequenceLoad, StepModel
+from controller.sensitivity import FEATURES, Sensitivity
 from controller.settle import settle
 from policies import Action, Constraint, Objectives, Reason, RulePolicy, read_observation
 from pruners.variant import BASE as BASE_NAME
@@ -33,7 +34,7 @@ class Host:
         made = [SequenceLoad(BASE, i < running, 0, 200, 64, 264) for i in range(running + waiting)]
         self.load = EngineLoad(tuple(made), 4, 256, 64 * running, capacity)
 
-    def controller(self, dwell=1.0, **defaults):
+    def controller(self, dwell=1.0, sensitivity=None, **defaults):
         catalogue = Catalogue(
             variants={BASE_NAME: BASE, "ffn-50": HALF, "depth-9": SHALLOW},
             kv_budgets=(512,),
@@ -47,6 +48,7 @@ class Host:
             lambda: self.load,
             lambda: self.snapshot,
             Objectives(**{"ttft": 0.5, **defaults}),
+            sensitivity=sensitivity,
             dwell=dwell,
             clock=lambda: self.now,
         )
@@ -125,6 +127,27 @@ def test_a_floor_in_a_late_queue_is_refused_not_broken(host):
     assert decide(controller, objectives=Objectives(max_loss=0.01)).refused
     assert not decide(controller).refused  # without a floor it may be cut
     assert not decide(controller, objectives=Objectives(ttft=1e4, max_loss=0.01)).refused
+
+
+def test_a_predictor_makes_losses_depend_on_the_prompt(host):
+    weights = [0.0] * len(FEATURES)
+    weights[FEATURES.index("questions")] = 0.3  # a question loses .3 more than the mean
+    predictor = Sensitivity(
+        "f", "patterns", (0.0,) * len(weights), (1.0,) * len(weights),
+        {"ffn-50": 1.5, "depth-9": 0.7}, {"ffn-50": tuple(weights), "depth-9": tuple(weights)},
+    )  # fmt: skip
+    controller = host.controller(sensitivity=predictor)
+    losses = [
+        {
+            c.action.label: c.loss
+            for c in controller.observe(Analyzer()(text), 40, 100, Hints()).candidates
+        }
+        for text in ("Tell me this.", "What is this?")
+    ]
+    assert losses[0]["ffn-50"] == pytest.approx(1.5)
+    assert losses[1]["ffn-50"] == pytest.approx(1.8)
+    assert losses[1]["depth-9"] == pytest.approx(1.0)
+    assert losses[0]["base"] == losses[1]["base"] == 0.0
 
 
 def test_a_decision_is_replayed_from_its_record(host):
