@@ -58,8 +58,7 @@ class AuditLog:
             policy=decision.policy,
             action=decision.action.label,
             reason=decision.reason,
-            # What the policy would have chosen how often, among what was feasible.
-            propensities={decision.action.label: 1.0},
+            propensities=decision.propensities,
             feasible=[c.action.label for c in decision.observation.candidates if _feasible(c)],
             predicted={
                 "loss": decision.chosen.loss,

@@ -1,5 +1,6 @@
 """One decision per request: observe, shield, ask the policy, remember how it went."""
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,20 @@ from controller.sensitivity import Sensitivity
 from controller.settle import settle
 from controller.shield import Shield, ShieldSettings
 from controller.trust import Trust
-from policies import Action, Candidate, Constraint, Objectives, Observation, Policy, Reason
+from policies import (
+    REFUSED,
+    Action,
+    Candidate,
+    Constraint,
+    ExploringPolicy,
+    Objectives,
+    Observation,
+    Policy,
+    Reason,
+    label_of,
+    propensities,
+)
+from policies.demand import Demand, WaitBias
 from pruners.variant import BASE
 from telemetry import Snapshot
 
@@ -40,13 +54,17 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was chosen of what was observed, why, and what the choice cost in seconds."""
+    """What was chosen of what was observed, why, and what the choice cost in seconds.
+
+    `propensities` say how often the policy would have chosen what, by the actions' labels.
+    """
 
     chosen: Candidate
     reason: Reason
     policy: str
     observation: Observation
     seconds: float
+    propensities: dict[str, float]
 
     @property
     def action(self) -> Action:
@@ -61,7 +79,7 @@ class Decision:
     @property
     def refused(self) -> bool:
         """Whether the request should be turned away, not queued."""
-        return self.reason is Reason.FLOOR
+        return self.reason in REFUSED
 
 
 class Controller:
@@ -93,7 +111,10 @@ class Controller:
         self._sensitivity = sensitivity
         self._save_energy = save_energy
         self.dwell = dwell
+        self._clock = clock
         self._held = Held(clock)
+        self._demand, self._bias = Demand(), WaitBias()
+        self._chance = random.Random()
 
     def decide(
         self, features: PromptFeatures, prompt_tokens: int, max_tokens: int, hints: Hints
@@ -101,27 +122,37 @@ class Controller:
         """Chooses the action for one request. Pinned names are expected to exist."""
         started = time.perf_counter()
         observation = self.observe(features, prompt_tokens, max_tokens, hints)
-        action, reason = settle(observation, self._policy, self.dwell)
-        if reason not in (Reason.PINNED, Reason.FLOOR):
+        action, reason = self._settle(observation)
+        if reason not in (Reason.PINNED, Reason.EXPLORED, *REFUSED):
             self._held.note(observation, action.variant)
         chosen = next(c for c in observation.candidates if c.action == action)
         seconds = time.perf_counter() - started
-        return Decision(chosen, reason, self._policy.name, observation, seconds)
+        odds = {label_of(action, reason): 1.0}
+        if isinstance(self._policy, ExploringPolicy):
+            odds = propensities(self._policy, observation, self._settle)
+        return Decision(chosen, reason, self._policy.name, observation, seconds, odds)
+
+    def _settle(self, observation: Observation) -> tuple[Action, Reason]:
+        return settle(observation, self._policy, self.dwell)
 
     def observe(
         self, features: PromptFeatures, prompt_tokens: int, max_tokens: int, hints: Hints
     ) -> Observation:
-        """What the policy is shown for this request, now."""
+        """What the policy is shown for this request, which counts as arriving now."""
         load, snapshot = self._load(), self._telemetry()
-        forecast = Forecast(self.latency, load, self._expected_output)
+        forecast = Forecast(self.latency, load, self._expected_output, self._bias.factor)
         shield = Shield(self._shield, load, snapshot, self._expected_output)
         objectives = Objectives(
             ttft=_either(hints.objectives.ttft, self._defaults.ttft),
             tpot=_either(hints.objectives.tpot, self._defaults.tpot),
             max_loss=_either(hints.objectives.max_loss, self._defaults.max_loss),
             deadline=_either(hints.objectives.deadline, self._defaults.deadline),
+            firm=self._defaults.firm,
         )
-        expected = prompt_tokens + int(min(max_tokens, self._expected_output))
+        output = int(min(max_tokens, self._expected_output))
+        expected = prompt_tokens + output
+        base = self.catalogue.variants[BASE]
+        self._demand.add(self._clock(), forecast.work(base, prompt_tokens, output))
         relative = {} if self._sensitivity is None else self._sensitivity.relative(features)
         variants = self.catalogue.variants
         timings = dict(
@@ -142,7 +173,7 @@ class Controller:
                     cost=timing.cost,
                     ttft=timing.ttft,
                     tpot=tpot,
-                    total=timing.ttft + tpot * (expected - prompt_tokens),
+                    total=timing.ttft + tpot * output,
                     blocked=shield.blocked(cached, loss, objectives.max_loss),
                 )
             )
@@ -160,6 +191,8 @@ class Controller:
             pinned=hints.pinned,
             held=held,
             held_seconds=held_seconds,
+            demand=self._demand.value,
+            draw=self._chance.random(),
         )
 
     def policy_info(self) -> dict[str, str]:
@@ -173,6 +206,10 @@ class Controller:
     def answer_done(self, output_tokens: int) -> None:
         """Learns how long answers are."""
         self._expected_output += _SMOOTHING * (output_tokens - self._expected_output)
+
+    def waited(self, decision: Decision, seconds: float) -> None:
+        """Learns how long a request was in the queue."""
+        self._bias.learn(decision.observation.wait, seconds)
 
     def _actions(self, hints: Hints) -> list[Action]:
         actions, pinned = self.catalogue.actions(), hints.pinned

@@ -34,16 +34,18 @@ class Forecast:
     """Predictions for one request against one snapshot of the engine's load.
 
     `expected_output` bounds what an answer is thought to need, in tokens: most end long before
-    their `max_tokens`.
+    their `max_tokens`. `wait_factor` is what recent waits were over their predictions.
     """
 
-    def __init__(self, model: StepModel, load: EngineLoad, expected_output: float) -> None:
+    def __init__(
+        self, model: StepModel, load: EngineLoad, expected_output: float, wait_factor: float = 1.0
+    ) -> None:
         self._model = model
         self._load = load
         self._running = [s for s in load.sequences if s.running]
         self._others = _merged((s.variant, 1) for s in self._running[: load.max_running - 1])
         self._cached = sum(s.cached for s in self._running)
-        self.wait = self._wait(expected_output)
+        self.wait = wait_factor * self._wait(expected_output)
 
     def timings(self, variants: Iterable[VariantSpec], prompt_tokens: int) -> list[Timing]:
         """For a prompt of so many tokens, served by each of `variants`, the base first."""
@@ -57,6 +59,12 @@ class Forecast:
             whole = whole or max(mine, 1e-9)
             found.append(Timing(self.wait + prefill, step, per_cached, mine / whole))
         return found
+
+    def work(self, base: VariantSpec, prompt_tokens: int, output: int) -> float:
+        """Seconds that a request takes of a machine that always serves full batches of the base."""
+        model, full, piece = self._model, self._load.max_running, self._load.step_tokens
+        prompt = prompt_tokens * model.seconds([(base, piece)], 1, 0) / piece
+        return prompt + output * model.seconds([(base, full)], full, 0) / full
 
     def _wait(self, expected_output: float) -> float:
         load = self._load

@@ -1,6 +1,9 @@
 """Policies: from an observation to an action, and nothing else."""
 
+from policies.explore import ExploringPolicy, label_of, propensities
+from policies.learned import LearnedPolicy
 from policies.observation import (
+    REFUSED,
     Action,
     Candidate,
     Constraint,
@@ -14,9 +17,12 @@ from policies.rule import RulePolicy, RuleSettings
 from policies.static import StaticPolicy
 
 __all__ = [
+    "REFUSED",
     "Action",
     "Candidate",
     "Constraint",
+    "ExploringPolicy",
+    "LearnedPolicy",
     "Objectives",
     "Observation",
     "Policy",
@@ -24,5 +30,7 @@ __all__ = [
     "RulePolicy",
     "RuleSettings",
     "StaticPolicy",
+    "label_of",
+    "propensities",
     "read_observation",
 ]

@@ -23,6 +23,13 @@ class Reason(StrEnum):
     FIXED = "fixed"  # a static policy
     DWELL = "dwell"  # the last change is too recent for another one
     FLOOR = "floor"  # too late for the objectives with what the quality floor leaves: refused
+    LATE = "late"  # too late for its objective whatever it gets: refused
+    LEARNED = "learned"  # a trained policy chose it
+    EXPLORED = "explored"  # drawn by chance, to learn what it does
+
+
+REFUSED = (Reason.LATE, Reason.FLOOR)
+"""The request is turned away; its action only says what it would have got."""
 
 
 class Constraint(StrEnum):
@@ -50,13 +57,15 @@ class Action:
 class Objectives:
     """What the answer should keep. Seconds, and nats per token for `max_loss`; None is no bound.
 
-    `deadline` is for the whole answer, at the length that is expected of it.
+    `deadline` is for the whole answer, at the length that is expected of it. `firm`: who cannot
+    have the first token in time is refused at once, not served late.
     """
 
     ttft: float | None = None
     tpot: float | None = None
     max_loss: float | None = None
     deadline: float | None = None
+    firm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,11 @@ class Candidate:
     blocked: Constraint | None = None
     total: float = 0.0
 
+    def keeps(self, wanted: Objectives) -> bool:
+        """Whether it is predicted to be in time."""
+        pairs = ((self.ttft, wanted.ttft), (self.tpot, wanted.tpot), (self.total, wanted.deadline))
+        return all(bound is None or value <= bound for value, bound in pairs)
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -84,7 +98,8 @@ class Observation:
     `wait` is the predicted time in the queue, in seconds; readings are None where missing. `hot`
     says that the host is, or is slowed down for it. `pinned` is what the request asks for by name.
     `held` is the variant that requests with these objectives get at present, `held_seconds` for how
-    long.
+    long. `demand` is the recent rate of work over what a full batch of the base gets done. `draw`
+    is a random number in [0, 1) for policies that leave something to chance.
     """
 
     candidates: tuple[Candidate, ...]
@@ -98,6 +113,8 @@ class Observation:
     pinned: Action | None = None
     held: str | None = None
     held_seconds: float = 0.0
+    demand: float = 0.0
+    draw: float = 0.0
 
 
 def read_observation(value: Mapping[str, Any]) -> Observation:

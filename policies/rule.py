@@ -3,28 +3,31 @@
 from dataclasses import dataclass
 
 from policies.observation import Action, Candidate, Constraint, Observation, Reason
+from policies.view import cheapest, may_refuse
 
 
 @dataclass(frozen=True, slots=True)
 class RuleSettings:
     """When and how far answers shrink.
 
-    `headroom` is the share of the TTFT objective that the queue may use up before they do. Below
-    `battery_low` charge (0..1) on battery, on a hot host, or if energy is to be saved, every answer
-    is cut to `battery_cost`.
+    `headroom` is the share of the TTFT objective that the queue may take while work arrives as fast
+    as it is done. Below `battery_low` charge (0..1) on battery, on a hot host, or if energy is to
+    be saved, every answer is cut to `battery_cost`.
     """
 
-    headroom: float = 0.5
+    headroom: float = 0.05
     battery_low: float = 0.3
     battery_cost: float = 0.85
 
 
 class RulePolicy:
-    """Degrades no more than the backlog needs.
+    """Degrades no more than the work that arrives and the backlog need.
 
-    If the queue takes twice as long as the objective leaves for it, answers have to become twice as
-    cheap for the queue to keep its promise; so the bound on an action's relative cost falls in
-    proportion to the predicted wait, and the base returns as the queue drains.
+    For the queue to be back at its headroom within the time of one TTFT objective, answers may cost
+    `(1 + headroom - wait / ttft) / demand` of the base's: with the headroom used up just what
+    balances the demand, less when the queue is longer. Nobody is cut who does not wait.
+    Where objectives are firm, a request that would come too late whatever it gets is refused, so
+    that others are in time.
     """
 
     name = "rule"
@@ -35,6 +38,8 @@ class RulePolicy:
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
         """The least loss among what the shield allows and the objectives permit."""
         base = observation.candidates[0]
+        if may_refuse(observation):
+            return cheapest(observation), Reason.LATE
         allowed = [c for c in observation.candidates if c.blocked is None]
         if not allowed:
             # Memory is short for all of them; the quality floor holds even so.
@@ -44,7 +49,7 @@ class RulePolicy:
         cheap = [c for c in allowed if c.cost <= bound]
         if not cheap:
             return min(allowed, key=_cost_then_loss).action, Reason.LEAST_BAD
-        fitting = [c for c in cheap if _in_time(c, observation)]
+        fitting = [c for c in cheap if c.keeps(observation.objectives)]
         if not fitting:
             # An objective that nothing can keep is no reason to lose quality as well.
             return min(cheap, key=_loss).action, Reason.LEAST_BAD
@@ -56,8 +61,10 @@ class RulePolicy:
     def _cost_bound(self, observation: Observation) -> tuple[float, Reason | None]:
         bound, reason = float("inf"), None
         ttft = observation.objectives.ttft
-        if ttft is not None and observation.wait > self._settings.headroom * ttft:
-            bound, reason = self._settings.headroom * ttft / observation.wait, Reason.QUEUE
+        if ttft is not None and observation.wait > 0 and observation.demand > 0:
+            left = max(0.0, 1 + self._settings.headroom - observation.wait / ttft)
+            bound = left / observation.demand
+            reason = Reason.QUEUE if bound < 1 else None
         charge, limit = observation.battery_charge, self._settings.battery_cost
         low = charge is not None and charge < self._settings.battery_low
         for why, applies in (
@@ -68,14 +75,6 @@ class RulePolicy:
             if applies and limit < bound:
                 bound, reason = limit, why
         return bound, reason
-
-
-def _in_time(candidate: Candidate, observation: Observation) -> bool:
-    objectives = observation.objectives
-    late = objectives.ttft is not None and candidate.ttft > objectives.ttft
-    slow = objectives.tpot is not None and candidate.tpot > objectives.tpot
-    over = objectives.deadline is not None and candidate.total > objectives.deadline
-    return not (late or slow or over)
 
 
 def _why_not_base(base: Candidate, observation: Observation) -> Reason:

@@ -1,17 +1,18 @@
 """One action for everything: the bar that an adaptive policy has to clear."""
 
 from policies.observation import Action, Observation, Reason
+from policies.view import largest_budget, may_refuse
 
 
 class StaticPolicy:
-    """Always the same variant, or the base where the shield forbids it."""
+    """Always the same variant; with `refuses`, or a 503 for what would come too late."""
 
-    def __init__(self, variant: str) -> None:
-        self.name = f"static:{variant}"
-        self._variant = variant
+    def __init__(self, variant: str, refuses: bool = False) -> None:
+        self.name = f"{'refusing' if refuses else 'static'}:{variant}"
+        self._variant, self._refuses = variant, refuses
 
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
         """The fixed variant with the largest KV budget that is not blocked."""
-        mine = [c for c in observation.candidates if c.action.variant == self._variant]
-        free = [c for c in mine if c.blocked is None]
-        return (free or mine)[0].action, Reason.FIXED
+        late = self._refuses and may_refuse(observation)
+        action = largest_budget(observation, self._variant).action
+        return action, Reason.LATE if late else Reason.FIXED

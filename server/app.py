@@ -13,8 +13,7 @@ from prometheus_client import CollectorRegistry
 from controller import Analyzer, Catalogue, Controller, StepModel, StepRecord
 from controller.audit import AuditLog
 from controller.sensitivity import Sensitivity, load_sensitivity
-from policies import Objectives, Policy, RulePolicy, StaticPolicy
-from policies.bundle import actions_hash, load_policy
+from policies import ExploringPolicy, Objectives, Policy
 from pruners.artefact import ArtefactError, load_artefact
 from pruners.kv import KV_SCORERS
 from pruners.table import Table
@@ -33,6 +32,7 @@ from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.source import model_name, resolve_model
 from server.engine.warmup import measure_steps
+from server.policy_names import named_policy
 from server.settings import Settings, SettingsError
 from server.shadow import Answered, Shadow
 from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, default_sampler
@@ -139,6 +139,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
             _seconds(settings.tpot_ms),
             settings.max_loss,
             _seconds(settings.deadline_ms),
+            settings.refuse_late,
         ),
         sensitivity=sensitivity(model, settings),
         save_energy=settings.save_energy,
@@ -225,21 +226,10 @@ def make_analyzer(settings: Settings, metrics: ServerMetrics) -> Analyzer:
 
 
 def make_policy(model: LoadedModel, settings: Settings) -> Policy:
-    """The policy of the settings: `rule`, `static:VARIANT` or a folder by `train-policy`.
-
-    Raises `SettingsError` or `PolicyError`.
-    """
-    name = settings.policy
-    if name == "rule":
-        return RulePolicy()
-    kind, _, variant = name.partition(":")
-    if kind == "static" and variant in model.variants:
-        return StaticPolicy(variant)
-    if Path(name).is_dir():
-        actions = actions_hash([str(a) for a in catalogue(model, settings).actions()])
-        return load_policy(Path(name), model.fingerprint, actions)
-    known = ", ".join(["rule", *(f"static:{v}" for v in model.variants), "a trained folder"])
-    raise SettingsError(f"no policy '{name}'; there are: {known}")
+    """The policy of the settings. Raises `SettingsError` or `PolicyError`."""
+    names = list(model.variants)
+    policy = named_policy(settings.policy, names, model.fingerprint, settings.force)
+    return ExploringPolicy(policy, settings.explore) if settings.explore else policy
 
 
 def catalogue(model: LoadedModel, settings: Settings) -> Catalogue:

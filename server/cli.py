@@ -5,21 +5,18 @@ import logging
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import pydantic_settings
 import typer
 import uvicorn
 from pydantic import ValidationError
 
-from policies.bundle import PolicyError
 from pruners.errors import UserError
 from server.engine.source import DEFAULT_MODEL, resolve_model
 from server.offline_cli import MODEL_HELP, UsageError, offline
+from server.policy_cli import policy as policy_commands
 from server.settings import Settings
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +27,7 @@ cli = typer.Typer(
     help="An LLM inference server that shrinks the model instead of failing the user.",
 )
 cli.add_typer(offline)
+cli.add_typer(policy_commands)
 
 
 @cli.command()
@@ -45,7 +43,11 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Default 8000.")] = None,
     weights: Annotated[str | None, typer.Option(help="auto, fp32, bf16, int8 or int4.")] = None,
-    policy: Annotated[str | None, typer.Option(help="rule, or static:VARIANT.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="rule, random, static:VARIANT, refusing:VARIANT or a trained folder."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Serve a policy that is not promoted.")] = False,
     max_running: Annotated[int | None, typer.Option(help="Answers written at once.")] = None,
     max_waiting: Annotated[int | None, typer.Option(help="Requests queued before 503.")] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads of the model.")] = None,
@@ -59,6 +61,7 @@ def serve(
         "port": port,
         "weights": weights,
         "policy": policy,
+        "force": force or None,
         "max_running": max_running,
         "max_waiting": max_waiting,
         "threads": threads,
@@ -96,30 +99,6 @@ def diagnose(
     Console().print(render(examine(load_outline(resolve_model(model)))))
 
 
-@cli.command("train-policy")
-def train_policy(
-    out: Annotated[Path, typer.Option(help="The folder to write policy.json into.")],
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
-    artefact: Annotated[Path | None, typer.Option(help="A folder by `trimtab build`.")] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="CSV of TIMESTAMP,ContextTokens,GeneratedTokens.")
-    ] = None,
-    requests: Annotated[int, typer.Option(min=24, help="How many requests to replay.")] = 600,
-    ttft_ms: Annotated[float, typer.Option(min=1.0, help="The objective to train for.")] = 2000.0,
-    seed: int = 0,
-) -> None:
-    """Train the rule policy on replayed traffic at this device's measured speed."""
-    from server.training import train_policy as trained_on
-
-    settings = Settings(model=model, artefact=artefact, ttft_ms=ttft_ms)
-    bundle = trained_on(settings, trace, requests, seed)
-    path = bundle.save(out)
-    low, high = bundle.report["gain_over_default_95"]
-    verdict = "promoted" if bundle.promoted else "not promoted: the default stays"
-    typer.echo(f"{path}: headroom {bundle.settings.headroom:g}, {verdict}")
-    typer.echo(f"gain over the default on held-out traffic, 95 %: {low:+.4f} to {high:+.4f}")
-
-
 def _check_free(host: str, port: int) -> None:
     """Fails before the model is loaded, not after."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -149,7 +128,7 @@ def main() -> None:
     except ValidationError as error:
         first = error.errors()[0]
         _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-    except (UserError, PolicyError, pydantic_settings.SettingsError) as error:
+    except (UserError, pydantic_settings.SettingsError) as error:
         _fail(str(error))
 
 

@@ -40,11 +40,16 @@ class Settings(BaseSettings):
 
     speculate: bool = True  # guess tokens from the text so far; never changes what is written
 
-    policy: str = "rule"  # or static:VARIANT, or a folder by `train-policy`
+    policy: str = "rule"  # or random, static:VARIANT, or a folder by `train-policy`
+    force: bool = False  # serve a trained policy that did not beat the rule
+    explore: float = Field(
+        default=0.0, ge=0, le=1
+    )  # share of choices left to chance, to learn from
     ttft_ms: float | None = Field(default=2000.0, gt=0)
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)
     deadline_ms: float | None = Field(default=None, gt=0)
+    refuse_late: bool = False  # 503 for what would miss its ttft_ms even with the smallest variant
     save_energy: bool = False  # always answer as if the battery were low
 
     analyzer: Literal["patterns", "nltk", "spacy"] = "patterns"  # what reads prompts

@@ -1,7 +1,7 @@
 """How long steps take on this device, variant by variant, in one interleaved run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -20,11 +20,16 @@ DECODE = ((1, 128), (1, 1024), (8, 128), (8, 1024))
 """Rows and cached tokens of each."""
 PREFILL = (128, 512)
 """Tokens of a prompt."""
-_STEPS = 5
+STEPS = 5
+"""That one measurement of a decode step takes."""
 
 
 def time_variants(
-    model: LoadedModel, repeats: int = 5, progress: Progress | None = None
+    model: LoadedModel,
+    repeats: int = 5,
+    progress: Progress | None = None,
+    decode: Sequence[tuple[int, int]] = DECODE,
+    prompts: Sequence[int] = PREFILL,
 ) -> dict[str, dict[str, Any]]:
     """By device fingerprint: medians of `decode` and `prefill` seconds of each variant.
 
@@ -32,14 +37,14 @@ def time_variants(
     that slows down does so for all of them. A context that the model does not have is left out.
     """
     weights = model.weights
-    longest = max(max(cached + 1 for _, cached in DECODE) * 8, max(PREFILL))
-    decoder = zeroed_decoder(model, longest + 8 * 64)
+    longest = max(*(rows * (cached + 65) for rows, cached in decode), *prompts)
+    decoder = zeroed_decoder(model, longest)
     jobs: dict[tuple[str, str, str], Callable[[], float]] = {}
     for name, spec in model.variants.items():
-        for rows, cached in DECODE:
+        for rows, cached in decode:
             if cached < weights.context:
                 jobs["decode", name, f"{rows}x{cached}"] = decode_step(decoder, spec, rows, cached)
-        for tokens in PREFILL:
+        for tokens in prompts:
             if tokens <= weights.context:
                 jobs["prefill", name, str(tokens)] = prefill(decoder, spec, tokens)
     seconds: dict[tuple[str, str, str], list[float]] = {key: [] for key in jobs}
@@ -108,7 +113,7 @@ def decode_step(
         for cache in caches:
             assert cache.reserve(cached + 1)
         taken = []
-        for _ in range(_STEPS):
+        for _ in range(STEPS):
             for cache in caches:
                 cache.seen = cache.held = cached
             started = time.perf_counter()

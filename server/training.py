@@ -1,148 +1,167 @@
-"""`train-policy`: hands the trainer a replay of traffic at this device's measured speed."""
+"""`train-policy`: from a profile and traffic to a policy, its report and the verdict on it."""
 
-import csv
-import random
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.progress import Progress
 
-from controller import Analyzer, Controller, Hints, StepModel
-from controller.simulator import Arrival, Simulator
-from policies import Action, Objectives, Policy, RulePolicy, RuleSettings, StaticPolicy
-from policies.bundle import Bundle, actions_hash
-from policies.train import HEADROOMS, Replay, train
-from pruners.variant import BASE, VariantSpec
-from server.app import build_runner, catalogue, load, step_model
-from server.engine.load import LoadedModel
-from server.engine.warmup import measure_steps
-from server.settings import Settings, SettingsError
-from telemetry import Snapshot
+from policies import LearnedPolicy, Objectives, Policy
+from policies.bundle import Bundle, load_policy
+from policies.simulation.engine import Limits
+from policies.simulation.environment import Episodes
+from policies.simulation.profile import Profile
+from policies.simulation.traffic import Arrival, read_trace, shortened, synthetic
+from policies.training.report import write_report
+from policies.training.train import Plan, split, train, without
+from policies.training.trial import Trial, interval, run_all, summary, verdict
+from pruners.errors import UserError
 
-_LOADS = (0.5, 1.0, 1.5, 2.0)  # arrival rates, relative to what the base can serve
+_PROMPT, _OUTPUT = 80, 60  # medians that a trace's lengths are scaled to
+_STATICS = 4  # policies that are tried beside every static one
+_LEAST = 5
+
+
+class TrainingError(UserError):
+    """Too little to learn from. One clear line."""
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
-    """Requests to replay: gaps are relative, since the rate is scaled to the machine."""
+class Lesson:
+    """What to train with and on. `samples` prompts of the profile at most; answers of at most
+    `longest` tokens; `trace` None: drawn arrivals."""
 
-    requests: tuple[Arrival, ...]
-    source: str
-
-
-def train_policy(settings: Settings, trace: Path | None, requests: int, seed: int) -> Bundle:
-    """Measures this device, then trains on `requests` requests. Raises `SettingsError`."""
-    traffic = synthetic(requests, seed) if trace is None else from_trace(trace, requests)
-    model = load(settings)
-    if len(model.variants) == 1:
-        raise SettingsError(f"{model.name} has no variants to choose from; see `trimtab build`")
-    runner = build_runner(model, settings, free_bytes=None)
-    latency = step_model(model)
-    smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
-    latency.fit(measure_steps(runner, model.tokenizer, [model.variants[BASE], smallest]))
-    replay = _replay(model, settings, latency, traffic)
-    with Progress() as progress:
-        task = progress.add_task("Replaying traffic", total=len(HEADROOMS) + 3)
-        trained = train(replay, seed, lambda: progress.advance(task))
-    names = [str(action) for action in catalogue(model, settings).actions()]
-    report = {**trained.report, "traffic": traffic.source, "loads": list(_LOADS)}
-    return Bundle(
-        model.fingerprint, actions_hash(names), trained.settings, trained.promoted, report
-    )
+    plan: Plan = field(default_factory=Plan)
+    samples: int | None = None
+    longest: int = 400
+    trace: Path | None = None
+    requests: int = 6000
+    ablations: bool = True
 
 
-def synthetic(requests: int, seed: int) -> Traffic:
-    """Poisson arrivals with log-normal lengths, for when there is no trace."""
-    chance, clock, made = random.Random(seed), 0.0, []
-    for _ in range(requests):
-        clock += chance.expovariate(1.0)
-        prompt = min(1000, max(8, int(chance.lognormvariate(4.3, 0.8))))
-        output = min(400, max(4, int(chance.lognormvariate(4.0, 0.7))))
-        made.append(Arrival(clock, prompt, output))
-    return Traffic(tuple(made), f"synthetic, seed {seed}")
+def train_policy(
+    profile: Profile, out: Path, lesson: Lesson, checkpoint: Path, progress: Progress
+) -> dict[str, Any]:
+    """Trains, tries the policy on held-out traffic and prompts, and writes bundle and report.
 
-
-def from_trace(path: Path, requests: int) -> Traffic:
-    """A CSV with `TIMESTAMP`, `ContextTokens`, `GeneratedTokens`, as Azure publishes them.
-
-    Lengths are scaled so that their medians are 80 and 60 tokens, within this model's reach.
+    An interrupted call goes on from `checkpoint`. Raises `TrafficError`, `TrainingError` or
+    `CheckpointError`.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as lines:
-            rows = [row for row, _ in zip(csv.DictReader(lines), range(requests), strict=False)]
-        stamps = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows]
-        lengths = [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in rows]
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except (KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"{path}: expected a CSV of TIMESTAMP,ContextTokens,GeneratedTokens ({error})"
-        ) from error
-    if len(rows) < 8:
-        raise SettingsError(f"{path} holds {len(rows)} requests; at least 8 are needed")
-    middle = len(rows) // 2
-    prompt = 80 / max(1, sorted(p for p, _ in lengths)[middle])
-    output = 60 / max(1, sorted(o for _, o in lengths)[middle])
-    made = (
-        Arrival(at - stamps[0], max(4, int(p * prompt)), max(2, int(o * output)))
-        for at, (p, o) in zip(stamps, lengths, strict=True)
+    plan = lesson.plan
+    (traffic, later), (learned, held) = _traffic(lesson), _prompts(profile, lesson)
+    trained: dict[str, Policy] = {}
+    plans: dict[str, Plan] = {plan.kind: plan}
+    if lesson.ablations:
+        blind = ("host", "prompt")
+        plans |= {f"{plan.kind} without {what}": without(plan, what) for what in blind}  # type: ignore[arg-type]
+    rewards: dict[str, list[float]] = {}
+    for number, (name, one) in enumerate(plans.items()):
+        task = progress.add_task(f"Training {name}", total=one.episodes)
+        path = checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
+        layers, rewards[name] = train(
+            profile,
+            traffic,
+            learned,
+            one,
+            path,
+            lambda n, t=task: progress.advance(t, n),  # type: ignore[misc]
+        )
+        trained[name] = LearnedPolicy(plan.kind, profile.variants, layers)
+        if number == 0:
+            # Kept at once: what follows only judges it.
+            Bundle(plan.kind, profile.fingerprint, profile.variants, layers, False, {}).save(out)
+    found, runs = _tried(profile, later, held, lesson, trained, progress)
+    found["ablations"] = {
+        what: interval(runs[name], runs[plan.kind])
+        for name in plans
+        for what in [name.rpartition(" ")[2]]
+        if name != plan.kind
+    }
+    write_report(out, profile, found, runs, plan.kind, rewards[plan.kind])
+    kept = trained[plan.kind]
+    assert isinstance(kept, LearnedPolicy)
+    Bundle(
+        plan.kind, profile.fingerprint, profile.variants, kept.layers,
+        found["verdict"]["promoted"], found,
+    ).save(out)  # fmt: skip
+    return found
+
+
+def test_policy(profile: Profile, out: Path, lesson: Lesson, progress: Progress) -> dict[str, Any]:
+    """Tries the policy in `out` again, without training, and writes its report anew.
+
+    Raises `PolicyError` if there is none for this profile's model and variants.
+    """
+    policy = load_policy(out, profile.fingerprint, profile.variants, force=True)
+    (_, later), (_, held) = _traffic(lesson), _prompts(profile, lesson)
+    found, runs = _tried(profile, later, held, lesson, {policy.name: policy}, progress)
+    write_report(out, profile, found, runs, policy.name, [])
+    return found
+
+
+def _tried(
+    profile: Profile,
+    traffic: Sequence[Arrival],
+    prompts: np.ndarray,
+    lesson: Lesson,
+    trained: dict[str, Policy],
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    drawn = lesson.plan.drawn
+    trial = Trial(
+        profile,
+        traffic,
+        prompts,
+        lesson.plan.reward,
+        drawn.objectives[0],
+        drawn.limits,
+        drawn.loads,
     )
-    return Traffic(tuple(made), path.name)
+    total = len(profile.variants) + _STATICS + len(trained)
+    task = progress.add_task("Trying policies", total=total)
+    runs = run_all(trial, trained, lambda: progress.advance(task))
+    name = next(iter(trained))
+    found = {
+        **summary(trial, runs),
+        "verdict": verdict(runs, name),
+        "about": (
+            f"{len(trial.cases())} runs a policy on held-out traffic and {len(prompts)} held-out "
+            f"prompts, on {profile.machine.get('processor', 'the device of the profile')}; "
+            f"reward '{lesson.plan.reward.name}', a lost request is worth "
+            f"{lesson.plan.reward.lost:g}, seed {lesson.plan.seed}"
+        ),
+    }
+    return found, runs
 
 
-def _replay(model: LoadedModel, settings: Settings, latency: StepModel, traffic: Traffic) -> Replay:
-    """Scores of a policy over every load; the first two thirds of the traffic train."""
-    cut = len(traffic.requests) * 2 // 3
-    parts = {"train": traffic.requests[:cut], "test": traffic.requests[cut:]}
-    ttft = (settings.ttft_ms or 2000.0) / 1e3
-    actions = catalogue(model, settings)
-    nothing = Analyzer()("")
-
-    def replay(chosen: RuleSettings | None, split: str) -> list[float]:
-        policy: Policy = StaticPolicy(BASE) if chosen is None else RulePolicy(chosen)
-        scores: list[float] = []
-        for load_factor in _LOADS:
-            arrivals = _scaled(parts[split], load_factor, latency, model, settings)
-            simulator = Simulator(latency, settings.max_running, settings.step_tokens, 2**20)
-            controller = Controller(
-                actions,
-                latency,
-                policy,
-                simulator.load,
-                _no_host,
-                Objectives(ttft=ttft),
-                clock=lambda it=simulator: it.clock,  # type: ignore[misc]
-            )
-
-            def decide(arrival: Arrival, by: Controller = controller) -> tuple[VariantSpec, float]:
-                decision = by.decide(nothing, arrival.prompt, arrival.output, Hints())
-                variant = decision.action.variant
-                return model.variants[variant], actions.loss(Action(variant), 0) or 0.0
-
-            outcomes = simulator.run(arrivals, decide, controller.answer_done)
-            scores += [o.quality if o.ttft <= ttft else 0.0 for o in outcomes]
-        return scores
-
-    return replay
+def _traffic(lesson: Lesson) -> tuple[Sequence[Arrival], Sequence[Arrival]]:
+    """The first two thirds to learn from, the rest to test with."""
+    if lesson.trace is None:
+        arrivals = synthetic(lesson.requests, lesson.plan.seed)
+    else:
+        arrivals = shortened(read_trace(lesson.trace, lesson.requests), _PROMPT, _OUTPUT)
+    arrivals = [replace(a, output=min(a.output, lesson.longest)) for a in arrivals]
+    cut = len(arrivals) * 2 // 3
+    return arrivals[:cut], arrivals[cut:]
 
 
-def _scaled(
-    requests: tuple[Arrival, ...],
-    load_factor: float,
-    latency: StepModel,
-    model: LoadedModel,
-    settings: Settings,
-) -> list[Arrival]:
-    """The same requests at `load_factor` times the rate that a full batch of the base can serve."""
-    base, rows = model.variants[BASE], settings.max_running
-    step = latency.seconds([(base, rows)], rows, 0)
-    prompt = latency.seconds([(base, 256)], 1, 0) / 256
-    busy = sum(r.output * step / rows + r.prompt * prompt for r in requests)
-    span = requests[-1].at - requests[0].at
-    stretch = busy / load_factor / max(span, 1e-9)
-    return [Arrival((r.at - requests[0].at) * stretch, r.prompt, r.output) for r in requests]
+def _prompts(profile: Profile, lesson: Lesson) -> tuple[np.ndarray, np.ndarray]:
+    learned, held = split(profile.prompts.names[: lesson.samples])
+    if min(len(learned), len(held)) < _LEAST:
+        raise TrainingError(
+            f"{len(learned)} prompts to learn from and {len(held)} to test with; "
+            f"{_LEAST} of each are needed"
+        )
+    return learned, held
 
 
-def _no_host() -> Snapshot:
-    return Snapshot(taken_at=0.0)
+def plan_of(
+    kind: str, episodes: int, reward: str, lost: float, ttft: float, seed: int, limits: Limits
+) -> Plan:
+    """A plan from a command's options."""
+    from policies.simulation.rewards import Reward
+
+    drawn = Episodes(objectives=(Objectives(ttft=ttft, firm=True),), limits=limits)
+    return Plan(kind, episodes, Reward(reward, lost), drawn, seed=seed)  # type: ignore[arg-type]

@@ -64,7 +64,9 @@ class Accounts:
             tpot = (last - first) / (tokens - 1)
         duration = time.monotonic() - sequence.arrived
         if sequence.started_at is not None:
-            metrics.queue.observe(sequence.started_at - sequence.arrived)
+            waited = sequence.started_at - sequence.arrived
+            metrics.queue.observe(waited)
+            self._controller.waited(call.decision, waited)
         variant = call.decision.action.variant
         prompt = len(request.prompt)
         metrics.finished(variant, reason.value, prompt, tokens, ttft, tpot, duration)

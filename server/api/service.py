@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from controller import Analyzer, Controller, Decision, Hints
-from policies import Objectives
+from policies import Objectives, Reason
 from pruners.kv import served_eviction
 from pruners.variant import BASE
 from server.api.accounting import Accounts
@@ -24,6 +24,10 @@ from server.engine.sequence import Delta, FinishReason, GenerationRequest
 from server.engine.text import StopRules
 
 _ANALYSED_CHARACTERS = 100_000
+_TURNED_AWAY = {
+    Reason.LATE: "too many are waiting to answer in time, even with the smallest variant",
+    Reason.FLOOR: "too many are waiting to keep both the objectives and max_loss",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ class Service:
         call = Call(call_id, int(time.time()), decision, generations, prompt_tokens, features, text)
         try:
             if decision.refused:
-                raise QueueFullError("too many are waiting to keep both objectives and max_loss")
+                raise QueueFullError(_TURNED_AWAY[decision.reason])
             for index in range(len(ask.prompts) * count):
                 prompt = ask.prompts[index // count]
                 request = self._request(ask, prompt, max_tokens, decision, call_id, index)

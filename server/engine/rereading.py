@@ -19,13 +19,15 @@ PIECE = 8
 class Reread:
     """How far a variant was from the base over an answer's `tokens`, teacher-forced.
 
-    `kl` and `worst` (of any one token) in nats, `agreement` the share of equal most likely tokens.
+    `kl` and `worst` (of any one token) in nats, `agreement` the share of equal most likely tokens;
+    `surprise` is the variant's own loss on what was written, in nats per token.
     """
 
     tokens: int
     kl: float
     worst: float
     agreement: float
+    surprise: float
 
 
 class Rereading:
@@ -47,8 +49,10 @@ class Rereading:
         self._piece = piece
         self._caches: list[SequenceCache] = []
         self._done = 0
+        self._output = torch.tensor(list(output))
         self._kl: list[Tensor] = []  # [variants, tokens] of each piece
         self._equal: list[Tensor] = []
+        self._surprise: list[Tensor] = []
 
     def advance(self) -> bool:
         """Reads the next piece; False when there is no room for it or nothing left."""
@@ -76,17 +80,28 @@ class Rereading:
             self._decoder.logits(part).float().log_softmax(-1).cpu() for part in hidden
         )
         p, top = base.exp(), base.argmax(-1)
+        first = sum(piece.shape[1] for piece in self._kl)
+        written = self._output[first : first + len(base), None]
         self._kl.append(torch.stack([(p * (base - other)).sum(-1) for other in others]))
         self._equal.append(torch.stack([other.argmax(-1) == top for other in others]))
+        self._surprise.append(torch.stack([-other.gather(-1, written)[:, 0] for other in others]))
 
     def result(self) -> list[Reread]:
         """What was found of each variant, once everything was read; nothing before."""
         if self._done < len(self._tokens) or not self._kl:
             return []
-        kl, equal = torch.cat(self._kl, dim=1), torch.cat(self._equal, dim=1)
+        kl, equal, surprise = (
+            torch.cat(parts, dim=1) for parts in (self._kl, self._equal, self._surprise)
+        )
         return [
-            Reread(kl.shape[1], float(mine.mean()), float(mine.max()), float(same.float().mean()))
-            for mine, same in zip(kl, equal, strict=True)
+            Reread(
+                kl.shape[1],
+                float(mine.mean()),
+                float(mine.max()),
+                float(same.float().mean()),
+                float(own.mean()),
+            )
+            for mine, same, own in zip(kl, equal, surprise, strict=True)
         ]
 
     @property
@@ -99,4 +114,4 @@ class Rereading:
         for cache in self._caches:
             cache.close()
         self._caches = []
-        self._done, self._kl, self._equal = 0, [], []
+        self._done, self._kl, self._equal, self._surprise = 0, [], [], []

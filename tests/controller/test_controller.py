@@ -34,14 +34,15 @@ class Host:
         made = [SequenceLoad(BASE, i < running, 0, 200, 64, 264) for i in range(running + waiting)]
         self.load = EngineLoad(tuple(made), 4, 256, 64 * running, capacity)
 
-    def controller(self, dwell=1.0, sensitivity=None, **defaults):
+    def controller(self, dwell=1.0, sensitivity=None, demand=0.0, **defaults):
+        """`demand` is as if so much work had been arriving."""
         catalogue = Catalogue(
             variants={BASE_NAME: BASE, "ffn-50": HALF, "depth-9": SHALLOW},
             kv_budgets=(512,),
             variant_loss={"ffn-50": 1.5, "depth-9": 0.7},
             kv_loss={512: 0.1},
         )
-        return Controller(
+        made = Controller(
             catalogue,
             fitted(),
             RulePolicy(),
@@ -52,6 +53,8 @@ class Host:
             dwell=dwell,
             clock=lambda: self.now,
         )
+        made._demand.add(self.now, 5.0 * demand)
+        return made
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def decide(controller, prompt=40, output=100, **hints):
 
 
 def test_idle_base_then_busy_smaller_then_base_again(host):
-    controller = host.controller()
+    controller = host.controller(demand=0.9)
     assert decide(controller).action == Action("base")
     host.busy(4, 12)
     crowded = decide(controller)
@@ -79,7 +82,7 @@ def test_idle_base_then_busy_smaller_then_base_again(host):
 
 
 def test_it_changes_at_most_once_a_dwell(host):
-    controller = host.controller(dwell=2.0)
+    controller = host.controller(dwell=2.0, demand=0.9)
     seen, changes = "base", []
     for step in range(200):  # the load jumps up and down every 100 ms
         host.busy(4, 12) if step % 2 else host.busy(1, 0)
@@ -93,7 +96,7 @@ def test_it_changes_at_most_once_a_dwell(host):
 
 
 def test_other_objectives_have_a_variant_of_their_own(host):
-    controller = host.controller()
+    controller = host.controller(demand=0.9)
     host.busy(4, 12)
     narrow = decide(controller).action.variant
     assert decide(controller, objectives=Objectives(max_loss=0.0)).action.variant == "base"
@@ -103,7 +106,7 @@ def test_other_objectives_have_a_variant_of_their_own(host):
 
 
 def test_what_the_shield_forbids_is_not_held(host):
-    controller = host.controller(dwell=1e6)
+    controller = host.controller(dwell=1e6, demand=0.9)
     decide(controller)
     host.busy(4, 12)
     narrow = decide(controller)
@@ -152,7 +155,7 @@ def test_a_predictor_makes_losses_depend_on_the_prompt(host):
 
 def test_a_decision_is_replayed_from_its_record(host):
     host.busy(4, 12)
-    controller = host.controller()
+    controller = host.controller(demand=0.9)
     for hints in ({}, {"variant": "ffn-50"}, {"objectives": Objectives(max_loss=0.8)}):
         decision = decide(controller, **hints)
         record = json.loads(json.dumps(asdict(decision.observation)))
@@ -162,7 +165,7 @@ def test_a_decision_is_replayed_from_its_record(host):
 
 def test_a_quality_floor_is_kept_however_busy(host):
     host.busy(4, 40)
-    decision = decide(host.controller(), objectives=Objectives(max_loss=0.8))
+    decision = decide(host.controller(demand=0.9), objectives=Objectives(max_loss=0.8))
     assert decision.chosen.loss <= 0.8
     assert "quality_floor" in decision.masked
 

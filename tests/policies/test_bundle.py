@@ -1,52 +1,84 @@
 """A trained policy comes back as it was saved, and only where it belongs."""
 
 import json
+from itertools import pairwise
 
+import numpy as np
 import pytest
+import torch
 
-from policies import RuleSettings
-from policies.bundle import Bundle, PolicyError, actions_hash, load_policy
+from policies.bundle import Bundle, PolicyError, load_policy
+from policies.learned import LearnedPolicy
+from policies.view import choices, feature_names
+from tests.policies.paper import VARIANTS
 
-ACTIONS = actions_hash(["base", "ffn-50"])
+FEATURES, CHOICES = len(feature_names(VARIANTS)), len(choices(VARIANTS))
+
+
+def network(seed=0):
+    chance = np.random.default_rng(seed)
+    sizes = (FEATURES, 16, CHOICES)
+    return tuple(
+        (
+            chance.standard_normal((wide, narrow)).astype(np.float32),
+            chance.standard_normal(wide).astype(np.float32),
+        )
+        for narrow, wide in pairwise(sizes)
+    )
 
 
 def saved(folder, **changes):
-    made = {"fingerprint": "model", "actions": ACTIONS, "promoted": True}
-    Bundle(settings=RuleSettings(headroom=0.8), report={}, **{**made, **changes}).save(folder)
+    made = {"fingerprint": "model", "variants": VARIANTS, "promoted": True, "layers": network()}
+    Bundle(kind="dqn", report={}, **{**made, **changes}).save(folder)
     return folder
 
 
-def test_round_trip(tmp_path):
-    policy = load_policy(saved(tmp_path), "model", ACTIONS)
-    assert policy._settings == RuleSettings(headroom=0.8)
+def test_round_trip_and_the_numbers_are_torchs(tmp_path):
+    policy = load_policy(saved(tmp_path), "model", VARIANTS)
+    points = np.random.default_rng(1).random((20, FEATURES), np.float32)
+    (w0, b0), (w1, b1) = (tuple(map(torch.from_numpy, layer)) for layer in network())
+    wanted = torch.relu(torch.from_numpy(points) @ w0.T + b0) @ w1.T + b1
+    np.testing.assert_allclose(policy.values(points), wanted, rtol=1e-4, atol=1e-4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"fingerprint": "other"}, "another model"),
-        ({"actions": "other"}, "other variants"),
+        ({"variants": ("base", "half", "third")}, "other variants"),
         ({"promoted": False}, "did not beat"),
+        ({"layers": network()[:1]}, "damaged"),
+        ({"layers": (*network()[:1], (network()[1][0] * np.nan, network()[1][1]))}, "damaged"),
     ],
 )
 def test_a_policy_that_does_not_belong_is_refused(tmp_path, changes, says):
     with pytest.raises(PolicyError, match=says):
-        load_policy(saved(tmp_path, **changes), "model", ACTIONS)
+        load_policy(saved(tmp_path, **changes), "model", VARIANTS)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"settings": {"nope": 1}}'])
+def test_force_serves_what_was_not_promoted(tmp_path):
+    found = load_policy(saved(tmp_path, promoted=False), "model", VARIANTS, force=True)
+    assert isinstance(found, LearnedPolicy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 2}'])
 def test_a_damaged_policy_is_refused_in_one_line(tmp_path, text):
     saved(tmp_path)
     (tmp_path / "policy.json").write_text(text)
     with pytest.raises(PolicyError) as error:
-        load_policy(tmp_path, "model", ACTIONS)
+        load_policy(tmp_path, "model", VARIANTS)
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_policy_and_an_old_schema(tmp_path):
+def test_a_missing_policy_a_truncated_one_and_an_old_schema(tmp_path):
     with pytest.raises(PolicyError, match="cannot read"):
-        load_policy(tmp_path / "none", "model", ACTIONS)
+        load_policy(tmp_path / "none", "model", VARIANTS)
     path = saved(tmp_path) / "policy.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 0}))
     with pytest.raises(PolicyError, match="another version"):
-        load_policy(tmp_path, "model", ACTIONS)
+        load_policy(tmp_path, "model", VARIANTS)
+    numbers = saved(tmp_path) / "policy.safetensors"
+    numbers.write_bytes(numbers.read_bytes()[:-40])
+    with pytest.raises(PolicyError, match="damaged"):
+        load_policy(tmp_path, "model", VARIANTS)

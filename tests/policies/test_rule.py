@@ -23,7 +23,7 @@ def candidate(name, loss, cost, kv=None, blocked=None, ttft=0.1, tpot=0.02):
     return Candidate(Action(name, kv), loss, cost, ttft, tpot * cost, blocked, 3.0 * cost)
 
 
-def observe(wait=0.0, candidates=None, battery=None, **objectives):
+def observe(wait=0.0, candidates=None, battery=None, demand=0.0, **objectives):
     return Observation(
         candidates=tuple(candidates or [candidate(*size) for size in SIZES]),
         objectives=Objectives(**{"ttft": 1.0, **objectives}),
@@ -31,6 +31,7 @@ def observe(wait=0.0, candidates=None, battery=None, **objectives):
         complexity=0.5,
         on_battery=None if battery is None else True,
         battery_charge=battery,
+        demand=demand,
     )
 
 
@@ -39,16 +40,32 @@ def test_an_idle_host_gets_the_base():
 
 
 @pytest.mark.parametrize(
-    ("wait", "variant"), [(0.4, "base"), (0.52, "ffn-87.5"), (0.6, "depth-24"), (0.7, "ffn-50")]
+    ("wait", "demand", "variant"),
+    [
+        (0.0, 9.0, "base"),  # who does not wait is not cut
+        (0.8, 0.2, "base"),  # and a long queue has room for little work
+        (0.1, 0.95, "base"),
+        (0.1, 1.03, "ffn-87.5"),
+        (0.1, 1.1, "depth-24"),
+        (0.25, 1.0, "depth-24"),
+        (0.3, 1.05, "ffn-50"),
+    ],
 )
-def test_it_shrinks_no_more_than_the_queue_needs(wait, variant):
-    action, reason = RulePolicy().choose(observe(wait))
+def test_it_shrinks_no_more_than_demand_and_queue_need(wait, demand, variant):
+    action, reason = RulePolicy().choose(observe(wait, demand=demand))
     assert action.variant == variant
     assert reason == (Reason.BASE_FITS if variant == "base" else Reason.QUEUE)
 
 
-def test_a_hopeless_queue_gets_the_cheapest():
-    assert RulePolicy().choose(observe(30.0)) == (Action("ffn-50"), Reason.LEAST_BAD)
+def test_more_work_than_the_cheapest_gets_done_still_gets_the_cheapest():
+    assert RulePolicy().choose(observe(0.5, demand=3.0)) == (Action("ffn-50"), Reason.LEAST_BAD)
+
+
+def test_who_would_come_too_late_is_refused_if_the_objective_is_firm():
+    late = observe(0.9, demand=1.0, firm=True)
+    assert RulePolicy().choose(late) == (Action("ffn-50"), Reason.LATE)
+    assert RulePolicy().choose(observe(0.9, demand=1.0)) == (Action("ffn-50"), Reason.LEAST_BAD)
+    assert RulePolicy().choose(observe(30.0, demand=1.0, ttft=None)) == (BASE, Reason.BASE_FITS)
 
 
 def test_a_tpot_objective_takes_the_least_loss_that_keeps_it():
@@ -62,7 +79,7 @@ def test_an_objective_that_nothing_keeps_costs_no_quality():
 def test_the_quality_floor_holds_even_when_nothing_fits():
     low = [candidate(n, a, c, blocked=Constraint.QUALITY_FLOOR) for n, a, c in SIZES[1:]]
     base = candidate(*SIZES[0], blocked=Constraint.KV_MEMORY)
-    assert RulePolicy().choose(observe(9.0, [base, *low])) == (BASE, Reason.LEAST_BAD)
+    assert RulePolicy().choose(observe(0.5, [base, *low])) == (BASE, Reason.LEAST_BAD)
 
 
 def test_what_the_shield_blocks_is_not_chosen():
@@ -102,7 +119,7 @@ def test_an_unmeasured_loss_is_the_last_choice():
 
 def test_static_keeps_its_variant():
     policy = StaticPolicy("ffn-50")
-    assert policy.choose(observe(30.0)) == (Action("ffn-50"), Reason.FIXED)
+    assert policy.choose(observe(0.5)) == (Action("ffn-50"), Reason.FIXED)
     candidates = [candidate("ffn-50", 1.7, 0.7, blocked=Constraint.HOST_MEMORY)]
     candidates.append(candidate("ffn-50", 1.8, 0.7, kv=256))
     assert policy.choose(observe(candidates=candidates))[0] == Action("ffn-50", 256)

@@ -1,0 +1,1 @@
+"""Traffic on paper: a measured table, a simulated engine, an environment to learn in."""

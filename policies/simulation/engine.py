@@ -1,0 +1,198 @@
+"""The engine's queue on paper, from event to event, fast enough to learn in.
+
+Continuous batching as the scheduler does it: every running answer gets a token a step, prompts are
+read in pieces beside them, first come first served. Between events a stretch of equal decode steps
+is taken at once.
+"""
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from policies.simulation.rates import Rates
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """As the server's settings: answers written at once, tokens of a step, cached tokens."""
+
+    max_running: int = 8
+    step_tokens: int = 256
+    kv_tokens: int = 65_536
+
+
+@dataclass(slots=True)
+class Row:
+    """One request in the engine. `cached` is what its cache may come to hold, in tokens."""
+
+    index: int
+    action: int
+    arrived: float
+    prompt: int
+    output: int
+    cached: int
+    prompt_left: int = 0
+    ends: int = 0  # the tick of its last token
+    started: float = 0.0
+    first: float = 0.0
+
+    def __lt__(self, other: "Row") -> bool:
+        return self.ends < other.ends
+
+
+class SimulatedEngine:
+    """Time only moves in `advance`. `done(row, clock)` hears of every finished answer.
+
+    `slow(seconds, busy)` may stretch what a step takes: a hot host, or one that is elsewhere.
+    """
+
+    def __init__(
+        self,
+        rates: Rates,
+        limits: Limits,
+        done: Callable[[Row, float], None],
+        slow: Callable[[float, bool], float] = lambda seconds, busy: seconds,
+    ) -> None:
+        self.rates, self.limits = rates, limits
+        self._done, self._slow = done, slow
+        self.clock = 0.0
+        self.kv_promised = 0
+        self.waiting: deque[Row] = deque()
+        self._reading: list[Row] = []  # their prompts
+        self._writing: list[Row] = []  # a heap by their last tick
+        self._ticks = 0
+        self._row_seconds = 0.0  # of all that are writing
+        self._cached = 0
+        self._counts = [0] * len(rates.row)
+        self._stream = 0.0
+
+    @property
+    def running(self) -> int:
+        """Answers that hold a slot."""
+        return len(self._reading) + len(self._writing)
+
+    def submit(self, row: Row) -> None:
+        """Queues a request that arrives now."""
+        row.prompt_left = row.prompt
+        self.kv_promised += row.cached
+        self.waiting.append(row)
+
+    def advance(self, until: float) -> None:
+        """Runs until the clock has come to `until`."""
+        while self.clock < until:
+            room = self.limits.max_running - self.running
+            while room > 0 and self.waiting:
+                row = self.waiting.popleft()
+                row.started = self.clock
+                self._reading.append(row)
+                room -= 1
+            if self._reading:
+                self._read()
+            elif self._writing:
+                self._write(until)
+            else:
+                if until < math.inf:
+                    self._slow(until - self.clock, False)
+                    self.clock = until
+                return
+
+    def finish(self) -> None:
+        """Runs until nothing is left."""
+        self.advance(math.inf)
+
+    def wait(self, expected: float) -> float:
+        """Predicted seconds before a newcomer's prompt is read, as the controller predicts them."""
+        rates, slots, waiting = self.rates, self.limits.max_running, self.waiting
+        prompt, ticks = rates.prompt, self._ticks
+        reading, steps = 0.0, 0.0
+        # Plain loops and comparisons: this is a third of what an episode takes.
+        for row in self._reading:
+            reading += row.prompt_left * prompt[row.action]
+            steps += row.output if row.output < expected else expected
+        count = self.running + len(waiting)
+        if count < slots:
+            return reading
+        for row in self._writing:
+            left = row.ends - ticks
+            steps += left if left < expected else expected
+        for row in waiting:
+            reading += row.prompt * prompt[row.action]
+            steps += row.output if row.output < expected else expected
+        stream, each = self._stream, self._row_seconds
+        if len(self._writing) < slots and (waiting or self._reading):
+            first = (self._reading or waiting)[0].action
+            stream = max(stream, rates.stream[first])
+            each += (slots - len(self._writing)) * rates.row[first]
+        step = stream + each + self._cached * rates.cached
+        return step * steps * (1 - (slots - 1) / count) / slots + reading
+
+    def decode_step(self, action: int) -> float:
+        """Predicted seconds of a step that one more answer of this variant is part of."""
+        rates = self.rates
+        stream = max(self._stream, rates.stream[action])
+        return stream + self._row_seconds + rates.row[action] + self._cached * rates.cached
+
+    def _read(self) -> None:
+        """One step with prompts in it."""
+        rates = self.rates
+        left = max(1, self.limits.step_tokens - len(self._writing))
+        stream, seconds, ended = self._stream, self._row_seconds, []
+        for row in self._reading:
+            count = min(left, row.prompt_left)
+            if not count:
+                break
+            left -= count
+            row.prompt_left -= count
+            seconds += count * rates.prompt[row.action]
+            stream = max(stream, rates.stream[row.action])
+            if not row.prompt_left:
+                ended.append(row)
+        self.clock += self._slow(stream + seconds + self._cached * rates.cached, True)
+        self._tick(1)
+        for row in ended:
+            self._reading.remove(row)
+            row.first = self.clock
+            row.ends = self._ticks + row.output - 1
+            self._start(row)
+        self._finish()
+
+    def _write(self, until: float) -> None:
+        """Decode steps until an answer ends or the time is up."""
+        rows, per = len(self._writing), self.rates.cached
+        step = self._stream + self._row_seconds + self._cached * per
+        steps = self._writing[0].ends - self._ticks
+        if until < math.inf:
+            due = math.ceil((until - self.clock) / step)
+            steps = due if due < steps else steps
+        grown = per * rows * steps * (steps - 1) / 2
+        self.clock += self._slow(steps * step + grown, True)
+        self._tick(steps)
+        self._finish()
+
+    def _tick(self, steps: int) -> None:
+        self._ticks += steps
+        self._cached += steps * len(self._writing)
+
+    def _start(self, row: Row) -> None:
+        heapq.heappush(self._writing, row)
+        self._row_seconds += self.rates.row[row.action]
+        self._cached += row.prompt + 1
+        self._counts[row.action] += 1
+        self._stream = max(self._stream, self.rates.stream[row.action])
+
+    def _finish(self) -> None:
+        writing = self._writing
+        while writing and writing[0].ends <= self._ticks:
+            row = heapq.heappop(writing)
+            self._row_seconds -= self.rates.row[row.action]
+            self._cached -= row.prompt + row.output
+            self._counts[row.action] -= 1
+            self.kv_promised -= row.cached
+            if not self._counts[row.action]:
+                streams = zip(self._counts, self.rates.stream, strict=True)
+                self._stream = max((s for count, s in streams if count), default=0.0)
+            self._done(row, self.clock)
+        if not writing:
+            self._row_seconds, self._cached = 0.0, 0

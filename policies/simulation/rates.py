@@ -1,0 +1,76 @@
+"""How long the engine's steps take, by variant: four numbers each, fitted to measured ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Seconds = Mapping[str, float]
+"""Medians by size: `ROWSxCACHED` for decode steps, tokens for prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Seconds, one entry a variant, the base first.
+
+    A decode step takes `stream` of its widest row (variants are nested, so weights are read once
+    for all rows) plus `row` of each row plus `cached` for each cached token; a prompt `prompt` a
+    token.
+    """
+
+    stream: tuple[float, ...]
+    row: tuple[float, ...]
+    prompt: tuple[float, ...]
+    cached: float
+
+    def full_step(self, action: int, rows: int) -> float:
+        """A decode step of `rows` answers by one variant, cache aside."""
+        return self.stream[action] + rows * self.row[action]
+
+    def work(self, action: int, prompt: int, output: int, rows: int) -> float:
+        """What one request takes of a machine that always decodes `rows` at once."""
+        return prompt * self.prompt[action] + output * self.full_step(action, rows) / rows
+
+    def scaled(self, factor: float) -> "Rates":
+        """The same on a machine that takes `factor` times as long."""
+        stream, row, prompt = (
+            tuple(factor * value for value in part) for part in (self.stream, self.row, self.prompt)
+        )
+        return Rates(stream, row, prompt, factor * self.cached)
+
+
+def fit_rates(decode: Sequence[Seconds], prefill: Sequence[Seconds]) -> Rates:
+    """From medians of each variant, the base first; least squares on relative errors.
+
+    The time for a cached token is the base's for all of them.
+    """
+    sizes = [tuple(map(int, size.split("x"))) for size in decode[0]]
+    base = _positive([(1, rows, rows * cached) for rows, cached in sizes], list(decode[0].values()))
+    cached = base[2]
+    stream, row, prompt = [], [], []
+    for steps, prompts in zip(decode, prefill, strict=True):
+        left = [
+            max(seconds - cached * rows * held, 1e-9)
+            for (rows, held), seconds in zip(sizes, steps.values(), strict=True)
+        ]
+        fixed, each = _positive([(1, rows) for rows, _ in sizes], left)
+        stream.append(fixed)
+        row.append(each)
+        (token,) = _positive([(int(tokens),) for tokens in prompts], list(prompts.values()))
+        prompt.append(token)
+    return Rates(tuple(stream), tuple(row), tuple(prompt), cached)
+
+
+def _positive(features: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Non-negative least squares by leaving out what would be negative."""
+    table, target = np.array(features, float) / np.array(seconds)[:, None], np.ones(len(seconds))
+    kept = list(range(table.shape[1]))
+    while True:
+        found, *_ = np.linalg.lstsq(table[:, kept], target, rcond=None)
+        if (found >= 0).all() or len(kept) == 1:
+            break
+        kept.pop(int(found.argmin()))
+    solution = [0.0] * table.shape[1]
+    for index, value in zip(kept, found, strict=True):
+        solution[index] = max(float(value), 0.0)
+    return solution

@@ -1,0 +1,244 @@
+"""Requests meet the simulated engine: what a policy would see of each, and how each went."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from policies.demand import Demand, WaitBias
+from policies.observation import (
+    REFUSED,
+    Action,
+    Candidate,
+    Constraint,
+    Objectives,
+    Observation,
+    Policy,
+)
+from policies.simulation.engine import Limits, Row, SimulatedEngine
+from policies.simulation.host import MAINS, HostScenario, SimulatedHost
+from policies.simulation.profile import Profile
+from policies.simulation.traffic import Arrival
+from policies.view import DEFAULT_TPOT, DEFAULT_TTFT, PATIENCE, pack
+
+_SMOOTHING = 0.05  # of the length that is expected of answers; as the controller's
+_HOT = 92.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one request went; `action` None: refused, or lost with the battery. Seconds and nats.
+
+    `loss` is what the profile measured of its variant on its prompt, `surprise` the variant's own
+    loss there; `met` says whether all objectives were kept.
+    """
+
+    action: int | None
+    met: bool
+    loss: float = 0.0
+    surprise: float = 0.0
+    ttft: float = math.inf
+    tpot: float = math.inf
+    seconds: float = math.inf
+    output: int = 0
+
+    @property
+    def quality(self) -> float:
+        """What is left of the base's quality, exp(-loss), if the objectives were kept; else 0."""
+        return math.exp(-self.loss) if self.met else 0.0
+
+
+class World:
+    """One run of traffic. Go through it with `arrive` and `take`, in turn, until `arrive` is False.
+
+    `prompts` are rows of the profile, one for each arrival. `dwell` and the rest of what settles a
+    decision are the server's business and have no place here.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        arrivals: Sequence[Arrival],
+        prompts: Sequence[int],
+        objectives: Objectives,
+        limits: Limits | None = None,
+        host: HostScenario = MAINS,
+        seed: int = 0,
+    ) -> None:
+        self.profile, self.objectives = profile, objectives
+        self.limits = limits or Limits()
+        self._arrivals, self._prompts = arrivals, prompts
+        self.host = SimulatedHost(host)
+        self.engine = SimulatedEngine(profile.rates, self.limits, self._ended, self.host.work)
+        self.outcomes: list[Outcome | None] = [None] * len(arrivals)
+        self.finished: list[int] = []  # since somebody last emptied it
+        self._chance = random.Random(seed)
+        self._expected = 128.0
+        self._demand, self._bias = Demand(), WaitBias()
+        self._waits = [0.0] * len(arrivals)  # as predicted
+        self._next = -1
+        slots, rates = self.limits.max_running, profile.rates
+        full = [rates.full_step(a, slots) for a in range(len(profile.variants))]
+        self._costs = [seconds / full[0] for seconds in full]
+        self._predicted = profile.prompts.predicted.tolist()
+        self._complexity = profile.prompts.complexity.tolist()
+        self._budgets: tuple[int | None, ...] = (None, *sorted(profile.kv_loss, reverse=True))
+
+    def arrive(self) -> bool:
+        """Moves on to the next arrival; False when there is none, and everything has ended."""
+        self._next += 1
+        if self._next >= len(self._arrivals):
+            self.engine.finish()
+            return False
+        arrival = self._arrivals[self._next]
+        self.engine.advance(arrival.at)
+        rates, slots = self.profile.rates, self.limits.max_running
+        output = min(arrival.output, self._expected)
+        self._demand.add(self.engine.clock, rates.work(0, arrival.prompt, int(output), slots))
+        self._wait = self.engine.wait(self._expected) * self._bias.factor
+        self._waits[self._next] = self._wait
+        return True
+
+    def take(self, action: int | None) -> None:
+        """Serves the request that arrived by a variant, with the largest cache that fits; or not.
+
+        What does not fit is refused, and so is everything once the battery is empty.
+        """
+        arrival, index = self._arrivals[self._next], self._next
+        cached = None if action is None else self._fits(arrival)
+        if action is None or cached is None or self.host.charge == 0.0:
+            self.outcomes[index] = Outcome(None, False)
+            self.finished.append(index)
+            return
+        self.engine.submit(Row(index, action, arrival.at, arrival.prompt, arrival.output, cached))
+
+    def outcome(self, index: int) -> Outcome:
+        """Of a request that has ended."""
+        found = self.outcomes[index]
+        assert found is not None, "it has not ended"
+        return found
+
+    def vector(self) -> np.ndarray:
+        """What a learned policy reads of the request that arrived; see `policies.view`."""
+        arrival, rates = self._arrivals[self._next], self.profile.rates
+        ttft = self.objectives.ttft or DEFAULT_TTFT
+        row = self._prompts[self._next]
+        prefill = rates.stream[0] + arrival.prompt * rates.prompt[0]
+        charge, hot = self.host.charge, self._hot()
+        return pack(
+            self._wait / ttft,
+            self._demand.value,
+            prefill / ttft,
+            self._tpot(0, arrival) / (self.objectives.tpot or DEFAULT_TPOT),
+            self._complexity[row],
+            (
+                charge or 0.0,
+                float(charge is None),
+                float(charge is not None),
+                float(bool(hot)),
+                float(hot is None),
+                0.0,
+            ),
+            self._predicted[row],
+        )
+
+    def mask(self) -> np.ndarray:
+        """`[choices]` of bool, as `policies.view.open_choices`."""
+        fits = self._fits(self._arrivals[self._next]) is not None
+        wanted = self.objectives
+        late = wanted.ttft is not None and self._wait > PATIENCE * wanted.ttft
+        return np.array([fits] * len(self._costs) + [late and wanted.firm])
+
+    def observation(self, truth: bool = False) -> Observation:
+        """As the server's policies are shown it; with `truth`, losses are the measured ones."""
+        profile, arrival = self.profile, self._arrivals[self._next]
+        row, rates = self._prompts[self._next], profile.rates
+        losses = profile.prompts.loss[row].tolist() if truth else self._predicted[row]
+        output = arrival.output if truth else int(min(arrival.output, self._expected))
+        candidates = []
+        for action, name in enumerate(profile.variants):
+            ttft = self._wait + rates.stream[action] + arrival.prompt * rates.prompt[action]
+            tpot = self._tpot(action, arrival)
+            for budget in self._budgets:
+                tokens = arrival.prompt + output
+                within = budget is None or tokens <= budget
+                loss = losses[action] + (0.0 if within else profile.kv_loss[budget or 0])
+                held = tokens if budget is None else min(tokens, budget)
+                candidates.append(
+                    Candidate(
+                        Action(name, budget), loss, self._costs[action], ttft, tpot,
+                        self._blocked(held, loss), ttft + tpot * output,
+                    )
+                )  # fmt: skip
+        charge = self.host.charge
+        return Observation(
+            candidates=tuple(candidates),
+            objectives=self.objectives,
+            wait=self._wait,
+            complexity=self._complexity[row],
+            on_battery=None if charge is None else True,
+            battery_charge=charge,
+            hot=self._hot(),
+            demand=self._demand.value,
+            draw=self._chance.random(),
+        )
+
+    def _blocked(self, held: int, loss: float) -> Constraint | None:
+        floor = self.objectives.max_loss
+        if floor is not None and loss > floor:
+            return Constraint.QUALITY_FLOOR
+        free = self.limits.kv_tokens - self.engine.kv_promised
+        return None if held <= free else Constraint.KV_MEMORY
+
+    def _fits(self, arrival: Arrival) -> int | None:
+        """Tokens of the largest cache that there is room for."""
+        tokens = arrival.prompt + arrival.output
+        free = self.limits.kv_tokens - self.engine.kv_promised
+        for budget in self._budgets:
+            held = tokens if budget is None else min(tokens, budget)
+            if held <= free:
+                return held
+        return None
+
+    def _tpot(self, action: int, arrival: Arrival) -> float:
+        cached = arrival.prompt + min(arrival.output, self._expected)
+        return self.engine.decode_step(action) + cached * self.profile.rates.cached
+
+    def _hot(self) -> bool | None:
+        host = self.host
+        return host.temperature > _HOT if host.scenario.sensed else None
+
+    def _ended(self, row: Row, clock: float) -> None:
+        self._expected += _SMOOTHING * (row.output - self._expected)
+        self._bias.learn(self._waits[row.index], row.started - row.arrived)
+        ttft, tpot = row.first - row.arrived, (clock - row.first) / max(1, row.output - 1)
+        wanted, prompts = self.objectives, self.profile.prompts
+        met = (
+            (wanted.ttft is None or ttft <= wanted.ttft)
+            and (wanted.tpot is None or tpot <= wanted.tpot)
+            and (wanted.deadline is None or clock - row.arrived <= wanted.deadline)
+        )
+        place = self._prompts[row.index], row.action
+        self.outcomes[row.index] = Outcome(
+            row.action,
+            met,
+            float(prompts.loss[place]),
+            float(prompts.surprise[place]),
+            ttft,
+            tpot,
+            clock - row.arrived,
+            row.output,
+        )
+        self.finished.append(row.index)
+
+
+def replay(world: World, policy: Policy, truth: bool = False) -> list[Outcome]:
+    """All outcomes of a policy, in order of arrival."""
+    numbers = {name: i for i, name in enumerate(world.profile.variants)}
+    while world.arrive():
+        action, reason = policy.choose(world.observation(truth))
+        refused = reason in REFUSED
+        world.take(None if refused else numbers[action.variant])
+    return [outcome for outcome in world.outcomes if outcome is not None]

@@ -1,0 +1,1 @@
+"""Learning policies in the simulation, and saying whether they are worth serving."""

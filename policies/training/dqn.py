@@ -1,0 +1,131 @@
+"""A deep Q-network by Stable-Baselines3 (Mnih et al. 2015, doi 10.1038/nature14236)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import BaseCallback
+
+from policies.learned import Layers
+from policies.simulation.environment import TrafficEnvironment
+from policies.training.trainer import Tensors
+
+_PARTS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+@dataclass(frozen=True, slots=True)
+class DqnSettings:
+    """`gamma` 0 makes it a bandit. Exploration falls to `explores_last` by `explores_until`."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    rate: float = 5e-4
+    gamma: float = 0.97
+    buffer: int = 50_000
+    batch: int = 64
+    target_steps: int = 500
+    explores_last: float = 0.05
+    explores_until: float = 0.4
+
+
+class DqnTrainer:
+    """A `Trainer`. `episodes` are learned from in each round."""
+
+    def __init__(
+        self,
+        environment: TrafficEnvironment,
+        settings: DqnSettings,
+        episodes: int,
+        seed: int,
+    ) -> None:
+        self._settings = settings
+        self._steps = episodes * environment.episodes.length
+        self._model = DQN(
+            "MlpPolicy",
+            environment,
+            learning_rate=settings.rate,
+            buffer_size=settings.buffer,
+            learning_starts=2 * settings.batch,
+            batch_size=settings.batch,
+            gamma=settings.gamma,
+            train_freq=4,
+            target_update_interval=settings.target_steps,
+            policy_kwargs={"net_arch": list(settings.hidden)},
+            device="cpu",
+            seed=seed,
+        )
+
+    def round(self, seed: int, progress: float) -> list[float]:
+        """See `Trainer`."""
+        model, settings = self._model, self._settings
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # small matrices are only slowed down by more
+        try:
+            share = min(1.0, progress / settings.explores_until)
+            epsilon = 1.0 + share * (settings.explores_last - 1.0)
+            model.exploration_schedule = lambda _: epsilon
+            model.exploration_rate = epsilon
+            model.set_random_seed(seed)
+            model._last_obs = None  # the round starts with episodes of its own
+            heard = _Rewards()
+            model.learn(self._steps, heard, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            return heard.rewards
+        finally:
+            torch.set_num_threads(threads)
+
+    def state(self) -> Tensors:
+        """See `Trainer`."""
+        model, buffer = self._model, self._model.replay_buffer
+        assert buffer is not None
+        found: Tensors = {}
+        for name, net in (("q", model.q_net), ("target", model.q_net_target)):
+            found |= {f"{name}.{k}": v.detach().numpy().copy() for k, v in net.state_dict().items()}
+        for index, moments in model.policy.optimizer.state_dict()["state"].items():
+            found |= {f"adam.{index}.{k}": v.numpy().copy() for k, v in moments.items()}
+        filled = buffer.buffer_size if buffer.full else buffer.pos
+        found |= {f"buffer.{part}": getattr(buffer, part)[:filled].copy() for part in _PARTS}
+        counts = (buffer.pos, buffer.full, model.num_timesteps, model._n_calls, model._n_updates)
+        return found | {"counts": np.array(counts, np.int64)}
+
+    def restore(self, state: Tensors) -> None:
+        """See `Trainer`."""
+        model, buffer = self._model, self._model.replay_buffer
+        assert buffer is not None
+        for name, net in (("q", model.q_net), ("target", model.q_net_target)):
+            net.load_state_dict(
+                {k: torch.from_numpy(state[f"{name}.{k}"]) for k in net.state_dict()}
+            )
+        optimizer = model.policy.optimizer
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in state.items():
+            if key.startswith("adam."):
+                _, index, name = key.split(".")
+                moments.setdefault(int(index), {})[name] = torch.from_numpy(value.copy())
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        for part in _PARTS:
+            kept = state[f"buffer.{part}"]
+            getattr(buffer, part)[: len(kept)] = kept
+        position, full, steps, calls, updates = (int(v) for v in state["counts"])
+        buffer.pos, buffer.full = position, bool(full)
+        model.num_timesteps, model._n_calls, model._n_updates = steps, calls, updates
+
+    def layers(self) -> Layers:
+        """See `Trainer`."""
+        linear = [m for m in self._model.q_net.q_net if isinstance(m, torch.nn.Linear)]
+        return tuple(
+            (m.weight.detach().numpy().copy(), m.bias.detach().numpy().copy()) for m in linear
+        )
+
+
+class _Rewards(BaseCallback):
+    """The rewards of the episodes that ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rewards: list[float] = []
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                self.rewards.append(float(info["episode"]["r"]))
+        return True

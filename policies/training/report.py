@@ -1,0 +1,173 @@
+"""The report on a trained policy: Markdown, JSON and one figure, all from the raw runs."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+from policies.simulation.profile import Profile
+from policies.training.trial import ORACLE, RULE, Run, confusion
+from policies.view import choices
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+_FIGURES = ("attained", "quality", "quality_lost_half", "loss", "refused", "reward")
+_OUTLIER = 3.0  # robust standard deviations
+
+
+def write_report(
+    folder: Path,
+    profile: Profile,
+    found: Mapping[str, Any],
+    runs: Mapping[str, Sequence[Run]],
+    name: str,
+    rewards: Sequence[float],
+) -> None:
+    """Writes `report.md`, `report.json` and `report.png` about the policy `name`.
+
+    `found` is the summary with verdicts, `rewards` those of the episodes that it learned from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = choices(profile.variants)
+    body = {**found, "episode_rewards": list(rewards), "confusion": confusion(runs[name], names)}
+    _replace(folder / "report.json", json.dumps(body, indent=1) + "\n")
+    _replace(folder / "report.md", _markdown(found, name))
+    _figure(folder / "report.png", names, runs, name, rewards)
+
+
+def _markdown(found: Mapping[str, Any], name: str) -> str:
+    lines = [f"# {name}: {'promoted' if found['verdict']['promoted'] else 'not promoted'}", ""]
+    verdict = found["verdict"]
+    for text, key in (
+        ("gain over the rule", "over_rule"),
+        (f"gain over {verdict['best_static']}, the best static in hindsight", "over_best_static"),
+        ("regret against the oracle", "regret"),
+        ("the rule's regret", "rule_regret"),
+    ):
+        low, high = verdict[key]
+        lines.append(f"- {text}, reward a request, 95 %: {low:+.4f} to {high:+.4f}")
+    for what, (low, high) in found.get("ablations", {}).items():
+        lines.append(f"- {name} without the features of the {what}, against it: "
+                     f"{low:+.4f} to {high:+.4f}")  # fmt: skip
+    lines += ["", f"{found['about']}", ""]
+    for load, bound in found["fluid_bound"].items():
+        lines += [
+            f"## {load} times what the base can serve",
+            "",
+            "| policy | in time | quality | quality, lost -0.5 | loss | refused | reward |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for policy, loads in found["policies"].items():
+            cells = " | ".join(f"{loads[load][figure]:.3f}" for figure in _FIGURES)
+            lines.append(f"| {policy} | {cells} |")
+        lines += [
+            f"| fluid bound | | {bound['quality']:.3f} | {bound['quality_lost_half']:.3f} | | | |",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _figure(
+    path: Path,
+    names: Sequence[str],
+    runs: Mapping[str, Sequence[Run]],
+    name: str,
+    rewards: Sequence[float],
+) -> None:
+    figure, axes = plt.subplots(2, 4, figsize=(22, 10), constrained_layout=True)
+    ((curve, bars, latency, loss), (by_complexity, by_load, matrix, spread)) = axes
+    _curve(curve, rewards)
+    _bars(bars, runs)
+    mine = [
+        (seen, outcome)
+        for run in runs[name]
+        for seen, outcome in zip(run.complexity, run.outcomes, strict=True)
+        if outcome.action is not None
+    ]
+    if mine:
+        seen = np.array([one for one, _ in mine])
+        _scatter(latency, seen, np.array([o.seconds for _, o in mine]), "seconds of an answer")
+        _scatter(loss, seen, np.array([o.loss for _, o in mine]), "loss, nats per token")
+    complexities = [
+        (c, n) for r in runs[name] for c, n in zip(r.complexity, r.choices, strict=True)
+    ]
+    loads = [(r.load, n) for r in runs[name] for n in r.choices]
+    edges = np.quantile([c for c, _ in complexities], [0.25, 0.5, 0.75])
+    quarters = [(float(np.searchsorted(edges, c)), n) for c, n in complexities]
+    _frequencies(by_complexity, quarters, names, "quarter by complexity")
+    _frequencies(by_load, loads, names, "load")
+    counts = np.array(confusion(runs[name], names), float)
+    matrix.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues")
+    matrix.set(title="chosen where the oracle would choose", xlabel="chosen", ylabel="oracle")
+    matrix.set_xticks(range(len(names)), names, rotation=90)
+    matrix.set_yticks(range(len(names)), names)
+    shown = [name, RULE, ORACLE]
+    spread.boxplot([[run.reward for run in runs[one]] for one in shown], tick_labels=shown)
+    spread.set(title="reward a request, by run")
+    staged = path.with_name(f".{path.name}")
+    figure.savefig(staged, format="png", dpi=80)
+    plt.close(figure)
+    os.replace(staged, path)
+
+
+def _curve(axes: Axes, rewards: Sequence[float]) -> None:
+    axes.plot(rewards, color="0.8", linewidth=0.6)
+    width = max(1, len(rewards) // 20)
+    if len(rewards) >= width:
+        smooth = np.convolve(rewards, np.ones(width) / width, "valid")
+        axes.plot(np.arange(len(smooth)) + width - 1, smooth)
+    axes.set(title="reward of an episode", xlabel="episode")
+
+
+def _bars(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
+    means = {name: float(np.mean([run.reward for run in own])) for name, own in runs.items()}
+    order = sorted(means, key=means.__getitem__)
+    axes.barh(order, [means[name] for name in order])
+    axes.set(title="mean reward a request, all loads")
+
+
+def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, title: str) -> None:
+    """With a trend line; outliers are marked and stay in."""
+    middle = np.median(y)
+    scale = 1.4826 * np.median(np.abs(y - middle)) + 1e-12
+    far = np.abs(y - middle) > _OUTLIER * scale
+    axes.scatter(x[~far], y[~far], s=4, alpha=0.3)
+    axes.scatter(x[far], y[far], s=9, marker="x", color="tab:red", label=f"{far.sum()} outliers")
+    if np.ptp(x) > 0:
+        slope, level = np.polyfit(x, y, 1)
+        ends = np.array([x.min(), x.max()])
+        axes.plot(ends, slope * ends + level, color="black", label=f"{slope:+.2f} a unit")
+    axes.legend()
+    axes.set(title=title, xlabel="complexity of the prompt")
+
+
+def _frequencies(
+    axes: Axes, pairs: Sequence[tuple[float, str]], names: Sequence[str], title: str
+) -> None:
+    keys = sorted({key for key, _ in pairs})
+    below = np.zeros(len(keys))
+    for name in names:
+        share = np.array(
+            [
+                sum(n == name for k, n in pairs if k == key)
+                / max(1, sum(k == key for k, _ in pairs))
+                for key in keys
+            ]
+        )
+        if share.any():
+            axes.bar([f"{key:g}" for key in keys], share, bottom=below, label=name)
+            below += share
+    axes.legend(fontsize=7)
+    axes.set(title=f"choices by {title}")
+
+
+def _replace(path: Path, text: str) -> None:
+    staged = path.with_name(f".{path.name}")
+    staged.write_text(text)
+    os.replace(staged, path)

@@ -1,0 +1,115 @@
+"""Training a policy in the simulation, without some of what it sees if asked to."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from policies.bundle import Kind
+from policies.learned import Layers
+from policies.simulation.environment import Episodes, TrafficEnvironment
+from policies.simulation.profile import Profile
+from policies.simulation.rewards import Reward
+from policies.simulation.traffic import Arrival
+from policies.training.bandit import BanditTrainer
+from policies.training.checkpoint import Checkpoint, load_checkpoint
+from policies.training.dqn import DqnSettings, DqnTrainer
+from policies.training.trainer import Trainer
+from policies.view import hidden_columns
+
+ROUND = 10
+"""Episodes between checkpoints."""
+
+Blind = Literal["host", "prompt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to train. `blind` hides the features of the host or of the prompt, for ablations."""
+
+    kind: Kind = "dqn"
+    episodes: int = 1000
+    reward: Reward = field(default_factory=Reward)
+    drawn: Episodes = field(default_factory=Episodes)
+    dqn: DqnSettings = field(default_factory=DqnSettings)
+    blind: Blind | None = None
+    seed: int = 0
+
+
+def train(
+    profile: Profile,
+    trace: Sequence[Arrival],
+    prompts: np.ndarray,
+    plan: Plan,
+    checkpoint: Path | None = None,
+    tick: Callable[[int], None] = lambda episodes: None,
+) -> tuple[Layers, list[float]]:
+    """The network and each episode's reward. Single-threaded and deterministic by the plan's seed.
+
+    `prompts` are the profile's rows to learn from. With a `checkpoint` file an interrupted call
+    goes on from its last round, to the same result. Raises `CheckpointError`.
+    """
+    environment = TrafficEnvironment(
+        profile,
+        trace,
+        prompts,
+        plan.reward,
+        plan.drawn,
+        hidden_columns(plan.blind, profile.variants),
+    )
+    trainer = _trainer(environment, plan)
+    identity = _identity(profile, trace, prompts, plan)
+    found = None if checkpoint is None else load_checkpoint(checkpoint, identity)
+    rounds, rewards = 0, []
+    if found is not None:
+        trainer.restore(found.state)
+        rounds, rewards = found.rounds, list(found.rewards)
+        tick(rounds * ROUND)
+    wanted = max(1, plan.episodes // ROUND)
+    seeds = np.random.default_rng(plan.seed).integers(2**31, size=wanted)
+    for number in range(rounds, wanted):
+        rewards += trainer.round(int(seeds[number]), number / wanted)
+        if checkpoint is not None:
+            Checkpoint(identity, number + 1, rewards, trainer.state()).save(checkpoint)
+        tick(ROUND)
+    layers = trainer.layers()
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return _blinded(layers, environment.hidden), rewards
+
+
+def _trainer(environment: TrafficEnvironment, plan: Plan) -> Trainer:
+    if plan.kind == "bandit":
+        return BanditTrainer(environment, ROUND)
+    return DqnTrainer(environment, plan.dqn, ROUND, plan.seed)
+
+
+def _blinded(layers: Layers, hidden: np.ndarray) -> Layers:
+    """The same network that ignores what was hidden, whatever it is shown."""
+    (weight, bias), *rest = layers
+    weight = weight.copy()
+    weight[:, hidden] = 0.0
+    return ((weight, bias), *rest)
+
+
+def _identity(profile: Profile, trace: Sequence[Arrival], prompts: np.ndarray, plan: Plan) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode())
+    digest.update(profile.prompts.loss.tobytes() + prompts.tobytes())
+    digest.update(json.dumps([asdict(profile.rates), profile.artefact]).encode())
+    digest.update(json.dumps([asdict(arrival) for arrival in trace]).encode())
+    return digest.hexdigest()[:32]
+
+
+def split(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and to test with, 80 to 20, by each prompt's name alone."""
+    held = np.array([int(name, 16) % 5 == 0 for name in names])
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def without(plan: Plan, what: Blind) -> Plan:
+    """The same training, blind for the host or for the prompt."""
+    return replace(plan, blind=what)

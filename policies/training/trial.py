@@ -1,0 +1,183 @@
+"""Policies on the same held-out traffic and prompts, and the verdict on a trained one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from policies.explore import ExploringPolicy
+from policies.observation import REFUSED, Objectives, Policy
+from policies.rule import RulePolicy
+from policies.simulation.engine import Limits
+from policies.simulation.profile import Profile
+from policies.simulation.rewards import Reward
+from policies.simulation.traffic import Arrival, at_load
+from policies.simulation.world import Outcome, World
+from policies.static import StaticPolicy
+from policies.training.bound import fluid_bound
+from policies.view import REFUSE
+
+_WINDOW = 300  # requests of one run
+_RESAMPLES = 2000
+ORACLE, RULE = "oracle", "rule"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One policy over one window of traffic at one load."""
+
+    load: float
+    outcomes: tuple[Outcome, ...]
+    reward: float  # mean of a request
+    choices: tuple[str, ...]
+    oracle: tuple[str, ...]  # what the oracle would have chosen in the same places
+    complexity: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What all policies are put through: windows of a trace at several loads, by several seeds."""
+
+    profile: Profile
+    trace: Sequence[Arrival]
+    prompts: np.ndarray
+    reward: Reward
+    objectives: Objectives
+    limits: Limits
+    loads: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    seeds: int = 2
+
+    def cases(self) -> list[tuple[float, int, int]]:
+        """Load, first request and seed of each run; the same for all policies."""
+        starts = range(0, max(1, len(self.trace) - _WINDOW + 1), _WINDOW)
+        return [
+            (load, start, seed)
+            for load in self.loads
+            for start in starts
+            for seed in range(self.seeds)
+        ]
+
+    def run(self, policy: Policy, truth: bool = False, watched: bool = False) -> list[Run]:
+        """Every case. With `truth` the policy is shown measured losses and true lengths; `watched`
+        asks the oracle beside it."""
+        return [self._run(policy, *case, truth, watched) for case in self.cases()]
+
+    def _run(
+        self, policy: Policy, load: float, start: int, seed: int, truth: bool, watched: bool
+    ) -> Run:
+        window = self.trace[start : start + _WINDOW]
+        arrivals = at_load(window, load, self.profile.rates, self.limits.max_running)
+        drawn = np.random.default_rng((seed, start)).choice(self.prompts, len(arrivals)).tolist()
+        world = World(self.profile, arrivals, drawn, self.objectives, self.limits, seed=seed)
+        numbers = {name: number for number, name in enumerate(self.profile.variants)}
+        oracle, chosen, wished = RulePolicy(), [], []
+        while world.arrive():
+            action, reason = policy.choose(world.observation(truth))
+            refused = reason in REFUSED
+            chosen.append(REFUSE if refused else action.variant)
+            if watched:
+                best, why = oracle.choose(world.observation(truth=True))
+                wished.append(REFUSE if why in REFUSED else best.variant)
+            world.take(None if refused else numbers[action.variant])
+        outcomes = tuple(world.outcome(index) for index in range(len(arrivals)))
+        mean = float(np.mean([self.reward.of(one) for one in outcomes]))
+        seen = tuple(float(self.profile.prompts.complexity[row]) for row in drawn)
+        return Run(load, outcomes, mean, tuple(chosen), tuple(wished), seen)
+
+
+def run_all(
+    trial: Trial, trained: Mapping[str, Policy], tick: Callable[[], None] = lambda: None
+) -> dict[str, list[Run]]:
+    """The trained policies beside every static one, chance, the rule and the oracle."""
+    variants = trial.profile.variants
+    policies: dict[str, Policy] = {f"static:{name}": StaticPolicy(name) for name in variants}
+    policies[f"refusing:{variants[0]}"] = StaticPolicy(variants[0], refuses=True)
+    policies |= {"random": ExploringPolicy(RulePolicy(), 1.0), RULE: RulePolicy(), **trained}
+    found = {}
+    for name, policy in policies.items():
+        found[name] = trial.run(policy, watched=name in trained)
+        tick()
+    found[ORACLE] = trial.run(RulePolicy(), truth=True)
+    tick()
+    return found
+
+
+def summary(trial: Trial, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    """By policy and load: attainment, effective quality (a lost request counts 0, or -0.5), mean
+    loss of what was in time, refusals, and the reward; and the fluid bounds."""
+    return {
+        "policies": {
+            name: {
+                f"{load:g}": _figures([r for r in own if r.load == load]) for load in trial.loads
+            }
+            for name, own in runs.items()
+        },
+        "fluid_bound": {f"{load:g}": _bounds(trial, load) for load in trial.loads},
+    }
+
+
+def _figures(runs: Sequence[Run]) -> dict[str, float]:
+    outcomes = [outcome for run in runs for outcome in run.outcomes]
+    met = [one for one in outcomes if one.met]
+    attained = len(met) / len(outcomes)
+    quality = sum(one.quality for one in met) / len(outcomes)
+    return {
+        "attained": attained,
+        "quality": quality,
+        "quality_lost_half": quality - 0.5 * (1 - attained),
+        "loss": float(np.mean([one.loss for one in met])) if met else float("nan"),
+        "refused": sum(one.action is None for one in outcomes) / len(outcomes),
+        "reward": float(np.mean([run.reward for run in runs])),
+    }
+
+
+def _bounds(trial: Trial, load: float) -> dict[str, float]:
+    profile, slots = trial.profile, trial.limits.max_running
+    prompt = float(np.mean([a.prompt for a in trial.trace]))
+    output = float(np.mean([a.output for a in trial.trace]))
+    work = [
+        profile.rates.work(a, int(prompt), int(output), slots) for a in range(len(profile.variants))
+    ]
+    costs = [seconds / work[0] for seconds in work]
+    values = np.exp(-profile.prompts.loss[trial.prompts]).mean(0).tolist()
+    lost = {"quality": 0.0, "quality_lost_half": -0.5}
+    return {name: fluid_bound(costs, values, load, worth)[0] for name, worth in lost.items()}
+
+
+def interval(better: Sequence[Run], worse: Sequence[Run], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the difference of mean rewards, over runs (pairs of the same
+    traffic, prompts and seed), since requests within a run hang together."""
+    gaps = np.array([b.reward - w.reward for b, w in zip(better, worse, strict=True)])
+    drawn = np.random.default_rng(seed).integers(len(gaps), size=(_RESAMPLES, len(gaps)))
+    low, high = np.quantile(gaps[drawn].mean(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def verdict(runs: Mapping[str, Sequence[Run]], name: str) -> dict[str, Any]:
+    """Whether a trained policy beats the rule and the static policy that is best in hindsight.
+
+    `promoted` if both intervals of its gain lie above zero. `regret` is what the oracle has over
+    it.
+    """
+    statics = [n for n in runs if n.startswith(("static:", "refusing:"))]
+    best = max(statics, key=lambda n: float(np.mean([run.reward for run in runs[n]])))
+    over_rule, over_best = interval(runs[name], runs[RULE]), interval(runs[name], runs[best])
+    return {
+        "promoted": over_rule[0] > 0 and over_best[0] > 0,
+        "best_static": best,
+        "over_rule": over_rule,
+        "over_best_static": over_best,
+        "regret": interval(runs[ORACLE], runs[name]),
+        "rule_regret": interval(runs[ORACLE], runs[RULE]),
+    }
+
+
+def confusion(runs: Sequence[Run], names: Sequence[str]) -> list[list[int]]:
+    """Rows: what the oracle would have chosen; columns: what was chosen."""
+    counts = [[0] * len(names) for _ in names]
+    numbers = {name: number for number, name in enumerate(names)}
+    for run in runs:
+        for wished, chosen in zip(run.oracle, run.choices, strict=True):
+            counts[numbers[wished]][numbers[chosen]] += 1
+    return counts

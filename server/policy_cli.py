@@ -1,0 +1,147 @@
+"""The commands around policies: profile, train, judge from the audit log."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from server.engine.source import DEFAULT_MODEL
+from server.offline_cli import MODEL_HELP, UsageError
+
+policy = typer.Typer()
+
+_PROMPTS_HELP = "Text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."
+Model = Annotated[str, typer.Option(help=MODEL_HELP)]
+ArtefactFolder = Annotated[Path | None, typer.Option(help="A folder by `trimtab build`.")]
+
+
+@policy.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="The profile's folder.")],
+    prompts: Annotated[str, typer.Option(help=_PROMPTS_HELP)],
+    model: Model = DEFAULT_MODEL,
+    artefact: ArtefactFolder = None,
+    limit: Annotated[int, typer.Option(min=40, help="Prompts at most.")] = 500,
+    tokens: Annotated[int, typer.Option(min=8, help="Of an answer.")] = 48,
+) -> None:
+    """Sweep real prompts through every variant and time these: what policies are trained on.
+
+    An interrupted sweep goes on where it stopped.
+    """
+    from pruners.sources import read_corpus
+    from server.profiling import make_profile
+    from server.settings import Settings
+
+    settings = Settings(model=model, artefact=artefact)
+    found = make_profile(settings, out, read_corpus(prompts), limit, tokens)
+    typer.echo(f"{out}: {len(found.prompts.names)} prompts, {len(found.variants)} variants")
+
+
+@policy.command()
+def estimate(
+    log: Annotated[list[Path], typer.Option(help="An audit log; may be given several times.")],
+    policy_name: Annotated[
+        str, typer.Option("--policy", help="rule, static:V, refusing:V or a trained folder.")
+    ],
+    lost: Annotated[float, typer.Option(help="What a lost request is worth.")] = -0.5,
+    clip: Annotated[float, typer.Option(min=1.0, help="The largest weight.")] = 20.0,
+) -> None:
+    """Estimate from audit logs what another policy would have been worth.
+
+    The logs must come from a server that left some choices to chance (`TRIMTAB_EXPLORE`).
+    """
+    from policies.offpolicy import LogError, read_log
+    from policies.offpolicy import estimate as judged
+    from server.policy_names import named_policy
+
+    logged = read_log(log, lost)
+    if not logged:
+        raise LogError(f"{', '.join(map(str, log))} holds no decision")
+    seen = logged[-1].observation.candidates
+    variants = list(dict.fromkeys(c.action.variant for c in seen))
+    target = named_policy(policy_name, variants, None, force=True)
+    found = judged(logged, target, lost, clip)
+    typer.echo(f"{target.name}: {found.decisions} decisions, {found.effective:.0f} effective")
+    for name, value, (low, high) in (
+        ("SNIPS", found.snips, found.snips_95),
+        ("doubly robust", found.doubly_robust, found.doubly_robust_95),
+    ):
+        typer.echo(f"{name}: {value:.4f} a request, 95 %: {low:.4f} to {high:.4f}")
+    typer.echo(f"largest weight {found.largest:.1f}, clipped at {clip:g}")
+
+
+@policy.command("train-policy")
+def train_policy(
+    out: Annotated[Path, typer.Option(help="The folder of the policy and its report.")],
+    prompts: Annotated[
+        str | None, typer.Option(help=f"Makes the profile if there is none. {_PROMPTS_HELP}")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="By `trimtab profile`. Default: OUT/profile.")
+    ] = None,
+    mode: Annotated[
+        Literal["train", "test"], typer.Option(help="Test: only judge again.")
+    ] = "train",
+    kind: Annotated[Literal["dqn", "bandit"], typer.Option(help="What learns.")] = "dqn",
+    episodes: Annotated[int, typer.Option(min=10, help="Of 256 decisions each.")] = 1000,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="To go on from. Default: OUT/checkpoint.safetensors.")
+    ] = None,
+    train_samples: Annotated[int | None, typer.Option(min=10, help="Prompts at most.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.")] = 400,
+    trace: Annotated[
+        Path | None, typer.Option(help="Arrivals as Azure, BurstGPT or Mooncake publish them.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=24, help="Arrivals at most.")] = 6000,
+    reward: Annotated[Literal["constraint", "thesis"], typer.Option()] = "constraint",
+    lost: Annotated[float, typer.Option(help="What a lost request is worth.")] = -0.5,
+    ttft_ms: Annotated[float, typer.Option(min=1.0, help="The objective.")] = 2000.0,
+    ablations: Annotated[
+        bool, typer.Option(help="Also train blind for the host, and for the prompt.")
+    ] = True,
+    model: Model = DEFAULT_MODEL,
+    artefact: ArtefactFolder = None,
+    seed: int = 0,
+) -> None:
+    """Train a policy in simulated traffic, judge it on held-out traffic and prompts, and say
+    whether it may replace the rule.
+
+    An interrupted training goes on from its last checkpoint.
+    """
+    from policies.simulation.engine import Limits
+    from policies.simulation.profile import load_profile
+    from pruners.progress import bars
+    from pruners.sources import read_corpus
+    from server.profiling import make_profile
+    from server.settings import Settings
+
+    try:
+        from server.training import Lesson, plan_of, test_policy
+        from server.training import train_policy as trained
+    except ImportError as error:
+        raise UsageError(f"{error}: pip install 'trimtab[train]'") from error
+
+    settings = Settings(model=model, artefact=artefact)
+    folder = profile or out / "profile"
+    if folder.exists():
+        table = load_profile(folder)
+    elif prompts is None:
+        raise UsageError(f"there is no profile {folder}: give --prompts, or --profile")
+    else:
+        limit = train_samples or 500
+        table = make_profile(settings, folder, read_corpus(prompts), limit, min(48, max_new_tokens))
+    limits = Limits(settings.max_running, settings.step_tokens)
+    plan = plan_of(kind, episodes, reward, lost, ttft_ms / 1e3, seed, limits)
+    lesson = Lesson(plan, train_samples, max_new_tokens, trace, requests, ablations)
+    with bars() as progress:
+        if mode == "test":
+            found = test_policy(table, out, lesson, progress)
+        else:
+            path = checkpoint or out / "checkpoint.safetensors"
+            found = trained(table, out, lesson, path, progress)
+    verdict = found["verdict"]
+    for text, key in (("the rule", "over_rule"), (verdict["best_static"], "over_best_static")):
+        low, high = verdict[key]
+        typer.echo(f"gain over {text}, reward a request, 95 %: {low:+.4f} to {high:+.4f}")
+    word = "promoted" if verdict["promoted"] else "not promoted: the rule stays the default"
+    typer.echo(f"{out / 'report.md'}: {word}")

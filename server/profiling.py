@@ -1,0 +1,176 @@
+"""`trimtab profile`: what every variant loses on real prompts, and what it takes on this device."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from controller.analyzer import Analyzer, PromptFeatures
+from policies.simulation.engine import Limits, Row, SimulatedEngine
+from policies.simulation.profile import Profile, Prompts
+from policies.simulation.rates import Rates, fit_rates
+from pruners.artefact import Artefact
+from pruners.errors import UserError
+from pruners.journal import Journal
+from pruners.progress import bars
+from pruners.sources import Corpus
+from pruners.variant import BASE
+from server.app import build_runner, catalogue, load, sensitivity
+from server.engine.load import LoadedModel
+from server.engine.offline import answer_all
+from server.engine.sequence import GenerationRequest
+from server.settings import Settings
+from server.sweep import Asked, Swept, read_prompts, sweep
+from server.timing import STEPS, decode_step, time_variants, zeroed_decoder
+from telemetry.energy import EnergyReader
+
+_ROWS = (1, 2, 4, 8, 16)
+_CACHED = (128, 768)
+_PROMPTS = (32, 128, 256)
+_LEAST = 40
+
+
+class ProfilingError(UserError):
+    """Nothing to profile. One clear line."""
+
+
+def make_profile(
+    settings: Settings, out: Path, corpus: Corpus, limit: int, answer_tokens: int
+) -> Profile:
+    """Sweeps prompts through all variants, times these, and writes the profile's folder.
+
+    An interrupted call goes on where it stopped, from a folder beside `out`. Raises
+    `ProfilingError`, `SourceError`, `ArtefactError` or `ModelSourceError`.
+    """
+    model = load(settings)
+    if model.artefact is None or len(model.variants) == 1:
+        raise ProfilingError(f"{model.name} has no variants to profile; see `trimtab build`")
+    asked = read_prompts(corpus, model.tokenizer, limit)
+    if len(asked) < _LEAST:
+        raise ProfilingError(f"{corpus.name} has {len(asked)} usable prompts; {_LEAST} are needed")
+    identity = [model.artefact.identity(), [one.tokens for one in asked], answer_tokens]
+    journal = Journal(out.parent / f".{out.name}-profile", identity)
+    with bars() as progress:
+        swept = sweep(model, asked, answer_tokens, journal, progress)
+        times = journal.value("times", lambda: _times(model, progress))
+    names = list(model.variants)
+    fitted = fit_rates(
+        [times["decode"][name] for name in names], [times["prefill"][name] for name in names]
+    )
+    factor = _overhead(model, settings, fitted)
+    found = Profile(
+        fingerprint=model.fingerprint,
+        artefact=model.artefact.identity(),
+        device=times["device"],
+        machine=times["machine"],
+        variants=tuple(names),
+        prompts=_prompts(model, settings, asked, swept),
+        rates=fitted.scaled(factor),
+        bytes_read=_bytes_read(model.artefact, names),
+        kv_loss=dict(catalogue(model, settings).kv_loss),
+        joules=_joules(model),
+        measured={"decode": times["decode"], "prefill": times["prefill"], "serving": factor},
+    )
+    found.save(out)
+    journal.close()
+    return found
+
+
+def _times(model: LoadedModel, progress: Progress) -> dict[str, Any]:
+    decode = [(rows, cached) for rows in _ROWS for cached in _CACHED]
+    ((device, found),) = time_variants(
+        model, progress=progress, decode=decode, prompts=_PROMPTS
+    ).items()
+    return {"device": device, **found}
+
+
+def _prompts(
+    model: LoadedModel, settings: Settings, asked: list[Asked], swept: list[Swept]
+) -> Prompts:
+    analyze = Analyzer(settings.analyzer)
+    features = [analyze(one.text) for one in asked]
+    return Prompts(
+        names=tuple(one.name for one in asked),
+        tokens=np.array([len(one.tokens) for one in asked]),
+        answer=np.array([one.answer for one in swept]),
+        complexity=np.array([one.complexity for one in features], np.float32),
+        predicted=_predicted(model, settings, features),
+        loss=np.array([one.kl for one in swept], np.float32),
+        surprise=np.array([one.surprise for one in swept], np.float32),
+    )
+
+
+def _predicted(
+    model: LoadedModel, settings: Settings, features: list[PromptFeatures]
+) -> np.ndarray:
+    """`[prompts, variants]`, as the controller expects them."""
+    known, predictor = catalogue(model, settings).variant_loss, sensitivity(model, settings)
+    rows = []
+    for one in features:
+        ratio = {} if predictor is None else predictor.relative(one)
+        expected = {BASE: 0.0, **known}
+        rows.append([expected[name] * ratio.get(name, 1.0) for name in model.variants])
+    return np.array(rows, np.float32)
+
+
+def _bytes_read(artefact: Artefact, names: list[str]) -> tuple[float, ...]:
+    cost = artefact.table.cost
+    return tuple(1.0 if name == BASE else cost[name].touched for name in names)
+
+
+def _overhead(model: LoadedModel, settings: Settings, rates: Rates) -> float:
+    """What serving takes over the bare steps: scheduling, sampling, text.
+
+    The same requests once through the real engine and once through the simulated one.
+    """
+    limits = Limits(settings.max_running, settings.step_tokens)
+    count, prompt, output = 3 * limits.max_running, 48, 48
+    runner = build_runner(
+        model, _without_guesses(settings, (prompt + output) * count), free_bytes=None
+    )
+    vocab = model.weights.shape.vocab
+    requests = [
+        GenerationRequest(
+            request_id=str(index),
+            # No two begin alike, so that nothing is taken from the prefix cache.
+            prompt=tuple((index + 31 * place) % vocab for place in range(prompt)),
+            max_tokens=output,
+            variant=model.variants[BASE],
+        )
+        for index in range(2 * count)
+    ]
+    answer_all(runner, model.tokenizer, requests[:count])  # warms up
+    started = time.perf_counter()
+    answer_all(runner, model.tokenizer, requests[count:])
+    seconds = time.perf_counter() - started
+    paper = SimulatedEngine(rates, limits, lambda row, clock: None)
+    for index in range(count):
+        paper.submit(Row(index, 0, 0.0, prompt, output, prompt + output))
+    paper.finish()
+    return seconds / paper.clock
+
+
+def _without_guesses(settings: Settings, kv_tokens: int) -> Settings:
+    """The same without guessing ahead, which depends on the text."""
+    return settings.model_copy(update={"speculate": False, "kv_tokens": max(512, 2 * kv_tokens)})
+
+
+def _joules(model: LoadedModel) -> tuple[float, ...] | None:
+    """Of one token of a single stream by each variant; None where no counter can be read."""
+    meter = EnergyReader()
+    if meter.read()["cpu_energy_joules"].value is None:
+        return None
+    decoder, found = zeroed_decoder(model, 256), []
+    for spec in model.variants.values():
+        step, steps = decode_step(decoder, spec, 1, 128), 0
+        before, until = meter.read()["cpu_energy_joules"].value, time.monotonic() + 2.0
+        while time.monotonic() < until:
+            step()
+            steps += STEPS
+        after = meter.read()["cpu_energy_joules"].value
+        if before is None or after is None:
+            return None
+        found.append((after - before) / steps)
+    return tuple(found)

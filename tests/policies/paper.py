@@ -1,0 +1,43 @@
+"""A made-up profile: three variants whose losses and costs can be worked out by hand."""
+
+import numpy as np
+
+from policies.simulation.profile import Profile, Prompts
+from policies.simulation.rates import Rates
+
+VARIANTS = ("base", "half", "tenth")
+COSTS = (1.0, 0.6, 0.3)
+LOSSES = (0.0, 0.3, 1.2)
+RATES = Rates(
+    stream=tuple(0.004 * cost for cost in COSTS),
+    row=tuple(0.001 * cost for cost in COSTS),
+    prompt=tuple(0.0005 * cost for cost in COSTS),
+    cached=1e-7,
+)
+
+
+def profile(prompts: int = 100, noise: float = 0.3, rates: Rates = RATES) -> Profile:
+    chance = np.random.default_rng(0)
+    spread = np.exp(noise * chance.standard_normal((prompts, 1)))
+    loss = (np.array(LOSSES) * spread).astype(np.float32)
+    return Profile(
+        fingerprint="model",
+        artefact="artefact",
+        device="device",
+        machine={"processor": "paper"},
+        variants=VARIANTS,
+        prompts=Prompts(
+            names=tuple(f"{number:016x}" for number in range(prompts)),
+            tokens=chance.integers(10, 100, prompts),
+            answer=chance.integers(10, 60, prompts),
+            complexity=chance.random(prompts).astype(np.float32),
+            predicted=np.tile(np.float32(LOSSES), (prompts, 1)),
+            loss=loss,
+            surprise=loss + 2,
+        ),
+        rates=rates,
+        bytes_read=COSTS,
+        kv_loss={64: 0.05},
+        joules=None,
+        measured={},
+    )

@@ -1,0 +1,108 @@
+"""The profile on disk, rates from measured times, and traces as they are published."""
+
+import json
+
+import numpy as np
+import pytest
+
+from policies.simulation.profile import ProfileError, load_profile
+from policies.simulation.rates import Rates, fit_rates
+from policies.simulation.traffic import TrafficError, at_load, read_trace, shortened, synthetic
+from tests.policies.paper import RATES, profile
+
+
+def test_a_profile_comes_back_as_it_was(tmp_path):
+    made = profile()
+    made.save(tmp_path)
+    found = load_profile(tmp_path)
+    np.testing.assert_array_equal(found.prompts.loss, made.prompts.loss)
+    assert (found.rates, found.kv_loss, found.variants) == (
+        made.rates,
+        made.kv_loss,
+        made.variants,
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["profile.json", "profile.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("profile.json", "{", "damaged"),
+        ("profile.json", "{}", "damaged"),
+        ("profile.json", None, "cannot read"),
+        ("profile.safetensors", "x", "damaged"),
+    ],
+)
+def test_a_damaged_profile_is_one_line(tmp_path, file, text, says):
+    profile().save(tmp_path)
+    path = tmp_path / file
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(ProfileError, match=says) as error:
+        load_profile(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_that_do_not_fit_are_refused(tmp_path):
+    profile().save(tmp_path)
+    body = json.loads((tmp_path / "profile.json").read_text())
+    body["variants"] = body["variants"][:2]
+    (tmp_path / "profile.json").write_text(json.dumps(body))
+    with pytest.raises(ProfileError, match="fit together"):
+        load_profile(tmp_path)
+
+
+def test_rates_are_found_again_from_the_times_that_they_make():
+    truth = Rates((0.004, 0.002), (0.001, 0.0004), (0.0005, 0.0003), 2e-7)
+    decode = [
+        {
+            f"{rows}x{cached}": truth.full_step(a, rows) + truth.cached * rows * cached
+            for rows in (1, 2, 4, 8)
+            for cached in (128, 768)
+        }
+        for a in range(2)
+    ]
+    prefill = [{str(n): n * truth.prompt[a] for n in (32, 128)} for a in range(2)]
+    found = fit_rates(decode, prefill)
+    for name in ("stream", "row", "prompt", "cached"):
+        assert getattr(found, name) == pytest.approx(getattr(truth, name))
+    assert found.scaled(2.0).row == pytest.approx([0.002, 0.0008])
+
+
+TRACES = {
+    "azure.csv": "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    + "".join(f"2023-11-16 18:15:{4 + i}.5000000,{100 + i},{20 + i}\n" for i in range(10, 20)),
+    "burst.csv": "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    + "".join(f"{14 + i},ChatGPT,{110 + i},{30 + i},9,Conversation log\n" for i in range(10)),
+    "mooncake.jsonl": "".join(
+        json.dumps({"timestamp": 1000 * (14 + i), "input_length": 110 + i, "output_length": 30 + i})
+        + "\n"
+        for i in range(10)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_traces_as_they_are_published(tmp_path, name):
+    (tmp_path / name).write_text(TRACES[name])
+    found = read_trace(tmp_path / name)
+    assert [a.at for a in found] == pytest.approx(range(10))
+    assert [(a.prompt, a.output) for a in found] == [(110 + i, 30 + i) for i in range(10)]
+    short = shortened(found, 11, 7)
+    assert sorted(a.prompt for a in short)[5] == 11
+    with pytest.raises(TrafficError, match="holds 3"):
+        read_trace(tmp_path / name, 3)
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n" + "1,2\n" * 9, "TIMESTAMP\nx\n"])
+def test_another_file_is_no_trace(tmp_path, text):
+    (tmp_path / "trace.csv").write_text(text)
+    with pytest.raises(TrafficError):
+        read_trace(tmp_path / "trace.csv")
+    with pytest.raises(TrafficError, match="cannot read"):
+        read_trace(tmp_path / "none.csv")
+
+
+def test_a_load_is_work_over_time():
+    arrivals = at_load(synthetic(500, 0), 2.0, RATES, 8)
+    work = sum(RATES.work(0, a.prompt, a.output, 8) for a in arrivals)
+    assert work / arrivals[-1].at == pytest.approx(2.0)

@@ -1,0 +1,103 @@
+"""The verdict: promoted only for evidence; figures against sums done by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from policies import Objectives, RulePolicy, StaticPolicy
+from policies.simulation.engine import Limits
+from policies.simulation.rewards import Reward
+from policies.simulation.traffic import synthetic
+from policies.training.bound import fluid_bound
+from policies.training.report import write_report
+from policies.training.trial import Trial, confusion, interval, run_all, summary, verdict
+from policies.view import choices
+from tests.policies.paper import VARIANTS, profile
+
+
+@pytest.fixture(scope="module")
+def trial():
+    return Trial(
+        profile(), synthetic(600, 3), np.arange(60, 100), Reward(), Objectives(ttft=1.0, firm=True),
+        Limits(), loads=(0.5, 1.5),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(trial):
+    class Worse(StaticPolicy):
+        """The smallest variant for everybody."""
+
+    return run_all(trial, {"dqn": Worse("tenth"), "twin": RulePolicy()})
+
+
+def test_all_policies_go_through_the_same(trial, runs):
+    assert set(runs) == {
+        *(f"static:{name}" for name in VARIANTS),
+        "refusing:base", "random", "rule", "oracle", "dqn", "twin",
+    }  # fmt: skip
+    assert {len(own) for own in runs.values()} == {2 * 2 * 2}
+    assert [r.reward for r in runs["twin"]] == [r.reward for r in runs["rule"]]
+    assert [r.reward for r in runs["dqn"]] == [r.reward for r in runs["static:tenth"]]
+
+
+def test_the_worse_one_is_not_promoted_and_an_equal_one_neither(runs):
+    worse, equal = verdict(runs, "dqn"), verdict(runs, "twin")
+    assert not worse["promoted"]
+    assert worse["over_rule"][1] < 0
+    assert not equal["promoted"]
+    assert equal["over_rule"] == (0.0, 0.0)
+    assert worse["regret"][0] > 0
+    better = verdict({**runs, "dqn": runs["oracle"], "rule": runs["static:base"]}, "dqn")
+    assert better["over_rule"][0] > 0
+
+
+def test_the_rule_is_near_the_oracle_and_above_dense(trial, runs):
+    found = summary(trial, runs)["policies"]
+    for load in ("0.5", "1.5"):
+        rule, oracle = found["rule"][load], found["oracle"][load]
+        assert rule["quality"] > 0.95 * oracle["quality"]
+        assert abs(rule["attained"] - oracle["attained"]) < 0.02
+    assert found["rule"]["1.5"]["quality"] > found["refusing:base"]["1.5"]["quality"]
+    assert found["rule"]["0.5"]["quality"] == 1.0
+
+
+def test_figures_are_sums_over_all_requests(trial, runs):
+    found = summary(trial, runs)["policies"]["refusing:base"]["1.5"]
+    outcomes = [one for run in runs["refusing:base"] if run.load == 1.5 for one in run.outcomes]
+    met = sum(one.met for one in outcomes) / len(outcomes)
+    assert found["attained"] == pytest.approx(met)
+    assert found["quality_lost_half"] == pytest.approx(met - 0.5 * (1 - met))
+
+
+def test_the_interval_is_of_pairs_and_narrows(runs):
+    low, high = interval(runs["rule"], runs["static:tenth"])
+    assert low < np.mean(
+        [a.reward - b.reward for a, b in zip(runs["rule"], runs["static:tenth"], strict=True)]
+    ) < high  # fmt: skip
+    assert interval(runs["rule"], runs["rule"]) == (0.0, 0.0)
+
+
+def test_the_fluid_bound_by_hand():
+    assert fluid_bound([1.0, 0.5], [1.0, 0.6], 0.5, 0.0) == (1.0, {0: 1.0})
+    value, mix = fluid_bound([1.0, 0.5], [1.0, 0.8], 1.5, 0.0)
+    assert mix == pytest.approx({1: 2 / 3, 0: 1 / 3})
+    assert value == pytest.approx(1 / 3 + 0.8 * 2 / 3)
+    value, mix = fluid_bound([1.0, 0.5], [1.0, 0.3], 2.0, 0.0)
+    assert mix == pytest.approx({None: 0.5, 0: 0.5}), "a yield below 1 never pays"
+    assert fluid_bound([1.0, 0.5], [1.0, 0.3], 2.0, -1.0)[1] == {1: 1.0}
+
+
+def test_the_report_is_from_the_raw_runs(trial, runs, tmp_path):
+    found = {**summary(trial, runs), "verdict": verdict(runs, "dqn"), "about": "paper"}
+    write_report(tmp_path, trial.profile, found, runs, "dqn", [1.0, 2.0])
+    body = json.loads((tmp_path / "report.json").read_text())
+    assert body["verdict"]["promoted"] is False
+    counts = confusion(runs["dqn"], choices(VARIANTS))
+    assert body["confusion"] == counts
+    assert sum(map(sum, counts)) == sum(len(run.outcomes) for run in runs["dqn"])
+    text = (tmp_path / "report.md").read_text()
+    assert "not promoted" in text
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.json", "report.md", "report.png"]
