@@ -18,7 +18,10 @@ ArtefactFolder = Annotated[Path | None, typer.Option(help="A folder by `trimtab 
 @policy.command()
 def profile(
     out: Annotated[Path, typer.Option(help="The profile's folder.")],
-    prompts: Annotated[str, typer.Option(help=_PROMPTS_HELP)],
+    prompts: Annotated[
+        str | None,
+        typer.Option(help=f"{_PROMPTS_HELP} Without: keep a profile's losses, time this device."),
+    ] = None,
     model: Model = DEFAULT_MODEL,
     artefact: ArtefactFolder = None,
     limit: Annotated[int, typer.Option(min=40, help="Prompts at most.")] = 500,
@@ -29,11 +32,14 @@ def profile(
     An interrupted sweep goes on where it stopped.
     """
     from pruners.sources import read_corpus
-    from server.profiling import make_profile
+    from server.profiling import make_profile, time_again
     from server.settings import Settings
 
     settings = Settings(model=model, artefact=artefact)
-    found = make_profile(settings, out, read_corpus(prompts), limit, tokens)
+    if prompts is None:
+        found = time_again(settings, out)
+    else:
+        found = make_profile(settings, out, read_corpus(prompts), limit, tokens)
     typer.echo(f"{out}: {len(found.prompts.names)} prompts, {len(found.variants)} variants")
 
 

@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from controller.analyzer import Analyzer, PromptFeatures
 from policies.simulation.engine import Limits, Row, SimulatedEngine
-from policies.simulation.profile import Profile, Prompts
+from policies.simulation.profile import Profile, Prompts, load_profile
 from policies.simulation.rates import Rates, fit_rates
 from pruners.artefact import Artefact
 from pruners.errors import UserError
@@ -54,28 +54,46 @@ def make_profile(
     journal = Journal(out.parent / f".{out.name}-profile", identity)
     with bars() as progress:
         swept = sweep(model, asked, answer_tokens, journal, progress)
-        times = journal.value("times", lambda: _times(model, progress))
-    names = list(model.variants)
+        found = _timed(model, settings, _prompts(model, settings, asked, swept), progress)
+    found.save(out)
+    journal.close()
+    return found
+
+
+def time_again(settings: Settings, out: Path) -> Profile:
+    """Keeps what an existing profile knows of prompts, which no device changes, and times this one.
+
+    Raises `ProfileError`, or `ProfilingError` if the variants are others by now.
+    """
+    known, model = load_profile(out), load(settings)
+    if model.artefact is None or known.artefact != model.artefact.identity():
+        raise ProfilingError(f"{out} is of other variants; make it again with --prompts")
+    with bars() as progress:
+        found = _timed(model, settings, known.prompts, progress)
+    found.save(out)
+    return found
+
+
+def _timed(model: LoadedModel, settings: Settings, prompts: Prompts, progress: Progress) -> Profile:
+    assert model.artefact is not None
+    times, names = _times(model, progress), list(model.variants)
     fitted = fit_rates(
         [times["decode"][name] for name in names], [times["prefill"][name] for name in names]
     )
     factor = _overhead(model, settings, fitted)
-    found = Profile(
+    return Profile(
         fingerprint=model.fingerprint,
         artefact=model.artefact.identity(),
         device=times["device"],
         machine=times["machine"],
         variants=tuple(names),
-        prompts=_prompts(model, settings, asked, swept),
+        prompts=prompts,
         rates=fitted.scaled(factor),
         bytes_read=_bytes_read(model.artefact, names),
         kv_loss=dict(catalogue(model, settings).kv_loss),
         joules=_joules(model),
         measured={"decode": times["decode"], "prefill": times["prefill"], "serving": factor},
     )
-    found.save(out)
-    journal.close()
-    return found
 
 
 def _times(model: LoadedModel, progress: Progress) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class SimulatedEngine:
         self._writing: list[Row] = []  # a heap by their last tick
         self._ticks = 0
         self._row_seconds = 0.0  # of all that are writing
-        self._cached = 0
+        self._cached = 0.0  # seconds of a step to read what they have cached
+        self._growth = 0.0  # of that, a tick
         self._counts = [0] * len(rates.row)
         self._stream = 0.0
 
@@ -125,14 +126,14 @@ class SimulatedEngine:
             first = (self._reading or waiting)[0].action
             stream = max(stream, rates.stream[first])
             each += (slots - len(self._writing)) * rates.row[first]
-        step = stream + each + self._cached * rates.cached
+        step = stream + each + self._cached
         return step * steps * (1 - (slots - 1) / count) / slots + reading
 
     def decode_step(self, action: int) -> float:
         """Predicted seconds of a step that one more answer of this variant is part of."""
         rates = self.rates
         stream = max(self._stream, rates.stream[action])
-        return stream + self._row_seconds + rates.row[action] + self._cached * rates.cached
+        return stream + self._row_seconds + rates.row[action] + self._cached
 
     def _read(self) -> None:
         """One step with prompts in it."""
@@ -149,7 +150,7 @@ class SimulatedEngine:
             stream = max(stream, rates.stream[row.action])
             if not row.prompt_left:
                 ended.append(row)
-        self.clock += self._slow(stream + seconds + self._cached * rates.cached, True)
+        self.clock += self._slow(stream + seconds + self._cached, True)
         self._tick(1)
         for row in ended:
             self._reading.remove(row)
@@ -160,25 +161,25 @@ class SimulatedEngine:
 
     def _write(self, until: float) -> None:
         """Decode steps until an answer ends or the time is up."""
-        rows, per = len(self._writing), self.rates.cached
-        step = self._stream + self._row_seconds + self._cached * per
+        step = self._stream + self._row_seconds + self._cached
         steps = self._writing[0].ends - self._ticks
         if until < math.inf:
             due = math.ceil((until - self.clock) / step)
             steps = due if due < steps else steps
-        grown = per * rows * steps * (steps - 1) / 2
+        grown = self._growth * steps * (steps - 1) / 2
         self.clock += self._slow(steps * step + grown, True)
         self._tick(steps)
         self._finish()
 
     def _tick(self, steps: int) -> None:
         self._ticks += steps
-        self._cached += steps * len(self._writing)
+        self._cached += steps * self._growth
 
     def _start(self, row: Row) -> None:
         heapq.heappush(self._writing, row)
         self._row_seconds += self.rates.row[row.action]
-        self._cached += row.prompt + 1
+        self._cached += (row.prompt + 1) * self.rates.cached[row.action]
+        self._growth += self.rates.cached[row.action]
         self._counts[row.action] += 1
         self._stream = max(self._stream, self.rates.stream[row.action])
 
@@ -187,7 +188,8 @@ class SimulatedEngine:
         while writing and writing[0].ends <= self._ticks:
             row = heapq.heappop(writing)
             self._row_seconds -= self.rates.row[row.action]
-            self._cached -= row.prompt + row.output
+            self._cached -= (row.prompt + row.output) * self.rates.cached[row.action]
+            self._growth -= self.rates.cached[row.action]
             self._counts[row.action] -= 1
             self.kv_promised -= row.cached
             if not self._counts[row.action]:
@@ -195,4 +197,4 @@ class SimulatedEngine:
                 self._stream = max((s for count, s in streams if count), default=0.0)
             self._done(row, self.clock)
         if not writing:
-            self._row_seconds, self._cached = 0.0, 0
+            self._row_seconds = self._cached = self._growth = 0.0

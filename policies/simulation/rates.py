@@ -14,14 +14,14 @@ class Rates:
     """Seconds, one entry a variant, the base first.
 
     A decode step takes `stream` of its widest row (variants are nested, so weights are read once
-    for all rows) plus `row` of each row plus `cached` for each cached token; a prompt `prompt` a
-    token.
+    for all rows) plus, of each row, `row` and `cached` for each token that it has cached; a prompt
+    takes `prompt` a token.
     """
 
     stream: tuple[float, ...]
     row: tuple[float, ...]
     prompt: tuple[float, ...]
-    cached: float
+    cached: tuple[float, ...]
 
     def full_step(self, action: int, rows: int) -> float:
         """A decode step of `rows` answers by one variant, cache aside."""
@@ -33,32 +33,20 @@ class Rates:
 
     def scaled(self, factor: float) -> "Rates":
         """The same on a machine that takes `factor` times as long."""
-        stream, row, prompt = (
-            tuple(factor * value for value in part) for part in (self.stream, self.row, self.prompt)
-        )
-        return Rates(stream, row, prompt, factor * self.cached)
+        parts = (self.stream, self.row, self.prompt, self.cached)
+        return Rates(*(tuple(factor * value for value in part) for part in parts))
 
 
 def fit_rates(decode: Sequence[Seconds], prefill: Sequence[Seconds]) -> Rates:
-    """From medians of each variant, the base first; least squares on relative errors.
-
-    The time for a cached token is the base's for all of them.
-    """
-    sizes = [tuple(map(int, size.split("x"))) for size in decode[0]]
-    base = _positive([(1, rows, rows * cached) for rows, cached in sizes], list(decode[0].values()))
-    cached = base[2]
-    stream, row, prompt = [], [], []
+    """From medians of each variant, the base first; least squares on relative errors."""
+    found: list[tuple[float, float, float, float]] = []
     for steps, prompts in zip(decode, prefill, strict=True):
-        left = [
-            max(seconds - cached * rows * held, 1e-9)
-            for (rows, held), seconds in zip(sizes, steps.values(), strict=True)
-        ]
-        fixed, each = _positive([(1, rows) for rows, _ in sizes], left)
-        stream.append(fixed)
-        row.append(each)
+        sizes = [tuple(map(int, size.split("x"))) for size in steps]
+        features = [(1, rows, rows * cached) for rows, cached in sizes]
+        stream, row, cached = _positive(features, list(steps.values()))
         (token,) = _positive([(int(tokens),) for tokens in prompts], list(prompts.values()))
-        prompt.append(token)
-    return Rates(tuple(stream), tuple(row), tuple(prompt), cached)
+        found.append((stream, row, token, cached))
+    return Rates(*map(tuple, zip(*found, strict=True)))
 
 
 def _positive(features: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:

@@ -204,7 +204,7 @@ class World:
 
     def _tpot(self, action: int, arrival: Arrival) -> float:
         cached = arrival.prompt + min(arrival.output, self._expected)
-        return self.engine.decode_step(action) + cached * self.profile.rates.cached
+        return self.engine.decode_step(action) + cached * self.profile.rates.cached[action]
 
     def _hot(self) -> bool | None:
         host = self.host

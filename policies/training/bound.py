@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from policies.simulation.profile import Profile
+
 
 def fluid_bound(
     costs: Sequence[float], values: Sequence[float], load: float, lost: float
@@ -27,3 +31,20 @@ def fluid_bound(
                 if mean > best:
                     best, mix = mean, {one: 1 - share, other: share}
     return best, mix
+
+
+def quality_bounds(
+    profile: Profile, rows: np.ndarray, lengths: tuple[int, int], load: float, slots: int
+) -> dict[str, float]:
+    """On the mean of exp(-loss) over prompts `rows`; a lost request counts 0, or -0.5.
+
+    `lengths` are a request's mean tokens of prompt and answer.
+    """
+    variants = range(len(profile.variants))
+    work = [profile.rates.work(variant, *lengths, slots) for variant in variants]
+    costs = [seconds / work[0] for seconds in work]
+    values = np.exp(-profile.prompts.loss[rows]).mean(0).tolist()
+    return {
+        name: fluid_bound(costs, values, load, lost)[0]
+        for name, lost in (("quality", 0.0), ("quality_lost_half", -0.5))
+    }

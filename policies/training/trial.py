@@ -15,7 +15,7 @@ from policies.simulation.rewards import Reward
 from policies.simulation.traffic import Arrival, at_load
 from policies.simulation.world import Outcome, World
 from policies.static import StaticPolicy
-from policies.training.bound import fluid_bound
+from policies.training.bound import quality_bounds
 from policies.view import REFUSE
 
 _WINDOW = 300  # requests of one run
@@ -106,6 +106,10 @@ def run_all(
 def summary(trial: Trial, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     """By policy and load: attainment, effective quality (a lost request counts 0, or -0.5), mean
     loss of what was in time, refusals, and the reward; and the fluid bounds."""
+    lengths = (
+        int(np.mean([one.prompt for one in trial.trace])),
+        int(np.mean([one.output for one in trial.trace])),
+    )
     return {
         "policies": {
             name: {
@@ -113,7 +117,12 @@ def summary(trial: Trial, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
             }
             for name, own in runs.items()
         },
-        "fluid_bound": {f"{load:g}": _bounds(trial, load) for load in trial.loads},
+        "fluid_bound": {
+            f"{load:g}": quality_bounds(
+                trial.profile, trial.prompts, lengths, load, trial.limits.max_running
+            )
+            for load in trial.loads
+        },
     }
 
 
@@ -130,19 +139,6 @@ def _figures(runs: Sequence[Run]) -> dict[str, float]:
         "refused": sum(one.action is None for one in outcomes) / len(outcomes),
         "reward": float(np.mean([run.reward for run in runs])),
     }
-
-
-def _bounds(trial: Trial, load: float) -> dict[str, float]:
-    profile, slots = trial.profile, trial.limits.max_running
-    prompt = float(np.mean([a.prompt for a in trial.trace]))
-    output = float(np.mean([a.output for a in trial.trace]))
-    work = [
-        profile.rates.work(a, int(prompt), int(output), slots) for a in range(len(profile.variants))
-    ]
-    costs = [seconds / work[0] for seconds in work]
-    values = np.exp(-profile.prompts.loss[trial.prompts]).mean(0).tolist()
-    lost = {"quality": 0.0, "quality_lost_half": -0.5}
-    return {name: fluid_bound(costs, values, load, worth)[0] for name, worth in lost.items()}
 
 
 def interval(better: Sequence[Run], worse: Sequence[Run], seed: int = 0) -> tuple[float, float]:

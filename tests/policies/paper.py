@@ -12,7 +12,7 @@ RATES = Rates(
     stream=tuple(0.004 * cost for cost in COSTS),
     row=tuple(0.001 * cost for cost in COSTS),
     prompt=tuple(0.0005 * cost for cost in COSTS),
-    cached=1e-7,
+    cached=tuple(1e-7 * cost for cost in COSTS),
 )
 
 

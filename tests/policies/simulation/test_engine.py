@@ -9,7 +9,7 @@ from policies.simulation.engine import Limits, Row, SimulatedEngine
 from policies.simulation.rates import Rates
 from tests.policies.paper import RATES
 
-FLAT = Rates((0.01, 0.005), (0.002, 0.001), (0.0001, 0.00005), 0.0)
+FLAT = Rates((0.01, 0.005), (0.002, 0.001), (0.0001, 0.00005), (0.0, 0.0))
 
 
 def run(rows, rates=FLAT, limits=None):
@@ -40,7 +40,7 @@ def stepwise(rows, rates, limits):
         left, streams, seconds = limits.step_tokens - len(writing), [], 0.0
         for row in writing:
             streams.append(rates.stream[row["a"]])
-            seconds += rates.row[row["a"]] + rates.cached * row["c"]
+            seconds += rates.row[row["a"]] + rates.cached[row["a"]] * row["c"]
         read = []
         for row in running:
             if row["p"] and left:

@@ -52,10 +52,10 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_rates_are_found_again_from_the_times_that_they_make():
-    truth = Rates((0.004, 0.002), (0.001, 0.0004), (0.0005, 0.0003), 2e-7)
+    truth = Rates((0.004, 0.002), (0.001, 0.0004), (0.0005, 0.0003), (2e-7, 1e-7))
     decode = [
         {
-            f"{rows}x{cached}": truth.full_step(a, rows) + truth.cached * rows * cached
+            f"{rows}x{cached}": truth.full_step(a, rows) + truth.cached[a] * rows * cached
             for rows in (1, 2, 4, 8)
             for cached in (128, 768)
         }

@@ -72,7 +72,7 @@ def test_alone_the_network_reaches_the_tables_argmax():
     base = RATES.full_step(0, 1)
     wanted = tuple(Objectives(tpot=share * base) for share in (1.2, 0.8, 0.45))
     drawn = Episodes(loads=(ALONE,), objectives=wanted, length=64)
-    table = profile(200, rates=Rates(RATES.stream, RATES.row, RATES.prompt, 0.0))
+    table = profile(200, rates=Rates(RATES.stream, RATES.row, RATES.prompt, (0.0, 0.0, 0.0)))
     learned, held = split(table.prompts.names)
     plan = Plan("dqn", 300, drawn=drawn, dqn=DqnSettings(gamma=0.0, rate=1e-3))
     layers, rewards = train(table, TRACE, learned, plan)

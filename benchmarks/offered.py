@@ -1,0 +1,104 @@
+"""An open loop of real prompts: requests leave when the trace says so, whatever the server does."""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+PATIENCE = 120.0  # seconds after which a client gives up
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One request: when it leaves (seconds), what it asks, and how many tokens it wants."""
+
+    at: float
+    prompt: str
+    prompt_tokens: int
+    output: int
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the client saw. Seconds from when the request should have left; None: never."""
+
+    offer: Offer
+    status: int = 0
+    variant: str = "base"
+    ttft: float | None = None
+    seconds: float | None = None
+    tokens: int = 0
+    text: str = ""
+    late_start: float = field(default=0.0)
+
+    @property
+    def tpot(self) -> float | None:
+        """Of the tokens after the first."""
+        if self.ttft is None or self.seconds is None or self.tokens < 2:
+            return None
+        return (self.seconds - self.ttft) / (self.tokens - 1)
+
+
+async def ask(client: httpx.AsyncClient, offer: Offer, started: float) -> Answer:
+    """One streamed chat completion, timed from when it was due."""
+    due = started + offer.at
+    await asyncio.sleep(max(0.0, due - time.perf_counter()))
+    found = Answer(offer, late_start=time.perf_counter() - due)
+    body = {
+        "messages": [{"role": "user", "content": offer.prompt}],
+        "max_tokens": offer.output, "temperature": 0, "ignore_eos": True, "stream": True,
+    }  # fmt: skip
+    try:
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            found.status = response.status_code
+            if response.status_code == 200:
+                async for line in response.aiter_lines():
+                    _hear(found, line, due)
+                found.seconds = time.perf_counter() - due
+            else:
+                await response.aread()
+    except httpx.HTTPError:
+        found.status = 0
+    return found
+
+
+def _hear(found: Answer, line: str, due: float) -> None:
+    if not line.startswith("data: {"):
+        return
+    chunk: dict[str, Any] = json.loads(line[6:])
+    if "trimtab" in chunk:
+        found.variant = chunk["trimtab"]["variant"]
+    for choice in chunk.get("choices", ()):
+        piece = choice.get("delta", {}).get("content")
+        if piece:
+            found.ttft = time.perf_counter() - due if found.ttft is None else found.ttft
+            found.text += piece
+        found.tokens += bool(piece)
+
+
+async def send(url: str, offers: Sequence[Offer]) -> list[Answer]:
+    """All of them, each at its time."""
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits) as client:
+        started = time.perf_counter()
+        return list(await asyncio.gather(*(ask(client, offer, started) for offer in offers)))
+
+
+async def capacity(url: str, offers: Sequence[Offer], clients: int) -> float:
+    """Requests a second that a server answers when `clients` ask without a pause."""
+    waiting = list(offers)[::-1]
+
+    async def one(client: httpx.AsyncClient) -> None:
+        while waiting:
+            offer = waiting.pop()
+            now = time.perf_counter()
+            await ask(client, Offer(0.0, offer.prompt, offer.prompt_tokens, offer.output), now)
+
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
+        started = time.perf_counter()
+        await asyncio.gather(*(one(client) for _ in range(clients)))
+        return len(offers) / (time.perf_counter() - started)
