@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,15 +11,33 @@ from pruners.artefact import ArtefactError, load_artefact
 from pruners.fingerprint import fingerprint
 from pruners.merge import merged_slice
 from pruners.slice_folder import MANIFEST, save_slice
+from pruners.variant import VariantSpec
 from server.app import shipped_artefact
 from server.engine.load import load_tokenizer, load_transformers
 from server.engine.source import model_name, resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def export_variant(model: str, folder: Path | None, variant: str, out: Path) -> str:
     """Writes the variant with its corrections merged, and the tokenizer; says what loads it.
 
     Raises `ArtefactError`, `SliceError`, `ModelSourceError` or `UnsupportedModelError`.
+    """
+    smaller, spec = merged_variant(model, folder, variant)
+    save_slice(smaller, spec, out)
+    load_tokenizer(resolve_model(model)).save_pretrained(out)
+    loader: str = json.loads((out / MANIFEST).read_text())["loader"]
+    return loader
+
+
+def merged_variant(
+    model: str, folder: Path | None, variant: str
+) -> tuple["PreTrainedModel", VariantSpec]:
+    """A variant of an artefact, by default the shipped one, as a `transformers` model in fp32.
+
+    Raises `ArtefactError`, `ModelSourceError` or `UnsupportedModelError`.
     """
     folder = folder or shipped_artefact(model_name(model))
     if folder is None:
@@ -29,12 +48,7 @@ def export_variant(model: str, folder: Path | None, variant: str, out: Path) -> 
         raise ArtefactError(
             f"artefact {folder} has no variant '{variant}'; it has {', '.join(specs)}"
         )
-    source = resolve_model(model)
-    base = load_transformers(source, torch.float32)
+    base = load_transformers(resolve_model(model), torch.float32)
     artefact.check_base(fingerprint(base))
     own = artefact.corrections.get(variant, {})
-    smaller = merged_slice(locate(base), specs[variant], artefact.order, own)
-    save_slice(smaller, specs[variant], out)
-    load_tokenizer(source).save_pretrained(out)
-    loader: str = json.loads((out / MANIFEST).read_text())["loader"]
-    return loader
+    return merged_slice(locate(base), specs[variant], artefact.order, own), specs[variant]

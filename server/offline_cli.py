@@ -197,6 +197,37 @@ def sensitivity(
         Console(width=120).print(table)
 
 
+@offline.command("lm-eval")
+def lm_eval(
+    tasks: Annotated[str, typer.Option(help="The harness's names, such as arc_easy,piqa.")],
+    variant: Annotated[str, typer.Option(help="Of the artefact.")] = "base",
+    url: Annotated[
+        str | None, typer.Option(help="A running server; otherwise transformers computes.")
+    ] = None,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
+    artefact: Annotated[Path | None, typer.Option(help="A folder by `trimtab build`.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of a task.")] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="Examples before a question.")] = None,
+    include: Annotated[Path | None, typer.Option(help="A folder of tasks of your own.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results here too.")] = None,
+) -> None:
+    """Run EleutherAI's evaluation harness on the base or a variant."""
+    from server.lm_evaluating import Exam, examine, examine_served, save_results
+
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    exam = Exam(names, limit, shots, include)
+    if url is None:
+        found = examine(model, artefact, variant, exam)
+    else:
+        found = examine_served(url.rstrip("/"), model, variant, exam)
+    for task, figures in found.items():
+        shown = {name: value for name, value in figures.items() if isinstance(value, float)}
+        line = ", ".join(f"{name.partition(',')[0]} {value:.4f}" for name, value in shown.items())
+        typer.echo(f"{variant}, {task}: {line}")
+    if json is not None:
+        save_results(found, json)
+
+
 @offline.command()
 def export(
     variant: Annotated[str, typer.Argument(help="Of the artefact.")],

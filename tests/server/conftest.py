@@ -23,17 +23,22 @@ def audit_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def varied_server(
-    tmp_path_factory: pytest.TempPathFactory, audit_log: Path
-) -> Iterator[ServerProcess]:
-    """Variants `ffn-67` and `ffn-34`, two answers at once, every answer read again."""
+def varied_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny model, and an artefact of its variants `ffn-67` and `ffn-34`."""
     root = tmp_path_factory.mktemp("varied")
     folder = save_tiny(root / "mine")
     rows = Sources(random_rows(6, (40,)), random_rows(2, (70,), seed=4), "random", "other")
     build(load_transformers(folder, torch.float32), "mine", rows, _RECIPE).save(root / "artefact")
+    return folder, root / "artefact"
+
+
+@pytest.fixture(scope="session")
+def varied_server(varied_folders: tuple[Path, Path], audit_log: Path) -> Iterator[ServerProcess]:
+    """These variants served, two answers at once, every answer read again."""
+    folder, artefact = varied_folders
     server = ServerProcess(
-        "--model", str(folder), "--artefact", str(root / "artefact"), "--max-running", "2",
-        log=root / "server.log", TRIMTAB_THREADS="1", TRIMTAB_SHADOW_SHARE="1",
+        "--model", str(folder), "--artefact", str(artefact), "--max-running", "2",
+        log=folder.parent / "server.log", TRIMTAB_THREADS="1", TRIMTAB_SHADOW_SHARE="1",
         TRIMTAB_AUDIT_LOG=str(audit_log), TRIMTAB_TTFT_MS="40",
     )  # fmt: skip
     yield server.wait()
