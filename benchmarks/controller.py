@@ -30,6 +30,9 @@ from server.engine.source import DEFAULT_MODEL
 from telemetry import default_sampler
 from telemetry.machine import describe
 
+_GAP = 0.005
+"""Seconds between requests, in which a server sleeps: a loop without a pause would use up its time
+slice, and be measured waiting for the next one."""
 _TEXT = """the keeper of a lighthouse finds old letters and why do you explain how it was written
 step by step first compare the cost then calculate 42 percent of people list three reasons"""
 
@@ -125,6 +128,7 @@ def main() -> None:
         for backend in reversed(BACKENDS):
             analyzer, times, read = Analyzer(backend), [], 0
             for prompt in asked:
+                time.sleep(_GAP)
                 started = time.perf_counter()
                 features = analyzer(prompt)
                 decide.decide(features, 150, 128, Hints())
