@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-PATIENCE = 120.0  # seconds after which a client gives up
+PATIENCE = 60.0  # seconds after which a client gives up
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from controller.analyzer import PromptFeatures
 from controller.catalogue import Catalogue
 from controller.forecast import Forecast
-from controller.held import Held
 from controller.latency import StepModel
 from controller.load import EngineLoad, StepRecord
 from controller.sensitivity import Sensitivity
-from controller.settle import settle
 from controller.shield import Shield, ShieldSettings
 from controller.trust import Trust
 from policies import (
@@ -28,12 +26,12 @@ from policies import (
     label_of,
     propensities,
 )
-from policies.demand import Demand, WaitBias
+from policies.demand import AnswerLength, Demand, WaitBias
+from policies.held import Held
+from policies.observation import HOT_CELSIUS
+from policies.settle import settle
 from pruners.variant import BASE
 from telemetry import Snapshot
-
-_SMOOTHING = 0.05
-_HOT_CELSIUS = 92.0  # processors slow down a few degrees above
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ class Controller:
         self._telemetry = telemetry
         self._defaults = defaults
         self._shield = shield or ShieldSettings()
-        self._expected_output = 128.0
+        self._length = AnswerLength()
         self.trust = Trust(catalogue.variant_loss)
         self._sensitivity = sensitivity
         self._save_energy = save_energy
@@ -123,8 +121,7 @@ class Controller:
         started = time.perf_counter()
         observation = self.observe(features, prompt_tokens, max_tokens, hints)
         action, reason = self._settle(observation)
-        if reason not in (Reason.PINNED, Reason.EXPLORED, *REFUSED):
-            self._held.note(observation, action.variant)
+        self._held.note(observation, action.variant, reason)
         chosen = next(c for c in observation.candidates if c.action == action)
         seconds = time.perf_counter() - started
         odds = {label_of(action, reason): 1.0}
@@ -140,8 +137,8 @@ class Controller:
     ) -> Observation:
         """What the policy is shown for this request, which counts as arriving now."""
         load, snapshot = self._load(), self._telemetry()
-        forecast = Forecast(self.latency, load, self._expected_output, self._bias.factor)
-        shield = Shield(self._shield, load, snapshot, self._expected_output)
+        forecast = Forecast(self.latency, load, self._length.value, self._bias.factor)
+        shield = Shield(self._shield, load, snapshot, self._length.value)
         objectives = Objectives(
             ttft=_either(hints.objectives.ttft, self._defaults.ttft),
             tpot=_either(hints.objectives.tpot, self._defaults.tpot),
@@ -149,10 +146,11 @@ class Controller:
             deadline=_either(hints.objectives.deadline, self._defaults.deadline),
             firm=self._defaults.firm,
         )
-        output = int(min(max_tokens, self._expected_output))
+        output = int(min(max_tokens, self._length.value))
         expected = prompt_tokens + output
         base = self.catalogue.variants[BASE]
-        self._demand.add(self._clock(), forecast.work(base, prompt_tokens, output))
+        work = forecast.work(base, prompt_tokens, output)
+        self._demand.add(self._clock(), work, idle=not load.sequences)
         relative = {} if self._sensitivity is None else self._sensitivity.relative(features)
         variants = self.catalogue.variants
         timings = dict(
@@ -205,7 +203,7 @@ class Controller:
 
     def answer_done(self, output_tokens: int) -> None:
         """Learns how long answers are."""
-        self._expected_output += _SMOOTHING * (output_tokens - self._expected_output)
+        self._length.learn(output_tokens)
 
     def waited(self, decision: Decision, seconds: float) -> None:
         """Learns how long a request was in the queue."""
@@ -219,7 +217,7 @@ class Controller:
 def _hot(snapshot: Snapshot) -> bool | None:
     """Whether any sensor says that the host is too hot; None where there is no sensor."""
     readings = [snapshot.temperature_celsius.value, *(g.throttled.value for g in snapshot.gpus)]
-    limits = [_HOT_CELSIUS, *(0.5 for _ in snapshot.gpus)]
+    limits = [HOT_CELSIUS, *(0.5 for _ in snapshot.gpus)]
     known = [
         value > limit for value, limit in zip(readings, limits, strict=True) if value is not None
     ]

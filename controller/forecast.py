@@ -61,10 +61,14 @@ class Forecast:
         return found
 
     def work(self, base: VariantSpec, prompt_tokens: int, output: int) -> float:
-        """Seconds that a request takes of a machine that always serves full batches of the base."""
-        model, full, piece = self._model, self._load.max_running, self._load.step_tokens
-        prompt = prompt_tokens * model.seconds([(base, piece)], 1, 0) / piece
-        return prompt + output * model.seconds([(base, full)], full, 0) / full
+        """Seconds that a request takes of a machine that always serves full batches of the base.
+
+        As on the host that the model was fitted on: what holds it up since shows in the wait.
+        """
+        seconds, full = self._model.fitted_seconds, self._load.max_running
+        piece = self._load.step_tokens
+        prompt = prompt_tokens * seconds([(base, piece)], 1, 0) / piece
+        return prompt + output * seconds([(base, full)], full, 0) / full
 
     def _wait(self, expected_output: float) -> float:
         load = self._load

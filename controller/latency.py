@@ -28,6 +28,7 @@ class StepModel:
         self._own = own or {}
         self._coefficients = (0.0, 0.0, 0.0)
         self.correction = 1.0
+        self._took = self._predicted = 0.0  # running means of steps, in seconds
         self.fitted = False
 
     def fit(self, records: Sequence[StepRecord]) -> None:
@@ -37,19 +38,28 @@ class StepModel:
         found = _non_negative(features / seconds[:, None], np.ones(len(records)))
         self._coefficients = (float(found[0]), float(found[1]), float(found[2]))
         self.correction = 1.0
+        self._took = self._predicted = float(seconds.mean())
         self.fitted = True
 
     def observe(self, record: StepRecord) -> None:
         """Moves the correction towards what this step took."""
         predicted = self._raw(record.rows, record.sampled, record.cached)
-        if predicted > 0:
-            # One stalled step says little; the bound keeps it from ruling the next fifty.
-            ratio = min(max(record.seconds / predicted, 0.2), 5.0)
-            self.correction += _SMOOTHING * (ratio - self.correction)
+        # One stalled step says little; the bound keeps it from ruling the next fifty.
+        seconds = min(max(record.seconds, 0.2 * predicted), 5.0 * predicted)
+        # Sums, not the mean of ratios: a short step that a busy host delays by a millisecond says
+        # nothing of long ones, and it is long ones that make a queue.
+        self._took += _SMOOTHING * (seconds - self._took)
+        self._predicted += _SMOOTHING * (predicted - self._predicted)
+        if self._predicted > 0:
+            self.correction = self._took / self._predicted
 
     def seconds(self, rows: Rows, sampled: int, cached: int) -> float:
         """Predicted seconds of a step over `rows` (variant, tokens) with `cached` tokens read."""
         return self.correction * self._raw(rows, sampled, cached)
+
+    def fitted_seconds(self, rows: Rows, sampled: int, cached: int) -> float:
+        """The same as it was when the model was fitted, whatever has come between since."""
+        return self._raw(rows, sampled, cached)
 
     def per_cached(self) -> float:
         """Predicted seconds of a step for each cached token that it reads."""

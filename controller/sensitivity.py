@@ -7,7 +7,6 @@ that comes with the predictor says how near, beside constant, length and complex
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from controller.analyzer import PromptFeatures
 from pruners.errors import UserError
+from pruners.files import write_json
 
 SCHEMA = 1
 FILE = "sensitivity.json"
@@ -77,12 +77,8 @@ class Sensitivity:
 
     def save(self, folder: Path) -> Path:
         """Writes `sensitivity.json` under a temporary name and renames it."""
-        path = folder / FILE
-        staged = folder / f".{FILE}"
         value = {"schema": SCHEMA, "features": FEATURES, **asdict(self)}
-        staged.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(staged, path)
-        return path
+        return write_json(folder / FILE, value)
 
 
 def load_sensitivity(folder: Path, fingerprint: str) -> Sensitivity | None:

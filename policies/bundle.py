@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from policies.learned import Layers, LearnedPolicy
 from policies.view import CLIP, choices, feature_names
 from pruners.errors import UserError
+from pruners.files import replaced, write_json
 
 SCHEMA = 2
 Kind = Literal["dqn", "bandit"]
@@ -56,9 +56,8 @@ class Bundle:
             "promoted": self.promoted,
             "report": self.report,
         }
-        _renamed(folder / _NUMBERS, lambda path: save_file(tensors, path))
-        _renamed(folder / _TEXT, lambda path: path.write_text(json.dumps(body, indent=1) + "\n"))
-        return folder / _TEXT
+        replaced(folder / _NUMBERS, lambda path: save_file(tensors, path))
+        return write_json(folder / _TEXT, body)
 
 
 def actions_hash(names: Sequence[str]) -> str:
@@ -113,9 +112,3 @@ def _layers(tensors: dict[str, np.ndarray], inputs: int, outputs: int) -> Layers
     if not found or inputs != outputs:
         raise ValueError("its layers do not end in its choices")
     return tuple(found)
-
-
-def _renamed(path: Path, write: Callable[[Path], object]) -> None:
-    staged = path.with_name(f".{path.name}-{os.getpid()}")
-    write(staged)
-    os.replace(staged, path)

@@ -3,21 +3,32 @@
 import math
 
 _MEMORY = 5.0  # seconds after which work counts for a third
+_FIRST_LENGTH, _FORGETS = 128.0, 0.03
 _SHORT, _RATE = 0.05, 0.05  # waits that say nothing, in seconds; the weight of one request
 
 
 class Demand:
-    """A running average over time. Work is in seconds of a machine that serves the base."""
+    """A running average since the machine was last idle. Work is in seconds of serving the base."""
 
     def __init__(self) -> None:
         self.value = 0.0
-        self._at = 0.0
+        self._work = 0.0  # what arrived, forgotten by and by
+        self._at = self._since = -math.inf
 
-    def add(self, now: float, work: float) -> None:
-        """Notes work that arrives at `now`, in seconds of any clock that only moves forward."""
-        self.value *= math.exp(-max(0.0, now - self._at) / _MEMORY)
-        self.value += work / _MEMORY
+    def add(self, now: float, work: float, idle: bool = False) -> None:
+        """Notes work that arrives at `now`, in seconds of any clock that only moves forward.
+
+        An `idle` machine has met all earlier demand, which is forgotten.
+        """
+        if idle or self._since == -math.inf:
+            self._work, self._since = 0.0, now
+        else:
+            self._work *= math.exp(-max(0.0, now - self._at) / _MEMORY)
+        self._work += work
         self._at = now
+        # After a short time there is less to forget; what is shorter yet says too little.
+        seconds = _MEMORY * (1 - math.exp(-max(now - self._since, _MEMORY) / _MEMORY))
+        self.value = self._work / seconds
 
 
 class WaitBias:
@@ -34,3 +45,16 @@ class WaitBias:
         if predicted > _SHORT:
             ratio = min(max(waited / predicted, 0.25), 4.0)
             self.factor = min(max(self.factor * ratio**_RATE, 0.25), 4.0)
+
+
+class AnswerLength:
+    """How many tokens answers have: a running mean that forgets, quick to leave its first guess."""
+
+    def __init__(self) -> None:
+        self.value = _FIRST_LENGTH
+        self._seen = 1
+
+    def learn(self, tokens: int) -> None:
+        """One answer's."""
+        self._seen += 1
+        self.value += max(1 / self._seen, _FORGETS) * (tokens - self.value)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+HOT_CELSIUS = 92.0
+"""Processors slow down a few degrees above."""
+
 
 class Reason(StrEnum):
     """Why an action was chosen."""

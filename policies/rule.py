@@ -1,7 +1,9 @@
 """The default policy: the least predicted loss that keeps the objectives, here and in the queue."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from policies.hull import worth_mixing
 from policies.observation import Action, Candidate, Constraint, Observation, Reason
 from policies.view import cheapest, may_refuse
 
@@ -10,12 +12,13 @@ from policies.view import cheapest, may_refuse
 class RuleSettings:
     """When and how far answers shrink.
 
-    `headroom` is the share of the TTFT objective that the queue may take while work arrives as fast
-    as it is done. Below `battery_low` charge (0..1) on battery, on a hot host, or if energy is to
-    be saved, every answer is cut to `battery_cost`.
+    `headroom` is the share of the TTFT objective that the queue may take while work arrives as
+    fast as it is done. Below `battery_low`
+    charge (0..1) on battery, on a hot host, or if energy is to be saved, every answer is cut to
+    `battery_cost`.
     """
 
-    headroom: float = 0.05
+    headroom: float = 0.2
     battery_low: float = 0.3
     battery_cost: float = 0.85
 
@@ -24,10 +27,11 @@ class RulePolicy:
     """Degrades no more than the work that arrives and the backlog need.
 
     For the queue to be back at its headroom within the time of one TTFT objective, answers may cost
-    `(1 + headroom - wait / ttft) / demand` of the base's: with the headroom used up just what
-    balances the demand, less when the queue is longer. Nobody is cut who does not wait.
-    Where objectives are firm, a request that would come too late whatever it gets is refused, so
-    that others are in time.
+    `(1 + headroom - wait / ttft) / demand` of the base's, where `demand` is the work that arrives
+    over what the base gets done. Below that, of the variants only those take part that are worth
+    mixing, so that the mean over requests is the best for the work there is. Where objectives are
+    firm, a request that would come too late whatever it gets is refused, so that others are in
+    time.
     """
 
     name = "rule"
@@ -45,8 +49,7 @@ class RulePolicy:
             # Memory is short for all of them; the quality floor holds even so.
             kept = [c for c in observation.candidates if c.blocked is not Constraint.QUALITY_FLOOR]
             return min(kept, key=_cache_then_loss).action, Reason.LEAST_BAD
-        bound, reason = self._cost_bound(observation)
-        cheap = [c for c in allowed if c.cost <= bound]
+        cheap, reason = self._affordable(allowed, observation)
         if not cheap:
             return min(allowed, key=_cost_then_loss).action, Reason.LEAST_BAD
         fitting = [c for c in cheap if c.keeps(observation.objectives)]
@@ -58,23 +61,33 @@ class RulePolicy:
             return best.action, Reason.BASE_FITS
         return best.action, reason or _why_not_base(base, observation)
 
-    def _cost_bound(self, observation: Observation) -> tuple[float, Reason | None]:
-        bound, reason = float("inf"), None
-        ttft = observation.objectives.ttft
-        if ttft is not None and observation.wait > 0 and observation.demand > 0:
-            left = max(0.0, 1 + self._settings.headroom - observation.wait / ttft)
-            bound = left / observation.demand
-            reason = Reason.QUEUE if bound < 1 else None
-        charge, limit = observation.battery_charge, self._settings.battery_cost
+    def _affordable(
+        self, allowed: Sequence[Candidate], observation: Observation
+    ) -> tuple[Sequence[Candidate], Reason | None]:
+        """What the queue and the host can afford, and which of them narrowed it down."""
+        found, reason = self._for_queue(allowed, observation), None
+        if len(found) < len(allowed):
+            reason = Reason.QUEUE
+        charge = observation.battery_charge
         low = charge is not None and charge < self._settings.battery_low
         for why, applies in (
             (Reason.ENERGY, observation.save_energy),
             (Reason.THERMAL, observation.hot),
             (Reason.BATTERY, observation.on_battery and low),
         ):
-            if applies and limit < bound:
-                bound, reason = limit, why
-        return bound, reason
+            kept = [c for c in found if c.cost <= self._settings.battery_cost]
+            if applies and len(kept) < len(found):
+                found, reason = kept, why
+        return found, reason
+
+    def _for_queue(
+        self, allowed: Sequence[Candidate], observation: Observation
+    ) -> Sequence[Candidate]:
+        ttft, demand = observation.objectives.ttft, observation.demand
+        if ttft is None or demand <= 0:
+            return allowed
+        bound = (1 + self._settings.headroom - observation.wait / ttft) / demand
+        return allowed if bound >= 1 else [c for c in worth_mixing(allowed) if c.cost <= bound]
 
 
 def _why_not_base(base: Candidate, observation: Observation) -> Reason:

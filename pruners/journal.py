@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,8 @@ from urllib.parse import quote
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from pruners.files import replaced
 
 _IDENTITY = "identity.json"
 
@@ -31,7 +32,7 @@ class Journal:
         if _read(folder / _IDENTITY) != text:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            _replace(folder / _IDENTITY, lambda path: path.write_text(json.dumps(text)))
+            replaced(folder / _IDENTITY, lambda path: path.write_text(json.dumps(text)))
 
     def value(self, key: str, compute: Callable[[], Any]) -> Any:  # noqa: ANN401
         """What was noted under `key`, or else what `compute` gives, noted for the next time."""
@@ -54,7 +55,7 @@ class Journal:
             except (SafetensorError, OSError):
                 path.unlink()
         found = compute()
-        _replace(path, lambda staged: save_file(found, staged))
+        replaced(path, lambda staged: save_file(found, staged))
         return found
 
     def recall(self, key: str) -> Any | None:  # noqa: ANN401
@@ -65,7 +66,7 @@ class Journal:
         """Keeps a value that JSON can hold, in place of what was there."""
         if self._folder is not None:
             path = self._folder / f"{_file_name(key)}.json"
-            _replace(path, lambda staged: staged.write_text(json.dumps(value)))
+            replaced(path, lambda staged: staged.write_text(json.dumps(value)))
 
     def close(self) -> None:
         """The run is over: the folder goes."""
@@ -87,9 +88,3 @@ def _read(path: Path) -> Any | None:  # noqa: ANN401
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    staged = path.with_name(f".{path.name}")
-    write(staged)
-    os.replace(staged, path)

@@ -1,11 +1,12 @@
 """Pictures of an artefact: what a loss buys, and where the cuts were made."""
 
-import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruners.artefact import Artefact
+from pruners.files import replaced
 from pruners.front import front
 from pruners.variant import BASE
 
@@ -89,8 +90,6 @@ def _widths(artefact: Artefact, path: Path) -> str:
 def _write(figure: "Figure", path: Path) -> str:
     from matplotlib import pyplot
 
-    staged = path.with_name(f".{path.name}")
-    figure.savefig(staged, dpi=110, bbox_inches="tight", format="png")
+    replaced(path, partial(figure.savefig, dpi=110, bbox_inches="tight", format="png"))
     pyplot.close(figure)
-    os.replace(staged, path)
     return path.name

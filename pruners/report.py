@@ -1,7 +1,6 @@
 """The table for people: Rich on the terminal, Markdown and plots in a folder."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from pruners.artefact import Artefact
+from pruners.files import write_text
 from pruners.front import front, hull
 from pruners.plots import draw
 from pruners.table import Quality, Table
@@ -43,9 +43,7 @@ def write_report(artefact: Artefact, folder: Path) -> None:
         lines += [f"- **{name}**: {' '.join(answer.split())}" for name, answer in answers.items()]
         lines.append("")
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in plots]
-    staged = folder / ".report.md"
-    staged.write_text("\n".join(lines) + "\n")
-    os.replace(staged, folder / "report.md")
+    write_text(folder / "report.md", "\n".join(lines) + "\n")
 
 
 def _line(cells: Sequence[str]) -> str:

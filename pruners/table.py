@@ -1,11 +1,11 @@
 """What was measured of an artefact's variants: `table.json`."""
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pruners.files import write_json
 
 SCHEMA = 3
 
@@ -74,9 +74,7 @@ class Table:
 
     def save(self, path: Path) -> None:
         """Writes the file under a temporary name and renames it."""
-        staged = path.with_name(f".{path.name}")
-        staged.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n")
-        os.replace(staged, path)
+        write_json(path, {"schema": SCHEMA, **asdict(self)})
 
 
 def read_table(value: Mapping[str, Any]) -> Table:

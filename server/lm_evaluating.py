@@ -1,7 +1,5 @@
 """`trimtab lm-eval`: EleutherAI's evaluation harness on the base, a variant or a live server."""
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,10 +93,3 @@ def _run(harness: Any, model: Any, settings: Any, exam: Exam) -> dict[str, Any]:
     )
     results: dict[str, Any] = found["results"]
     return results
-
-
-def save_results(results: dict[str, Any], path: Path) -> None:
-    """Writes JSON under a temporary name and renames it."""
-    staged = path.with_name(f".{path.name}-{os.getpid()}")
-    staged.write_text(json.dumps(results, indent=1, default=str) + "\n")
-    os.replace(staged, path)

@@ -212,7 +212,8 @@ def lm_eval(
     json: Annotated[Path | None, typer.Option(help="Write the results here too.")] = None,
 ) -> None:
     """Run EleutherAI's evaluation harness on the base or a variant."""
-    from server.lm_evaluating import Exam, examine, examine_served, save_results
+    from pruners.files import write_json
+    from server.lm_evaluating import Exam, examine, examine_served
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     exam = Exam(names, limit, shots, include)
@@ -225,7 +226,7 @@ def lm_eval(
         line = ", ".join(f"{name.partition(',')[0]} {value:.4f}" for name, value in shown.items())
         typer.echo(f"{variant}, {task}: {line}")
     if json is not None:
-        save_results(found, json)
+        write_json(json, found)
 
 
 @offline.command()

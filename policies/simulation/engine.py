@@ -74,6 +74,11 @@ class SimulatedEngine:
         """Answers that hold a slot."""
         return len(self._reading) + len(self._writing)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not (self._reading or self._writing or self.waiting)
+
     def submit(self, row: Row) -> None:
         """Queues a request that arrives now."""
         row.prompt_left = row.prompt

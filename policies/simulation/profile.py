@@ -5,7 +5,6 @@ afterwards.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from policies.simulation.rates import Rates
 from pruners.errors import UserError
+from pruners.files import replaced, write_json
 
 SCHEMA = 1
 _TEXT, _NUMBERS = "profile.json", "profile.safetensors"
@@ -82,8 +82,8 @@ class Profile:
             "schema": SCHEMA,
             "names": self.prompts.names,
         }
-        _renamed(folder / _NUMBERS, lambda path: save_file(numbers, path))
-        _renamed(folder / _TEXT, lambda path: path.write_text(json.dumps(body, indent=1) + "\n"))
+        replaced(folder / _NUMBERS, lambda path: save_file(numbers, path))
+        write_json(folder / _TEXT, body)
 
 
 def load_profile(folder: Path) -> Profile:
@@ -119,9 +119,3 @@ def load_profile(folder: Path) -> Profile:
 
 def _tuple(value: Any) -> Any:  # noqa: ANN401
     return tuple(value) if isinstance(value, list) else value
-
-
-def _renamed(path: Path, write: Any) -> None:  # noqa: ANN401
-    staged = path.with_name(f".{path.name}-{os.getpid()}")
-    write(staged)
-    os.replace(staged, path)

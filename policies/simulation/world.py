@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policies.demand import Demand, WaitBias
+from policies.demand import AnswerLength, Demand, WaitBias
+from policies.held import Held
 from policies.observation import (
+    HOT_CELSIUS,
     REFUSED,
     Action,
     Candidate,
@@ -17,14 +19,15 @@ from policies.observation import (
     Observation,
     Policy,
 )
+from policies.settle import settle
 from policies.simulation.engine import Limits, Row, SimulatedEngine
 from policies.simulation.host import MAINS, HostScenario, SimulatedHost
 from policies.simulation.profile import Profile
 from policies.simulation.traffic import Arrival
-from policies.view import DEFAULT_TPOT, DEFAULT_TTFT, PATIENCE, pack
+from policies.view import DEFAULT_TPOT, DEFAULT_TTFT, PATIENCE, REFUSE, pack
 
-_SMOOTHING = 0.05  # of the length that is expected of answers; as the controller's
-_HOT = 92.0
+DWELL = 1.0
+"""Seconds that a variant is kept after a change; the server's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,8 @@ class Outcome:
 class World:
     """One run of traffic. Go through it with `arrive` and `take`, in turn, until `arrive` is False.
 
-    `prompts` are rows of the profile, one for each arrival. `dwell` and the rest of what settles a
-    decision are the server's business and have no place here.
+    `prompts` are rows of the profile, one for each arrival. The dwell and the rest of what settles
+    a decision is `replay`'s business.
     """
 
     def __init__(
@@ -75,9 +78,10 @@ class World:
         self.outcomes: list[Outcome | None] = [None] * len(arrivals)
         self.finished: list[int] = []  # since somebody last emptied it
         self._chance = random.Random(seed)
-        self._expected = 128.0
+        self._length = AnswerLength()
         self._demand, self._bias = Demand(), WaitBias()
         self._waits = [0.0] * len(arrivals)  # as predicted
+        self.held = Held(lambda: self.engine.clock)
         self._next = -1
         slots, rates = self.limits.max_running, profile.rates
         full = [rates.full_step(a, slots) for a in range(len(profile.variants))]
@@ -95,9 +99,9 @@ class World:
         arrival = self._arrivals[self._next]
         self.engine.advance(arrival.at)
         rates, slots = self.profile.rates, self.limits.max_running
-        output = min(arrival.output, self._expected)
-        self._demand.add(self.engine.clock, rates.work(0, arrival.prompt, int(output), slots))
-        self._wait = self.engine.wait(self._expected) * self._bias.factor
+        work = rates.work(0, arrival.prompt, int(min(arrival.output, self._length.value)), slots)
+        self._demand.add(self.engine.clock, work, idle=self.engine.idle)
+        self._wait = self.engine.wait(self._length.value) * self._bias.factor
         self._waits[self._next] = self._wait
         return True
 
@@ -156,7 +160,7 @@ class World:
         profile, arrival = self.profile, self._arrivals[self._next]
         row, rates = self._prompts[self._next], profile.rates
         losses = profile.prompts.loss[row].tolist() if truth else self._predicted[row]
-        output = arrival.output if truth else int(min(arrival.output, self._expected))
+        output = arrival.output if truth else int(min(arrival.output, self._length.value))
         candidates = []
         for action, name in enumerate(profile.variants):
             ttft = self._wait + rates.stream[action] + arrival.prompt * rates.prompt[action]
@@ -172,7 +176,7 @@ class World:
                         self._blocked(held, loss), ttft + tpot * output,
                     )
                 )  # fmt: skip
-        charge = self.host.charge
+        charge, (kept, seconds) = self.host.charge, self.held.by(self.objectives)
         return Observation(
             candidates=tuple(candidates),
             objectives=self.objectives,
@@ -181,6 +185,8 @@ class World:
             on_battery=None if charge is None else True,
             battery_charge=charge,
             hot=self._hot(),
+            held=kept,
+            held_seconds=seconds,
             demand=self._demand.value,
             draw=self._chance.random(),
         )
@@ -203,15 +209,15 @@ class World:
         return None
 
     def _tpot(self, action: int, arrival: Arrival) -> float:
-        cached = arrival.prompt + min(arrival.output, self._expected)
+        cached = arrival.prompt + min(arrival.output, self._length.value)
         return self.engine.decode_step(action) + cached * self.profile.rates.cached[action]
 
     def _hot(self) -> bool | None:
         host = self.host
-        return host.temperature > _HOT if host.scenario.sensed else None
+        return host.temperature > HOT_CELSIUS if host.scenario.sensed else None
 
     def _ended(self, row: Row, clock: float) -> None:
-        self._expected += _SMOOTHING * (row.output - self._expected)
+        self._length.learn(row.output)
         self._bias.learn(self._waits[row.index], row.started - row.arrived)
         ttft, tpot = row.first - row.arrived, (clock - row.first) / max(1, row.output - 1)
         wanted, prompts = self.objectives, self.profile.prompts
@@ -234,11 +240,20 @@ class World:
         self.finished.append(row.index)
 
 
-def replay(world: World, policy: Policy, truth: bool = False) -> list[Outcome]:
-    """All outcomes of a policy, in order of arrival."""
-    numbers = {name: i for i, name in enumerate(world.profile.variants)}
+def replay(
+    world: World, policy: Policy, truth: bool = False, dwell: float = DWELL
+) -> list[Outcome]:
+    """All outcomes of a policy, in order of arrival, its decisions settled as a server does."""
     while world.arrive():
-        action, reason = policy.choose(world.observation(truth))
-        refused = reason in REFUSED
-        world.take(None if refused else numbers[action.variant])
+        decided(world, policy, truth, dwell)
     return [outcome for outcome in world.outcomes if outcome is not None]
+
+
+def decided(world: World, policy: Policy, truth: bool = False, dwell: float = DWELL) -> str:
+    """Takes what a policy decides for the request at hand; the variant's name, or `refuse`."""
+    seen = world.observation(truth)
+    action, reason = settle(seen, policy, dwell)
+    world.held.note(seen, action.variant, reason)
+    refused = reason in REFUSED
+    world.take(None if refused else world.profile.variants.index(action.variant))
+    return REFUSE if refused else action.variant

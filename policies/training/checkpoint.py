@@ -1,7 +1,6 @@
 """A training that was interrupted: rounds done, rewards so far and the trainer's state."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors.numpy import save_file
 
 from policies.training.trainer import Tensors
 from pruners.errors import UserError
+from pruners.files import replaced
 
 
 class CheckpointError(UserError):
@@ -28,10 +28,8 @@ class Checkpoint:
     def save(self, path: Path) -> None:
         """Writes the file under a temporary name and renames it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_name(f".{path.name}-{os.getpid()}")
         about = {"identity": self.identity, "rounds": self.rounds, "rewards": self.rewards}
-        save_file(self.state, staged, {"about": json.dumps(about)})
-        os.replace(staged, path)
+        replaced(path, lambda it: save_file(self.state, it, {"about": json.dumps(about)}))
 
 
 def load_checkpoint(path: Path, identity: str) -> Checkpoint | None:

@@ -1,8 +1,7 @@
 """The report on a trained policy: Markdown, JSON and one figure, all from the raw runs."""
 
-import json
-import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from policies.simulation.profile import Profile
 from policies.training.trial import ORACLE, RULE, Run, confusion
 from policies.view import choices
+from pruners.files import replaced, write_json, write_text
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -36,8 +36,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     names = choices(profile.variants)
     body = {**found, "episode_rewards": list(rewards), "confusion": confusion(runs[name], names)}
-    _replace(folder / "report.json", json.dumps(body, indent=1) + "\n")
-    _replace(folder / "report.md", _markdown(found, name))
+    write_json(folder / "report.json", body)
+    write_text(folder / "report.md", _markdown(found, name))
     _figure(folder / "report.png", names, runs, name, rewards)
 
 
@@ -110,10 +110,8 @@ def _figure(
     shown = [name, RULE, ORACLE]
     spread.boxplot([[run.reward for run in runs[one]] for one in shown], tick_labels=shown)
     spread.set(title="reward a request, by run")
-    staged = path.with_name(f".{path.name}")
-    figure.savefig(staged, format="png", dpi=80)
+    replaced(path, partial(figure.savefig, format="png", dpi=80))
     plt.close(figure)
-    os.replace(staged, path)
 
 
 def _curve(axes: Axes, rewards: Sequence[float]) -> None:
@@ -165,9 +163,3 @@ def _frequencies(
             below += share
     axes.legend(fontsize=7)
     axes.set(title=f"choices by {title}")
-
-
-def _replace(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}")
-    staged.write_text(text)
-    os.replace(staged, path)

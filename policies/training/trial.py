@@ -13,7 +13,7 @@ from policies.simulation.engine import Limits
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import Arrival, at_load
-from policies.simulation.world import Outcome, World
+from policies.simulation.world import Outcome, World, decided
 from policies.static import StaticPolicy
 from policies.training.bound import quality_bounds
 from policies.view import REFUSE
@@ -70,16 +70,12 @@ class Trial:
         arrivals = at_load(window, load, self.profile.rates, self.limits.max_running)
         drawn = np.random.default_rng((seed, start)).choice(self.prompts, len(arrivals)).tolist()
         world = World(self.profile, arrivals, drawn, self.objectives, self.limits, seed=seed)
-        numbers = {name: number for number, name in enumerate(self.profile.variants)}
         oracle, chosen, wished = RulePolicy(), [], []
         while world.arrive():
-            action, reason = policy.choose(world.observation(truth))
-            refused = reason in REFUSED
-            chosen.append(REFUSE if refused else action.variant)
             if watched:
                 best, why = oracle.choose(world.observation(truth=True))
                 wished.append(REFUSE if why in REFUSED else best.variant)
-            world.take(None if refused else numbers[action.variant])
+            chosen.append(decided(world, policy, truth))
         outcomes = tuple(world.outcome(index) for index in range(len(arrivals)))
         mean = float(np.mean([self.reward.of(one) for one in outcomes]))
         seen = tuple(float(self.profile.prompts.complexity[row]) for row in drawn)

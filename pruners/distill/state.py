@@ -1,7 +1,6 @@
 """A training in one file, written whole or not at all: tensors, and a JSON note in its header."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pruners.distill.learner import Learner
+from pruners.files import replaced
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -22,9 +22,7 @@ def write_state(path: Path, step: int, learners: Sequence[Learner]) -> None:
         for name, tensor in _tensors(learner)
     }
     note = {"step": step, "history": {learner.name: learner.history for learner in learners}}
-    staged = path.with_name(f".{path.name}")
-    save_file(tensors, staged, {"training": json.dumps(note)})
-    os.replace(staged, path)
+    replaced(path, lambda staged: save_file(tensors, staged, {"training": json.dumps(note)}))
 
 
 def read_state(path: Path, learners: Sequence[Learner]) -> int:

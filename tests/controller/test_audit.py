@@ -6,8 +6,8 @@ import pytest
 
 from controller import Analyzer, Hints
 from controller.audit import AuditError, AuditLog
-from controller.settle import settle
 from policies import RulePolicy, read_observation
+from policies.settle import settle
 from tests.controller.test_controller import Host
 
 

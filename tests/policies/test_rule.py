@@ -42,13 +42,12 @@ def test_an_idle_host_gets_the_base():
 @pytest.mark.parametrize(
     ("wait", "demand", "variant"),
     [
-        (0.0, 9.0, "base"),  # who does not wait is not cut
-        (0.8, 0.2, "base"),  # and a long queue has room for little work
-        (0.1, 0.95, "base"),
-        (0.1, 1.03, "ffn-87.5"),
-        (0.1, 1.1, "depth-24"),
-        (0.25, 1.0, "depth-24"),
-        (0.3, 1.05, "ffn-50"),
+        (0.0, 1.15, "base"),  # an empty queue has room for more than is done
+        (0.8, 0.3, "base"),  # and a long one for little work
+        (0.2, 0.95, "base"),
+        (0.2, 1.05, "ffn-87.5"),
+        (0.2, 1.2, "ffn-50"),  # depth-24 would be cheap enough, but a mix of others keeps more
+        (0.4, 1.1, "ffn-50"),
     ],
 )
 def test_it_shrinks_no_more_than_demand_and_queue_need(wait, demand, variant):

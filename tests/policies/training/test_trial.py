@@ -60,7 +60,7 @@ def test_the_rule_is_near_the_oracle_and_above_dense(trial, runs):
         assert rule["quality"] > 0.95 * oracle["quality"]
         assert abs(rule["attained"] - oracle["attained"]) < 0.02
     assert found["rule"]["1.5"]["quality"] > found["refusing:base"]["1.5"]["quality"]
-    assert found["rule"]["0.5"]["quality"] == 1.0
+    assert found["rule"]["0.5"]["quality"] > 0.99
 
 
 def test_figures_are_sums_over_all_requests(trial, runs):

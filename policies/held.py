@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-from policies import Objectives, Observation
+from policies.observation import REFUSED, Objectives, Observation, Reason
 
 _KINDS = 256  # of objectives that are remembered
 _LONG_AGO = 1e9  # seconds
@@ -23,8 +23,10 @@ class Held:
         variant, since = self._since[objectives]
         return variant, self._clock() - since
 
-    def note(self, observation: Observation, variant: str) -> None:
-        """Remembers what was chosen."""
+    def note(self, observation: Observation, variant: str, reason: Reason) -> None:
+        """Remembers what was chosen, unless it was chosen for this request alone."""
+        if reason in (Reason.PINNED, Reason.EXPLORED, *REFUSED):
+            return
         objectives = observation.objectives
         if observation.held is None:
             self._since[objectives] = (variant, -_LONG_AGO)  # nothing was changed

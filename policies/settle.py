@@ -1,6 +1,14 @@
 """From an observation to the action that is taken: pins, the policy, and what keeps it steady."""
 
-from policies import REFUSED, Action, Candidate, Constraint, Observation, Policy, Reason
+from policies.observation import (
+    REFUSED,
+    Action,
+    Candidate,
+    Constraint,
+    Observation,
+    Policy,
+    Reason,
+)
 
 
 def settle(observation: Observation, policy: Policy, dwell: float) -> tuple[Action, Reason]:
