@@ -37,8 +37,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, as a result says it."""
-    return {name: value for name, value in vars(arguments).items() if name != "json"}
+    """What was asked for, as a result says it; of files their names."""
+    return {
+        name: value.name if isinstance(value, Path) else value
+        for name, value in vars(arguments).items()
+        if name != "json"
+    }
 
 
 def save(name: str, result: dict[str, Any], path: Path | None = None) -> Path:

@@ -31,12 +31,13 @@ def bars(path: Path, values: Mapping[str, Mapping[str, float]], label: str) -> N
 def scatter_by_load(path: Path, runs: Runs) -> None:
     """Share in time against effective quality, a point for each repeat, a panel for each load."""
     loads = sorted({load for load, _ in runs})
+    colours = {name: f"C{i}" for i, name in enumerate(sorted({name for _, name in runs}))}
     figure, axes = plt.subplots(1, len(loads), figsize=(4.2 * len(loads), 4), squeeze=False)
     for axis, load in zip(axes[0], loads, strict=True):
-        for number, (_, policy) in enumerate(sorted(key for key in runs if key[0] == load)):
+        for _, policy in sorted(key for key in runs if key[0] == load):
             found = runs[load, policy]
             x, y = ([one[name] for one in found] for name in ("attained", "quality"))
-            axis.scatter(x, y, label=policy, color=f"C{number}")
+            axis.scatter(x, y, label=policy, color=colours[policy])
         axis.set(title=f"{load:g} times the base's capacity", xlabel="in time", ylabel="quality")
         axis.set_xlim(-0.05, 1.05)
         axis.legend(fontsize=7)

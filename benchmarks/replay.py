@@ -188,7 +188,7 @@ def main() -> None:
     }
     result = {
         "machine": describe(),
-        "arguments": {**given(arguments), "trace": str(arguments.trace), "profile": None},
+        "arguments": {**given(arguments), "prompts": Path(arguments.prompts).name},
         "capacity": rates,
         "runs": {f"{load:g}x {policy}": found for (load, policy), found in runs.items()},
     }

@@ -98,6 +98,7 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.catalogue = catalogue
+        self._every = catalogue.actions()
         self.latency = latency
         self._policy = policy
         self._load = load
@@ -210,7 +211,7 @@ class Controller:
         self._bias.learn(decision.observation.wait, seconds)
 
     def _actions(self, hints: Hints) -> list[Action]:
-        actions, pinned = self.catalogue.actions(), hints.pinned
+        actions, pinned = self._every, hints.pinned
         return actions if pinned is None or pinned in actions else [*actions, pinned]
 
 

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
 
+from benchmarks.live import ServerProcess
 from server.lm_evaluating import Exam, HarnessError, examine, examine_served
 
 TASK = """
@@ -22,6 +23,17 @@ metric_list:
 """
 
 
+@pytest.fixture(scope="module")
+def server(varied_folders):
+    """One of its own: hundreds of questions would keep the others' shadow busy."""
+    model, artefact = varied_folders
+    given = ("--model", str(model), "--artefact", str(artefact))
+    log = model.parent / "examined.log"
+    process = ServerProcess(*given, log=log, TRIMTAB_THREADS="1", TRIMTAB_SHADOW_SHARE="0")
+    yield process.wait()
+    process.stop()
+
+
 @pytest.fixture
 def exam(tmp_path):
     questions = [
@@ -35,10 +47,10 @@ def exam(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["base", "ffn-34"])
-def test_merged_and_served_agree(varied_server, varied_folders, exam, variant):
+def test_merged_and_served_agree(server, varied_folders, exam, variant):
     model, artefact = varied_folders
     merged = examine(str(model), artefact, variant, exam)["mine"]
-    served = examine_served(varied_server.url, str(model), variant, exam)["mine"]
+    served = examine_served(server.url, str(model), variant, exam)["mine"]
     assert merged["acc,none"] == served["acc,none"]
 
 
