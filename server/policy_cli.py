@@ -89,7 +89,7 @@ def train_policy(
         Literal["train", "test"], typer.Option(help="Test: only judge again.")
     ] = "train",
     kind: Annotated[Literal["dqn", "bandit"], typer.Option(help="What learns.")] = "dqn",
-    episodes: Annotated[int, typer.Option(min=10, help="Of 256 decisions each.")] = 1000,
+    episodes: Annotated[int, typer.Option(min=10, help="Of 256 decisions each.")] = 500,
     checkpoint: Annotated[
         Path | None, typer.Option(help="To go on from. Default: OUT/checkpoint.safetensors.")
     ] = None,

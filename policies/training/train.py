@@ -32,7 +32,7 @@ class Plan:
     """What to train. `blind` hides the features of the host or of the prompt, for ablations."""
 
     kind: Kind = "dqn"
-    episodes: int = 1000
+    episodes: int = 500
     reward: Reward = field(default_factory=Reward)
     drawn: Episodes = field(default_factory=Episodes)
     dqn: DqnSettings = field(default_factory=DqnSettings)
