@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -33,7 +33,6 @@ class Answer:
     seconds: float | None = None
     tokens: int = 0
     text: str = ""
-    late_start: float = field(default=0.0)
 
     @property
     def tpot(self) -> float | None:
@@ -47,7 +46,7 @@ async def ask(client: httpx.AsyncClient, offer: Offer, started: float) -> Answer
     """One streamed chat completion, timed from when it was due."""
     due = started + offer.at
     await asyncio.sleep(max(0.0, due - time.perf_counter()))
-    found = Answer(offer, late_start=time.perf_counter() - due)
+    found = Answer(offer)
     body = {
         "messages": [{"role": "user", "content": offer.prompt}],
         "max_tokens": offer.output, "temperature": 0, "ignore_eos": True, "stream": True,

@@ -40,7 +40,7 @@ from server.engine.source import DEFAULT_MODEL, resolve_model
 from telemetry.machine import describe
 
 PROMPT, OUTPUT = 80, 60  # medians that the trace is scaled to
-LONGEST = 200  # tokens of an answer
+LONGEST, LONGEST_PROMPT = 200, 430  # tokens of an answer, and of a prompt in its frame
 SLOTS = 8
 POLICIES = ("rule", "static:base", "refusing:base", "static:mix-50", "random")
 LLAMA = "llama-server Q4_0"
@@ -65,18 +65,26 @@ class Objective:
 def requests(
     trace: Path | None, prompts: str, tokenizer: PreTrainedTokenizerBase, count: int
 ) -> list[Offer]:
-    """The trace's requests, each with the unused prompt that is nearest in length."""
+    """The trace's requests, each with the prompt of the same rank by length."""
     arrivals = synthetic(count, 0) if trace is None else read_trace(trace, count)
     arrivals = shortened(arrivals, PROMPT, OUTPUT)
     texts = [document for document in read_corpus(prompts).documents if isinstance(document, str)]
-    sized = sorted((len(tokenizer.encode(text)), text) for text in texts)
-    sized = [(size, text) for size, text in sized if size <= 400]
+    asked = [[{"role": "user", "content": text}] for text in texts]
+    framed = [
+        str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        for turns in asked
+    ]
+    sized = sorted(
+        (len(tokenizer.encode(frame, add_special_tokens=False)), text)
+        for frame, text in zip(framed, texts, strict=True)
+    )
+    sized = [(size, text) for size, text in sized if size <= LONGEST_PROMPT]
     found = []
     order = sorted(range(len(arrivals)), key=lambda i: arrivals[i].prompt)
     for place, index in enumerate(order):
         size, text = sized[place * len(sized) // len(order)]
         one = arrivals[index]
-        found.append((index, Offer(one.at, text, size + 30, min(LONGEST, one.output))))
+        found.append((index, Offer(one.at, text, size, min(LONGEST, one.output))))
     return [offer for _, offer in sorted(found, key=lambda pair: pair[0])]
 
 

@@ -13,9 +13,8 @@ class RuleSettings:
     """When and how far answers shrink.
 
     `headroom` is the share of the TTFT objective that the queue may take while work arrives as
-    fast as it is done. Below `battery_low`
-    charge (0..1) on battery, on a hot host, or if energy is to be saved, every answer is cut to
-    `battery_cost`.
+    fast as it is done. Below `battery_low` charge (0..1) on battery, on a hot host, or if energy is
+    to be saved, every answer is cut to `battery_cost`.
     """
 
     headroom: float = 0.2

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -66,16 +67,19 @@ def examine_served(url: str, model: str, variant: str, exam: Exam) -> dict[str, 
     return _run(harness, "local-completions", settings, exam)
 
 
-def _harness() -> Any:  # noqa: ANN401
+def _harness() -> ModuleType:
     try:
         import lm_eval
         import lm_eval.tasks
     except ImportError as error:
         raise HarnessError(f"{error}: pip install 'trimtab[eval]'") from error
-    return lm_eval
+    found: ModuleType = lm_eval
+    return found
 
 
-def _run(harness: Any, model: Any, settings: Any, exam: Exam) -> dict[str, Any]:  # noqa: ANN401
+def _run(
+    harness: ModuleType, model: object, settings: dict[str, object] | None, exam: Exam
+) -> dict[str, Any]:
     manager = harness.tasks.TaskManager(
         include_path=None if exam.include is None else str(exam.include)
     )

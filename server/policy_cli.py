@@ -116,13 +116,14 @@ def train_policy(
     """
     from policies.simulation.engine import Limits
     from policies.simulation.profile import load_profile
+    from policies.simulation.rewards import Reward
     from pruners.progress import bars
     from pruners.sources import read_corpus
     from server.profiling import make_profile
     from server.settings import Settings
 
     try:
-        from server.training import Lesson, plan_of, test_policy
+        from server.training import Lesson, plan_of, try_again
         from server.training import train_policy as trained
     except ImportError as error:
         raise UsageError(f"{error}: pip install 'trimtab[train]'") from error
@@ -137,11 +138,11 @@ def train_policy(
         limit = train_samples or 500
         table = make_profile(settings, folder, read_corpus(prompts), limit, min(48, max_new_tokens))
     limits = Limits(settings.max_running, settings.step_tokens)
-    plan = plan_of(kind, episodes, reward, lost, ttft_ms / 1e3, seed, limits)
+    plan = plan_of(kind, episodes, Reward(reward, lost), ttft_ms / 1e3, seed, limits)
     lesson = Lesson(plan, train_samples, max_new_tokens, trace, requests, ablations)
     with bars() as progress:
         if mode == "test":
-            found = test_policy(table, out, lesson, progress)
+            found = try_again(table, out, lesson, progress)
         else:
             path = checkpoint or out / "checkpoint.safetensors"
             found = trained(table, out, lesson, path, progress)

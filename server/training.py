@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 from rich.progress import Progress
 
 from policies import LearnedPolicy, Objectives, Policy
-from policies.bundle import Bundle, load_policy
+from policies.bundle import Bundle, Kind, load_policy
 from policies.simulation.engine import Limits
 from policies.simulation.environment import Episodes
 from policies.simulation.profile import Profile
+from policies.simulation.rewards import Reward
 from policies.simulation.traffic import Arrival, read_trace, shortened, synthetic
 from policies.training.report import write_report
-from policies.training.train import Plan, split, train, without
+from policies.training.train import BLIND, Plan, split, train
 from policies.training.trial import Trial, interval, run_all, summary, verdict
 from pruners.errors import UserError
 
@@ -54,19 +56,16 @@ def train_policy(
     trained: dict[str, Policy] = {}
     plans: dict[str, Plan] = {plan.kind: plan}
     if lesson.ablations:
-        blind = ("host", "prompt")
-        plans |= {f"{plan.kind} without {what}": without(plan, what) for what in blind}  # type: ignore[arg-type]
+        plans |= {f"{plan.kind} without {what}": replace(plan, blind=what) for what in BLIND}
     rewards: dict[str, list[float]] = {}
+    checkpoints = [
+        checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
+        for number in range(len(plans))
+    ]
     for number, (name, one) in enumerate(plans.items()):
         task = progress.add_task(f"Training {name}", total=one.episodes)
-        path = checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
         layers, rewards[name] = train(
-            profile,
-            traffic,
-            learned,
-            one,
-            path,
-            lambda n, t=task: progress.advance(t, n),  # type: ignore[misc]
+            profile, traffic, learned, one, checkpoints[number], partial(progress.advance, task)
         )
         trained[name] = LearnedPolicy(plan.kind, profile.variants, layers)
         if number == 0:
@@ -86,10 +85,12 @@ def train_policy(
         plan.kind, profile.fingerprint, profile.variants, kept.layers,
         found["verdict"]["promoted"], found,
     ).save(out)  # fmt: skip
+    for done in checkpoints:
+        done.unlink()
     return found
 
 
-def test_policy(profile: Profile, out: Path, lesson: Lesson, progress: Progress) -> dict[str, Any]:
+def try_again(profile: Profile, out: Path, lesson: Lesson, progress: Progress) -> dict[str, Any]:
     """Tries the policy in `out` again, without training, and writes its report anew.
 
     Raises `PolicyError` if there is none for this profile's model and variants.
@@ -158,10 +159,13 @@ def _prompts(profile: Profile, lesson: Lesson) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plan_of(
-    kind: str, episodes: int, reward: str, lost: float, ttft: float, seed: int, limits: Limits
+    kind: Kind,
+    episodes: int,
+    reward: Reward,
+    ttft: float,
+    seed: int,
+    limits: Limits,
 ) -> Plan:
     """A plan from a command's options."""
-    from policies.simulation.rewards import Reward
-
     drawn = Episodes(objectives=(Objectives(ttft=ttft, firm=True),), limits=limits)
-    return Plan(kind, episodes, Reward(reward, lost), drawn, seed=seed)  # type: ignore[arg-type]
+    return Plan(kind, episodes, reward, drawn, seed=seed)

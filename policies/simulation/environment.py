@@ -43,8 +43,6 @@ class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
     what a choice does to those that wait behind it is felt. Deterministic by the seed of `reset`.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
-
     def __init__(
         self,
         profile: Profile,

@@ -42,11 +42,6 @@ class Prompts:
     loss: np.ndarray
     surprise: np.ndarray
 
-    def chosen(self, rows: np.ndarray) -> "Prompts":
-        """Some of them."""
-        names = tuple(self.names[i] for i in rows)
-        return Prompts(names, *(getattr(self, name)[rows] for name in _COLUMNS))
-
 
 _COLUMNS = ("tokens", "answer", "complexity", "predicted", "loss", "surprise")
 
@@ -101,11 +96,11 @@ def load_profile(folder: Path) -> Profile:
         prompts = Prompts(tuple(body["names"]), *(numbers[name] for name in _COLUMNS))
         found = Profile(
             prompts=prompts,
-            rates=Rates(**{k: _tuple(v) for k, v in body["rates"].items()}),
+            rates=Rates(**{k: tuple(v) for k, v in body["rates"].items()}),
             variants=tuple(body["variants"]),
             bytes_read=tuple(body["bytes_read"]),
             kv_loss={int(k): float(v) for k, v in body["kv_loss"].items()},
-            joules=_tuple(body["joules"]),
+            joules=None if body["joules"] is None else tuple(body["joules"]),
             **{k: body[k] for k in ("fingerprint", "artefact", "device", "machine", "measured")},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -115,7 +110,3 @@ def load_profile(folder: Path) -> Profile:
     if not sound or not np.isfinite(prompts.loss).all() or len(found.rates.row) != shape[1]:
         raise ProfileError(f"the profile {folder} is damaged: its numbers do not fit together")
     return found
-
-
-def _tuple(value: Any) -> Any:  # noqa: ANN401
-    return tuple(value) if isinstance(value, list) else value

@@ -17,7 +17,7 @@ class BanditTrainer:
     def __init__(self, environment: TrafficEnvironment, episodes: int, alpha: float = 0.5) -> None:
         self._environment, self._episodes, self._alpha = environment, episodes, alpha
         arms = len(environment.profile.variants) + 1
-        (features,) = environment.observation_space.shape  # type: ignore[misc]
+        features = len(environment.hidden)
         self._inverse = np.tile(np.eye(features + 1), (arms, 1, 1))
         self._earned = np.zeros((arms, features + 1))
 

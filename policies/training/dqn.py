@@ -68,7 +68,7 @@ class DqnTrainer:
             model.set_random_seed(seed)
             model._last_obs = None  # the round starts with episodes of its own
             heard = _Rewards()
-            model.learn(self._steps, heard, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            model.learn(self._steps, heard, reset_num_timesteps=False)
             return heard.rewards
         finally:
             torch.set_num_threads(threads)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ ROUND = 10
 """Episodes between checkpoints."""
 
 Blind = Literal["host", "prompt"]
+BLIND: tuple[Blind, ...] = ("host", "prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def train(
     """The network and each episode's reward. Single-threaded and deterministic by the plan's seed.
 
     `prompts` are the profile's rows to learn from. With a `checkpoint` file an interrupted call
-    goes on from its last round, to the same result. Raises `CheckpointError`.
+    goes on from its last round, to the same result; the file stays. Raises `CheckpointError`.
     """
     environment = TrafficEnvironment(
         profile,
@@ -76,10 +77,7 @@ def train(
         if checkpoint is not None:
             Checkpoint(identity, number + 1, rewards, trainer.state()).save(checkpoint)
         tick(ROUND)
-    layers = trainer.layers()
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-    return _blinded(layers, environment.hidden), rewards
+    return _blinded(trainer.layers(), environment.hidden), rewards
 
 
 def _trainer(environment: TrafficEnvironment, plan: Plan) -> Trainer:
@@ -108,8 +106,3 @@ def split(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and to test with, 80 to 20, by each prompt's name alone."""
     held = np.array([int(name, 16) % 5 == 0 for name in names])
     return np.flatnonzero(~held), np.flatnonzero(held)
-
-
-def without(plan: Plan, what: Blind) -> Plan:
-    """The same training, blind for the host or for the prompt."""
-    return replace(plan, blind=what)

@@ -67,6 +67,17 @@ def test_one_stalled_step_does_not_rule_what_follows():
     assert model.seconds([(BASE, 1)], 1, 0) < 1.5 * before
 
 
+def test_short_steps_that_are_held_up_say_little_of_long_ones():
+    model, long = fitted(), [(BASE, 256)]
+    before = model.seconds(long, 1, 0)
+    for _ in range(40):
+        short, prompt = truth([(BASE, 1)], 1), truth(long, 1)
+        model.observe(StepRecord(short.seconds + 0.001, short.rows, 1, 0))
+        model.observe(StepRecord(prompt.seconds, prompt.rows, 1, 0))
+    by_ratios = 1 + 0.5 * 0.001 / truth([(BASE, 1)], 1).seconds
+    assert model.seconds(long, 1, 0) < before * (1 + 0.5 * (by_ratios - 1))
+
+
 def load(running, waiting=0, output=100, slots=4):
     made = [SequenceLoad(BASE, True, 0, output, 50, 150) for _ in range(running)]
     made += [SequenceLoad(BASE, False, 50, output, 0, 150) for _ in range(waiting)]

@@ -1,7 +1,7 @@
 """Off-policy estimates against the truth, which the profile's table holds in full."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -55,12 +55,31 @@ def test_both_estimates_cover_the_truth(logged, variant):
     assert found.largest == pytest.approx(1 / share, rel=0.01)
 
 
-def test_the_model_narrows_the_doubly_robust_interval_where_weights_are_few(logged):
+def test_a_perfect_model_needs_no_decision_that_agrees(logged):
+    """The doubly robust estimate is then exact, where importance weights leave it wide."""
     entries, _ = logged
-    found = estimate(entries[:300], StaticPolicy("tenth"))
-    widths = [high - low for low, high in (found.snips_95, found.doubly_robust_95)]
-    assert widths[0] > 0
-    assert np.isfinite(widths).all()
+    values = {c.action.label: np.exp(-c.loss) for c in entries[0].observation.candidates}
+    exact = [replace(one, value=float(values[one.label])) for one in entries[:300]]
+    found = estimate(exact, StaticPolicy("tenth"))
+    assert found.doubly_robust == pytest.approx(values["tenth"])
+    low, high = found.doubly_robust_95
+    assert high - low < 1e-9
+
+
+def test_a_wrong_model_is_corrected_by_what_was_seen(logged):
+    entries, truth = logged
+    wrong = [
+        replace(
+            one,
+            observation=replace(
+                one.observation,
+                candidates=tuple(replace(c, loss=3.0) for c in one.observation.candidates),
+            ),
+        )
+        for one in entries
+    ]
+    found = estimate(wrong, StaticPolicy("tenth"))
+    assert found.doubly_robust == pytest.approx(truth["tenth"], abs=0.04)
 
 
 def test_clipping_bounds_the_weights(logged):

@@ -12,7 +12,7 @@ from policies.simulation.rewards import Reward
 from policies.simulation.traffic import synthetic
 from policies.training.checkpoint import CheckpointError
 from policies.training.dqn import DqnSettings
-from policies.training.train import Plan, split, train, without
+from policies.training.train import Plan, split, train
 from policies.view import feature_names, hidden_columns
 from tests.policies.paper import RATES, VARIANTS, profile
 
@@ -54,7 +54,8 @@ def test_the_same_seed_and_an_interruption_give_the_same_weights(kind, tmp_path)
     resumed, again = train(table, TRACE, rows, plan, path)
     assert same(whole, resumed)
     assert rewards == again
-    assert not path.exists(), "a training that is done leaves nothing behind"
+    done, _ = train(table, TRACE, rows, plan, path)
+    assert same(whole, done), "a training that is done is not done again"
     other, _ = train(table, TRACE, rows, replace(plan, seed=1))
     assert not same(whole, other)
 
@@ -94,7 +95,7 @@ def test_alone_the_network_reaches_the_tables_argmax():
 
 @pytest.mark.parametrize("what", ["host", "prompt"])
 def test_a_blind_policy_is_blind(what):
-    plan = without(Plan("bandit", 20, drawn=DRAWN), what)
+    plan = Plan("bandit", 20, drawn=DRAWN, blind=what)
     layers, _ = train(profile(), TRACE, np.arange(80), plan)
     policy = LearnedPolicy("bandit", VARIANTS, layers)
     hidden = hidden_columns(what, VARIANTS)

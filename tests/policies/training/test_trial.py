@@ -68,7 +68,7 @@ def test_figures_are_sums_over_all_requests(trial, runs):
     assert found["quality_lost_half"] == pytest.approx(met - 0.5 * (1 - met))
 
 
-def test_the_interval_is_of_pairs_and_narrows(runs):
+def test_the_interval_is_of_pairs(runs):
     low, high = interval(runs["rule"], runs["static:tenth"])
     assert low < np.mean(
         [a.reward - b.reward for a, b in zip(runs["rule"], runs["static:tenth"], strict=True)]
