@@ -67,14 +67,13 @@ def pack(
     hardware: Sequence[float],
     losses: Sequence[float],
 ) -> np.ndarray:
-    """The same from its parts, for who has no observation at hand."""
+    """The same from its parts, for who has no observation at hand; `losses` end at `CLIP`."""
     times = [v if v < CLIP else CLIP for v in (wait, demand, prefill, tpot)]
-    clipped = [v if v < CLIP else CLIP for v in losses]
-    return np.array([*times, complexity, *hardware, *clipped], np.float32)
+    return np.array([*times, complexity, *hardware, *losses], np.float32)
 
 
 def _known(loss: float | None) -> float:
-    return CLIP if loss is None else loss
+    return CLIP if loss is None else min(loss, CLIP)
 
 
 def open_choices(observation: Observation, variants: Sequence[str]) -> np.ndarray:

@@ -13,6 +13,7 @@ from policies import LearnedPolicy, Objectives, Policy
 from policies.bundle import Bundle, Kind, load_policy
 from policies.simulation.engine import Limits
 from policies.simulation.environment import Episodes
+from policies.simulation.host import BATTERY, HOT, MAINS
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import Arrival, read_trace, shortened, synthetic
@@ -129,7 +130,7 @@ def _tried(
         "verdict": verdict(runs, name),
         "about": (
             f"{len(trial.cases())} runs a policy on held-out traffic and {len(prompts)} held-out "
-            f"prompts, on {profile.machine.get('processor', 'the device of the profile')}; "
+            f"prompts, on mains power, on {profile.machine['processor']}; "
             f"reward '{lesson.plan.reward.name}', a lost request is worth "
             f"{lesson.plan.reward.lost:g}, seed {lesson.plan.seed}"
         ),
@@ -143,7 +144,7 @@ def _traffic(lesson: Lesson) -> tuple[Sequence[Arrival], Sequence[Arrival]]:
         arrivals = synthetic(lesson.requests, lesson.plan.seed)
     else:
         arrivals = shortened(read_trace(lesson.trace, lesson.requests), _PROMPT, _OUTPUT)
-    arrivals = [replace(a, output=min(a.output, lesson.longest)) for a in arrivals]
+    arrivals = [a._replace(output=min(a.output, lesson.longest)) for a in arrivals]
     cut = len(arrivals) * 2 // 3
     return arrivals[:cut], arrivals[cut:]
 
@@ -167,5 +168,7 @@ def plan_of(
     limits: Limits,
 ) -> Plan:
     """A plan from a command's options."""
-    drawn = Episodes(objectives=(Objectives(ttft=ttft, firm=True),), limits=limits)
+    # On every host that a server may meet, so that no reading is new to the policy then.
+    hosts = (MAINS, BATTERY, HOT)
+    drawn = Episodes(objectives=(Objectives(ttft=ttft, firm=True),), hosts=hosts, limits=limits)
     return Plan(kind, episodes, reward, drawn, seed=seed)

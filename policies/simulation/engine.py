@@ -62,6 +62,7 @@ class SimulatedEngine:
         self.waiting: deque[Row] = deque()
         self._reading: list[Row] = []  # their prompts
         self._writing: list[Row] = []  # a heap by their last tick
+        self._waiting_seconds = 0.0  # to read the prompts of all that wait
         self._ticks = 0
         self._row_seconds = 0.0  # of all that are writing
         self._cached = 0.0  # seconds of a step to read what they have cached
@@ -83,6 +84,7 @@ class SimulatedEngine:
         """Queues a request that arrives now."""
         row.prompt_left = row.prompt
         self.kv_promised += row.cached
+        self._waiting_seconds += row.prompt * self.rates.prompt[row.action]
         self.waiting.append(row)
 
     def advance(self, until: float) -> None:
@@ -92,6 +94,7 @@ class SimulatedEngine:
             while room > 0 and self.waiting:
                 row = self.waiting.popleft()
                 row.started = self.clock
+                self._waiting_seconds -= row.prompt * self.rates.prompt[row.action]
                 self._reading.append(row)
                 room -= 1
             if self._reading:
@@ -123,9 +126,10 @@ class SimulatedEngine:
         for row in self._writing:
             left = row.ends - ticks
             steps += left if left < expected else expected
+        reading += self._waiting_seconds
         for row in waiting:
-            reading += row.prompt * prompt[row.action]
-            steps += row.output if row.output < expected else expected
+            output = row.output
+            steps += output if output < expected else expected
         stream, each = self._stream, self._row_seconds
         if len(self._writing) < slots and (waiting or self._reading):
             first = (self._reading or waiting)[0].action
@@ -152,7 +156,8 @@ class SimulatedEngine:
             left -= count
             row.prompt_left -= count
             seconds += count * rates.prompt[row.action]
-            stream = max(stream, rates.stream[row.action])
+            if rates.stream[row.action] > stream:
+                stream = rates.stream[row.action]
             if not row.prompt_left:
                 ended.append(row)
         self.clock += self._slow(stream + seconds + self._cached, True)

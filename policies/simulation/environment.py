@@ -60,6 +60,7 @@ class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
         self.observation_space = gymnasium.spaces.Box(0.0, CLIP, (len(features),), np.float32)
         self.action_space = gymnasium.spaces.Discrete(len(options))
         self.hidden = np.zeros(len(features), bool) if hidden is None else hidden
+        self._blind = bool(self.hidden.any())
         self.world: World | None = None
 
     def reset(
@@ -103,7 +104,8 @@ class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
     def _seen(self) -> np.ndarray:
         assert self.world is not None
         found = self.world.vector()
-        found[self.hidden] = 0.0
+        if self._blind:
+            found[self.hidden] = 0.0
         return found
 
     def action_masks(self) -> np.ndarray:

@@ -4,10 +4,9 @@ import csv
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from policies.simulation.rates import Rates
 from pruners.errors import UserError
@@ -19,8 +18,7 @@ class TrafficError(UserError):
     """A trace that cannot be read. One clear line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One request: when (seconds), how long its prompt and its answer are (tokens)."""
 
     at: float
@@ -89,7 +87,9 @@ def shortened(arrivals: Sequence[Arrival], prompt: int, output: int) -> list[Arr
 
 def at_load(arrivals: Sequence[Arrival], load: float, rates: Rates, rows: int) -> list[Arrival]:
     """The same requests at `load` times the rate that a full batch of the base can serve."""
-    busy = sum(rates.work(0, a.prompt, a.output, rows) for a in arrivals)
+    prompts, outputs = sum(a.prompt for a in arrivals), sum(a.output for a in arrivals)
+    busy = rates.work(0, prompts, outputs, rows)
     span = max(arrivals[-1].at - arrivals[0].at, 1e-9)
     stretch = busy / load / span
-    return [Arrival((a.at - arrivals[0].at) * stretch, a.prompt, a.output) for a in arrivals]
+    start = arrivals[0].at
+    return [Arrival((at - start) * stretch, prompt, output) for at, prompt, output in arrivals]

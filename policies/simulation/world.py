@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,14 +24,13 @@ from policies.simulation.engine import Limits, Row, SimulatedEngine
 from policies.simulation.host import MAINS, HostScenario, SimulatedHost
 from policies.simulation.profile import Profile
 from policies.simulation.traffic import Arrival
-from policies.view import DEFAULT_TPOT, DEFAULT_TTFT, PATIENCE, REFUSE, pack
+from policies.view import CLIP, DEFAULT_TPOT, DEFAULT_TTFT, PATIENCE, REFUSE, pack
 
 DWELL = 1.0
 """Seconds that a variant is kept after a change; the server's default."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How one request went; `action` None: refused, or lost with the battery. Seconds and nats.
 
     `loss` is what the profile measured of its variant on its prompt, `surprise` the variant's own
@@ -86,8 +85,16 @@ class World:
         slots, rates = self.limits.max_running, profile.rates
         full = [rates.full_step(a, slots) for a in range(len(profile.variants))]
         self._costs = [seconds / full[0] for seconds in full]
-        self._predicted = profile.prompts.predicted.tolist()
-        self._complexity = profile.prompts.complexity.tolist()
+        # Of a token of the base's, as `Rates.work` has it.
+        self._prompt_work, self._output_work = (
+            rates.work(0, 1, 0, slots),
+            rates.work(0, 0, 1, slots),
+        )
+        asked = list(prompts)
+        # By request, as plain numbers: arrays are slow one by one.
+        self._predicted = profile.prompts.predicted[asked].tolist()
+        self._clipped = np.minimum(profile.prompts.predicted[asked], CLIP).tolist()
+        self._complexity = profile.prompts.complexity[asked].tolist()
         self._budgets: tuple[int | None, ...] = (None, *sorted(profile.kv_loss, reverse=True))
 
     def arrive(self) -> bool:
@@ -98,8 +105,8 @@ class World:
             return False
         arrival = self._arrivals[self._next]
         self.engine.advance(arrival.at)
-        rates, slots = self.profile.rates, self.limits.max_running
-        work = rates.work(0, arrival.prompt, int(min(arrival.output, self._length.value)), slots)
+        output = arrival.output if arrival.output < self._length.value else self._length.value
+        work = arrival.prompt * self._prompt_work + int(output) * self._output_work
         self._demand.add(self.engine.clock, work, idle=self.engine.idle)
         self._wait = self.engine.wait(self._length.value) * self._bias.factor
         self._waits[self._next] = self._wait
@@ -128,7 +135,6 @@ class World:
         """What a learned policy reads of the request that arrived; see `policies.view`."""
         arrival, rates = self._arrivals[self._next], self.profile.rates
         ttft = self.objectives.ttft or DEFAULT_TTFT
-        row = self._prompts[self._next]
         prefill = rates.stream[0] + arrival.prompt * rates.prompt[0]
         charge, hot = self.host.charge, self._hot()
         return pack(
@@ -136,7 +142,7 @@ class World:
             self._demand.value,
             prefill / ttft,
             self._tpot(0, arrival) / (self.objectives.tpot or DEFAULT_TPOT),
-            self._complexity[row],
+            self._complexity[self._next],
             (
                 charge or 0.0,
                 float(charge is None),
@@ -145,7 +151,7 @@ class World:
                 float(hot is None),
                 0.0,
             ),
-            self._predicted[row],
+            self._clipped[self._next],
         )
 
     def mask(self) -> np.ndarray:
@@ -159,7 +165,7 @@ class World:
         """As the server's policies are shown it; with `truth`, losses are the measured ones."""
         profile, arrival = self.profile, self._arrivals[self._next]
         row, rates = self._prompts[self._next], profile.rates
-        losses = profile.prompts.loss[row].tolist() if truth else self._predicted[row]
+        losses = profile.prompts.loss[row].tolist() if truth else self._predicted[self._next]
         output = arrival.output if truth else int(min(arrival.output, self._length.value))
         candidates = []
         for action, name in enumerate(profile.variants):
@@ -181,7 +187,7 @@ class World:
             candidates=tuple(candidates),
             objectives=self.objectives,
             wait=self._wait,
-            complexity=self._complexity[row],
+            complexity=self._complexity[self._next],
             on_battery=None if charge is None else True,
             battery_charge=charge,
             hot=self._hot(),

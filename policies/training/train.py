@@ -98,7 +98,7 @@ def _identity(profile: Profile, trace: Sequence[Arrival], prompts: np.ndarray, p
     digest = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode())
     digest.update(profile.prompts.loss.tobytes() + prompts.tobytes())
     digest.update(json.dumps([asdict(profile.rates), profile.artefact]).encode())
-    digest.update(json.dumps([asdict(arrival) for arrival in trace]).encode())
+    digest.update(json.dumps(list(trace)).encode())
     return digest.hexdigest()[:32]
 
 
