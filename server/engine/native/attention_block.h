@@ -8,7 +8,7 @@ class Attention : public Rows {
         cache_(cache),
         group_((model.queries + 2) * model.head_dim),
         qkv_(up((int64_t)model.groups * group_, 16)),
-        mixed_((int64_t)model.groups * model.queries * up(model.head_dim, 8)) {
+        mixed_((int64_t)model.groups * model.queries * up(model.head_dim, 16)) {
     b_.qkv.fit(batch.rows * qkv_);
     b_.mixed.fit(batch.rows * mixed_);
     b_.heads.fit(batch.rows, (int64_t)model.groups * model.queries * model.head_dim);
@@ -52,7 +52,7 @@ class Attention : public Rows {
         for (int g = 0; g < model_.groups; ++g)
           tasks_.push_back({s, g, first + t, t + tile < tokens ? tile : tokens - t, -1, 0});
     }
-    b_.partial.fit(partials * model_.queries * (up(model_.head_dim, 8) + 2));
+    b_.partial.fit(partials * model_.queries * (up(model_.head_dim, 16) + 2));
   }
 
   void project(int index, const Members& who, const Inputs& inputs) {
@@ -161,16 +161,17 @@ class Attention : public Rows {
   }
 
   float* partial(int64_t task, int query) const {
-    const int64_t wide = up(model_.head_dim, 8);
+    const int64_t wide = up(model_.head_dim, 16);
     return b_.partial.get() + (task * model_.queries + query) * (wide + 2);
   }
 
   float* mixed(int64_t row, int64_t head) const {
-    return b_.mixed.get() + row * mixed_ + head * up(model_.head_dim, 8);
+    return b_.mixed.get() + row * mixed_ + head * up(model_.head_dim, 16);
   }
 
   void mix_values(int index, Local& local) {
-    pool_.share((int64_t)tasks_.size(), 1, [&](int64_t from, int64_t to) {
+    const int64_t tasks = tasks_.size();
+    pool_.share(tasks, prompts_ ? 1 : pool_.grain(tasks), [&](int64_t from, int64_t to) {
       for (int64_t t = from; t < to; ++t) {
         const Task& task = tasks_[t];
         if (task.group < units(task.segment, index, kAttention)) mix_task(index, task, local);
@@ -182,7 +183,7 @@ class Attention : public Rows {
   void mix_task(int index, const Task& task, Local& local) {
     const TrimLayer& layer = model_.layer[index];
     const int queries = model_.queries, dim = model_.head_dim, rows = task.tokens * queries;
-    const int64_t wide = up(dim, 8);
+    const int64_t wide = up(dim, 16);
     const Heads heads(model_, cache_, index, task.group);
     const float** q = local.queries.fit(rows);
     int32_t* position = local.position.fit(rows);
@@ -207,13 +208,16 @@ class Attention : public Rows {
                     : b_.qkv.get() + row * qkv_ + task.group * group_ + r % queries * dim;
       position[r] = batch_.positions[row];
     }
+    const bool ordered = batch_.cached[s] == nullptr;
     const auto chunk = [&](int64_t c, Partial* out) {
-      const int64_t to = (c + 1) * kChunk < held ? (c + 1) * kChunk : held;
+      int64_t to = (c + 1) * kChunk < held ? (c + 1) * kChunk : held;
+      // What lies behind the last of these tokens would weigh nothing.
+      if (ordered && to > position[rows - 1] + 1) to = position[rows - 1] + 1;
       const int32_t* cached = batch_.cached[s];
       if (cached) cached += (int64_t)index * batch_.cached_stride[s];
-      attend(heads, q, position, rows, batch_.start[s], c * kChunk, to, cached, layer.window, model_.softmax_scale, local, out);
+      attend(heads, q, position, rows, batch_.start[s], c * kChunk, to, held, cached,
+             layer.window, model_.softmax_scale, local, out);
     };
-    const bool ordered = batch_.cached[s] == nullptr;
     const auto passed = [&](int64_t c) {  // wholly behind the window of these tokens
       return ordered && layer.window && (c + 1) * kChunk <= position[0] - layer.window + 1;
     };
@@ -247,7 +251,7 @@ class Attention : public Rows {
     const int queries = model_.queries, dim = model_.head_dim;
     const int64_t heads = (int64_t)model_.groups * queries;
     const int64_t widest = up((int64_t)who.width.get()[0] * queries * dim, 32);
-    float* line = local.line.fit(heads * dim + up(dim, 8));
+    float* line = local.line.fit(heads * dim + up(dim, 16));
     float* joined = line + heads * dim;
     Quantised& out = prepared(who, b_.heads, local.heads);
     each_row(who, [&](int64_t from, int64_t to) {
@@ -267,9 +271,9 @@ class Attention : public Rows {
           for (int d = 0; d < dim; ++d) line[h * dim + d] = joined[d] / sum.total;
         }
         const int64_t width = groups * queries * dim;
-        quantise(line, width, out.code(r), out.scale(r), out.sum(r));
+        quantise(line, width, out, r);
         for (int64_t block = up(width, 32) / 32; 32 * block < widest; ++block)
-          nothing(out.code(r), out.scale(r), out.sum(r), block);
+          nothing(out, r, block);
       }
     });
     return out;

@@ -6,23 +6,24 @@
 // The compiler would compute all products first and spill them.
 #define TRIM_IN_ORDER(x) asm volatile("" : "+x"(x))
 
-struct Isa : X86 {
+struct Isa : X86, TwoHalves<X86> {
   static constexpr int kRows = 4;  // of a tile
+  static constexpr int kMixed = 1;  // rows whose values are mixed side by side
+  static constexpr int kTiles = 1;  // of keys that are scored side by side
 
   // out[m][0..16) += the block row's product with row m of the inputs.
   template <int M, int BITS>
-  TRIM_INLINE void tile(const uint8_t* block, int64_t stride, int blocks, const int8_t* const* x,
-                        const float* const* scales, const float* const* sums, float* const* out) {
+  TRIM_INLINE void tile(const uint8_t* block, int64_t stride, int blocks, const Lines& in) {
     for (int half = 0; half < 2; ++half) {
       __m256 acc[M];
-      for (int m = 0; m < M; ++m) acc[m] = _mm256_loadu_ps(out[m] + 8 * half);
+      for (int m = 0; m < M; ++m) acc[m] = _mm256_loadu_ps(in.out[m] + 8 * half);
       const uint8_t* b = block + 32 * half;
       for (int k = 0; k < blocks; ++k, b += stride) {
         __m256i sum[M];
-        dot<M, BITS>(b, x, 32 * k, sum);
-        scale<M, BITS>(b - 32 * half, half, k, scales, sums, sum, acc);
+        dot<M, BITS>(b, in.x, 32 * k, sum);
+        scale<M, BITS>(b - 32 * half, half, k, in, sum, acc);
       }
-      for (int m = 0; m < M; ++m) _mm256_storeu_ps(out[m] + 8 * half, acc[m]);
+      for (int m = 0; m < M; ++m) _mm256_storeu_ps(in.out[m] + 8 * half, acc[m]);
     }
   }
 
@@ -77,20 +78,20 @@ struct Isa : X86 {
   }
 
   template <int M, int BITS>
-  TRIM_INLINE void scale(const uint8_t* block, int half, int k, const float* const* scales,
-                         const float* const* sums, const __m256i* sum, __m256* acc) {
+  TRIM_INLINE void scale(const uint8_t* block, int half, int k, const Lines& in,
+                         const __m256i* sum, __m256* acc) {
     if constexpr (BITS == 4) {
       const uint16_t* s = (const uint16_t*)(block + 256) + 8 * half;
       const __m256 d = (__m256)load_half(s), low = (__m256)load_half(s + 16);
       for (int m = 0; m < M; ++m) {
-        const __m256 step = _mm256_mul_ps(d, _mm256_set1_ps(scales[m][k]));
+        const __m256 step = _mm256_mul_ps(d, _mm256_set1_ps(in.scales[m][k]));
         acc[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m]), step, acc[m]);
-        acc[m] = _mm256_fmadd_ps(low, _mm256_set1_ps(sums[m][k]), acc[m]);
+        acc[m] = _mm256_fmadd_ps(low, _mm256_set1_ps(in.sums[m][k]), acc[m]);
       }
     } else {
       const __m256 d = (__m256)load_half((const uint16_t*)(block + 512) + 8 * half);
       for (int m = 0; m < M; ++m) {
-        const __m256 step = _mm256_mul_ps(d, _mm256_set1_ps(scales[m][k]));
+        const __m256 step = _mm256_mul_ps(d, _mm256_set1_ps(in.scales[m][k]));
         acc[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m]), step, acc[m]);
       }
     }

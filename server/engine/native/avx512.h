@@ -3,58 +3,104 @@
 #include "x86.h"
 
 struct Isa : X86 {
-  static constexpr int kRows = 8;
+  static constexpr int kRows = 8, kMixed = 4, kTiles = 2;
+
+  using Line = __m512;
+  TRIM_INLINE Line zeros() { return _mm512_setzero_ps(); }
+  TRIM_INLINE Line read(const float* p) { return _mm512_loadu_ps(p); }
+  TRIM_INLINE Line read(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  }
+  TRIM_INLINE void write(float* p, Line x) { _mm512_storeu_ps(p, x); }
+  TRIM_INLINE Line times(Line x, float factor) { return _mm512_mul_ps(x, _mm512_set1_ps(factor)); }
+  TRIM_INLINE Line plus(Line sum, float factor, Line x) {
+    return _mm512_fmadd_ps(_mm512_set1_ps(factor), x, sum);
+  }
+
+  static constexpr bool kTurnsHalves = true;
+
+  // turned[d][0..16) = dimension d of 16 slots, which are `dim` halves each.
+  TRIM_INLINE void turn_halves(const uint16_t* slots, int dim, float* turned) {
+    const __m512i front = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i back = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    for (int d = 0; d < dim; d += 32, turned += 32 * 16) {
+      __m512i part[2][8];  // dimensions 8 l + j of eight slots, in lane l of vector j
+      for (int half = 0; half < 2; ++half) {
+        const uint16_t* p = slots + 8 * half * dim + d;
+        __m512i a[8], b[8];
+        for (int i = 0; i < 8; ++i) a[i] = _mm512_loadu_si512(p + i * dim);
+        for (int i = 0; i < 4; ++i) {
+          b[2 * i] = _mm512_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
+          b[2 * i + 1] = _mm512_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
+        }
+        for (int h = 0; h < 2; ++h)
+          for (int i = 0; i < 2; ++i) {
+            a[4 * h + 2 * i] = _mm512_unpacklo_epi32(b[4 * h + i], b[4 * h + 2 + i]);
+            a[4 * h + 2 * i + 1] = _mm512_unpackhi_epi32(b[4 * h + i], b[4 * h + 2 + i]);
+          }
+        for (int i = 0; i < 4; ++i) {
+          part[half][2 * i] = _mm512_unpacklo_epi64(a[i], a[4 + i]);
+          part[half][2 * i + 1] = _mm512_unpackhi_epi64(a[i], a[4 + i]);
+        }
+      }
+      for (int j = 0; j < 8; ++j) {
+        const __m512i low = _mm512_permutex2var_epi64(part[0][j], front, part[1][j]);
+        const __m512i high = _mm512_permutex2var_epi64(part[0][j], back, part[1][j]);
+        spread(low, turned + 16 * j);
+        spread(high, turned + 16 * (16 + j));
+      }
+    }
+  }
 
   template <int M, int BITS>
-  TRIM_INLINE void tile(const uint8_t* b, int64_t stride, int blocks, const int8_t* const* x,
-                        const float* const* scales, const float* const* sums, float* const* out) {
+  TRIM_INLINE void tile(const uint8_t* b, int64_t stride, int blocks, const Lines& in) {
     __m512 acc[M];
-    for (int m = 0; m < M; ++m) acc[m] = _mm512_loadu_ps(out[m]);
+    for (int m = 0; m < M; ++m) acc[m] = _mm512_loadu_ps(in.out[m]);
     for (int k = 0; k < blocks; ++k, b += stride) {
       __m512i sum[M];
-      for (int m = 0; m < M; ++m) sum[m] = _mm512_setzero_si512();
       if constexpr (BITS == 4) {
+        for (int m = 0; m < M; ++m) sum[m] = _mm512_setzero_si512();
         const __m512i mask = _mm512_set1_epi8(15);
         for (int c = 0; c < 4; ++c) {
           const __m512i raw = _mm512_load_si512(b + 64 * c);
           const __m512i low = _mm512_and_si512(raw, mask);
           const __m512i high = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
           for (int m = 0; m < M; ++m) {
-            sum[m] = _mm512_dpbusd_epi32(sum[m], low, broadcast(x[m] + 32 * k + 4 * c));
-            sum[m] = _mm512_dpbusd_epi32(sum[m], high, broadcast(x[m] + 32 * k + 16 + 4 * c));
+            sum[m] = _mm512_dpbusd_epi32(sum[m], low, broadcast(in.x[m] + 32 * k + 4 * c));
+            sum[m] = _mm512_dpbusd_epi32(sum[m], high, broadcast(in.x[m] + 32 * k + 16 + 4 * c));
           }
         }
         const __m512 d = halves(b + 256), low = halves(b + 288);
         for (int m = 0; m < M; ++m) {
-          const __m512 step = _mm512_mul_ps(d, _mm512_set1_ps(scales[m][k]));
+          const __m512 step = _mm512_mul_ps(d, _mm512_set1_ps(in.scales[m][k]));
           acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), step, acc[m]);
-          acc[m] = _mm512_fmadd_ps(low, _mm512_set1_ps(sums[m][k]), acc[m]);
+          acc[m] = _mm512_fmadd_ps(low, _mm512_set1_ps(in.sums[m][k]), acc[m]);
         }
       } else {
-        // The unsigned side is the weight; flipping its top bit adds 128, taken off again below.
-        __m512i excess[M];
-        for (int m = 0; m < M; ++m) excess[m] = _mm512_setzero_si512();
+        // The unsigned side is the weight; flipping its top bit adds 128, taken off beforehand.
+        for (int m = 0; m < M; ++m) sum[m] = _mm512_set1_epi32(in.excess[m][k]);
         const __m512i top = _mm512_set1_epi8((char)0x80);
         for (int c = 0; c < 8; ++c) {
           const __m512i w = _mm512_xor_si512(_mm512_loadu_si512(b + 64 * c), top);
-          for (int m = 0; m < M; ++m) {
-            const __m512i v = broadcast(x[m] + 32 * k + 4 * c);
-            sum[m] = _mm512_dpbusd_epi32(sum[m], w, v);
-            excess[m] = _mm512_dpbusd_epi32(excess[m], top, v);
-          }
+          for (int m = 0; m < M; ++m)
+            sum[m] = _mm512_dpbusd_epi32(sum[m], w, broadcast(in.x[m] + 32 * k + 4 * c));
         }
         const __m512 d = halves(b + 512);
         for (int m = 0; m < M; ++m) {
-          const __m512 step = _mm512_mul_ps(d, _mm512_set1_ps(scales[m][k]));
-          const __m512i exact = _mm512_sub_epi32(sum[m], excess[m]);
-          acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), step, acc[m]);
+          const __m512 step = _mm512_mul_ps(d, _mm512_set1_ps(in.scales[m][k]));
+          acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), step, acc[m]);
         }
       }
     }
-    for (int m = 0; m < M; ++m) _mm512_storeu_ps(out[m], acc[m]);
+    for (int m = 0; m < M; ++m) _mm512_storeu_ps(in.out[m], acc[m]);
   }
 
  private:
+  // Two dimensions of 16 slots; the second one is eight further.
+  TRIM_INLINE void spread(__m512i halves, float* out) {
+    write(out, _mm512_cvtph_ps(_mm512_castsi512_si256(halves)));
+    write(out + 16 * 8, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)));
+  }
   TRIM_INLINE __m512i broadcast(const int8_t* p) {
     return _mm512_set1_epi32(four(p));
   }

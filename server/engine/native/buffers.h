@@ -35,7 +35,8 @@ class Scratch {
 struct Quantised {
   int64_t inputs = 0, blocks = 0;  // a row's, padded to whole blocks
   Scratch<int8_t> codes;
-  Scratch<float> scales, sums;
+  Scratch<float> scales, sums;  // of a block: what a code stands for, and the block's sum
+  Scratch<int32_t> excesses;    // -128 times the sum of its codes
 
   void fit(int64_t rows, int64_t width) {
     inputs = up(width, TRIM_INPUTS);
@@ -43,10 +44,20 @@ struct Quantised {
     codes.fit(rows * inputs);
     scales.fit(rows * blocks);
     sums.fit(rows * blocks);
+    excesses.fit(rows * blocks);
   }
   int8_t* code(int64_t row) const { return codes.get() + row * inputs; }
   float* scale(int64_t row) const { return scales.get() + row * blocks; }
   float* sum(int64_t row) const { return sums.get() + row * blocks; }
+  int32_t* excess(int64_t row) const { return excesses.get() + row * blocks; }
+};
+
+// Up to eight rows that meet one block of weights: their inputs, and where their 16 outputs go.
+struct Lines {
+  const int8_t* x[8];
+  const float *scales[8], *sums[8];
+  const int32_t* excess[8];
+  float* out[8];
 };
 
 // The rows that a sub-block has work for, the widest first, in whole segments.
@@ -72,6 +83,7 @@ struct Local {
   Quantised normed, heads;  // with few rows, where threads do not share them
   Scratch<float> line, scores, turned, values, mixed, entered;
   Scratch<const float*> queries;
+  Scratch<float*> mixing;
   Scratch<int32_t> position, rows, widths;
 };
 

@@ -16,7 +16,7 @@ static void project(const TrimMatrix& matrix, const float* x, int32_t rows, Buff
     pool.share(rows, 4, [&](int64_t from, int64_t to) {
       for (int64_t r = from; r < to; ++r) {
         all[r] = (int32_t)r;
-        quantise(x + r * matrix.inputs, matrix.inputs, q.code(r), q.scale(r), q.sum(r));
+        quantise(x + r * matrix.inputs, matrix.inputs, q, r);
       }
     });
     pool.barrier();

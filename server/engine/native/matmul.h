@@ -13,9 +13,12 @@ struct Packed {
   }
 };
 
-// Writes a row as codes, scales and sums; what lies beyond `width` in its last block counts as 0.
-TRIM_INLINE void quantise(const float* x, int64_t width, int8_t* codes, float* scales,
-                          float* sums) {
+// Writes a row from block `first` on; what lies beyond `width` in its last block counts as 0.
+TRIM_INLINE void quantise(const float* x, int64_t width, Quantised& q, int64_t row,
+                          int64_t first = 0) {
+  int8_t* codes = q.code(row) + 32 * first;
+  float *scales = q.scale(row) + first, *sums = q.sum(row) + first;
+  int32_t* excess = q.excess(row) + first;
   for (int64_t block = 0; 32 * block < width; ++block) {
     float tail[32];
     const float* p = x + 32 * block;
@@ -36,36 +39,41 @@ TRIM_INLINE void quantise(const float* x, int64_t width, int8_t* codes, float* s
     for (int i = 0; i < 32; ++i) sum += out[i];
     scales[block] = scale;
     sums[block] = scale * (float)sum;
+    excess[block] = -128 * sum;
   }
 }
 
-// A group of rows for one output block: their inputs, and where their 16 outputs go.
-struct Tile {
-  const int8_t* x[8];
-  const float *scales[8], *sums[8];
-  float* out[8];
+// What lies beyond a row's reach in block `block` counts as 0.
+TRIM_INLINE void nothing(Quantised& q, int64_t row, int64_t block) {
+  memset(q.code(row) + 32 * block, 0, 32);
+  q.scale(row)[block] = q.sum(row)[block] = 0.0f;
+  q.excess(row)[block] = 0;
+}
 
+// A group of rows for one output block.
+struct Tile : Lines {
   void input(int m, const Quantised& q, int64_t row, int64_t block = 0) {
     x[m] = q.code(row) + 32 * block;
     scales[m] = q.scale(row) + block;
     sums[m] = q.sum(row) + block;
+    excess[m] = q.excess(row) + block;
   }
 
   template <int BITS>
   void run(int rows, const uint8_t* block, int64_t stride, int blocks) {
     static_assert(Isa::kRows <= 8, "a tile holds eight rows");
     switch (rows) {
-      case 1: return Isa::template tile<1, BITS>(block, stride, blocks, x, scales, sums, out);
-      case 2: return Isa::template tile<2, BITS>(block, stride, blocks, x, scales, sums, out);
-      case 3: return Isa::template tile<3, BITS>(block, stride, blocks, x, scales, sums, out);
-      case 4: return Isa::template tile<4, BITS>(block, stride, blocks, x, scales, sums, out);
+      case 1: return Isa::template tile<1, BITS>(block, stride, blocks, *this);
+      case 2: return Isa::template tile<2, BITS>(block, stride, blocks, *this);
+      case 3: return Isa::template tile<3, BITS>(block, stride, blocks, *this);
+      case 4: return Isa::template tile<4, BITS>(block, stride, blocks, *this);
     }
     if constexpr (Isa::kRows == 8) {
       switch (rows) {
-        case 5: return Isa::template tile<5, BITS>(block, stride, blocks, x, scales, sums, out);
-        case 6: return Isa::template tile<6, BITS>(block, stride, blocks, x, scales, sums, out);
-        case 7: return Isa::template tile<7, BITS>(block, stride, blocks, x, scales, sums, out);
-        case 8: return Isa::template tile<8, BITS>(block, stride, blocks, x, scales, sums, out);
+        case 5: return Isa::template tile<5, BITS>(block, stride, blocks, *this);
+        case 6: return Isa::template tile<6, BITS>(block, stride, blocks, *this);
+        case 7: return Isa::template tile<7, BITS>(block, stride, blocks, *this);
+        case 8: return Isa::template tile<8, BITS>(block, stride, blocks, *this);
       }
     }
   }

@@ -1,7 +1,7 @@
 // Dot products in plain C++, for processors without a path of their own, and to check the others.
 #pragma once
 
-struct Isa {
+struct Isa : TwoHalves<Isa> {
   TRIM_INLINE v8f load_half(const uint16_t* p) {
     v8f v;
     for (int i = 0; i < 8; ++i) v[i] = half_to_float(p[i]);
@@ -20,15 +20,14 @@ struct Isa {
     for (int i = 0; i < 8; ++i) p[i] = (int8_t)lrintf(v[i]);
   }
 
-  static constexpr int kRows = 4;
+  static constexpr int kRows = 4, kMixed = 1, kTiles = 1;
 
   template <int M, int BITS>
-  TRIM_INLINE void tile(const uint8_t* block, int64_t stride, int blocks, const int8_t* const* x,
-                        const float* const* scales, const float* const* sums, float* const* out) {
+  TRIM_INLINE void tile(const uint8_t* block, int64_t stride, int blocks, const Lines& in) {
     for (int k = 0; k < blocks; ++k, block += stride) {
       for (int m = 0; m < M; ++m) {
         int32_t sum[TRIM_OUTPUTS] = {};
-        const int8_t* row = x[m] + 32 * k;
+        const int8_t* row = in.x[m] + 32 * k;
         for (int c = 0; c < 32 / (BITS == 4 ? 8 : 4); ++c) {
           for (int r = 0; r < TRIM_OUTPUTS; ++r) {
             for (int i = 0; i < 4; ++i) {
@@ -43,11 +42,11 @@ struct Isa {
         for (int r = 0; r < TRIM_OUTPUTS; ++r) {
           if constexpr (BITS == 4) {
             const uint16_t* s = (const uint16_t*)(block + 256);
-            out[m][r] += sum[r] * (half_to_float(s[r]) * scales[m][k]);
-            out[m][r] += half_to_float(s[16 + r]) * sums[m][k];
+            in.out[m][r] += sum[r] * (half_to_float(s[r]) * in.scales[m][k]);
+            in.out[m][r] += half_to_float(s[16 + r]) * in.sums[m][k];
           } else {
             const uint16_t* s = (const uint16_t*)(block + 512);
-            out[m][r] += sum[r] * (half_to_float(s[r]) * scales[m][k]);
+            in.out[m][r] += sum[r] * (half_to_float(s[r]) * in.scales[m][k]);
           }
         }
       }

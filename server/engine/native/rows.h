@@ -118,7 +118,7 @@ class Rows {
         const int32_t r = who.row.get()[i];
         const TrimEntry* mine = entry(r, index, part);
         norm(b_.x.get() + r * hidden_, mine ? mine->norm : weight, model_.hidden, buffer);
-        quantise(buffer, model_.hidden, out.code(r), out.scale(r), out.sum(r));
+        quantise(buffer, model_.hidden, out, r);
         if (mine && mine->rank) narrow(*mine->inner, out, r, nullptr, entered + r * rank_);
       }
     });
@@ -160,11 +160,6 @@ class Rows {
     }
     store8(out, low + low2);
     store8(out + 8, high + high2);
-  }
-
-  TRIM_INLINE void nothing(int8_t* codes, float* scales, float* sums, int64_t block) {
-    memset(codes + 32 * block, 0, 32);
-    scales[block] = sums[block] = 0.0f;
   }
 
   // x += out_norm(matrix(inputs) + own part), and the constants of rows that skip the block.

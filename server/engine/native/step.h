@@ -83,15 +83,12 @@ class Step : public Attention {
           if (here > 0) gates(index, inputs, who, begin, here, u, room);
           for (int m = 0; m < n; ++m) {
             const int64_t r = who.row.get()[begin + m];
-            Quantised& q = b_.neurons;
-            int8_t* codes = q.code(r);
-            float *scales = q.scale(r), *sums = q.sum(r);
             if (m >= here) {
-              nothing(codes, scales, sums, u);
+              nothing(b_.neurons, r, u);
               continue;
             }
             const int64_t left = who.width.get()[begin + m] - 32 * u;
-            quantise(room + 64 * m, left < 32 ? left : 32, codes + 32 * u, scales + u, sums + u);
+            quantise(room + 64 * m, left < 32 ? left : 32, b_.neurons, r, u);
           }
         }
       }

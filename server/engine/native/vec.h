@@ -33,6 +33,29 @@ TRIM_INLINE float highest8(v8f v) {
   return m;
 }
 
+// Sixteen floats as two times eight, for instruction sets without wider registers.
+template <class Isa>
+struct TwoHalves {
+  struct Line {
+    v8f low, high;
+  };
+  static constexpr bool kTurnsHalves = false;
+  TRIM_INLINE void turn_halves(const uint16_t*, int, float*) {}
+  TRIM_INLINE Line zeros() { return {splat(0), splat(0)}; }
+  TRIM_INLINE Line read(const float* p) { return {load8(p), load8(p + 8)}; }
+  TRIM_INLINE Line read(const uint16_t* p) {
+    return {Isa::load_half(p), Isa::load_half(p + 8)};
+  }
+  TRIM_INLINE void write(float* p, Line x) {
+    store8(p, x.low);
+    store8(p + 8, x.high);
+  }
+  TRIM_INLINE Line times(Line x, float factor) { return {x.low * factor, x.high * factor}; }
+  TRIM_INLINE Line plus(Line sum, float factor, Line x) {  // sum + factor * x, rounded once
+    return {Isa::fma(splat(factor), x.low, sum.low), Isa::fma(splat(factor), x.high, sum.high)};
+  }
+};
+
 // e^x to about one unit in the last place; Cephes' polynomial. Large and small x are clamped.
 TRIM_INLINE v8f exp8(v8f x) {
   x = min8(max8(x, splat(-87.3f)), splat(88.0f));
