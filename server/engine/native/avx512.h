@@ -58,6 +58,8 @@ struct Isa : X86 {
     for (int m = 0; m < M; ++m) acc[m] = _mm512_loadu_ps(in.out[m]);
     for (int k = 0; k < blocks; ++k, b += stride) {
       __m512i sum[M];
+      if constexpr (M >= 4)  // fewer rows read no faster than memory is streamed anyway
+        for (int i = 0; i < kBlockBytes<BITS>; i += 64) __builtin_prefetch(b + 4096 + i, 0, 2);
       if constexpr (BITS == 4) {
         for (int m = 0; m < M; ++m) sum[m] = _mm512_setzero_si512();
         const __m512i mask = _mm512_set1_epi8(15);
@@ -96,6 +98,9 @@ struct Isa : X86 {
   }
 
  private:
+  template <int BITS>
+  static constexpr int kBlockBytes = BITS == 4 ? 320 : 544;
+
   // Two dimensions of 16 slots; the second one is eight further.
   TRIM_INLINE void spread(__m512i halves, float* out) {
     write(out, _mm512_cvtph_ps(_mm512_castsi512_si256(halves)));
