@@ -119,18 +119,31 @@ class Rows {
         const TrimEntry* mine = entry(r, index, part);
         norm(b_.x.get() + r * hidden_, mine ? mine->norm : weight, model_.hidden, buffer);
         quantise(buffer, model_.hidden, out, r);
-        if (mine && mine->rank) narrow(*mine->inner, out, r, nullptr, entered + r * rank_);
       }
+      if (entries_)
+        narrow_rows(who.row.get(), nullptr, from, to, out, entered, [&](int32_t row) {
+          const TrimEntry* mine = entry(row, index, part);
+          return mine && mine->rank ? mine->inner : nullptr;
+        });
     });
     return {out, entered};
   }
 
-  // out[0..rank) = matrix(inputs of one row); the rest up to a multiple of 16 is 0.
-  void narrow(const TrimMatrix& matrix, const Quantised& inputs, int32_t row,
-              const int32_t* width, float* out) const {
-    const int64_t rank = up(matrix.outputs, 16);
-    memset(out, 0, rank * sizeof(float));
-    output_blocks(matrix, 0, rank / 16, inputs, &row, width, 1, [&](int32_t) { return out; });
+  // out[row][0..rank) = matrix(inputs) of rows `from..to`, those with the same matrix side by side;
+  // the rest up to a multiple of 16 is 0. `matrix(row)` is null where there is none.
+  template <class Find>
+  void narrow_rows(const int32_t* rows, const int32_t* widths, int64_t from, int64_t to,
+                   const Quantised& inputs, float* out, const Find& matrix) const {
+    const auto place = [&](int32_t row) { return out + row * rank_; };
+    for (int64_t next; from < to; from = next) {
+      const TrimMatrix* shared = matrix(rows[from]);
+      for (next = from + 1; next < to && matrix(rows[next]) == shared;) ++next;
+      if (!shared) continue;
+      const int64_t rank = up(shared->outputs, 16);
+      for (int64_t i = from; i < next; ++i) memset(place(rows[i]), 0, rank * sizeof(float));
+      output_blocks(*shared, 0, rank / 16, inputs, rows + from, widths ? widths + from : nullptr,
+                    (int)(next - from), place);
+    }
   }
 
   // out[0..16) += output block `block` of what a row's entry adds to the input projection.
@@ -143,23 +156,15 @@ class Rows {
 
   // out[0..16) += one block of outer(inner).
   TRIM_INLINE void widen(const float* inner, int rank, const uint16_t* outer, float* out) {
-    // Two sums for each half, so that no product waits for the one before.
-    v8f low = load8(out), high = load8(out + 8), low2 = splat(0), high2 = splat(0);
+    // Two sums, so that no product waits for the one before.
+    Isa::Line even = Isa::read(out), odd = Isa::zeros();
     int k = 0;
     for (; k + 2 <= rank; k += 2, outer += 32) {
-      const v8f even = splat(inner[k]), odd = splat(inner[k + 1]);
-      low = Isa::fma(even, Isa::load_half(outer), low);
-      high = Isa::fma(even, Isa::load_half(outer + 8), high);
-      low2 = Isa::fma(odd, Isa::load_half(outer + 16), low2);
-      high2 = Isa::fma(odd, Isa::load_half(outer + 24), high2);
+      even = Isa::plus(even, inner[k], Isa::read(outer));
+      odd = Isa::plus(odd, inner[k + 1], Isa::read(outer + 16));
     }
-    if (k < rank) {
-      const v8f last = splat(inner[k]);
-      low = Isa::fma(last, Isa::load_half(outer), low);
-      high = Isa::fma(last, Isa::load_half(outer + 8), high);
-    }
-    store8(out, low + low2);
-    store8(out + 8, high + high2);
+    if (k < rank) even = Isa::plus(even, inner[k], Isa::read(outer));
+    Isa::write(out, Isa::plus(even, 1.0f, odd));
   }
 
   // x += out_norm(matrix(inputs) + own part), and the constants of rows that skip the block.
@@ -223,13 +228,13 @@ class Rows {
       ranked = ranked || mine->outer;
     }
     if (!ranked) return owned;
-    pool_.share(who.count, 1, [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
-        const int32_t r = who.row.get()[i];
-        const TrimOwn* mine = own(r, index, part);
-        if (!mine || !mine->outer) continue;
-        narrow(*mine->inner, inputs, r, &who.width.get()[i], b_.inner.get() + r * rank_);
-      }
+    const int64_t each = (who.count + pool_.size() - 1) / pool_.size();
+    pool_.share(who.count, each < Isa::kRows ? each : Isa::kRows, [&](int64_t from, int64_t to) {
+      narrow_rows(who.row.get(), who.width.get(), from, to, inputs, b_.inner.get(),
+                  [&](int32_t row) {
+                    const TrimOwn* mine = own(row, index, part);
+                    return mine && mine->outer ? mine->inner : nullptr;
+                  });
     });
     pool_.barrier();
     return owned;
