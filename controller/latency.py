@@ -1,7 +1,6 @@
 """How long a step takes: fitted once from measured steps, corrected by every step that follows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -26,6 +25,9 @@ class StepModel:
         """`own` says how many numbers a variant reads beside the shared weights, by its name."""
         self._shape = shape
         self._own = own or {}
+        # By names, which hash quickly; the variants of a server are few.
+        self._multiplied: dict[str, int] = {}
+        self._unions: dict[frozenset[str], int] = {}
         self._coefficients = (0.0, 0.0, 0.0)
         self.correction = 1.0
         self._took = self._predicted = 0.0  # running means of steps, in seconds
@@ -74,33 +76,40 @@ class StepModel:
 
     def _features(self, rows: Rows, sampled: int, cached: int) -> tuple[float, float, float]:
         shape = self._shape
-        present = [(variant, tokens) for variant, tokens in rows if tokens]
         head = shape.hidden * shape.vocab
-        streamed = _union_parameters(frozenset(v for v, _ in present), shape)
-        streamed += head if sampled else 0
-        if self._own:
-            streamed += sum(self._own.get(name, 0) for name in {v.name for v, _ in present})
+        worked, present = sampled * head, {}
+        for variant, tokens in rows:
+            if tokens:
+                worked += tokens * self._parameters(variant)
+                present[variant.name] = variant
+        streamed = self._streamed(present) + (head if sampled else 0)
         streamed += cached * 2 * shape.layers * shape.kv_groups * shape.head_dim
-        worked = sum(
-            tokens * (_body_parameters(variant, shape) + self._own.get(variant.name, 0))
-            for variant, tokens in present
-        )
-        return 1.0, streamed / 1e9, (worked + sampled * head) / 1e9
+        return 1.0, streamed / 1e9, worked / 1e9
 
+    def _parameters(self, variant: VariantSpec) -> int:
+        """What one row multiplies."""
+        found = self._multiplied.get(variant.name)
+        if found is None:
+            found = variant.body_parameters(self._shape) + self._own.get(variant.name, 0)
+            self._multiplied[variant.name] = found
+        return found
 
-@lru_cache(maxsize=4096)
-def _union_parameters(variants: frozenset[VariantSpec], shape: Shape) -> int:
-    widest = VariantSpec(
-        "union",
-        tuple(max((v.kv_groups[i] for v in variants), default=0) for i in range(shape.layers)),
-        tuple(max((v.ffn[i] for v in variants), default=0) for i in range(shape.layers)),
-    )
-    return widest.body_parameters(shape)
-
-
-@lru_cache(maxsize=1024)
-def _body_parameters(variant: VariantSpec, shape: Shape) -> int:
-    return variant.body_parameters(shape)
+    def _streamed(self, present: Mapping[str, VariantSpec]) -> int:
+        """What a step reads for these variants: the union of their weights, and what each owns."""
+        key = frozenset(present)
+        found = self._unions.get(key)
+        if found is None:
+            shape, variants = self._shape, present.values()
+            widest = VariantSpec(
+                "union",
+                tuple(
+                    max((v.kv_groups[i] for v in variants), default=0) for i in range(shape.layers)
+                ),
+                tuple(max((v.ffn[i] for v in variants), default=0) for i in range(shape.layers)),
+            )
+            found = widest.body_parameters(shape) + sum(self._own.get(name, 0) for name in key)
+            self._unions[key] = found
+        return found
 
 
 def _non_negative(features: np.ndarray, target: np.ndarray) -> np.ndarray:

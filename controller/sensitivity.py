@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def _number(name: str, value: float | None) -> float:
     return math.log1p(value) if name in _COUNTS else float(value)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sensitivity:
     """Predicts losses. `mean` and `scale` are of the features, `weights` by variant.
 
@@ -69,11 +70,14 @@ class Sensitivity:
         """By variant, the loss expected on this prompt over the variant's mean loss."""
         point = (np.array(vector(features)) - self.mean) / self.scale
         point = np.nan_to_num(point)  # a feature that is missing says nothing
-        found = {}
-        for variant, weights in self.weights.items():
-            ratio = 1.0 + float(point @ weights) / self.level[variant]
-            found[variant] = min(max(ratio, 1 / _BOUND), _BOUND)
-        return found
+        ratios = 1.0 + point @ self._slopes
+        return dict(zip(self.weights, ratios.clip(1 / _BOUND, _BOUND).tolist(), strict=True))
+
+    @cached_property
+    def _slopes(self) -> np.ndarray:
+        """`[features, variants]`: weights over the variant's mean loss."""
+        weights = np.array(list(self.weights.values()))
+        return (weights / np.array([self.level[name] for name in self.weights])[:, None]).T
 
     def save(self, folder: Path) -> Path:
         """Writes `sensitivity.json` under a temporary name and renames it."""

