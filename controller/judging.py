@@ -1,34 +1,40 @@
 """How much a sensitivity predictor is worth, on prompts that it was not fitted to."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from controller.analyzer import PromptFeatures
-from controller.sensitivity import fit
+from controller.sensitivity import BOUND, FEATURES, solve, vector
 
 _FOLDS = 5
 _RESAMPLES = 2000
 
-View = Callable[[PromptFeatures], PromptFeatures]
+_LENGTH = FEATURES.index("words")
 
 
 def judge(
-    features: Sequence[PromptFeatures], losses: Mapping[str, Sequence[float]], seed: int = 0
+    features: Sequence[PromptFeatures],
+    losses: Mapping[str, Sequence[float]],
+    prompt_loss: Sequence[float],
+    seed: int = 0,
 ) -> dict[str, Any]:
     """For each variant and predictor, cross-validated over prompts.
 
     `r2` and Spearman's `rho`; `gain` is the share of the oracle's advantage over chance that is won
     when the half of the prompts with the least predicted loss is cut, and `over_random` and
     `over_length` are how much less is lost than by a random half, or by the half that length alone
-    picks, in nats per token with 95 % bootstrap intervals. Predictors: all features, length only,
-    and the complexity score as a rule ("hard prompts lose more"), which has no `r2`: it is no loss.
+    picks, in nats per token with 95 % bootstrap intervals. Predictors: all features, these and
+    `prompt_loss`, the base's own on the prompt (which it has once it has read it), length only, and
+    the complexity score as a rule ("hard prompts lose more"), which has no `r2`: it is no loss.
     """
+    seen = np.array([vector(one) for one in features])
+    targets = np.array(list(losses.values())).T
     predicted = {
-        "all": _predictions(features, losses, lambda one: one),
-        "length": _predictions(features, losses, _length_only),
+        "all": _predictions(seen, targets),
+        "all+loss": _predictions(np.column_stack([seen, prompt_loss]), targets),
+        "length": _predictions(seen[:, [_LENGTH]], targets),
     }
     rule = np.array([one.complexity for one in features])
     found: dict[str, Any] = {}
@@ -48,31 +54,17 @@ def judge(
     return found
 
 
-def _predictions(
-    features: Sequence[PromptFeatures], losses: Mapping[str, Sequence[float]], view: View
-) -> np.ndarray:
+def _predictions(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """`[prompts, variants]`, each prompt's from a fit that did not see it."""
-    seen = [view(one) for one in features]
-    folds = np.random.default_rng(1).permutation(len(seen)) % _FOLDS
-    found = np.zeros((len(seen), len(losses)))
+    folds = np.random.default_rng(1).permutation(len(points)) % _FOLDS
+    found = np.zeros_like(targets)
     for fold in range(_FOLDS):
-        train = np.flatnonzero(folds != fold).tolist()
-        model = fit(
-            [seen[i] for i in train],
-            {name: [values[i] for i in train] for name, values in losses.items()},
-            "",
-            "",
-        )
-        for i in np.flatnonzero(folds == fold):
-            ratios = model.relative(seen[i])
-            found[i] = [ratios[name] * model.level[name] for name in losses]
+        held = folds == fold
+        mean, scale, weights = solve(points[~held], targets[~held])
+        level = targets[~held].mean(0)
+        guess = level + np.nan_to_num((points[held] - mean) / scale) @ weights
+        found[held] = guess.clip(level / BOUND, level * BOUND)
     return found
-
-
-def _length_only(features: PromptFeatures) -> PromptFeatures:
-    return replace(
-        PromptFeatures(features.words, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0), backend=features.backend
-    )
 
 
 def _one(

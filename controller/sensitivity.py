@@ -27,7 +27,8 @@ FEATURES = (
     "noun_chunks", "dependency_span",
 )  # fmt: skip
 _COUNTS = {"words", "sentences", "numbers", "code_marks", "step_cues", "verbs", "noun_chunks"}
-_BOUND = 3.0  # predictions stay within this factor of the mean
+BOUND = 3.0
+"""Predictions stay within this factor of the mean."""
 _RIDGES = (1.0, 10.0, 100.0, 1000.0)
 
 
@@ -71,7 +72,7 @@ class Sensitivity:
         point = (np.array(vector(features)) - self.mean) / self.scale
         point = np.nan_to_num(point)  # a feature that is missing says nothing
         ratios = 1.0 + point @ self._slopes
-        return dict(zip(self.weights, ratios.clip(1 / _BOUND, _BOUND).tolist(), strict=True))
+        return dict(zip(self.weights, ratios.clip(1 / BOUND, BOUND).tolist(), strict=True))
 
     @cached_property
     def _slopes(self) -> np.ndarray:
@@ -120,11 +121,7 @@ def fit(
 ) -> Sensitivity:
     """Fits one ridge a variant; its strength is chosen by five folds, the same for all variants."""
     points = np.array([vector(one) for one in features])
-    mean, scale = _spread(points)
-    points = np.nan_to_num((points - mean) / scale)
-    targets = np.array(list(losses.values())).T
-    strength = min(_RIDGES, key=lambda ridge: _folded_error(points, targets, ridge))
-    weights = _ridge(points, targets - targets.mean(0), strength)
+    mean, scale, weights = solve(points, np.array(list(losses.values())).T)
     return Sensitivity(
         fingerprint=fingerprint,
         backend=backend,
@@ -135,6 +132,15 @@ def fit(
             name: tuple(column.tolist()) for name, column in zip(losses, weights.T, strict=True)
         },
     )
+
+
+def solve(points: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and scale of `[prompts, features]`, and the weights `[features, variants]` of what
+    `[prompts, variants]` differs from its mean by. NaN is a feature that is not known."""
+    mean, scale = _spread(points)
+    points = np.nan_to_num((points - mean) / scale)
+    strength = min(_RIDGES, key=lambda ridge: _folded_error(points, targets, ridge))
+    return mean, scale, _ridge(points, targets - targets.mean(0), strength)
 
 
 def _spread(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

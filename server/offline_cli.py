@@ -186,7 +186,7 @@ def sensitivity(
         for title in titles:
             table.add_column(title, justify="right")
         for variant, judged in report.items():
-            for predictor in ("all", "length", "rule"):
+            for predictor in ("all", "all+loss", "length", "rule"):
                 one = judged[predictor]
                 intervals = (
                     f"{low:+.4f} to {high:+.4f}"

@@ -48,6 +48,7 @@ def learn_sensitivity(
         for number, name in enumerate(loaded.variants)
         if name != BASE
     }
+    prompt_loss = [one.prompt for one in swept]
     features, reports = {}, {}
     for backend in reversed(BACKENDS):
         try:
@@ -55,7 +56,7 @@ def learn_sensitivity(
         except ImportError:
             continue
         features[backend] = [analyze(one.text) for one in asked]
-        reports[backend] = judge(features[backend], losses)
+        reports[backend] = judge(features[backend], losses, prompt_loss)
     fitted = fit(features[analyzer], losses, artefact.fingerprint, analyzer)
     about = {"prompts": corpus.name, "count": len(asked), "answer_tokens": answer_tokens}
     found = replace(fitted, report={**about, "backends": reports})

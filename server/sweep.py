@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +12,7 @@ from pruners.journal import Journal
 from pruners.sources import Corpus
 from pruners.variant import BASE
 from server.app import build_runner
+from server.engine.decoder import Segment
 from server.engine.load import LoadedModel
 from server.engine.offline import answer_all
 from server.engine.rereading import Reread, Rereading
@@ -42,10 +44,11 @@ class Swept:
     """Of one prompt: how many tokens the base answered, and what each variant makes of them.
 
     `kl` to the base and `surprise`, a variant's own loss, are in nats per token, in the order of
-    the model's variants, the base first.
+    the model's variants, the base first. `prompt` is the base's loss on the prompt itself.
     """
 
     answer: int
+    prompt: float
     kl: tuple[float, ...]
     surprise: tuple[float, ...]
 
@@ -115,13 +118,27 @@ def sweep(
             for answer in answers:
                 read = _read(runner, model, answer)
                 kl, surprise = [one.kl for one in read], [one.surprise for one in read]
-                found.append([len(answer.output), kl, surprise])
+                loss = _prompt_loss(runner, model, answer.request.prompt)
+                found.append([len(answer.output), loss, kl, surprise])
             return found
 
-        noted = journal.value(f"prompts from {first}", compute)
-        rows += [Swept(answer, tuple(kl), tuple(surprise)) for answer, kl, surprise in noted]
+        noted = journal.value(f"prompts and answers from {first}", compute)
+        rows += [Swept(n, loss, tuple(kl), tuple(surprise)) for n, loss, kl, surprise in noted]
         progress.update(task, completed=len(rows))
     return rows
+
+
+def _prompt_loss(runner: Runner, model: LoadedModel, prompt: Sequence[int]) -> float:
+    """Of the base, in nats per token; 0 for a single token, which nothing predicts."""
+    cache = runner.decoder.cache.open()
+    if not cache.reserve(len(prompt)):
+        raise RuntimeError("the cache is too small for the prompts of a sweep")
+    with runner.threads():
+        hidden = runner.decoder.forward([Segment(list(prompt), cache, model.variants[BASE])])
+        said = runner.decoder.logits(hidden[:-1]).float().log_softmax(-1).cpu()
+    cache.close()
+    follows = torch.tensor(prompt[1:], dtype=torch.long)[:, None]
+    return -float(said.gather(-1, follows).mean()) if len(follows) else 0.0
 
 
 def _read(runner: Runner, model: LoadedModel, answer: Answer) -> list[Reread]:

@@ -31,12 +31,14 @@ def losses(features, noise: float, seed: int = 1) -> dict[str, list[float]]:
 
 def test_it_finds_what_makes_a_prompt_sensitive_and_says_what_it_is_worth():
     features = prompts()
-    report = judge(features, losses(features, noise=0.02))
+    lost = losses(features, noise=0.02)
+    report = judge(features, lost, prompt_loss=[2.0 + loss for loss in lost["b"]])
     assert report["a"]["all"]["r2"] > 0.6
     assert report["a"]["all"]["rho"] > 0.7
     assert 0.7 < report["a"]["all"]["gain"] <= 1.0
     assert report["a"]["all"]["over_random"][0] > 0
     assert report["b"]["all"]["r2"] < 0.1
+    assert report["b"]["all+loss"]["r2"] > 0.9, "the base's own loss on the prompt tells it"
     low, high = report["b"]["all"]["over_random"]
     assert low < 0 < high, "there is nothing to find"
 
