@@ -3,6 +3,7 @@
 import math
 
 _MEMORY = 5.0  # seconds after which work counts for a third
+_FIRST_SEEN = 1 - math.exp(-1)
 _FIRST_LENGTH, _FORGETS = 128.0, 0.03
 _SHORT, _RATE = 0.05, 0.05  # waits that say nothing, in seconds; the weight of one request
 
@@ -23,12 +24,13 @@ class Demand:
         if idle or self._since == -math.inf:
             self._work, self._since = 0.0, now
         else:
-            self._work *= math.exp(-max(0.0, now - self._at) / _MEMORY)
+            self._work *= math.exp((self._at - now) / _MEMORY) if now > self._at else 1.0
         self._work += work
         self._at = now
         # After a short time there is less to forget; what is shorter yet says too little.
-        seconds = _MEMORY * (1 - math.exp(-max(now - self._since, _MEMORY) / _MEMORY))
-        self.value = self._work / seconds
+        since = now - self._since
+        seen = 1 - math.exp(-since / _MEMORY) if since > _MEMORY else _FIRST_SEEN
+        self.value = self._work / (_MEMORY * seen)
 
 
 class WaitBias:

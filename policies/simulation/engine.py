@@ -89,17 +89,19 @@ class SimulatedEngine:
 
     def advance(self, until: float) -> None:
         """Runs until the clock has come to `until`."""
+        waiting, reading, writing = self.waiting, self._reading, self._writing
         while self.clock < until:
-            room = self.limits.max_running - self.running
-            while room > 0 and self.waiting:
-                row = self.waiting.popleft()
-                row.started = self.clock
-                self._waiting_seconds -= row.prompt * self.rates.prompt[row.action]
-                self._reading.append(row)
-                room -= 1
-            if self._reading:
+            if waiting:
+                room = self.limits.max_running - len(reading) - len(writing)
+                while room > 0 and waiting:
+                    row = waiting.popleft()
+                    row.started = self.clock
+                    self._waiting_seconds -= row.prompt * self.rates.prompt[row.action]
+                    reading.append(row)
+                    room -= 1
+            if reading:
                 self._read()
-            elif self._writing:
+            elif writing:
                 self._write(until)
             else:
                 if until < math.inf:
@@ -133,24 +135,25 @@ class SimulatedEngine:
         stream, each = self._stream, self._row_seconds
         if len(self._writing) < slots and (waiting or self._reading):
             first = (self._reading or waiting)[0].action
-            stream = max(stream, rates.stream[first])
+            stream = rates.stream[first] if rates.stream[first] > stream else stream
             each += (slots - len(self._writing)) * rates.row[first]
         step = stream + each + self._cached
         return step * steps * (1 - (slots - 1) / count) / slots + reading
 
     def decode_step(self, action: int) -> float:
         """Predicted seconds of a step that one more answer of this variant is part of."""
-        rates = self.rates
-        stream = max(self._stream, rates.stream[action])
+        rates, stream = self.rates, self._stream
+        stream = rates.stream[action] if rates.stream[action] > stream else stream
         return stream + self._row_seconds + rates.row[action] + self._cached
 
     def _read(self) -> None:
         """One step with prompts in it."""
         rates = self.rates
-        left = max(1, self.limits.step_tokens - len(self._writing))
+        left = self.limits.step_tokens - len(self._writing)
+        left = left if left > 1 else 1
         stream, seconds, ended = self._stream, self._row_seconds, []
         for row in self._reading:
-            count = min(left, row.prompt_left)
+            count = left if left < row.prompt_left else row.prompt_left
             if not count:
                 break
             left -= count
@@ -167,7 +170,8 @@ class SimulatedEngine:
             row.first = self.clock
             row.ends = self._ticks + row.output - 1
             self._start(row)
-        self._finish()
+        if self._writing and self._writing[0].ends <= self._ticks:
+            self._finish()
 
     def _write(self, until: float) -> None:
         """Decode steps until an answer ends or the time is up."""
@@ -179,7 +183,8 @@ class SimulatedEngine:
         grown = self._growth * steps * (steps - 1) / 2
         self.clock += self._slow(steps * step + grown, True)
         self._tick(steps)
-        self._finish()
+        if self._writing[0].ends <= self._ticks:
+            self._finish()
 
     def _tick(self, steps: int) -> None:
         self._ticks += steps
@@ -191,15 +196,18 @@ class SimulatedEngine:
         self._cached += (row.prompt + 1) * self.rates.cached[row.action]
         self._growth += self.rates.cached[row.action]
         self._counts[row.action] += 1
-        self._stream = max(self._stream, self.rates.stream[row.action])
+        if self.rates.stream[row.action] > self._stream:
+            self._stream = self.rates.stream[row.action]
 
     def _finish(self) -> None:
-        writing = self._writing
+        """Takes out the answers that have ended, of which there is one at least."""
+        writing, rates = self._writing, self.rates
         while writing and writing[0].ends <= self._ticks:
             row = heapq.heappop(writing)
-            self._row_seconds -= self.rates.row[row.action]
-            self._cached -= (row.prompt + row.output) * self.rates.cached[row.action]
-            self._growth -= self.rates.cached[row.action]
+            cached = rates.cached[row.action]
+            self._row_seconds -= rates.row[row.action]
+            self._cached -= (row.prompt + row.output) * cached
+            self._growth -= cached
             self._counts[row.action] -= 1
             self.kv_promised -= row.cached
             if not self._counts[row.action]:

@@ -71,7 +71,7 @@ class World:
     ) -> None:
         self.profile, self.objectives = profile, objectives
         self.limits = limits or Limits()
-        self._arrivals, self._prompts = arrivals, prompts
+        self._arrivals = arrivals
         self.host = SimulatedHost(host)
         self.engine = SimulatedEngine(profile.rates, self.limits, self._ended, self.host.work)
         self.outcomes: list[Outcome | None] = [None] * len(arrivals)
@@ -95,6 +95,8 @@ class World:
         self._predicted = profile.prompts.predicted[asked].tolist()
         self._clipped = np.minimum(profile.prompts.predicted[asked], CLIP).tolist()
         self._complexity = profile.prompts.complexity[asked].tolist()
+        self._loss = profile.prompts.loss[asked].tolist()
+        self._surprise = profile.prompts.surprise[asked].tolist()
         self._budgets: tuple[int | None, ...] = (None, *sorted(profile.kv_loss, reverse=True))
 
     def arrive(self) -> bool:
@@ -164,8 +166,8 @@ class World:
     def observation(self, truth: bool = False) -> Observation:
         """As the server's policies are shown it; with `truth`, losses are the measured ones."""
         profile, arrival = self.profile, self._arrivals[self._next]
-        row, rates = self._prompts[self._next], profile.rates
-        losses = profile.prompts.loss[row].tolist() if truth else self._predicted[self._next]
+        rates = profile.rates
+        losses = (self._loss if truth else self._predicted)[self._next]
         output = arrival.output if truth else int(min(arrival.output, self._length.value))
         candidates = []
         for action, name in enumerate(profile.variants):
@@ -215,7 +217,8 @@ class World:
         return None
 
     def _tpot(self, action: int, arrival: Arrival) -> float:
-        cached = arrival.prompt + min(arrival.output, self._length.value)
+        output, length = arrival.output, self._length.value
+        cached = arrival.prompt + (output if output < length else length)
         return self.engine.decode_step(action) + cached * self.profile.rates.cached[action]
 
     def _hot(self) -> bool | None:
@@ -223,27 +226,27 @@ class World:
         return host.temperature > HOT_CELSIUS if host.scenario.sensed else None
 
     def _ended(self, row: Row, clock: float) -> None:
+        wanted, index = self.objectives, row.index
         self._length.learn(row.output)
-        self._bias.learn(self._waits[row.index], row.started - row.arrived)
-        ttft, tpot = row.first - row.arrived, (clock - row.first) / max(1, row.output - 1)
-        wanted, prompts = self.objectives, self.profile.prompts
+        self._bias.learn(self._waits[index], row.started - row.arrived)
+        ttft = row.first - row.arrived
+        tpot = (clock - row.first) / (row.output - 1 if row.output > 2 else 1)
         met = (
             (wanted.ttft is None or ttft <= wanted.ttft)
             and (wanted.tpot is None or tpot <= wanted.tpot)
             and (wanted.deadline is None or clock - row.arrived <= wanted.deadline)
         )
-        place = self._prompts[row.index], row.action
-        self.outcomes[row.index] = Outcome(
+        self.outcomes[index] = Outcome(
             row.action,
             met,
-            float(prompts.loss[place]),
-            float(prompts.surprise[place]),
+            self._loss[index][row.action],
+            self._surprise[index][row.action],
             ttft,
             tpot,
             clock - row.arrived,
             row.output,
         )
-        self.finished.append(row.index)
+        self.finished.append(index)
 
 
 def replay(

@@ -19,8 +19,12 @@ FIRM = Objectives(ttft=1.0, firm=True)
 
 def world(load=1.5, count=400, objectives=None, **changes):
     arrivals = at_load(synthetic(count, 1), load, RATES, 8)
-    rows = np.random.default_rng(2).integers(0, 100, count).tolist()
-    return World(profile(), arrivals, rows, objectives or FIRM, **changes)
+    return World(profile(), arrivals, asked(count), objectives or FIRM, **changes)
+
+
+def asked(count):
+    """Rows of the profile."""
+    return np.random.default_rng(2).integers(0, 100, count).tolist()
 
 
 @pytest.mark.parametrize("host", [MAINS, BATTERY, HOT, replace(MAINS, sensed=False)])
@@ -62,7 +66,7 @@ def test_what_a_lost_request_counts():
 def test_quality_is_what_the_profile_measured_not_what_was_predicted():
     it = world(0.2)
     done = replay(it, StaticPolicy("tenth"))
-    for one, row in zip(done, it._prompts, strict=True):
+    for one, row in zip(done, asked(len(done)), strict=True):
         assert one.quality == pytest.approx(math.exp(-it.profile.prompts.loss[row, 2]))
 
 
