@@ -29,18 +29,15 @@ class Entry(Structure):
     _fields_ = (
         ("norm", c_void_p),
         ("inner", POINTER(Matrix)),
-        ("outer", c_void_p),
-        ("rank", c_int32),
-        ("features", c_int32),
+        ("outer", POINTER(Matrix)),
     )
 
 
 class Own(Structure):
     _fields_ = (
         ("inner", POINTER(Matrix)),
-        ("outer", c_void_p),
+        ("outer", POINTER(Matrix)),
         ("bias", c_void_p),
-        ("rank", c_int32),
         ("replaces", c_int32),
         ("entry", POINTER(Entry)),
     )

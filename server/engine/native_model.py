@@ -7,7 +7,7 @@ from pruners.variant import Block, Part, VariantSpec
 from server.engine import native_library as native
 from server.engine.packed_own import PackedEntry, PackedOwnParts
 from server.engine.packed_weights import PackedLayer, PackedWeights
-from server.engine.packing import BLOCK, PackedMatrix
+from server.engine.packing import PackedMatrix
 
 
 class NativeModel:
@@ -72,27 +72,29 @@ class NativeModel:
             own = self._own.get(Block(index, part), {}).get(spec.name)
             if own is None:
                 continue
-            inner = None if own.inner is None else pointer(matrix_of(own.inner))
             entry = None if own.entry is None else pointer(self._entry(own.entry))
             found = native.Own(
-                inner,
-                native.pointer(own.outer),
+                self._matrix(own.inner),
+                self._matrix(own.outer),
                 own.bias.data_ptr(),
-                own.rank,
                 int(own.replaces),
                 entry,
             )
             owns[index] = pointer(found)
-            self._kept += [inner, entry, found]
+            self._kept += [entry, found]
         return owns
 
     def _entry(self, entry: PackedEntry) -> native.Entry:
-        inner = None if entry.inner is None else pointer(matrix_of(entry.inner))
-        self._kept.append(inner)
-        outer, features = entry.outer, 0 if entry.outer is None else BLOCK * len(entry.outer)
         return native.Entry(
-            entry.norm.data_ptr(), inner, native.pointer(outer), entry.rank, features
+            entry.norm.data_ptr(), self._matrix(entry.inner), self._matrix(entry.outer)
         )
+
+    def _matrix(self, packed: PackedMatrix | None) -> "ctypes._Pointer[native.Matrix] | None":
+        if packed is None:
+            return None
+        found = pointer(matrix_of(packed))
+        self._kept.append(found)
+        return found
 
 
 def matrix_of(packed: PackedMatrix) -> native.Matrix:

@@ -17,14 +17,12 @@ class PackedEntry:
     """What a variant has in front of a sub-block, as `native.h` has it."""
 
     norm: Tensor
-    inner: PackedMatrix | None
-    outer: Tensor | None  # fp16, [features / 16, rank, 16]
-    rank: int
+    inner: PackedMatrix | None = None
+    outer: PackedMatrix | None = None
 
     def tensors(self) -> list[Tensor]:
         """Every resident tensor of it."""
-        inner = [] if self.inner is None else self.inner.tensors()
-        return [self.norm, *inner, *([] if self.outer is None else [self.outer])]
+        return [self.norm, *_tensors(self.inner, self.outer)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +30,19 @@ class PackedOwn:
     """What a variant has of its own in one sub-block, as `native.h` has it."""
 
     inner: PackedMatrix | None
-    outer: Tensor | None  # fp16, [outputs / 16, rank, 16]
+    outer: PackedMatrix | None
     bias: Tensor
-    rank: int
-    replaces: bool
+    replaces: bool = False
     entry: PackedEntry | None = None
 
     def tensors(self) -> list[Tensor]:
         """Every resident tensor of it."""
-        inner = [] if self.inner is None else self.inner.tensors()
         entry = [] if self.entry is None else self.entry.tensors()
-        return [self.bias, *inner, *([] if self.outer is None else [self.outer]), *entry]
+        return [self.bias, *_tensors(self.inner, self.outer), *entry]
+
+
+def _tensors(*matrices: PackedMatrix | None) -> list[Tensor]:
+    return [tensor for matrix in matrices if matrix is not None for tensor in matrix.tensors()]
 
 
 PackedOwnParts = dict[Block, dict[str, PackedOwn]]
@@ -66,7 +66,7 @@ class _Packer:
 
     def __init__(self) -> None:
         self._biases: dict[int, Tensor] = {}
-        self._ranks: dict[tuple[int, int], tuple[PackedMatrix, Tensor]] = {}
+        self._ranks: dict[tuple[int, int], tuple[PackedMatrix, PackedMatrix]] = {}
 
     def own(self, correction: Correction, layer: PackedLayer, part: Part) -> PackedOwn:
         shared = layer.o if part == "attention" else layer.down
@@ -75,25 +75,24 @@ class _Packer:
             if shared.bias is not None:
                 bias = bias + shared.bias
             matrix = pack(quantise(correction.weight, shared.bits), input_major=True)
-            return PackedOwn(matrix, None, bias, 0, replaces=True)
+            return PackedOwn(matrix, None, bias, replaces=True)
         entry = None if correction.entry is None else self._entry(correction.entry, layer, part)
         inner, outer = self._low_rank(correction)
-        return PackedOwn(inner, outer, bias, correction.rank, replaces=False, entry=entry)
+        return PackedOwn(inner, outer, bias, entry=entry)
 
     def _entry(self, entry: Entry, layer: PackedLayer, part: Part) -> PackedEntry:
         norm = (layer.norms[f"{part}_norm"] * entry.norm.float()).contiguous()
         inner, outer = self._low_rank(entry, gated=part == "mlp")
-        return PackedEntry(norm, inner, outer, entry.rank)
+        return PackedEntry(norm, inner, outer)
 
     def _low_rank(
         self, own: LowRank | Entry, gated: bool = False
-    ) -> tuple[PackedMatrix | None, Tensor | None]:
+    ) -> tuple[PackedMatrix | None, PackedMatrix | None]:
         if own.rank == 0:
             return None, None
         key = (id(own.up), id(own.down))
         if key not in self._ranks:
             up = own.up.float()
             up = woven(*up.chunk(2)) if gated else F.pad(up, (0, 0, 0, -len(up) % BLOCK))
-            outer = up.half().unflatten(0, (-1, BLOCK)).transpose(1, 2).contiguous()
-            self._ranks[key] = (pack(quantise(own.down, 8)), outer)
+            self._ranks[key] = (pack(quantise(own.down, 8)), pack(quantise(up, 8)))
         return self._ranks[key]

@@ -69,10 +69,8 @@ class Attention : public Rows {
         }
         const auto place = [&](int32_t row) { return b_.qkv.get() + row * qkv_ + 16 * b; };
         output_block(qkv, b, inputs.normed, who.row.get(), nullptr, reach, place);
-        for (int i = 0; i < reach; ++i) {
-          const int32_t r = who.row.get()[i];
-          enter(index, kAttention, r, inputs.entered, b, place(r));
-        }
+        const int32_t* rows = who.row.get();
+        enter(who, 0, reach, inputs, b, [&](int64_t i) { return place(rows[i]); });
       }
     });
     pool_.barrier();

@@ -9,6 +9,7 @@
 
 namespace trim {
 
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Memory that grows and is never given back while the engine lives; contents are not kept.
@@ -60,9 +61,16 @@ struct Lines {
   float* out[8];
 };
 
+// Neighbours among the members with the same own part, which may be null.
+struct Run {
+  int64_t first, last;
+  const TrimOwn* own;
+};
+
 // The rows that a sub-block has work for, the widest first, in whole segments.
 struct Members {
   Scratch<int32_t> row, width;
+  std::vector<Run> runs;
   int count = 0;
   int reach(int64_t width_above) const {  // how many rows are wider
     int n = count;
@@ -80,8 +88,8 @@ struct Chunks {
 // What one thread needs for itself.
 struct Local {
   Members members;
-  Quantised normed, heads;  // with few rows, where threads do not share them
-  Scratch<float> line, scores, turned, values, mixed, entered;
+  Quantised normed, heads, entered;  // with few rows, where threads do not share them
+  Scratch<float> line, scores, turned, values, mixed;
   Scratch<const float*> queries;
   Scratch<float*> mixing;
   Scratch<int32_t> position, rows, widths;
@@ -89,9 +97,10 @@ struct Local {
 
 // What the threads of a step share, by row unless it says otherwise.
 struct Buffers {
-  Scratch<float> x, y, qkv, mixed, inner, entered, partial;
+  Scratch<float> x, y, qkv, mixed, partial;
   Scratch<int32_t> owner;  // the segment
   Quantised normed, heads, neurons;
+  Quantised entered, inner;  // what low ranks have in the middle
   std::vector<Chunks> parts;
   std::vector<Local> local;  // by thread
 };

@@ -27,23 +27,18 @@ typedef struct {
 } TrimMatrix;
 
 // What a variant has of its own in front of one sub-block: a norm in the place of the base's, and
-// outer(inner(normed)) beside the input projection. `outer` is fp16, [features / 16][rank][16];
-// features are those of the kept units as the projection has them, padded to 16 (of an MLP its
-// gates and its ups, each).
+// outer(inner(normed)) beside the input projection, whose outputs are those of the kept units as
+// the projection has them, padded to 16 (of an MLP its gates and its ups, each).
 typedef struct {
-  const float* norm;  // [hidden]
-  const TrimMatrix* inner;
-  const uint16_t* outer;
-  int32_t rank, features;  // rank 0: the norm alone
+  const float* norm;                // [hidden]
+  const TrimMatrix *inner, *outer;  // or null
 } TrimEntry;
 
 // What it has behind it: outer(inner(inputs)) + bias beside the shared matrix, or inner(inputs) +
-// bias in its place. `outer` is fp16, [outputs / 16][rank][16].
+// bias in its place.
 typedef struct {
-  const TrimMatrix* inner;
-  const uint16_t* outer;
+  const TrimMatrix *inner, *outer;  // or null
   const float* bias;
-  int32_t rank;
   int32_t replaces;
   const TrimEntry* entry;  // or null
 } TrimOwn;

@@ -15,20 +15,19 @@ class Rows {
     b_.normed.fit(rows, model.hidden);
     b_.owner.fit(rows);
     rank_ = 0;
-    entries_ = false;
     for (int s = 0; s < batch.segments; ++s) {
       for (int r = batch.first[s]; r < batch.first[s + 1]; ++r) b_.owner.get()[r] = s;
       for (int i = 0; i < model.layers; ++i)
         for (const TrimOwn* own : {batch.variants[s]->attention[i], batch.variants[s]->mlp[i]}) {
           if (!own) continue;
-          if (own->outer && up(own->rank, 16) > rank_) rank_ = up(own->rank, 16);
-          if (!own->entry || !own->entry->rank) continue;
+          if (own->outer) rank_ = most(rank_, own->outer->inputs);
+          if (!own->entry || !own->entry->outer) continue;
           entries_ = true;
-          if (up(own->entry->rank, 16) > rank_) rank_ = up(own->entry->rank, 16);
+          rank_ = most(rank_, own->entry->outer->inputs);
         }
     }
-    b_.inner.fit(rows * rank_);
-    b_.entered.fit(rows * rank_);
+    b_.inner.fit(rows, rank_);
+    b_.entered.fit(rows, rank_);
   }
 
  protected:
@@ -49,6 +48,7 @@ class Rows {
     out.row.fit(batch_.rows);
     out.width.fit(batch_.rows);
     out.count = 0;
+    out.runs.clear();
     int below = INT32_MAX;
     for (;;) {
       int widest = 0;
@@ -59,10 +59,15 @@ class Rows {
       if (widest == 0) return;
       for (int s = 0; s < batch_.segments; ++s) {
         if (units(s, layer, part) != widest) continue;
+        const TrimVariant& v = *batch_.variants[s];
+        const TrimOwn* own = part == kAttention ? v.attention[layer] : v.mlp[layer];
+        if (out.runs.empty() || out.runs.back().own != own)
+          out.runs.push_back({out.count, out.count, own});
         for (int r = batch_.first[s]; r < batch_.first[s + 1]; ++r) {
           out.row.get()[out.count] = r;
           out.width.get()[out.count++] = widest;
         }
+        out.runs.back().last = out.count;
       }
       below = widest;
     }
@@ -102,17 +107,16 @@ class Rows {
     return mine;
   }
 
-  // What a sub-block's input projection reads, and the narrow products of entries, [rows][rank].
+  // What a sub-block's input projection reads, and the narrow products of entries.
   struct Inputs {
-    const Quantised& normed;
-    const float* entered;
+    const Quantised &normed, &entered;
   };
 
   Inputs normed(int index, Part part, const Members& who, const float* weight, Local& local) {
-    float* buffer = local.line.fit(hidden_);
+    float* buffer = local.line.fit(most(hidden_, Isa::kRows * up(rank_, 16)));
     Quantised& out = prepared(who, b_.normed, local.normed);
-    float* entered =
-        who.count > kFew ? b_.entered.get() : local.entered.fit(batch_.rows * rank_);
+    Quantised& entered = who.count > kFew ? b_.entered : local.entered;
+    entered.fit(batch_.rows, rank_);
     each_row(who, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int32_t r = who.row.get()[i];
@@ -121,50 +125,71 @@ class Rows {
         quantise(buffer, model_.hidden, out, r);
       }
       if (entries_)
-        narrow_rows(who.row.get(), nullptr, from, to, out, entered, [&](int32_t row) {
-          const TrimEntry* mine = entry(row, index, part);
-          return mine && mine->rank ? mine->inner : nullptr;
+        narrow_rows(who, nullptr, from, to, out, entered, buffer, [](const TrimOwn& own) {
+          return own.entry ? own.entry->inner : nullptr;
         });
     });
     return {out, entered};
   }
 
-  // out[row][0..rank) = matrix(inputs) of rows `from..to`, those with the same matrix side by side;
-  // the rest up to a multiple of 16 is 0. `matrix(row)` is null where there is none.
-  template <class Find>
-  void narrow_rows(const int32_t* rows, const int32_t* widths, int64_t from, int64_t to,
-                   const Quantised& inputs, float* out, const Find& matrix) const {
-    const auto place = [&](int32_t row) { return out + row * rank_; };
-    for (int64_t next; from < to; from = next) {
-      const TrimMatrix* shared = matrix(rows[from]);
-      for (next = from + 1; next < to && matrix(rows[next]) == shared;) ++next;
+  // Calls `body(matrix, first, last)` for at most kRows members of `from..to` at a time, all with
+  // the same `matrix(own)`; not for those where it is null.
+  template <class Find, class Body>
+  static void by_matrix(const Members& who, int64_t from, int64_t to, const Find& matrix,
+                        const Body& body) {
+    for (const Run& run : who.runs) {
+      const TrimMatrix* shared = run.own ? matrix(*run.own) : nullptr;
       if (!shared) continue;
-      const int64_t rank = up(shared->outputs, 16);
-      for (int64_t i = from; i < next; ++i) memset(place(rows[i]), 0, rank * sizeof(float));
-      output_blocks(*shared, 0, rank / 16, inputs, rows + from, widths ? widths + from : nullptr,
-                    (int)(next - from), place);
+      const int64_t end = run.last < to ? run.last : to;
+      for (int64_t first = most(run.first, from); first < end; first += Isa::kRows)
+        body(*shared, first, first + Isa::kRows < end ? first + Isa::kRows : end);
     }
   }
 
-  // out[0..16) += output block `block` of what a row's entry adds to the input projection.
-  void enter(int index, Part part, int64_t row, const float* entered, int64_t block,
-             float* out) const {
-    const TrimEntry* mine = entries_ ? entry(row, index, part) : nullptr;
-    if (mine && 16 * block < mine->features)
-      widen(entered + row * rank_, mine->rank, mine->outer + 16 * block * mine->rank, out);
+  // The narrow products of rows `from..to`. `line` holds kRows times the rank.
+  template <class Find>
+  static void narrow_rows(const Members& who, const int32_t* widths, int64_t from, int64_t to,
+                          const Quantised& inputs, Quantised& out, float* line,
+                          const Find& matrix) {
+    const int32_t* rows = who.row.get();
+    by_matrix(who, from, to, matrix, [&](const TrimMatrix& m, int64_t first, int64_t last) {
+      const int64_t rank = up(m.outputs, 16);
+      memset(line, 0, (last - first) * rank * sizeof(float));
+      Tile tile;
+      for (int64_t i = first; i < last; ++i) tile.input(i - first, inputs, rows[i]);
+      for (int64_t block = 0; block < rank / 16; ++block) {
+        for (int64_t i = first; i < last; ++i)
+          tile.out[i - first] = line + (i - first) * rank + 16 * block;
+        const int64_t reach = widths ? widths[first] : m.inputs;
+        tile.product(last - first, m, block, 0, up(reach, 32) / 32);
+      }
+      for (int64_t i = first; i < last; ++i)
+        quantise(line + (i - first) * rank, m.outputs, out, rows[i]);
+    });
   }
 
-  // out[0..16) += one block of outer(inner).
-  TRIM_INLINE void widen(const float* inner, int rank, const uint16_t* outer, float* out) {
-    // Two sums, so that no product waits for the one before.
-    Isa::Line even = Isa::read(out), odd = Isa::zeros();
-    int k = 0;
-    for (; k + 2 <= rank; k += 2, outer += 32) {
-      even = Isa::plus(even, inner[k], Isa::read(outer));
-      odd = Isa::plus(odd, inner[k + 1], Isa::read(outer + 16));
-    }
-    if (k < rank) even = Isa::plus(even, inner[k], Isa::read(outer));
-    Isa::write(out, Isa::plus(even, 1.0f, odd));
+  // place(i)[0..16) += output block `block` of what member i has of its own, for `from..to`.
+  template <class Find, class Place>
+  static void widen_rows(const Members& who, int64_t from, int64_t to, const Quantised& inner,
+                         int64_t block, const Find& matrix, const Place& place) {
+    by_matrix(who, from, to, matrix, [&](const TrimMatrix& m, int64_t first, int64_t last) {
+      if (16 * block >= m.outputs) return;
+      Tile tile;
+      for (int64_t i = first; i < last; ++i) {
+        tile.input(i - first, inner, who.row.get()[i]);
+        tile.out[i - first] = place(i);
+      }
+      tile.product(last - first, m, block, 0, Packed::input_blocks(m));
+    });
+  }
+
+  // The same of what entries add to the input projection.
+  template <class Place>
+  void enter(const Members& who, int64_t from, int64_t to, const Inputs& inputs, int64_t block,
+             const Place& place) const {
+    if (!entries_) return;
+    const auto outer = [](const TrimOwn& own) { return own.entry ? own.entry->outer : nullptr; };
+    widen_rows(who, from, to, inputs.entered, block, outer, place);
   }
 
   // x += out_norm(matrix(inputs) + own part), and the constants of rows that skip the block.
@@ -172,7 +197,7 @@ class Rows {
                      const float* out_norm, Local& local) {
     const Members& who = local.members;
     float* target = (out_norm ? b_.y : b_.x).get();
-    const bool owned = inner_products(index, part, inputs, who);
+    const bool owned = inner_products(index, part, inputs, who, local);
     const int64_t blocks = hidden_ / 16;
     int32_t* rows = local.rows.fit(batch_.rows);
     int32_t* widths = local.widths.fit(batch_.rows);
@@ -196,7 +221,7 @@ class Rows {
           add(place(r), matrix.bias, begin, 16 * to);
       }
       output_blocks(matrix, from, to, inputs, rows, widths, shared, place);
-      if (owned) own_parts(index, part, target, begin, 16 * to);
+      if (owned) own_parts(index, part, who, target, begin, 16 * to);
     });
     pool_.barrier();
     if (out_norm && who.count) {
@@ -217,8 +242,9 @@ class Rows {
     for (int64_t i = begin; i < end; ++i) out[i - begin] += values[i];
   }
 
-  // The narrow products of corrections, [rows][rank]. Says whether any row has an own part.
-  bool inner_products(int index, Part part, const Quantised& inputs, const Members& who) {
+  // The narrow products of corrections. Says whether any row has an own part.
+  bool inner_products(int index, Part part, const Quantised& inputs, const Members& who,
+                      Local& local) {
     bool owned = false, ranked = false;
     for (int s = 0; s < batch_.segments; ++s) {
       const TrimVariant& v = *batch_.variants[s];
@@ -228,30 +254,28 @@ class Rows {
       ranked = ranked || mine->outer;
     }
     if (!ranked) return owned;
+    float* line = local.line.fit(Isa::kRows * up(rank_, 16));
     const int64_t each = (who.count + pool_.size() - 1) / pool_.size();
     pool_.share(who.count, each < Isa::kRows ? each : Isa::kRows, [&](int64_t from, int64_t to) {
-      narrow_rows(who.row.get(), who.width.get(), from, to, inputs, b_.inner.get(),
-                  [&](int32_t row) {
-                    const TrimOwn* mine = own(row, index, part);
-                    return mine && mine->outer ? mine->inner : nullptr;
-                  });
+      narrow_rows(who, who.width.get(), from, to, inputs, b_.inner, line,
+                  [](const TrimOwn& own) { return own.outer ? own.inner : nullptr; });
     });
     pool_.barrier();
     return owned;
   }
 
-  void own_parts(int index, Part part, float* target, int64_t begin, int64_t end) {
+  void own_parts(int index, Part part, const Members& who, float* target, int64_t begin,
+                 int64_t end) {
     for (int64_t r = 0; r < batch_.rows; ++r) {
       const TrimOwn* mine = own(r, index, part);
-      if (!mine) continue;
+      if (!mine || !mine->bias) continue;
       const bool member = units(b_.owner.get()[r], index, part) > 0;
-      float* out = (member ? target : b_.x.get()) + r * hidden_ + begin;
-      if (mine->bias) add(out, mine->bias, begin, end);
-      if (!member || !mine->outer) continue;
-      const uint16_t* outer = mine->outer + begin * mine->rank;
-      for (int64_t i = 0; i < end - begin; i += 16)
-        widen(b_.inner.get() + r * rank_, mine->rank, outer + i * mine->rank, out + i);
+      add((member ? target : b_.x.get()) + r * hidden_ + begin, mine->bias, begin, end);
     }
+    const int32_t* rows = who.row.get();
+    for (int64_t at = begin; at < end; at += 16)
+      widen_rows(who, 0, who.count, b_.inner, at / 16, [](const TrimOwn& own) { return own.outer; },
+                 [&](int64_t i) { return target + rows[i] * hidden_ + at; });
   }
 
   const TrimModel& model_;
@@ -261,6 +285,6 @@ class Rows {
   const int64_t hidden_;
 
  private:
-  int64_t rank_;
-  bool entries_;  // any with a rank
+  int64_t rank_;          // the largest of low ranks
+  bool entries_ = false;  // any with low ranks
 };

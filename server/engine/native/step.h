@@ -112,8 +112,8 @@ class Step : public Attention {
             out[o] = gate_up.bias ? gate_up.bias[16 * block + o] : 0.0f;
         }
         tile.product(n, gate_up, block, 0, blocks);
-        for (int m = 0; m < n; ++m)
-          enter(index, kMlp, who.row.get()[begin + m], inputs.entered, block, tile.out[m]);
+        enter(who, begin, begin + n, inputs, block,
+              [&](int64_t i) { return tile.out[i - begin]; });
       }
     }
     for (int m = 0; m < n; ++m)
