@@ -3,7 +3,7 @@
 import math
 
 _MEMORY = 5.0  # seconds after which work counts for a third
-_FIRST_SEEN = 1 - math.exp(-1)
+_LEAST = 2.0  # seconds of arrivals that say something
 _FIRST_LENGTH, _FORGETS = 128.0, 0.03
 _SHORT, _RATE = 0.05, 0.05  # waits that say nothing, in seconds; the weight of one request
 
@@ -27,9 +27,9 @@ class Demand:
             self._work *= math.exp((self._at - now) / _MEMORY) if now > self._at else 1.0
         self._work += work
         self._at = now
-        # After a short time there is less to forget; what is shorter yet says too little.
+        # After a short time there is less to forget.
         since = now - self._since
-        seen = 1 - math.exp(-since / _MEMORY) if since > _MEMORY else _FIRST_SEEN
+        seen = 1 - math.exp(-(since if since > _LEAST else _LEAST) / _MEMORY)
         self.value = self._work / (_MEMORY * seen)
 
 
@@ -45,8 +45,13 @@ class WaitBias:
     def learn(self, predicted: float, waited: float) -> None:
         """`predicted` as it was multiplied then; both in seconds."""
         if predicted > _SHORT:
-            ratio = min(max(waited / predicted, 0.25), 4.0)
-            self.factor = min(max(self.factor * ratio**_RATE, 0.25), 4.0)
+            self.factor = _bounded(self.factor * _bounded(waited / predicted) ** _RATE)
+
+
+def _bounded(factor: float) -> float:
+    if factor < 0.25:
+        return 0.25
+    return factor if factor < 4.0 else 4.0
 
 
 class AnswerLength:

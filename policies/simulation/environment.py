@@ -96,10 +96,12 @@ class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
         refuse = chosen == len(self.profile.variants)
         world.take(None if refuse else chosen)
         going_on = world.arrive()
-        earned = sum(self.reward.of(world.outcome(index)) for index in world.finished)
+        earned = 0.0
+        for index in world.finished:
+            earned += self.reward.of(world.outcome(index))
         world.finished.clear()
         seen = self._seen() if going_on else np.zeros(len(self.hidden), np.float32)
-        return seen, float(earned), not going_on, False, {}
+        return seen, earned, not going_on, False, {}
 
     def _seen(self) -> np.ndarray:
         assert self.world is not None
