@@ -14,6 +14,11 @@ _CODE = re.compile(
     r"|</?\w+>|[{};]\s*$|=>|==|!=",
     re.MULTILINE,
 )
+# What the pattern finds has one of these in it; most prompts have none, which is quick to see.
+_CODE_SIGNS = (
+    "```", "def ", "class ", "import ", "return", "SELECT", "#include", "<", "{", "}", ";", "=>",
+    "==", "!=",
+)  # fmt: skip
 # These two read lowered text, which is quicker than to ignore the case at every character.
 _STEPS = re.compile(
     r"\b(?:step[- ]by[- ]step|first(?:ly)?|second(?:ly)?|then|next|finally|after that)\b"
@@ -59,9 +64,9 @@ class PatternBackend:
             sentences=len(_SENTENCE.findall(text)),
             questions=text.count("?"),
             numbers=len(_NUMBER.findall(text)),
-            code_marks=len(_CODE.findall(text)),
+            code_marks=_code_marks(text),
             step_cues=len(_STEPS.findall(lowered)),
-            reasoning_cues=sum(word in _REASONING for word in words),
+            reasoning_cues=sum(map(_REASONING.__contains__, words)),
             instructions=len(_INSTRUCTION.findall(lowered)),
             distinct_ratio=len(set(words)) / len(words) if words else 0.0,
             mean_word=sum(map(len, words)) / len(words) if words else 0.0,
@@ -69,11 +74,15 @@ class PatternBackend:
         )
 
 
+def _code_marks(text: str) -> int:
+    return len(_CODE.findall(text)) if any(sign in text for sign in _CODE_SIGNS) else 0
+
+
 def _language(words: list[str]) -> str:
     """The one whose frequent words stand out; "" for short, foreign or mixed texts."""
     if len(words) < 4:
         return ""
-    shares = {name: sum(word in common for word in words) for name, common in _STOP.items()}
+    shares = {name: sum(map(common.__contains__, words)) for name, common in _STOP.items()}
     first, second = sorted(shares.values(), reverse=True)[:2]
     if first < max(2, 0.12 * len(words)) or first == second:
         return ""
