@@ -6,6 +6,7 @@ afterwards.
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class ProfileError(UserError):
     """A profile that cannot be read or does not belong here. One clear line."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prompts:
     """One row a prompt, one column a variant (base first).
 
@@ -41,6 +42,12 @@ class Prompts:
     predicted: np.ndarray
     loss: np.ndarray
     surprise: np.ndarray
+
+    @cached_property
+    def lists(self) -> dict[str, list[Any]]:
+        """The columns as plain numbers, by name: an array's are slow to get one by one."""
+        columns = ("complexity", "predicted", "loss", "surprise")
+        return {name: getattr(self, name).tolist() for name in columns}
 
 
 _COLUMNS = ("tokens", "answer", "complexity", "predicted", "loss", "surprise")

@@ -90,13 +90,11 @@ class World:
             rates.work(0, 1, 0, slots),
             rates.work(0, 0, 1, slots),
         )
-        asked = list(prompts)
-        # By request, as plain numbers: arrays are slow one by one.
-        self._predicted = profile.prompts.predicted[asked].tolist()
-        self._clipped = np.minimum(profile.prompts.predicted[asked], CLIP).tolist()
-        self._complexity = profile.prompts.complexity[asked].tolist()
-        self._loss = profile.prompts.loss[asked].tolist()
-        self._surprise = profile.prompts.surprise[asked].tolist()
+        columns = profile.prompts.lists
+        self._predicted, self._complexity, self._loss, self._surprise = (
+            [columns[name][row] for row in prompts]
+            for name in ("predicted", "complexity", "loss", "surprise")
+        )
         self._budgets: tuple[int | None, ...] = (None, *sorted(profile.kv_loss, reverse=True))
 
     def arrive(self) -> bool:
@@ -153,7 +151,7 @@ class World:
                 float(hot is None),
                 0.0,
             ),
-            self._clipped[self._next],
+            [loss if loss < CLIP else CLIP for loss in self._predicted[self._next]],
         )
 
     def mask(self) -> np.ndarray:
