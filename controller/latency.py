@@ -1,6 +1,7 @@
 """How long a step takes: fitted once from measured steps, corrected by every step that follows."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -25,9 +26,10 @@ class StepModel:
         """`own` says how many numbers a variant reads beside the shared weights, by its name."""
         self._shape = shape
         self._own = own or {}
-        # By names, which hash quickly; the variants of a server are few.
+        # By names, which hash quickly. Which variants may meet in a step has no small bound.
+        self._seen: dict[str, VariantSpec] = {}
         self._multiplied: dict[str, int] = {}
-        self._unions: dict[frozenset[str], int] = {}
+        self._streamed = lru_cache(maxsize=4096)(self._union)
         self._coefficients = (0.0, 0.0, 0.0)
         self.correction = 1.0
         self._took = self._predicted = 0.0  # running means of steps, in seconds
@@ -77,12 +79,12 @@ class StepModel:
     def _features(self, rows: Rows, sampled: int, cached: int) -> tuple[float, float, float]:
         shape = self._shape
         head = shape.hidden * shape.vocab
-        worked, present = sampled * head, {}
+        worked, present = sampled * head, set()
         for variant, tokens in rows:
             if tokens:
                 worked += tokens * self._parameters(variant)
-                present[variant.name] = variant
-        streamed = self._streamed(present) + (head if sampled else 0)
+                present.add(variant.name)
+        streamed = self._streamed(frozenset(present)) + (head if sampled else 0)
         streamed += cached * 2 * shape.layers * shape.kv_groups * shape.head_dim
         return 1.0, streamed / 1e9, worked / 1e9
 
@@ -91,25 +93,18 @@ class StepModel:
         found = self._multiplied.get(variant.name)
         if found is None:
             found = variant.body_parameters(self._shape) + self._own.get(variant.name, 0)
-            self._multiplied[variant.name] = found
+            self._seen[variant.name], self._multiplied[variant.name] = variant, found
         return found
 
-    def _streamed(self, present: Mapping[str, VariantSpec]) -> int:
-        """What a step reads for these variants: the union of their weights, and what each owns."""
-        key = frozenset(present)
-        found = self._unions.get(key)
-        if found is None:
-            shape, variants = self._shape, present.values()
-            widest = VariantSpec(
-                "union",
-                tuple(
-                    max((v.kv_groups[i] for v in variants), default=0) for i in range(shape.layers)
-                ),
-                tuple(max((v.ffn[i] for v in variants), default=0) for i in range(shape.layers)),
-            )
-            found = widest.body_parameters(shape) + sum(self._own.get(name, 0) for name in key)
-            self._unions[key] = found
-        return found
+    def _union(self, names: frozenset[str]) -> int:
+        """What a step reads for these variants: all that any of them has, and what each owns."""
+        variants, layers = [self._seen[name] for name in names], range(self._shape.layers)
+        widest = VariantSpec(
+            "union",
+            tuple(max((v.kv_groups[i] for v in variants), default=0) for i in layers),
+            tuple(max((v.ffn[i] for v in variants), default=0) for i in layers),
+        )
+        return widest.body_parameters(self._shape) + sum(self._own.get(name, 0) for name in names)
 
 
 def _non_negative(features: np.ndarray, target: np.ndarray) -> np.ndarray:

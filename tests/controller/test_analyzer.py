@@ -86,6 +86,17 @@ def test_a_backend_without_time_gives_way_and_that_is_counted(monkeypatch):
     assert gave_way == ["spacy"], "the second time it was known"
 
 
+def test_spacy_tries_again_when_its_last_try_is_long_ago():
+    backend = SpacyBackend(budget=0.05)
+    backend._per_word = 1.0  # a second, as on a machine that was very busy
+    assert backend.analyze("Why is that so?") is None
+    backend._learned -= 120.0
+    found = backend.analyze("Why is that so?")
+    assert found is not None
+    assert found.backend == "spacy"
+    assert backend._per_word < 1.0
+
+
 def test_what_is_not_installed_is_an_import_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(ImportError):

@@ -60,10 +60,10 @@ def test_products_equal_those_of_the_rounded_numbers(isa, bits, input_major):
                 torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.float16):
+def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.float16, head_dim: int = 16):
     """PyTorch's on rounded weights and the native one, with the same variants and corrections."""
-    rounded = round_weights(weights_of(tiny_model(family)), bits)
-    packed = pack_weights(weights_of(tiny_model(family)), bits)
+    rounded = round_weights(weights_of(tiny_model(family, head_dim=head_dim)), bits)
+    packed = pack_weights(weights_of(tiny_model(family, head_dim=head_dim)), bits)
     shape = packed.shape
     specs = specs_of(shape)
     corrections = {
@@ -122,9 +122,18 @@ def test_an_int8_cache_is_close_too(family):
     assert kl(expected, prompts_and_a_token(native, specs)) < 2e-3
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_a_row_is_the_same_bit_for_bit_whatever_it_is_batched_with(family):
-    _, native, specs = decoders(family, 4)
+@pytest.mark.parametrize("head_dim", [8, 24, 32, 64, 96])
+def test_heads_of_other_sizes_are_close_too(head_dim):
+    reference, native, specs = decoders("llama", 8, head_dim=head_dim)
+    expected = prompts_and_a_token(reference, specs)
+    for isa in instruction_sets():
+        native._engine = native_library.NativeEngine(2, isa)
+        assert kl(expected, prompts_and_a_token(native, specs)) < 1e-3, isa
+
+
+@pytest.mark.parametrize(("family", "head_dim"), [("llama", 16), ("llama", 64), ("gemma3", 16)])
+def test_a_row_is_the_same_bit_for_bit_whatever_it_is_batched_with(family, head_dim):
+    _, native, specs = decoders(family, 4, head_dim=head_dim)
     mixed = prompts_and_a_token(native, specs)
     names, alone = list(specs), []
     after = []

@@ -115,8 +115,7 @@ class Rows {
   Inputs normed(int index, Part part, const Members& who, const float* weight, Local& local) {
     float* buffer = local.line.fit(most(hidden_, Isa::kRows * up(rank_, 16)));
     Quantised& out = prepared(who, b_.normed, local.normed);
-    Quantised& entered = who.count > kFew ? b_.entered : local.entered;
-    entered.fit(batch_.rows, rank_);
+    Quantised& entered = prepared(who, b_.entered, local.entered);
     each_row(who, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int32_t r = who.row.get()[i];
