@@ -21,7 +21,7 @@ from benchmarks.pruning import LAYERS, ORDER, Study
 from pruners.allocation import greedy, measured
 from pruners.architecture import locate
 from pruners.depth import greedy_layers
-from pruners.distill import Training, train
+from pruners.distill import Training, quick_dtype, train
 from pruners.evaluate import evaluate, reading
 from pruners.journal import Journal
 from pruners.mask import mask
@@ -92,8 +92,9 @@ def main() -> None:
         before: dict[str, Own] = {spec.name: library.of(spec) for spec in named}
         started = time.monotonic()
         state = journal.path(f"{'-'.join(specs)}-{arguments.tokens}.safetensors")
+        dtype = quick_dtype(torch.device("cpu"))
         trained = train(
-            decoder, named, order, before, rows, held_out,
+            locate(load_transformers(source, dtype)), named, order, before, rows, held_out,
             Training(rank=arguments.rank, rate=arguments.rate), state, progress,
         )  # fmt: skip
         minutes = (time.monotonic() - started) / 60
@@ -143,6 +144,7 @@ def main() -> None:
         "machine": describe(),
         "threads": torch.get_num_threads(),
         "training_minutes": minutes,
+        "training_dtype": str(dtype),
         "arguments": {**given(arguments), "text": corpus.name},
         "base_perplexity": found.base_perplexity,
         "predictions": found.tokens,

@@ -22,8 +22,7 @@ from pruners.fingerprint import fingerprint
 from pruners.front import front
 from pruners.importance import scorer
 from pruners.journal import Journal
-from pruners.kv import served_eviction
-from pruners.kv.evict import evicted
+from pruners.kv.quality import budget_quality
 from pruners.offload import offloaded
 from pruners.order import Order
 from pruners.recipe import BuildError, Recipe
@@ -252,20 +251,8 @@ class _Run:
         return found.quality, found.about(rows, self.sources.held_out_source)
 
     def kv_quality(self) -> dict[int, Quality]:
-        """What budgets of tokens lose over as many again; without rows that long, nothing."""
-        found = {}
-        for budget in self.recipe.kv_budgets:
-            long = [row[: 2 * budget] for row in self.sources.held_out if len(row) >= 2 * budget]
-            if long and self.decoder.causal:
-                held = partial(
-                    evicted, self.decoder, prompt=budget, eviction=served_eviction(budget)
-                )
-                readers = {f"kv {budget}": held}
-                measured_ = evaluate(
-                    self.decoder, readers, long, budget, self.progress, self.journal
-                )
-                found[budget] = measured_.quality[f"kv {budget}"]
-        return found
+        rows, budgets = self.sources.held_out, self.recipe.kv_budgets
+        return budget_quality(self.decoder, rows, budgets, self.progress, self.journal)
 
 
 def _by(names: Sequence[str]) -> Callable[[VariantSpec], int]:

@@ -74,6 +74,9 @@ def _parts(artefact: Artefact) -> list[tuple[str, list[str], list[list[str]]]]:
         if table.quality:
             title = "Yield: exp(-KL) over the time of a step beside the base's"
             found.append((title, *_yields(table, machine)))
+        if machine.get("kv") and table.kv_quality:
+            title = "KV budgets: a step from one budget of tokens to two, beside one without"
+            found.append((title, *_kv_yields(table, machine["kv"])))
     if "training" in artefact.provenance:
         title = "Training beside frozen weights: KL on text that only chose the best state"
         found.append((title, *_training(artefact.provenance["training"])))
@@ -162,6 +165,22 @@ def _yields(
         ]
         rows.append([name, f"{kept:.3f}", *cells])
     return ["variant", "exp(-KL)", *(f"decode {size}" for size in sizes)], rows
+
+
+def _kv_yields(
+    table: Table, measured: dict[str, dict[str, dict[str, float]]]
+) -> tuple[list[str], list[list[str]]]:
+    """Evictions included; the yield is exp(-KL) over the relative time, as above."""
+    sizes = list(next(iter(measured.values())))
+    headers = ["KV budget", "exp(-KL)"]
+    headers += [f"{what}, {rows} rows" for rows in sizes for what in ("time", "yield")]
+    rows = []
+    for budget, by_rows in measured.items():
+        kept = math.exp(-table.kv_quality[int(budget)].kl)
+        times = [by_rows[size]["kept"] / by_rows[size]["whole"] for size in sizes]
+        cells = [f"{value:.3f}" for time in times for value in (time, kept / time)]
+        rows.append([budget, f"{kept:.3f}", *cells])
+    return headers, rows
 
 
 def _training(training: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -16,6 +16,7 @@ from pruners.fingerprint import fingerprint
 from pruners.journal import Journal
 from pruners.kv import KV_SCORERS, Eviction
 from pruners.kv.evict import evicted
+from pruners.kv.quality import budget_quality
 from pruners.progress import bars
 from pruners.replay import final_hidden
 from pruners.report import write_report
@@ -24,6 +25,7 @@ from pruners.sources import Corpus, SourceError
 from pruners.table import Quality, Table
 from pruners.tasks import Item, accuracies, read_task
 from pruners.variant import BASE, base_spec
+from server.budget_timing import time_budgets
 from server.building import SELF
 from server.engine.load import load_model, load_tokenizer, load_transformers
 from server.engine.source import resolve_model
@@ -91,6 +93,7 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
             memory.note("after all variants ran")
             for found in speed.values():
                 found["memory"] = memory.readings()
+                found["kv"] = time_budgets(loaded, table.kv_quality, progress=progress)
             speed = {**artefact.table.speed, **speed}
             table = replace(table, speed=speed, samples=sample_answers(loaded))
     artefact = replace(artefact, table=table)
@@ -112,7 +115,7 @@ def _offline(
 ) -> Table:
     """Everything that `transformers` measures: quality, tasks, eviction and cost."""
     decoder = locate(load_transformers(source, torch.float32))
-    own = artefact.corrections
+    own, known = artefact.corrections, artefact.table.kv_quality
     readers = masked(decoder, artefact.variants, artefact.order, own)
     found = evaluate(decoder, readers, rows, progress=progress, journal=journal)
     base: dict[str, Reader] = {BASE: partial(final_hidden, decoder)}
@@ -122,7 +125,8 @@ def _offline(
             "protocol": "WikiText-2" if plan.corpus and plan.corpus.wikitext else "rows",
         },
         quality=found.quality,
-        kv_quality=artefact.table.kv_quality,
+        # What no row is long enough for stays as it was.
+        kv_quality={**known, **budget_quality(decoder, rows, known, progress, journal)},
         cost={
             spec.name: cost_of(spec, own.get(spec.name, {}), decoder)
             for spec in (base_spec(decoder.shape), *artefact.variants)

@@ -76,7 +76,8 @@ def build(
         **{name: value for name, value in given.items() if value is not None},
     )
     corpus = None if text is None else read_corpus(text)
-    artefact = build_artefact(model, out, corpus, recipe, _device(device))
+    chosen = None if device is None else _device(device)
+    artefact = build_artefact(model, out, corpus, recipe, chosen)
     typer.echo(f"{out}: {len(artefact.variants)} variants of {artefact.model_name}")
 
 
@@ -98,7 +99,7 @@ def recover(
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate. Default by tier.")] = None,
     batch: Annotated[int, typer.Option(min=512, help="Tokens of a step.")] = 2048,
-    device: Annotated[str | None, typer.Option(help="Such as cuda. Default the CPU.")] = None,
+    device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
     seed: int = 0,
 ) -> None:
     """Train variants towards the base, whose weights stay as they are.
@@ -250,11 +251,9 @@ def _shares(text: str) -> tuple[float, ...]:
         raise UsageError(f"--shares {text} is no list of shares such as 0.9,0.7") from error
 
 
-def _device(name: str | None) -> "torch.device | None":
+def _device(name: str) -> "torch.device":
     import torch
 
-    if name is None:
-        return None
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from pruners.architecture import Decoder, locate
 from pruners.artefact import Artefact, load_artefact
 from pruners.cost import cost_of
-from pruners.distill import Trained, Training, train
+from pruners.distill import Trained, Training, quick_dtype, train
 from pruners.errors import UserError
 from pruners.evaluate import Evaluation, evaluate, masked
 from pruners.fingerprint import fingerprint
@@ -39,15 +39,15 @@ class RecoverError(UserError):
 class Request:
     """What to train: `variants` by name (none: all), on about `tokens` of text.
 
-    `corpus` is trained on beside the base's own text, half and half. Where `device` is None, the
-    CPU computes in fp32; a CUDA device computes in bf16.
+    `corpus` is trained on beside the base's own text, half and half. `device` computes in
+    `quick_dtype` of it.
     """
 
     variants: tuple[str, ...] = ()
     tokens: int = 200_000
     corpus: Corpus | None = None
     training: Training = field(default_factory=Training)
-    device: torch.device | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> Artefact:
@@ -72,18 +72,17 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
         "artefact": artefact.identity(),
         "variants": [spec.name for spec in specs],
         "request": [request.tokens, asdict(request.training), str(request.device)],
+        "dtype": str(quick_dtype(request.device)),
     }
     with bars() as progress:
         rows, held_out, measured, what = _text(source, artefact, request, progress)
         journal = Journal(out.parent / f".{out.name}-recover", {**identity, "text": what})
-        if request.device is not None:
-            base.to(device=request.device, dtype=torch.bfloat16)
+        base.to(device=request.device, dtype=quick_dtype(request.device))
         trained = train(
             decoder, specs, artefact.order, artefact.corrections, rows, held_out,
             request.training, journal.path("state.safetensors"), progress,
         )  # fmt: skip
-        if request.device is not None:
-            decoder = locate(load_transformers(source, torch.float32))
+        decoder = locate(load_transformers(source, torch.float32))
         corrections = artefact.corrections | {n: t.corrections for n, t in trained.items()}
         better = replace(artefact, corrections={n: c for n, c in corrections.items() if c})
         readers = masked(decoder, better.variants, better.order, better.corrections)

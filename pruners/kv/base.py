@@ -18,12 +18,14 @@ Tables = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Seen:
     """One layer's cache and the queries that were last asked of it.
 
-    `keys` (rotated) and `values` are `[rows, groups, tokens, dim]`, `queries` (not rotated)
+    Cached tokens come in any order; `positions`, `[rows, tokens]`, says where each stands in the
+    text. `keys` (rotated) and `values` are `[rows, groups, tokens, dim]`, `queries` (not rotated)
     `[rows, heads, recent, dim]` those of the last `recent` tokens, the latest of which stands at
     `position`. `rope` is None where positions are embedded. Attention is
     `softmax(scale * q k^T)`.
     """
 
+    positions: Tensor
     keys: Tensor
     values: Tensor
     queries: Tensor
@@ -43,6 +45,11 @@ class KVScorer(Protocol):
     One score a token for all heads of a layer, `[rows, tokens]`: what is dropped by single heads
     frees no memory.
     """
+
+    @property
+    def looks_at_keys(self) -> bool:
+        """Whether it has to be given `keys` and `values`; if not, it also works without."""
+        ...
 
     @property
     def looks_at_queries(self) -> bool:

@@ -125,6 +125,7 @@ def _evict(
         if keys.shape[2] <= keep:
             continue
         seen = Seen(
+            positions=watch.cached[index],
             keys=keys,
             values=values,
             queries=watch.queries[index],

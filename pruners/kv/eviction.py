@@ -36,9 +36,7 @@ class Eviction:
             )
 
     def kept(self, seen: Seen, keep: int) -> Tensor:
-        """Which of the cached tokens stay, in order, `[rows, keep]`."""
-        scores = self.scorer(seen).clone()
-        scores[:, : self.sinks] = torch.inf
-        if self.recent:
-            scores[:, -self.recent :] = torch.inf
+        """Which of the cached tokens stay, by their places in the cache, rising, `[rows, keep]`."""
+        always = (seen.positions < self.sinks) | (seen.positions > seen.position - self.recent)
+        scores = self.scorer(seen).masked_fill(always, torch.inf)
         return scores.topk(keep, dim=1).indices.sort(dim=1).values

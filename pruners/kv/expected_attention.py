@@ -14,6 +14,7 @@ class ExpectedAttention:
     (Devoto et al. 2025, arXiv 2510.00636). The mean over all heads of a layer.
     """
 
+    looks_at_keys = True
     looks_at_queries = True
 
     def __init__(self, future: int = 512, floor: float = 1e-2) -> None:

@@ -8,6 +8,7 @@ from pruners.kv.base import Seen
 class KeyNorm:
     """`-||k||`, the mean over heads (Devoto et al. 2024, arXiv 2406.11430)."""
 
+    looks_at_keys = True
     looks_at_queries = False
 
     def __call__(self, seen: Seen) -> Tensor:

@@ -16,6 +16,7 @@ class SnapKV:
     itself is kept.
     """
 
+    looks_at_keys = True
     looks_at_queries = True
 
     def __init__(self, window: int = 64) -> None:
@@ -25,13 +26,17 @@ class SnapKV:
         tokens = seen.keys.shape[2]
         window = min(self._window, seen.queries.shape[2], tokens)
         queries = seen.queries[:, :, -window:].float()
+        first = seen.position + 1 - window
         if seen.rope is not None:
-            stop = seen.position + 1
-            queries = rotate(queries, *seen.rope(torch.arange(stop - window, stop)))
+            queries = rotate(queries, *seen.rope(torch.arange(first, first + window)))
         scores = seen.scale * queries @ seen.repeated_keys.float().transpose(2, 3)
-        at = torch.arange(tokens, device=scores.device)
-        later = at > at[-window:, None]  # the window's own tokens see only what is before them
+        now = torch.arange(first, first + window, device=scores.device)
+        # The window's own tokens see only what is before them.
+        later = seen.positions[:, None, None, :] > now[:, None]
         attention = scores.masked_fill(later, -torch.inf).softmax(-1).sum((1, 2))
-        pooled = F.avg_pool1d(attention[:, None], _POOL, stride=1, padding=_POOL // 2)[:, 0]
-        pooled[:, -window:] = pooled.amax(1, keepdim=True) + 1
-        return pooled
+        order = seen.positions.argsort(1)
+        attention = attention.gather(1, order)[:, None]  # neighbours stand side by side
+        pooled = F.avg_pool1d(attention, _POOL, stride=1, padding=_POOL // 2)[:, 0]
+        later_better = torch.arange(1, window + 1, device=pooled.device)  # no ties among them
+        pooled[:, -window:] = pooled.amax(1, keepdim=True) + later_better
+        return torch.empty_like(pooled).scatter_(1, order, pooled)

@@ -1,6 +1,5 @@
 """Sinks and a recent window."""
 
-import torch
 from torch import Tensor
 
 from pruners.kv.base import Seen
@@ -12,8 +11,8 @@ class Streaming:
     The sinks are kept by every eviction. Keys keep their true rotary positions.
     """
 
+    looks_at_keys = False
     looks_at_queries = False
 
     def __call__(self, seen: Seen) -> Tensor:
-        rows, _, tokens, _ = seen.keys.shape
-        return torch.arange(tokens, device=seen.keys.device).float().expand(rows, -1)
+        return seen.positions.float()

@@ -44,7 +44,8 @@ def _chosen(
 ) -> Tensor:
     """Tokens to keep, `[layers, keep]`. Layers of the same kind and width are scored together."""
     shape = weights.shape
-    keys, values = cache.read()
+    # Nothing of a large tensor is touched for those who only ask how old a token is.
+    keys, values = cache.read() if eviction.scorer.looks_at_keys else cache.read(0)
     queries = _latest(cache, shape.kv_groups, shape.queries_per_group, shape.head_dim)
     kept = torch.empty(shape.layers, keep, dtype=torch.long)
     alike: dict[tuple[str | None, int], list[int]] = {}
@@ -55,6 +56,7 @@ def _chosen(
             kept[layers] = torch.arange(cache.held - keep, cache.held)
             continue
         seen = Seen(
+            positions=torch.stack([cache.positions_of(layer) for layer in layers]).to(keys.device),
             keys=keys[layers, :groups],
             values=values[layers, :groups],
             queries=queries[layers, : groups * shape.queries_per_group],

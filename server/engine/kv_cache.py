@@ -1,8 +1,8 @@
 """The key/value cache: one arena of token slots, from which every sequence holds one region.
 
 A region is contiguous, so attention reads a view of it and nothing is gathered. With a KV budget a
-sequence keeps the tokens that its eviction chooses (see `eviction`), moved together at the region's
-start, each with its true position; what it does not hold is there for others.
+sequence keeps the tokens that its eviction chooses (see `eviction`) at the region's start, in any
+order, each with its true position; what it does not hold is there for others.
 """
 
 import torch
@@ -122,30 +122,35 @@ class SequenceCache:
             return torch.arange(self.held)
         return self.positions[layer, : self.held]
 
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Held keys and values, each `[layers, kv_groups, held, head_dim]` in floating point."""
-        part = slice(self.start, self.start + self.held)
+    def read(self, tokens: int | None = None) -> tuple[Tensor, Tensor]:
+        """Held keys and values, each `[layers, kv_groups, held, head_dim]` in floating point.
+
+        Of the first `tokens` slots only, if that is given.
+        """
+        part = slice(self.start, self.start + (self.held if tokens is None else tokens))
         keys, values, *scales = (tensor[:, :, part] for tensor in self._cache.tensors())
         if scales:
             return keys * scales[0][..., None], values * scales[1][..., None]
         return keys, values
 
     def keep(self, kept: Tensor, room: int) -> None:
-        """Drops all but these of the held tokens, `[layers, kept]` in order.
+        """Drops all but these of the held tokens, `[layers, kept]`.
 
-        Slots beyond `room` are given back.
+        Those behind the first `kept` slots move into the holes before, so that dropping a few of
+        many moves a few. Slots beyond `room` are given back.
         """
-        count = kept.shape[1]
-        index = kept.to(self._cache.keys.device)[:, None]
+        layers, count = kept.shape
+        stays = torch.zeros(layers, self.held, dtype=torch.bool)
+        stays.scatter_(1, kept, True)
+        layer, hole = (~stays[:, :count]).nonzero(as_tuple=True)
+        moved = stays[:, count:].nonzero(as_tuple=True)[1] + count  # of the same layers
         for tensor in self._cache.tensors():
             part = tensor[:, :, self.start : self.start + self.held]
-            spread = index.expand(-1, part.shape[1], -1)
-            if part.dim() == 4:
-                spread = spread[..., None].expand(-1, -1, -1, part.shape[3])
-            part[:, :, :count] = part.gather(2, spread)
-        known = torch.stack([self.positions_of(layer) for layer in range(len(kept))])
-        self.positions = torch.zeros(len(kept), room, dtype=torch.int32)
-        self.positions[:, :count] = known.gather(1, kept.cpu())
+            part[layer, :, hole] = part[layer, :, moved]
+        known = torch.stack([self.positions_of(index) for index in range(layers)])
+        self.positions = torch.zeros(layers, room, dtype=torch.int32)
+        self.positions[:, :count] = known[:, :count]
+        self.positions[layer, hole] = known[layer, moved].int()
         self.held = count
         self._shrink(room)
 

@@ -1,5 +1,7 @@
 """Scorers of cached tokens, and evaluation over caches out of which tokens are deleted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
@@ -102,6 +104,7 @@ def seen(tokens: int = 30, rope: bool = True) -> Seen:
         return angles.cos(), angles.sin()
 
     return Seen(
+        positions=torch.arange(tokens).expand(2, -1),
         keys=draw(2, 3, tokens, 8),
         values=draw(2, 3, tokens, 8),
         queries=draw(2, 6, tokens, 8),
@@ -153,6 +156,7 @@ def test_expected_attention_equals_the_mean_over_sampled_queries(rope: bool):
         drawn = rotate(drawn, *cache.rope(torch.tensor([12])))
     weights = (drawn @ cache.keys[row, head // 2].T * cache.scale).exp().mean(0)
     only = Seen(
+        positions=torch.arange(12)[None],
         keys=cache.keys[row : row + 1, 2:3],
         values=torch.ones(1, 1, 12, 1),
         queries=cache.queries[row : row + 1, 5:6],
@@ -163,6 +167,24 @@ def test_expected_attention_equals_the_mean_over_sampled_queries(rope: bool):
     alone = ExpectedAttention(future=1, floor=0.0)(only)[0]
     torch.testing.assert_close(alone, weights / weights.sum(), rtol=0.02, atol=1e-3)
     assert found.shape == (2, 12)
+
+
+@pytest.mark.parametrize("scorer", KV_SCORERS)
+def test_the_order_in_which_tokens_are_cached_does_not_matter(scorer: str):
+    cache = seen()
+    chosen = SnapKV(window=6) if scorer == "snap" else KV_SCORERS[scorer]()
+    eviction = Eviction(chosen, 18, interval=4, sinks=2, recent=3)
+    kept = eviction.kept(cache, 14)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    mixed = replace(
+        cache,
+        positions=cache.positions[:, order],
+        keys=cache.keys[:, :, order],
+        values=cache.values[:, :, order],
+    )
+    found = mixed.positions.gather(1, eviction.kept(mixed, 14)).sort(1).values
+    assert found.equal(kept)
+    assert {0, 1, 27, 28, 29} <= set(kept[0].tolist())
 
 
 def test_refuses_what_cannot_be_evicted():

@@ -8,6 +8,7 @@ import torch
 from pruners.artefact import load_artefact
 from pruners.build import Sources, build
 from pruners.evaluate import evaluate, reading
+from pruners.kv.quality import budget_quality
 from pruners.mask import mask
 from pruners.recipe import Recipe
 from pruners.sources import read_corpus
@@ -70,6 +71,7 @@ def test_writes_the_table_and_a_report(made):
     from pruners.architecture import locate
 
     decoder = locate(model)
+    assert table.kv_quality == budget_quality(decoder, rows, (32,))
     for spec in found.variants:
         own = found.corrections.get(spec.name)
         reader = reading(decoder, lambda s=spec, c=own: mask(decoder, s, found.order, c))
@@ -85,12 +87,15 @@ def test_writes_the_table_and_a_report(made):
     (speed,) = table.speed.values()
     assert set(speed["decode"]) == {BASE, *names}
     assert all(seconds > 0 for sizes in speed["decode"].values() for seconds in sizes.values())
+    assert set(speed["kv"]) == {"32"}
+    assert all(set(times) == {"whole", "kept"} for times in speed["kv"]["32"].values())
     assert speed["memory"]["peak"] >= speed["memory"]["before"] > 0
     assert set(table.cost) == {BASE, *names}
 
     assert all(set(answers) == {BASE, *names} for answers in table.samples.values())
     report = (artefact / "report" / "report.md").read_text()
     assert "Yield" in report
+    assert "KV budgets: a step" in report
     assert all(f"## {prompt}" in report for prompt in table.samples)
     for name in names:
         assert name in report

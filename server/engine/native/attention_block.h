@@ -211,7 +211,9 @@ class Attention : public Rows {
       int64_t to = (c + 1) * kChunk < held ? (c + 1) * kChunk : held;
       // What lies behind the last of these tokens would weigh nothing.
       if (ordered && to > position[rows - 1] + 1) to = position[rows - 1] + 1;
-      const int32_t* cached = batch_.cached[s];
+      // A decoded token sees all that is cached, in whatever order, unless there is a window.
+      const bool all = task.chunk >= 0 && !layer.window;
+      const int32_t* cached = all ? nullptr : batch_.cached[s];
       if (cached) cached += (int64_t)index * batch_.cached_stride[s];
       attend(heads, q, position, rows, batch_.start[s], c * kChunk, to, held, cached,
              layer.window, model_.softmax_scale, local, out);

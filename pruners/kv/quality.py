@@ -1,0 +1,37 @@
+"""What a budget of cached tokens loses, as it is served."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+from rich.progress import Progress
+
+from pruners.architecture import Decoder
+from pruners.evaluate import evaluate
+from pruners.journal import Journal
+from pruners.kv import served_eviction
+from pruners.kv.evict import evicted
+from pruners.table import Quality
+
+
+def budget_quality(
+    decoder: Decoder,
+    rows: Sequence[torch.Tensor],
+    budgets: Iterable[int],
+    progress: Progress | None = None,
+    journal: Journal | None = None,
+) -> dict[int, Quality]:
+    """By budget, over as many tokens again: a row's first `budget` tokens are its prompt.
+
+    Budgets for which no row is long enough are left out, and so are all of an encoder.
+    """
+    found = {}
+    for budget in budgets:
+        long = [row[: 2 * budget] for row in rows if len(row) >= 2 * budget]
+        if long and decoder.causal:
+            held = partial(evicted, decoder, prompt=budget, eviction=served_eviction(budget))
+            name = f"kv {budget}"
+            found[budget] = evaluate(
+                decoder, {name: held}, long, budget, progress, journal
+            ).quality[name]
+    return found
