@@ -13,10 +13,10 @@ from benchmarks.machine import parser, save
 from pruners.rows import rows_hash
 from pruners.sources import read_corpus
 from pruners.variant import BASE
-from server.engine.decoder import Segment
 from server.engine.load import LoadedModel, load_model, load_tokenizer, open_decoder
 from server.engine.packed_weights import round_weights
 from server.engine.precision import BITS, Precision
+from server.engine.ragged_step import Segment
 from server.engine.source import DEFAULT_MODEL, resolve_model
 from server.engine.weights import BaseWeights
 from telemetry.machine import describe

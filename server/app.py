@@ -57,22 +57,31 @@ def load(settings: Settings) -> LoadedModel:
     artefact = None if given is None else load_artefact(given)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    device = _device(settings.device)
     try:
-        model = load_model(folder, name, settings.weights, artefact, settings.context)
+        model = load_model(folder, name, settings.weights, artefact, settings.context, device)
     except ArtefactError:
         if settings.artefact is not None:
             raise
         # Another model that happens to be called like the shipped one's.
-        model = load_model(folder, name, settings.weights, None, settings.context)
+        model = load_model(folder, name, settings.weights, None, settings.context, device)
     if model.artefact is None:
         log.warning("no artefact for %s: serving the base only; see `trimtab build`", name)
     return model
 
 
+def _device(name: str) -> torch.device:
+    """Raises `SettingsError` if there is no such device."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("device cuda: PyTorch sees no GPU here; serve with --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def build_runner(model: LoadedModel, settings: Settings, free_bytes: float | None) -> Runner:
     """The engine's inside: cache, scheduler and decoder.
 
-    Unless it is set, the cache takes at most a quarter of `free_bytes`.
+    Unless it is set, the cache takes at most a quarter of `free_bytes`, or of a GPU's free memory
+    where the weights are there.
     """
     weights = model.weights
     shape = weights.shape
@@ -83,6 +92,8 @@ def build_runner(model: LoadedModel, settings: Settings, free_bytes: float | Non
         raise SettingsError(f"kv_cache int8 needs int4 or int8 weights, not {weights.precision}")
     per_token = 2 * shape.layers * shape.kv_groups * shape.head_dim * dtype.itemsize
     wanted = settings.max_running * weights.context
+    if weights.device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(weights.device)
     if free_bytes is not None:
         wanted = min(wanted, max(int(free_bytes * _KV_SHARE) // per_token, _LEAST_KV))
     capacity = settings.kv_tokens or wanted

@@ -42,6 +42,7 @@ def serve(
     artefact: Annotated[Path | None, typer.Option(help="A folder by `trimtab build`.")] = None,
     host: Annotated[str | None, typer.Option(help="Default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Default 8000.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     weights: Annotated[str | None, typer.Option(help="auto, fp32, bf16, int8 or int4.")] = None,
     policy: Annotated[
         str | None,
@@ -59,6 +60,7 @@ def serve(
         "artefact": artefact,
         "host": host,
         "port": port,
+        "device": device,
         "weights": weights,
         "policy": policy,
         "force": force or None,

@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: str | None = None
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if PyTorch sees one
     weights: Precision = "auto"
     threads: int | None = Field(default=None, ge=1)
     context: int | None = Field(default=None, ge=64)

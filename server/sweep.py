@@ -12,9 +12,9 @@ from pruners.journal import Journal
 from pruners.sources import Corpus
 from pruners.variant import BASE
 from server.app import build_runner
-from server.engine.decoder import Segment
 from server.engine.load import LoadedModel
 from server.engine.offline import answer_all
+from server.engine.ragged_step import Segment
 from server.engine.rereading import Reread, Rereading
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams

@@ -13,9 +13,9 @@ from benchmarks.precision import compare
 from pruners.variant import BASE, base_spec
 from server.app import build_runner, load
 from server.engine import native_library
-from server.engine.decoder import Segment
 from server.engine.linear import nbytes
 from server.engine.load import load_tokenizer, load_transformers
+from server.engine.ragged_step import Segment
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest, Sequence
 from server.engine.source import DEFAULT_MODEL

@@ -15,15 +15,24 @@ from server.engine.prefix_cache import PrefixCache
 
 
 class KVCache:
-    """Keys and values of all sequences: two tensors `[layers, kv_groups, slots, head_dim]`."""
+    """Keys and values of all sequences: two tensors `[layers, kv_groups, slots, head_dim]`.
+
+    `spare` slots stand behind the arena's and belong to no sequence.
+    """
 
     def __init__(
-        self, shape: Shape, capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        shape: Shape,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        spare: int = 0,
     ) -> None:
         self.shape = shape
         self.arena = Arena(capacity)
         self.prefixes = PrefixCache()
-        size = (shape.layers, shape.kv_groups, self.arena.capacity, shape.head_dim)
+        slots = self.arena.capacity + spare
+        size = (shape.layers, shape.kv_groups, slots, shape.head_dim)
         # Untouched pages of an empty tensor cost no memory until they are written.
         self.keys = torch.empty(size, dtype=dtype, device=device)
         self.values = torch.empty(size, dtype=dtype, device=device)

@@ -50,7 +50,10 @@ class Span:
 class Rows:
     """A subset of a batch's rows, made of whole segments in batch order."""
 
-    def __init__(self, lengths: Sequence[int], members: Sequence[int]) -> None:
+    def __init__(
+        self, lengths: Sequence[int], members: Sequence[int], device: torch.device
+    ) -> None:
+        self._device = device
         self.spans: list[Span] = []
         begin = 0
         for segment in members:
@@ -66,13 +69,17 @@ class Rows:
         ranges = [(at[span.segment].begin, at[span.segment].end) for span in self.spans]
         if all(left[1] == right[0] for left, right in itertools.pairwise(ranges)):
             return slice(ranges[0][0], ranges[-1][1])
-        return torch.cat([torch.arange(begin, end) for begin, end in ranges])
+        rows = torch.cat([torch.arange(begin, end) for begin, end in ranges])
+        return rows.to(self._device)
 
 
 class RowSets:
-    """The row subsets of one batch, each made once."""
+    """The row subsets of one batch, each made once. Where they are no slices, on `device`."""
 
-    def __init__(self, lengths: Sequence[int], variants: Sequence[VariantSpec]) -> None:
+    def __init__(
+        self, lengths: Sequence[int], variants: Sequence[VariantSpec], device: torch.device
+    ) -> None:
+        self._device = device
         self.variants = frozenset(variants)
         self._lengths = lengths
         self._by_segment = variants
@@ -84,7 +91,7 @@ class RowSets:
         """The rows of these variants."""
         if variants not in self._rows:
             members = [i for i, v in enumerate(self._by_segment) if v in variants]
-            self._rows[variants] = Rows(self._lengths, members)
+            self._rows[variants] = Rows(self._lengths, members, self._device)
         return self._rows[variants]
 
     def index(self, variants: frozenset[VariantSpec], parent: frozenset[VariantSpec]) -> Index:

@@ -53,6 +53,11 @@ class DenseLinear:
             self._slices[key] = DenseLinear(self.weight[:, low:high], bias)
         return self._slices[key]
 
+    def to(self, device: torch.device) -> "DenseLinear":
+        """The same on another device."""
+        bias = self.bias
+        return DenseLinear(self.weight.to(device), None if bias is None else bias.to(device))
+
     def release(self) -> None:
         """Frees the weights once they were packed."""
         self.weight = self.weight.new_empty(0)

@@ -27,16 +27,19 @@ from pruners.variant import Block, VariantSpec, base_spec
 from server.engine import native_library
 from server.engine.corrections import OwnParts, own_parts
 from server.engine.decoder import Decoder
+from server.engine.graph_decoder import GraphDecoder
 from server.engine.kv_cache import KVCache
 from server.engine.native_decoder import NativeDecoder
 from server.engine.packed_own import PackedOwnParts, packed_own_parts
 from server.engine.packed_weights import PackedWeights, held_bits, pack_weights, round_weights
 from server.engine.precision import BITS, Precision
-from server.engine.weights import BaseWeights, take_weights
+from server.engine.take_weights import take_weights
+from server.engine.weights import BaseWeights
 
 log = logging.getLogger(__name__)
 
 AnyDecoder = Decoder | NativeDecoder
+CPU = torch.device("cpu")
 
 
 @dataclass(slots=True)
@@ -106,17 +109,18 @@ def load_model(
     precision: Precision = "auto",
     artefact: Artefact | None = None,
     context: int | None = None,
+    device: torch.device = CPU,
 ) -> LoadedModel:
     """Loads a model folder into the serving layout and checks that the artefact belongs to it.
 
     `auto` precision keeps what the source holds: 4 or 8 bits if it was quantised so, else bf16
-    where the processor multiplies it natively, else fp32. `context` limits the model's own maximum,
-    in tokens. Raises `UnsupportedModelError` or `ArtefactError`.
+    where the processor multiplies it natively, else fp32; on a GPU it is bf16. `context` limits the
+    model's own maximum, in tokens. Raises `UnsupportedModelError` or `ArtefactError`.
     """
     model = load_transformers(source, torch.bfloat16 if precision == "bf16" else torch.float32)
     identity = fingerprint(model)
     decoder = locate(model)
-    precision = _resolved(precision, decoder)
+    precision = _resolved(precision, decoder, device)
     if precision == "bf16" and model.dtype != torch.bfloat16:
         decoder = locate(load_transformers(source, torch.bfloat16))
     if artefact is not None:
@@ -135,7 +139,7 @@ def load_model(
         None if artefact is None else artefact.ffn_order,
         None if artefact is None else artefact.kv_order,
         min(longest, context or longest),
-    )
+    ).to(device)
     corrections = {} if artefact is None else artefact.corrections
     if precision in BITS:
         served, own = _served(weights, BITS[precision], corrections)
@@ -163,17 +167,25 @@ def open_decoder(
 
     `cache_dtype` is fp16 or int8 over packed weights, and that of the weights otherwise.
     """
-    weights = model.weights
-    cache = KVCache(weights.shape, slots, cache_dtype or weights.dtype, weights.device)
+    weights, dtype = model.weights, cache_dtype or model.weights.dtype
+    recorded = weights.device != CPU
+    cache = KVCache(weights.shape, slots, dtype, weights.device, spare=int(recorded))
     if isinstance(weights, PackedWeights):
         return NativeDecoder(weights, cache, cast(PackedOwnParts, model.own))
-    return Decoder(weights, cache, cast(OwnParts, model.own))
+    kind = GraphDecoder if recorded else Decoder
+    return kind(weights, cache, cast(OwnParts, model.own))
 
 
-def _resolved(precision: Precision, decoder: LocatedModel) -> Precision:
-    """What `auto` stands for on this machine."""
+def _resolved(precision: Precision, decoder: LocatedModel, device: torch.device) -> Precision:
+    """What `auto` stands for on this device."""
+    if device != CPU and precision in BITS:
+        raise UnsupportedModelError(
+            f"weights {precision} are for the CPU; a GPU takes bf16 or fp32"
+        )
     if precision != "auto":
         return precision
+    if device != CPU:
+        return "bf16"
     held = held_bits(decoder.layers[0].mlp.gate.weight)
     if held is not None and _native():
         return "int4" if held == 4 else "int8"
@@ -197,8 +209,6 @@ def _native() -> bool:
 
 
 def _bf16_is_native() -> bool:
-    if torch.cuda.is_available():
-        return True
     capability = torch.backends.cpu.get_cpu_capability()
     return capability == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 

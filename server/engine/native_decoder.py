@@ -8,11 +8,11 @@ from torch import Tensor
 
 from pruners.kv import QUERIES
 from server.engine import native_library as native
-from server.engine.decoder import Segment
 from server.engine.kv_cache import KVCache
 from server.engine.native_model import NativeModel
 from server.engine.packed_own import PackedOwnParts
 from server.engine.packed_weights import PackedWeights
+from server.engine.ragged_step import Segment
 
 
 class NativeDecoder:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from controller import StepRecord
 from pruners.variant import VariantSpec
-from server.engine.decoder import Segment
 from server.engine.eviction import make_room
 from server.engine.load import AnyDecoder
 from server.engine.native_decoder import NativeDecoder
+from server.engine.ragged_step import Segment
 from server.engine.scheduler import Scheduler, Work
 from server.engine.sequence import Delta, FinishReason, Sequence, TokenLogprob
 

@@ -1,22 +1,22 @@
 """The base's weights in the layout that makes every variant a prefix."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
-from pruners.architecture import Attention, Decoder, Layer, Shape, UnsupportedModelError
+from pruners.architecture import Shape
 from server.engine.linear import DenseLinear
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-_AHEAD = 512  # positions beyond the context, of which evictions imagine queries
-_STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+"""By the name in a model's configuration."""
 
 
 class Norm:
@@ -26,6 +26,10 @@ class Norm:
         self.weight = weight
         self.eps = eps
         self.dtype = dtype
+
+    def to(self, device: torch.device) -> "Norm":
+        """The same on another device."""
+        return Norm(self.weight.to(device), self.eps, self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalises the last dimension of `x`."""
@@ -57,6 +61,14 @@ class LayerWeights:
     window: int | None
     rope: str | None
 
+    def to(self, device: torch.device) -> "LayerWeights":
+        """The same on another device."""
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, part in parts.items():
+            if isinstance(part, DenseLinear | Norm):
+                parts[name] = part.to(device)
+        return LayerWeights(**parts)
+
 
 @dataclass(slots=True)
 class BaseWeights:
@@ -77,7 +89,7 @@ class BaseWeights:
     @property
     def activation(self) -> Callable[[Tensor], Tensor]:
         """Of the gate."""
-        return _ACTIVATIONS[self.activation_name]
+        return ACTIVATIONS[self.activation_name]
 
     @property
     def precision(self) -> str:
@@ -92,6 +104,29 @@ class BaseWeights:
     def rope_kinds(self) -> list[str | None]:
         """Of each layer."""
         return [layer.rope for layer in self.layers]
+
+    def to(self, device: torch.device) -> "BaseWeights":
+        """The same on another device."""
+        head = self.head.to(device)
+        tied = self.embed.data_ptr() == self.head.weight.data_ptr()
+        return replace(
+            self,
+            embed=head.weight if tied else self.embed.to(device),
+            layers=[layer.to(device) for layer in self.layers],
+            final_norm=self.final_norm.to(device),
+            head=head,
+            rope={kind: (c.to(device), s.to(device)) for kind, (c, s) in self.rope.items()},
+        )
+
+    def rope_at(self, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
+        """cos and signed sin by kind, each `[positions, 1, 1, dim]`."""
+        return {
+            kind: (
+                cos.index_select(0, positions)[:, None, None],
+                sin.index_select(0, positions)[:, None, None],
+            )
+            for kind, (cos, sin) in self.rope.items()
+        }
 
     def tensors(self) -> list[Tensor]:
         """Every resident weight tensor, tied ones once."""
@@ -108,167 +143,3 @@ class BaseWeights:
             )
             found += [norm.weight for norm in norms if norm is not None]
         return list({t.data_ptr(): t for t in found}.values())
-
-
-def take_weights(
-    decoder: Decoder, ffn_order: Tensor | None, kv_order: Tensor | None, context: int
-) -> BaseWeights:
-    """Moves a loaded model's weights into the serving layout, most important first.
-
-    The source's matrices are released layer by layer, so the peak is one layer above the model.
-    Permuting neurons and groups leaves the function unchanged up to rounding.
-    """
-    config = decoder.model.config
-    _check_supported(decoder)
-    dtype = decoder.embed.weight.dtype
-    gemma = decoder.family.startswith("gemma")
-
-    def norm(module: nn.Module | None) -> Norm | None:
-        if module is None:
-            return None
-        weight = next(module.parameters()).detach()
-        shift = decoder.names.norm_shift
-        # A family that shifts its norms multiplies in fp32.
-        return Norm(shift + weight.float() if shift else weight, config.rms_norm_eps, dtype)
-
-    layers = []
-    with torch.no_grad():
-        for index, layer in enumerate(decoder.layers):
-            kv = None if kv_order is None else kv_order[index].long()
-            ffn = None if ffn_order is None else ffn_order[index].long()
-            layers.append(_take_layer(decoder, layer, kv, ffn, norm))
-    final_norm = norm(decoder.final_norm)
-    assert final_norm is not None
-    scale = getattr(config, "query_pre_attn_scalar", None) or decoder.shape.head_dim
-    return BaseWeights(
-        shape=decoder.shape,
-        dtype=dtype,
-        embed=decoder.embed.weight.detach(),
-        # As the family rounds it: the scale is a tensor of the embedding's dtype.
-        embed_scale=float(torch.tensor(decoder.shape.hidden**0.5).to(dtype)) if gemma else 1.0,
-        layers=layers,
-        final_norm=final_norm,
-        head=DenseLinear(decoder.head.weight.detach(), _bias(decoder.head)),
-        rope=_rope_tables(decoder, context + _AHEAD),
-        softmax_scale=scale**-0.5,
-        activation_name=_activation_name(config),
-        context=context,
-    )
-
-
-def _take_layer(
-    decoder: Decoder,
-    layer: Layer,
-    kv: Tensor | None,
-    ffn: Tensor | None,
-    norm: Callable[[nn.Module | None], Norm | None],
-) -> LayerWeights:
-    attention, mlp = layer.attention, layer.mlp
-    attention_norm, mlp_norm = norm(layer.attention_norm), norm(layer.mlp_norm)
-    assert attention_norm is not None
-    assert mlp_norm is not None
-    taken = LayerWeights(
-        attention_norm=attention_norm,
-        qkv=_fuse_qkv(attention, decoder.shape, kv),
-        qk_norm=_fuse_qk_norm(attention, decoder.shape, norm),
-        o=_order_o(attention, decoder.shape, kv),
-        attention_out_norm=norm(layer.attention_out_norm),
-        mlp_norm=mlp_norm,
-        gate=_rows(mlp.gate, ffn),
-        up=_rows(mlp.up, ffn),
-        down=_columns(mlp.down, ffn),
-        mlp_out_norm=norm(layer.mlp_out_norm),
-        window=layer.window,
-        rope=layer.rope,
-    )
-    for module in (attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down):
-        module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-    return taken
-
-
-def _bias(module: nn.Linear) -> Tensor | None:
-    return None if module.bias is None else module.bias.detach()
-
-
-def _rows(module: nn.Linear, order: Tensor | None) -> DenseLinear:
-    weight, bias = module.weight.detach(), _bias(module)
-    if order is None:
-        return DenseLinear(weight.clone(), bias)
-    return DenseLinear(weight[order], None if bias is None else bias[order])
-
-
-def _columns(module: nn.Linear, order: Tensor | None) -> DenseLinear:
-    weight = module.weight.detach()
-    return DenseLinear(weight.clone() if order is None else weight[:, order], _bias(module))
-
-
-def _fuse_qkv(attention: Attention, shape: Shape, order: Tensor | None) -> DenseLinear:
-    def fuse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        groups, dim, rest = shape.kv_groups, shape.head_dim, q.shape[1:]
-        parts = (
-            q.reshape(groups, shape.queries_per_group * dim, *rest),
-            k.reshape(groups, dim, *rest),
-            v.reshape(groups, dim, *rest),
-        )
-        fused = torch.cat(parts, dim=1)
-        return (fused if order is None else fused[order]).flatten(0, 1).contiguous()
-
-    q, k, v = attention.q, attention.k, attention.v
-    bias = None if q.bias is None else fuse(q.bias.detach(), k.bias.detach(), v.bias.detach())
-    return DenseLinear(fuse(q.weight.detach(), k.weight.detach(), v.weight.detach()), bias)
-
-
-def _order_o(attention: Attention, shape: Shape, order: Tensor | None) -> DenseLinear:
-    weight = attention.o.weight.detach()
-    if order is None:
-        return DenseLinear(weight.clone(), _bias(attention.o))
-    blocks = weight.reshape(weight.shape[0], shape.kv_groups, -1)[:, order]
-    return DenseLinear(blocks.flatten(1).contiguous(), _bias(attention.o))
-
-
-def _fuse_qk_norm(
-    attention: Attention, shape: Shape, norm: Callable[[nn.Module | None], Norm | None]
-) -> Norm | None:
-    q, k = norm(attention.q_norm), norm(attention.k_norm)
-    if q is None or k is None:
-        return None
-    weight = torch.cat([q.weight.expand(shape.queries_per_group, -1), k.weight[None]])
-    return Norm(weight, q.eps, q.dtype)
-
-
-def _rope_tables(decoder: Decoder, context: int) -> dict[str | None, tuple[Tensor, Tensor]]:
-    """cos and sin for every position, from the model's own rotary module.
-
-    The first half of sin is negated: rotating is then `x * cos + roll(x, dim / 2) * sin`.
-    """
-    tables = {}
-    with torch.no_grad():
-        for kind in {layer.rope for layer in decoder.layers}:
-            cos, sin = (t.clone() for t in decoder.rope_tables(torch.arange(context), kind))
-            sin[:, : sin.shape[1] // 2].neg_()
-            tables[kind] = (cos, sin)
-    return tables
-
-
-def _activation_name(config: object) -> str:
-    name = getattr(config, "hidden_activation", None) or config.hidden_act  # type: ignore[attr-defined]
-    return str(name)
-
-
-def _check_supported(decoder: Decoder) -> None:
-    config = decoder.model.config
-    name = _activation_name(config)
-    if name not in _ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"activation '{name}' is not supported; supported: {', '.join(_ACTIVATIONS)}"
-        )
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in [rope] if "rope_type" in rope else rope.values():
-        kind = parameters.get("rope_type", "default") if isinstance(parameters, dict) else "default"
-        if kind not in _STATIC_ROPE:
-            raise UnsupportedModelError(
-                f"rope type '{kind}' is not supported; supported: {', '.join(sorted(_STATIC_ROPE))}"
-            )
-    for what in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(config, what, None):
-            raise UnsupportedModelError(f"{what} is not supported")

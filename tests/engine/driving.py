@@ -14,8 +14,9 @@ from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import Delta, GenerationRequest, Sequence
+from server.engine.take_weights import take_weights
 from server.engine.text import StopRules, TextStream
-from server.engine.weights import BaseWeights, take_weights
+from server.engine.weights import BaseWeights
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -42,10 +43,11 @@ def runner_of(
     running: int = 8,
     step_tokens: int = 32,
     own: OwnParts | None = None,
+    kind: type[Decoder] = Decoder,
 ) -> Runner:
-    cache = KVCache(weights.shape, capacity, weights.dtype, weights.device)
+    cache = KVCache(weights.shape, capacity, weights.dtype, weights.device, spare=1)
     limits = SchedulerLimits(running, step_tokens)
-    return Runner(Decoder(weights, cache, own), Scheduler(cache, limits))
+    return Runner(kind(weights, cache, own), Scheduler(cache, limits))
 
 
 def variants_of(weights: BaseWeights) -> dict[str, VariantSpec]:

@@ -9,7 +9,7 @@ from pruners.order import Order
 from pruners.recovery import Entry, LowRank, Materialised, constant
 from pruners.variant import Block, VariantSpec, base_spec
 from server.engine.corrections import own_parts
-from server.engine.decoder import Segment
+from server.engine.ragged_step import Segment
 from tests.engine.driving import random_order, run, runner_of, submit, weights_of
 from tests.tiny import tiny_model
 

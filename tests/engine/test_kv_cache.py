@@ -12,11 +12,13 @@ from pruners.rows import batches
 from pruners.variant import base_spec
 from server.engine import native_library
 from server.engine.arena import Arena
-from server.engine.decoder import Segment
+from server.engine.decoder import Decoder
 from server.engine.eviction import make_room
+from server.engine.graph_decoder import GraphDecoder
 from server.engine.kv_cache import KVCache
 from server.engine.native_decoder import NativeDecoder
 from server.engine.packed_weights import pack_weights, round_weights
+from server.engine.ragged_step import Segment
 from tests.engine.driving import run, runner_of, submit, variants_of, weights_of
 from tests.tiny import tiny_model
 
@@ -100,11 +102,12 @@ def drive(
     return torch.cat(rows)
 
 
+@pytest.mark.parametrize("kind", [Decoder, GraphDecoder])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
 @pytest.mark.parametrize(
     ("prompt", "crowded"), [(10, False), (40, False), (131, False), (131, True)]
 )
-def test_a_budget_equals_masking_the_dropped_tokens(family, prompt, crowded):
+def test_a_budget_equals_masking_the_dropped_tokens(family, prompt, crowded, kind):
     """True positions, tokens really gone: the same logits as an explicit mask in transformers."""
     eviction, length = Eviction(Streaming(), 24, interval=3, sinks=4, recent=0), 190
     model = tiny_model(family, attn_implementation="eager")
@@ -116,7 +119,7 @@ def test_a_budget_equals_masking_the_dropped_tokens(family, prompt, crowded):
     masks = {"full_attention": full, "sliding_attention": slid}
     given = masks if family == "gemma3" else slid if family == "mistral" else full
     expected = model(torch.tensor([tokens]), attention_mask=given, use_cache=False).logits[0]
-    decoder = runner_of(weights_of(tiny_model(family))).decoder
+    decoder = runner_of(weights_of(tiny_model(family)), kind=kind).decoder
     found = drive(decoder, tokens, prompt, eviction, crowded)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=3e-4)
 

@@ -5,13 +5,14 @@ import torch
 
 from server.engine import native_library
 from server.engine.corrections import own_parts
-from server.engine.decoder import Decoder, Segment
+from server.engine.decoder import Decoder
 from server.engine.kv_cache import KVCache
 from server.engine.native_decoder import NativeDecoder
 from server.engine.native_model import matrix_of
 from server.engine.packed_own import packed_own_parts
 from server.engine.packed_weights import pack_weights, round_weights
 from server.engine.packing import pack, quantise
+from server.engine.ragged_step import Segment
 from tests.engine.driving import weights_of
 from tests.engine.test_corrections import corrections_of, specs_of
 from tests.tiny import FAMILIES, VOCAB, tiny_model

@@ -3,17 +3,20 @@
 import pytest
 import torch
 
-from server.engine.decoder import Segment
+from server.engine.decoder import Decoder
+from server.engine.graph_decoder import GraphDecoder
+from server.engine.ragged_step import Segment
 from tests.engine.driving import reference, run, runner_of, submit, variants_of, weights_of
 from tests.tiny import FAMILIES, VOCAB, tiny_model
 
 PROMPTS = [[5, 9, 33, 7], list(range(10, 60)), [3], [(7 * i) % VOCAB for i in range(90)]]
 
 
+@pytest.mark.parametrize("kind", [Decoder, GraphDecoder])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_tokens_equal_transformers_in_a_batch_with_variants(family):
+def test_greedy_tokens_equal_transformers_in_a_batch_with_variants(family, kind):
     expected = [reference(tiny_model(family), prompt, 24) for prompt in PROMPTS]
-    runner = runner_of(weights_of(tiny_model(family)))
+    runner = runner_of(weights_of(tiny_model(family)), kind=kind)
     variants = variants_of(runner.decoder.weights)
     recorders = []
     for prompt in PROMPTS:
@@ -40,14 +43,15 @@ def test_prompt_logits_equal_transformers(family):
     torch.testing.assert_close(torch.cat(rows), expected, rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("kind", [Decoder, GraphDecoder])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["ffn-75", "ffn-50", "depth-2", "mixed"])
-def test_a_variant_in_a_mixed_batch_writes_what_it_writes_alone(family, name):
+def test_a_variant_in_a_mixed_batch_writes_what_it_writes_alone(family, name, kind):
     alone = runner_of(weights_of(tiny_model(family)))
     variants = variants_of(alone.decoder.weights)
     expected = [submit(alone, prompt, variants[name])[1] for prompt in PROMPTS]
     run(alone)
-    mixed = runner_of(weights_of(tiny_model(family)))
+    mixed = runner_of(weights_of(tiny_model(family)), kind=kind)
     found = []
     for index, prompt in enumerate(PROMPTS):
         found.append(submit(mixed, prompt, variants[name])[1])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruners.kv import served_eviction
-from server.engine.decoder import Segment
+from server.engine.ragged_step import Segment
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import FinishReason
 from server.engine.text import StopRules

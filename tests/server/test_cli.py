@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from pruners.artefact import load_artefact
 from tests.tiny import save_tiny
@@ -29,6 +30,7 @@ def one_line(done, says):
         (["serve", "--port", "x"], "--port"),
         (["serve", "--port", "70000"], "port"),
         (["serve", "--weights", "int3"], "weights"),
+        (["serve", "--device", "tpu"], "device"),
         (["serve", "--model", "no-such-model"], "no such model"),
         (["frobnicate"], "frobnicate"),
         (["build"], "--out"),
@@ -40,6 +42,13 @@ def one_line(done, says):
 )
 def test_bad_arguments(arguments, says):
     one_line(trimtab(*arguments), says)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path):
+    save_tiny(tmp_path / "mine")
+    done = trimtab("serve", "--device", "cuda", "--model", tmp_path / "mine", "--port", 0)
+    one_line(done, "PyTorch sees no GPU")
 
 
 def test_help_needs_no_torch():

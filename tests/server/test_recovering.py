@@ -12,8 +12,8 @@ from pruners.artefact import load_artefact
 from pruners.build import Sources, build
 from pruners.mask import mask
 from pruners.recipe import Recipe
-from server.engine.decoder import Segment
 from server.engine.load import load_model, load_transformers, open_decoder
+from server.engine.ragged_step import Segment
 from tests.pruners.models import random_rows
 from tests.server.test_cli import one_line, trimtab
 from tests.tiny import save_tiny
