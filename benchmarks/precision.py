@@ -1,7 +1,8 @@
 """What rounding activations costs: `python -m benchmarks.precision --text FILE`.
 
 KL in nats per token, and agreement of the most likely tokens, of the native engine in 4 and 8 bits
-to PyTorch's fp32 engine on the very same rounded weights.
+to PyTorch's fp32 engine on the very same rounded weights. And whether the likeliest token, found
+without computing all logits, ever was another than their arg-max.
 """
 
 from dataclasses import replace
@@ -20,6 +21,8 @@ from server.engine.ragged_step import Segment
 from server.engine.source import DEFAULT_MODEL, resolve_model
 from server.engine.weights import BaseWeights
 from telemetry.machine import describe
+
+_ROW = 512
 
 
 def log_probabilities(model: LoadedModel, rows: list[Tensor]) -> Tensor:
@@ -49,20 +52,41 @@ def compare(precision: Precision, rows: list[Tensor]) -> dict[str, float]:
     }
 
 
+def overlooked(rows: list[Tensor]) -> dict[str, int]:
+    """At how many positions `best` found another token than the logits' arg-max."""
+    model = load_model(resolve_model(DEFAULT_MODEL), DEFAULT_MODEL, "int4")
+    decoder = open_decoder(model, max(map(len, rows)) + 64)
+    others = seen = 0
+    for row in rows:
+        cache = decoder.cache.open()
+        assert cache.reserve(len(row))
+        hidden = decoder.forward([Segment(row.tolist(), cache, model.variants[BASE])])
+        expected = decoder.logits(hidden).argmax(-1).tolist()
+        found = [token for some in hidden.split(4) for token in decoder.best(some)]
+        others += sum(a != b for a, b in zip(expected, found, strict=True))
+        seen += len(row)
+        cache.close()
+    return {"positions": seen, "others": others}
+
+
 def main() -> None:
     """Measures and prints."""
     options = parser(__doc__)
     options.add_argument("--text", required=True)
     options.add_argument("--tokens", type=int, default=4096)
+    options.add_argument("--best-tokens", type=int, default=200_000)
     arguments = options.parse_args()
 
     corpus = read_corpus(arguments.text)
-    rows = corpus.rows(load_tokenizer(resolve_model(DEFAULT_MODEL)), 512, arguments.tokens)
+    tokenizer = load_tokenizer(resolve_model(DEFAULT_MODEL))
+    rows = corpus.rows(tokenizer, _ROW, arguments.tokens)
     found = {name: compare(name, rows) for name in ("int4", "int8")}
     for name, values in found.items():
         print(f"{name}: KL {values['kl']:.4f}, agreement {values['agreement']:.3f}")
+    best = overlooked(corpus.rows(tokenizer, _ROW, arguments.best_tokens))
+    print(f"likeliest tokens: {best['others']} of {best['positions']} were others")
     text = {"name": corpus.name, "hash": rows_hash(rows), "tokens": sum(map(len, rows))}
-    result = {"machine": describe(), "text": text, **found}
+    result = {"machine": describe(), "text": text, **found, "best": best}
     print(f"written to {save('precision', result, arguments.json)}")
 
 

@@ -106,7 +106,10 @@ def zeroed_decoder(model: LoadedModel, slots: int) -> AnyDecoder:
 def decode_step(
     decoder: AnyDecoder, spec: VariantSpec, rows: int, cached: int
 ) -> Callable[[], float]:
-    """Measures seconds of a step of `rows` sequences with `cached` tokens each, logits included."""
+    """Measures seconds of a step of `rows` sequences with `cached` tokens each.
+
+    Their likeliest next tokens are included.
+    """
 
     def measure() -> float:
         caches = [decoder.cache.open() for _ in range(rows)]
@@ -117,7 +120,7 @@ def decode_step(
             for cache in caches:
                 cache.seen = cache.held = cached
             started = time.perf_counter()
-            decoder.logits(decoder.forward([Segment([5], cache, spec) for cache in caches]))
+            decoder.best(decoder.forward([Segment([5], cache, spec) for cache in caches]))
             _wait(decoder)
             taken.append(time.perf_counter() - started)
         for cache in caches:
@@ -128,14 +131,14 @@ def decode_step(
 
 
 def prefill(decoder: AnyDecoder, spec: VariantSpec, tokens: int) -> Callable[[], float]:
-    """Measures seconds of a prompt of so many tokens, the logits of its last one included."""
+    """Measures seconds of a prompt of so many tokens, the first one after it included."""
 
     def measure() -> float:
         cache = decoder.cache.open()
         assert cache.reserve(tokens)
         started = time.perf_counter()
         hidden = decoder.forward([Segment([5] * tokens, cache, spec)])
-        decoder.logits(hidden[-1:])
+        decoder.best(hidden[-1:])
         _wait(decoder)
         seconds = time.perf_counter() - started
         cache.close()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.live import ServerProcess
-from benchmarks.precision import compare
+from benchmarks.precision import compare, overlooked
 from pruners.variant import BASE, base_spec
 from server.app import build_runner, load
 from server.engine import native_library
@@ -206,6 +206,12 @@ def test_native_kernels_are_close_to_fp32_on_the_same_weights(default_model, pre
     """On English prose that has nothing to do with the model: what this project says of itself."""
     tokens = load_tokenizer(default_model).encode(README.read_text())[:512]
     assert compare(precision, [torch.tensor(tokens)])["kl"] <= most
+
+
+@pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
+def test_the_likeliest_token_is_the_logits_arg_max(default_model):
+    tokens = load_tokenizer(default_model).encode(README.read_text())[:1024]
+    assert overlooked([torch.tensor(tokens)]) == {"positions": 1024, "others": 0}
 
 
 @pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")

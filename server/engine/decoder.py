@@ -52,6 +52,10 @@ class Decoder:
         """fp32 logits `[rows, vocab]` of final hidden states."""
         return self.weights.head(hidden).float()
 
+    def best(self, hidden: Tensor) -> list[int]:
+        """The likeliest token of each row."""
+        return [int(token) for token in self.logits(hidden).argmax(-1).cpu()]
+
     def _sites(self, step: Step, index: int, layer: LayerWeights) -> tuple[Site, Site]:
         shape = self.weights.shape
         return (

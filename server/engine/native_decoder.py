@@ -14,6 +14,8 @@ from server.engine.packed_own import PackedOwnParts
 from server.engine.packed_weights import PackedWeights
 from server.engine.ragged_step import Segment
 
+_FEW = 4  # rows, for which memory sets the pace; more would look at too much of the head anyway
+
 
 class NativeDecoder:
     """Runs segments through the base or its variants; what `Decoder` does, in one call."""
@@ -84,3 +86,11 @@ class NativeDecoder:
         found = torch.empty(len(hidden), self.weights.head.outputs)
         self._engine.project(self._model.head, hidden.contiguous(), found)
         return found
+
+    def best(self, hidden: Tensor) -> list[int]:
+        """The arg-max of each row of `logits`, where it can be without computing all of them."""
+        if self._model.preview is None or len(hidden) > _FEW:
+            return [int(token) for token in self.logits(hidden).argmax(-1)]
+        found = torch.empty(len(hidden), dtype=torch.int32)
+        self._engine.best(self._model.head, self._model.preview, hidden.contiguous(), found)
+        return [int(token) for token in found]

@@ -25,6 +25,14 @@ class Matrix(Structure):
     )
 
 
+class Preview(Structure):
+    _fields_ = (
+        ("coarse", Matrix),
+        ("spread", c_void_p),
+        ("doubt", c_void_p),
+    )
+
+
 class Entry(Structure):
     _fields_ = (
         ("norm", c_void_p),
@@ -152,6 +160,9 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.trim_step.restype = None
     found.trim_project.argtypes = (c_void_p, POINTER(Matrix), c_void_p, c_int32, c_void_p)
     found.trim_project.restype = None
+    head = (POINTER(Matrix), POINTER(Preview))
+    found.trim_best.argtypes = (c_void_p, *head, c_void_p, c_int32, c_void_p)
+    found.trim_best.restype = None
     return found
 
 
@@ -181,6 +192,12 @@ class NativeEngine:
     def project(self, matrix: Matrix, x: Tensor, y: Tensor) -> None:
         """`y[rows, outputs] = matrix(x)`, both fp32 and contiguous."""
         self._library.trim_project(self._handle, matrix, x.data_ptr(), len(x), y.data_ptr())
+
+    def best(self, matrix: Matrix, preview: Preview, x: Tensor, found: Tensor) -> None:
+        """`found[rows]`, int32: the highest output of `matrix(x)`, `x` fp32 and contiguous."""
+        self._library.trim_best(
+            self._handle, matrix, preview, x.data_ptr(), len(x), found.data_ptr()
+        )
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):

@@ -8,6 +8,7 @@ from server.engine import native_library as native
 from server.engine.packed_own import PackedEntry, PackedOwnParts
 from server.engine.packed_weights import PackedLayer, PackedWeights
 from server.engine.packing import PackedMatrix
+from server.engine.preview import Preview
 
 
 class NativeModel:
@@ -22,6 +23,7 @@ class NativeModel:
         layers = (native.Layer * shape.layers)(*(self._layer(layer) for layer in weights.layers))
         self._kept.append(layers)
         self.head = matrix_of(weights.head)
+        self.preview = None if weights.preview is None else preview_of(weights.preview)
         self.model = native.Model(
             ctypes.cast(layers, POINTER(native.Layer)),
             matrix_of(weights.embed),
@@ -95,6 +97,13 @@ class NativeModel:
         found = pointer(matrix_of(packed))
         self._kept.append(found)
         return found
+
+
+def preview_of(preview: Preview) -> native.Preview:
+    """The structure of a preview, which must outlive it."""
+    return native.Preview(
+        matrix_of(preview.coarse), preview.spread.data_ptr(), preview.doubt.data_ptr()
+    )
 
 
 def matrix_of(packed: PackedMatrix) -> native.Matrix:

@@ -10,6 +10,7 @@ from torch import Tensor
 from pruners.architecture import Shape
 from server.engine.linear import DenseLinear
 from server.engine.packing import BLOCK, Bits, Codes, PackedMatrix, error, pack, quantise
+from server.engine.preview import Preview, preview
 from server.engine.weights import BaseWeights, LayerWeights, Norm
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class PackedWeights:
     layers: list[PackedLayer]
     embed: PackedMatrix
     head: PackedMatrix
+    preview: Preview | None
     final_norm: Tensor
     rope: dict[str | None, tuple[Tensor, Tensor]]
     eps: float
@@ -58,6 +60,7 @@ class PackedWeights:
     def tensors(self) -> list[Tensor]:
         """Every resident weight tensor, tied ones once."""
         found = [*self.embed.tensors(), *self.head.tensors(), self.final_norm]
+        found += [] if self.preview is None else self.preview.tensors()
         for layer in self.layers:
             for part in (layer.qkv, layer.o, layer.gate_up, layer.down):
                 found += part.tensors()
@@ -81,7 +84,8 @@ def pack_weights(weights: BaseWeights, bits: Bits) -> PackedWeights:
     """
     packer = _Packer(bits, weights)
     layers = [packer.layer(layer) for layer in weights.layers]
-    head = packer.matrix("head", weights.head.weight, weights.head.bias)
+    head_codes = packer.codes(weights.head.weight)
+    head = packer.packed("head", head_codes, weights.head.weight, weights.head.bias)
     tied = weights.embed.data_ptr() == weights.head.weight.data_ptr()
     embed = head if tied else packer.matrix("embedding", weights.embed, None)
     for kind, relative in packer.errors.items():
@@ -91,6 +95,7 @@ def pack_weights(weights: BaseWeights, bits: Bits) -> PackedWeights:
         layers=layers,
         embed=embed,
         head=head,
+        preview=preview(head_codes),
         final_norm=_floats(weights.final_norm),
         rope={kind: (c.float(), s.float()) for kind, (c, s) in weights.rope.items()},
         eps=weights.final_norm.eps,
@@ -126,7 +131,16 @@ class _Packer:
     def matrix(
         self, kind: str, weight: Tensor, bias: Tensor | None, input_major: bool = False
     ) -> PackedMatrix:
-        codes = self.codes(weight)
+        return self.packed(kind, self.codes(weight), weight, bias, input_major)
+
+    def packed(
+        self,
+        kind: str,
+        codes: Codes,
+        weight: Tensor,
+        bias: Tensor | None,
+        input_major: bool = False,
+    ) -> PackedMatrix:
         self.errors[kind] = max(self.errors.get(kind, 0.0), error(codes, weight))
         self.bits[kind] = codes.bits
         return pack(codes, bias, input_major)

@@ -50,8 +50,7 @@ def quantise(weight: Tensor, bits: Bits) -> Codes:
         scale = (groups.abs().amax(-1) / 127).half()
         codes = (groups / _nonzero(scale.float())[..., None]).round().clamp(-127, 127)
         return Codes(8, codes.flatten(1).to(torch.int8), scale, None, weight.shape[1])
-    low, high = groups.amin(-1), groups.amax(-1)
-    ranged = _codes4(groups, ((high - low) / 15).half(), low.half())
+    ranged = ranged4(groups)
     if bool((ranged[3] <= 1e-12 * groups.pow(2).sum(-1)).all()):  # a Q4_1 source
         return Codes(4, ranged[0].flatten(1).to(torch.uint8), *ranged[1:3], weight.shape[1])
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
@@ -62,6 +61,15 @@ def quantise(weight: Tensor, bits: Bits) -> Codes:
     scales = torch.where(better[..., 0], centred[1], ranged[1])
     lows = torch.where(better[..., 0], centred[2], ranged[2])
     return Codes(4, codes.flatten(1).to(torch.uint8), scales, lows, weight.shape[1])
+
+
+def ranged4(groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """4-bit codes between the least and the largest of each group of the last dimension.
+
+    Codes, scales, lows and the squared error of each group.
+    """
+    low, high = groups.amin(-1), groups.amax(-1)
+    return _codes4(groups, ((high - low) / 15).half(), low.half())
 
 
 def _codes4(groups: Tensor, scale: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

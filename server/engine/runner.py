@@ -61,21 +61,15 @@ class Runner:
         started = time.perf_counter()
         hidden = self.decoder.forward([self._segment(item) for item in work])
         ready = self._ready(work, hidden)
-        rows = [row for _, first, count in ready for row in range(first, first + count)]
-        logits = None
-        if rows:
-            logits = self.decoder.logits(hidden if len(rows) == len(hidden) else hidden[rows])
-            greedy = logits.argmax(-1).tolist()
+        plain, sampled = self._scores(ready, hidden)
         record = _record(work, len(ready), time.perf_counter() - started)
         if all(not item.sequence.in_prompt for item in work):
             self.scheduler.cost.observe(len(hidden), record.seconds)
         if on_step is not None:
             on_step(record)
-        at = 0
         for item, _, count in ready:
-            assert logits is not None
-            self._write(item, logits[at : at + count], greedy[at : at + count])
-            at += count
+            source = plain if item.sequence.plain else sampled
+            self._write(item, [next(source) for _ in range(count)])
         return True
 
     def abort_all(self, error: str) -> None:
@@ -113,14 +107,29 @@ class Runner:
                 found.append((item, end - count, count))
         return found
 
-    def _write(self, item: Work, logits: Tensor, greedy: list[int]) -> None:
+    def _scores(
+        self, ready: list[tuple[Work, int, int]], hidden: Tensor
+    ) -> tuple[Iterator[int | Tensor], Iterator[int | Tensor]]:
+        """The likeliest token of each row where that is all that counts, and others' logits."""
+        rows: dict[bool, list[int]] = {True: [], False: []}
+        for item, first, count in ready:
+            rows[item.sequence.plain] += range(first, first + count)
+
+        def chosen(plain: bool) -> Tensor:
+            return hidden if len(rows[plain]) == len(hidden) else hidden[rows[plain]]
+
+        best = self.decoder.best(chosen(True)) if rows[True] else []
+        logits = self.decoder.logits(chosen(False)) if rows[False] else ()
+        return iter(best), iter(logits)
+
+    def _write(self, item: Work, scores: list[int | Tensor]) -> None:
         """Samples the next token, and one more for each guess that the one before confirmed."""
         sequence, guesses = item.sequence, item.guesses
         assert sequence.cache is not None
         sequence.cache.rewind(len(guesses))
         accepted = 0
-        for row in range(len(logits)):
-            token, logprob = self._sample(sequence, logits[row], greedy[row])
+        for row, found in enumerate(scores):
+            token, logprob = (found, None) if isinstance(found, int) else _sample(sequence, found)
             confirmed = row < len(guesses) and token == guesses[row]
             if confirmed:
                 accepted += 1
@@ -130,24 +139,6 @@ class Runner:
                 break
         if guesses:
             sequence.drafts.verified(len(guesses), accepted)
-
-    def _sample(
-        self, sequence: Sequence, logits: Tensor, best: int
-    ) -> tuple[int, TokenLogprob | None]:
-        """The next token by these logits `[vocab]`, whose arg-max is `best`."""
-        request = sequence.request
-        scores = logits
-        if len(sequence.output) < request.min_tokens and request.eos_token_ids:
-            scores = scores.clone()
-            scores[list(request.eos_token_ids)] = -torch.inf
-            best = int(scores.argmax())
-        if request.sampling.plain_greedy:
-            token = best
-        else:
-            token = sequence.sampler(scores, list(request.prompt), sequence.output)
-        if request.logprobs is None:
-            return token, None
-        return token, _logprobs(logits[None], [token], request.logprobs)[0]
 
     def _score_prompt(self, sequence: Sequence, hidden: Tensor) -> None:
         """Log-probabilities of the prompt tokens that follow the rows just processed."""
@@ -187,6 +178,19 @@ class Runner:
             if reason is not FinishReason.STOP and sequence.text.stopped_by is not None:
                 reason, stop_reason = FinishReason.STOP, sequence.text.stopped_by
         sequence.emit(Delta(text, token, logprob, scores, reason, stop_reason))
+
+
+def _sample(sequence: Sequence, logits: Tensor) -> tuple[int, TokenLogprob | None]:
+    """The next token by these logits, `[vocab]`."""
+    request = sequence.request
+    scores = logits
+    if len(sequence.output) < request.min_tokens and request.eos_token_ids:
+        scores = scores.clone()
+        scores[list(request.eos_token_ids)] = -torch.inf
+    token = sequence.sampler(scores, list(request.prompt), sequence.output)
+    if request.logprobs is None:
+        return token, None
+    return token, _logprobs(logits[None], [token], request.logprobs)[0]
 
 
 def _rank(variant: VariantSpec) -> tuple[int, int, str]:

@@ -82,6 +82,9 @@ class Sequence:
         self.cancelled = False
         self.ended = False
         self.reused = 0  # tokens taken from the prefix cache
+        forced = request.min_tokens > 0 and bool(request.eos_token_ids)
+        # Whether the likeliest token is all that it asks of a distribution.
+        self.plain = request.sampling.plain_greedy and request.logprobs is None and not forced
         self.arrived = time.monotonic()
         self.started_at: float | None = None
         self.first_token_at: float | None = None

@@ -8,10 +8,11 @@ from server.engine.corrections import own_parts
 from server.engine.decoder import Decoder
 from server.engine.kv_cache import KVCache
 from server.engine.native_decoder import NativeDecoder
-from server.engine.native_model import matrix_of
+from server.engine.native_model import matrix_of, preview_of
 from server.engine.packed_own import packed_own_parts
 from server.engine.packed_weights import pack_weights, round_weights
 from server.engine.packing import pack, quantise
+from server.engine.preview import preview
 from server.engine.ragged_step import Segment
 from tests.engine.driving import weights_of
 from tests.engine.test_corrections import corrections_of, specs_of
@@ -59,6 +60,44 @@ def test_products_equal_those_of_the_rounded_numbers(isa, bits, input_major):
                 engine.project(matrix_of(matrix), x, y)
                 expected = in_int8(x).double() @ codes.values().double().t() + bias
                 torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", instruction_sets() or [None])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_best_output_is_the_arg_max_of_the_product(isa, biased):
+    generator = torch.Generator().manual_seed(5)
+    for threads in (1, 3):
+        engine = native_library.NativeEngine(threads, isa)
+        for outputs, inputs in ((384, 64), (50, 70), (17, 33), (5000, 96)):
+            weight = torch.randn(outputs, inputs, generator=generator)
+            weight[outputs // 2] = weight[outputs // 3]  # a tie, if it is the highest
+            bias = torch.randn(outputs, generator=generator) if biased else None
+            codes = quantise(weight, 8)
+            packed, coarse = pack(codes, bias), preview(codes)
+            matrix = matrix_of(packed)
+            for rows in (1, 3, 9):
+                x = torch.randn(rows, inputs, generator=generator)
+                x[0] = 9 * weight[outputs // 3]
+                x[-1, : inputs // 2] = 0
+                y = torch.empty(rows, outputs)
+                engine.project(matrix, x, y)
+                found = torch.empty(rows, dtype=torch.int32)
+                engine.best(matrix, preview_of(coarse), x, found)
+                assert found.tolist() == y.argmax(-1).tolist()
+        x = torch.full((2, inputs), torch.nan)
+        engine.best(matrix, preview_of(coarse), x, torch.empty(2, dtype=torch.int32))
+
+
+def test_a_preview_is_no_further_off_than_it_says():
+    weight = torch.randn(3000, 160, generator=torch.Generator().manual_seed(1))
+    codes = quantise(weight * torch.linspace(0.5, 2, 3000)[:, None], 8)
+    found = preview(codes)
+    x = torch.randn(200, 160, generator=torch.Generator().manual_seed(2)).cumsum(0)
+    off = x @ (codes.values() - quantise(codes.values(), 4).values()).T
+    squares = x.square().unflatten(1, (-1, 32)).sum(2)
+    bound = (squares @ found.doubt).sqrt()[:, None] * found.spread[:3000]
+    assert 0.3 < (off.abs() / bound).max() < 0.9  # neither too bold nor of no use
+    assert preview(quantise(weight, 4)) is None
 
 
 def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.float16, head_dim: int = 16):

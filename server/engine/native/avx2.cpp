@@ -21,6 +21,7 @@ namespace avx2 {
 #include "rows.h"
 #include "attention_block.h"
 #include "step.h"
+#include "best.h"
 #include "entry.h"
 }  // namespace avx2
 }  // namespace trim

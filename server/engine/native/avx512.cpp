@@ -21,6 +21,7 @@ namespace avx512 {
 #include "rows.h"
 #include "attention_block.h"
 #include "step.h"
+#include "best.h"
 #include "entry.h"
 }  // namespace avx512
 }  // namespace trim

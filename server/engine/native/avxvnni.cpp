@@ -22,6 +22,7 @@ namespace avxvnni {
 #include "rows.h"
 #include "attention_block.h"
 #include "step.h"
+#include "best.h"
 #include "entry.h"
 }  // namespace avxvnni
 }  // namespace trim

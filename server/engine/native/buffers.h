@@ -85,8 +85,14 @@ struct Chunks {
   int count;
 };
 
+struct Highest {
+  float value;
+  int32_t output;
+};
+
 // What one thread needs for itself.
 struct Local {
+  std::vector<Highest> rough, highest;  // by row
   Members members;
   Quantised normed, heads, entered;  // with few rows, where threads do not share them
   Scratch<float> line, scores, turned, values, mixed;

@@ -59,3 +59,9 @@ void trim_project(TrimEngine* engine, const TrimMatrix* matrix, const float* x, 
                   float* y) {
   if (rows) engine->kernels->project(*matrix, x, rows, engine->buffers, engine->pool, y);
 }
+
+void trim_best(TrimEngine* engine, const TrimMatrix* matrix, const TrimPreview* preview,
+               const float* x, int32_t rows, int32_t* best) {
+  if (rows)
+    engine->kernels->best(*matrix, *preview, x, rows, engine->buffers, engine->pool, best);
+}

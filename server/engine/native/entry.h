@@ -33,5 +33,10 @@ static void project(const TrimMatrix& matrix, const float* x, int32_t rows, Buff
       memcpy(y + r * matrix.outputs, out + r * padded, matrix.outputs * sizeof(float));
 }
 
+static void best(const TrimMatrix& matrix, const TrimPreview& preview, const float* x,
+                 int32_t rows, Buffers& buffers, Pool& pool, int32_t* found) {
+  Best(matrix, preview, rows, buffers, pool).run(x, found);
+}
+
 extern const Kernels kernels;
-const Kernels kernels = {TRIM_NAME, step, project};
+const Kernels kernels = {TRIM_NAME, step, project, best};

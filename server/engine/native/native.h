@@ -26,6 +26,14 @@ typedef struct {
   int32_t input_major;
 } TrimMatrix;
 
+// A coarse copy of a matrix. An output's value by it is off by less than
+// spread * sqrt(sum over input blocks of doubt * the sum of squares of the inputs).
+typedef struct {
+  TrimMatrix coarse;
+  const float* spread;  // [outputs], padded to whole blocks
+  const float* doubt;   // [input blocks]
+} TrimPreview;
+
 // What a variant has of its own in front of one sub-block: a norm in the place of the base's, and
 // outer(inner(normed)) beside the input projection, whose outputs are those of the kept units as
 // the projection has them, padded to 16 (of an MLP its gates and its ups, each).
@@ -103,6 +111,10 @@ void trim_step(TrimEngine*, const TrimModel*, const TrimCache*, const TrimBatch*
 
 // y = matrix(x) for x [rows][inputs]; y is [rows][outputs].
 void trim_project(TrimEngine*, const TrimMatrix*, const float* x, int32_t rows, float* y);
+
+// The output that is highest in what trim_project would give, [rows].
+void trim_best(TrimEngine*, const TrimMatrix*, const TrimPreview*, const float* x, int32_t rows,
+               int32_t* best);
 
 #ifdef __cplusplus
 }

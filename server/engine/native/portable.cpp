@@ -16,6 +16,7 @@ namespace portable {
 #include "rows.h"
 #include "attention_block.h"
 #include "step.h"
+#include "best.h"
 #include "entry.h"
 }  // namespace portable
 }  // namespace trim
