@@ -105,6 +105,7 @@ def train_policy(
     ablations: Annotated[
         bool, typer.Option(help="Also train blind for the host, and for the prompt.")
     ] = True,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings to compare.")] = 3,
     model: Model = DEFAULT_MODEL,
     artefact: ArtefactFolder = None,
     seed: int = 0,
@@ -139,7 +140,7 @@ def train_policy(
         table = make_profile(settings, folder, read_corpus(prompts), limit, min(48, max_new_tokens))
     limits = Limits(settings.max_running, settings.step_tokens)
     plan = plan_of(kind, episodes, Reward(reward, lost), ttft_ms / 1e3, seed, limits)
-    lesson = Lesson(plan, train_samples, max_new_tokens, trace, requests, ablations)
+    lesson = Lesson(plan, train_samples, max_new_tokens, trace, requests, ablations, seeds)
     with bars() as progress:
         if mode == "test":
             found = try_again(table, out, lesson, progress)

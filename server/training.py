@@ -34,7 +34,8 @@ class TrainingError(UserError):
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """What to train with and on. `samples` prompts of the profile at most; answers of at most
-    `longest` tokens; `trace` None: drawn arrivals."""
+    `longest` tokens; `trace` None: drawn arrivals. What comes of `seeds` trainings is compared;
+    the first one's policy is kept."""
 
     plan: Plan = field(default_factory=Plan)
     samples: int | None = None
@@ -42,6 +43,7 @@ class Lesson:
     trace: Path | None = None
     requests: int = 6000
     ablations: bool = True
+    seeds: int = 3
 
 
 def train_policy(
@@ -56,8 +58,10 @@ def train_policy(
     (traffic, later), (learned, held) = _traffic(lesson), _prompts(profile, lesson)
     trained: dict[str, Policy] = {}
     plans: dict[str, Plan] = {plan.kind: plan}
-    if lesson.ablations:
-        plans |= {f"{plan.kind} without {what}": replace(plan, blind=what) for what in BLIND}
+    again = {f"{plan.kind} seed {s}": s for s in range(plan.seed + 1, plan.seed + lesson.seeds)}
+    plans |= {name: replace(plan, seed=seed) for name, seed in again.items()}
+    blind = {f"{plan.kind} without {what}": what for what in BLIND if lesson.ablations}
+    plans |= {name: replace(plan, blind=what) for name, what in blind.items()}
     rewards: dict[str, list[float]] = {}
     checkpoints = [
         checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
@@ -73,11 +77,9 @@ def train_policy(
             # Kept at once: what follows only judges it.
             Bundle(plan.kind, profile.fingerprint, profile.variants, layers, False, {}).save(out)
     found, runs = _tried(profile, later, held, lesson, trained, progress)
+    found["verdict"] = verdict(runs, plan.kind, list(again))
     found["ablations"] = {
-        what: interval(runs[name], runs[plan.kind])
-        for name in plans
-        for what in [name.rpartition(" ")[2]]
-        if name != plan.kind
+        what: interval(runs[name], runs[plan.kind]) for name, what in blind.items()
     }
     write_report(out, profile, found, runs, plan.kind, rewards[plan.kind])
     kept = trained[plan.kind]

@@ -47,11 +47,13 @@ def _markdown(found: Mapping[str, Any], name: str) -> str:
     for text, key in (
         ("gain over the rule", "over_rule"),
         (f"gain over {verdict['best_static']}, the best static in hindsight", "over_best_static"),
-        ("regret against the oracle", "regret"),
+        (f"regret against the oracle, {len(verdict['trainings'])} trainings", "regret"),
         ("the rule's regret", "rule_regret"),
     ):
         low, high = verdict[key]
         lines.append(f"- {text}, reward a request, 95 %: {low:+.4f} to {high:+.4f}")
+    rewards = ", ".join(f"{reward:+.4f}" for reward in verdict["trainings"])
+    lines.append(f"- reward a request by training seed, the policy's own first: {rewards}")
     for what, (low, high) in found.get("ablations", {}).items():
         lines.append(f"- {name} without the features of the {what}, against it: "
                      f"{low:+.4f} to {high:+.4f}")  # fmt: skip

@@ -140,17 +140,30 @@ def _figures(runs: Sequence[Run]) -> dict[str, float]:
 def interval(better: Sequence[Run], worse: Sequence[Run], seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval of the difference of mean rewards, over runs (pairs of the same
     traffic, prompts and seed), since requests within a run hang together."""
-    gaps = np.array([b.reward - w.reward for b, w in zip(better, worse, strict=True)])
-    drawn = np.random.default_rng(seed).integers(len(gaps), size=(_RESAMPLES, len(gaps)))
-    low, high = np.quantile(gaps[drawn].mean(1), [0.025, 0.975])
+    return intervals(better, [worse], seed)
+
+
+def intervals(
+    better: Sequence[Run], trainings: Sequence[Sequence[Run]], seed: int = 0
+) -> tuple[float, float]:
+    """The same over what several trainings came to: both they and the runs are drawn again."""
+    gaps = np.array(
+        [[b.reward - w.reward for b, w in zip(better, runs, strict=True)] for runs in trainings]
+    )
+    generator = np.random.default_rng(seed)
+    which = generator.integers(len(gaps), size=(_RESAMPLES, len(gaps), 1))
+    cases = generator.integers(gaps.shape[1], size=(_RESAMPLES, 1, gaps.shape[1]))
+    low, high = np.quantile(gaps[which, cases].mean((1, 2)), [0.025, 0.975])
     return float(low), float(high)
 
 
-def verdict(runs: Mapping[str, Sequence[Run]], name: str) -> dict[str, Any]:
+def verdict(
+    runs: Mapping[str, Sequence[Run]], name: str, again: Sequence[str] = ()
+) -> dict[str, Any]:
     """Whether a trained policy beats the rule and the static policy that is best in hindsight.
 
     `promoted` if both intervals of its gain lie above zero. `regret` is what the oracle has over
-    it.
+    it and over `again`, the same trained from other seeds; `trainings` are their mean rewards.
     """
     statics = [n for n in runs if n.startswith(("static:", "refusing:"))]
     best = max(statics, key=lambda n: float(np.mean([run.reward for run in runs[n]])))
@@ -160,7 +173,8 @@ def verdict(runs: Mapping[str, Sequence[Run]], name: str) -> dict[str, Any]:
         "best_static": best,
         "over_rule": over_rule,
         "over_best_static": over_best,
-        "regret": interval(runs[ORACLE], runs[name]),
+        "regret": intervals(runs[ORACLE], [runs[one] for one in (name, *again)]),
+        "trainings": [float(np.mean([r.reward for r in runs[one]])) for one in (name, *again)],
         "rule_regret": interval(runs[ORACLE], runs[RULE]),
     }
 

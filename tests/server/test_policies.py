@@ -28,7 +28,7 @@ def profile(varied_folders, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(profile):
     out = profile.parent / "policy"
-    options = ("--episodes", 20, "--requests", 900, "--kind", "bandit")
+    options = ("--episodes", 20, "--requests", 900, "--kind", "bandit", "--seeds", 2)
     done = trimtab("train-policy", "--out", out, "--profile", profile, *options)
     assert done.returncode == 0, done.stderr
     assert "gain over the rule" in done.stdout
@@ -62,6 +62,8 @@ def test_the_report_and_the_bundle_are_there(trained):
     body = json.loads((trained / "policy.json").read_text())
     assert body["report"]["verdict"]["promoted"] == body["promoted"]
     assert set(body["report"]["ablations"]) == {"host", "prompt"}
+    assert len(body["report"]["verdict"]["trainings"]) == 2
+    assert "2 trainings" in (trained / "report.md").read_text()
 
 
 def test_testing_trains_nothing(trained, profile):

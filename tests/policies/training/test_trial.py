@@ -76,6 +76,17 @@ def test_the_interval_is_of_pairs(runs):
     assert interval(runs["rule"], runs["rule"]) == (0.0, 0.0)
 
 
+def test_the_regret_is_over_trainings_and_runs(runs):
+    """Of one training as good as the rule and one that is not, the interval reaches to both."""
+    found = verdict(runs, "twin", ["dqn"])
+    alone = [verdict(runs, name)["regret"] for name in ("twin", "dqn")]
+    assert found["regret"][0] <= alone[0][1]
+    assert found["regret"][1] >= alone[1][0] > alone[0][1]
+    means = [np.mean([run.reward for run in runs[name]]) for name in ("twin", "dqn")]
+    assert found["trainings"] == pytest.approx(means)
+    assert found["over_rule"] == verdict(runs, "twin")["over_rule"], "what is kept is the first"
+
+
 def test_the_fluid_bound_by_hand():
     assert fluid_bound([1.0, 0.5], [1.0, 0.6], 0.5, 0.0) == (1.0, {0: 1.0})
     value, mix = fluid_bound([1.0, 0.5], [1.0, 0.8], 1.5, 0.0)
