@@ -14,12 +14,12 @@ from benchmarks.machine import parser, save
 from pruners.rows import rows_hash
 from pruners.sources import read_corpus
 from pruners.variant import BASE
+from server.engine.dense.weights import BaseWeights
 from server.engine.load import LoadedModel, load_model, load_tokenizer, open_decoder
-from server.engine.packed_weights import round_weights
+from server.engine.packed.packed_weights import round_weights
 from server.engine.precision import BITS, Precision
-from server.engine.ragged_step import Segment
+from server.engine.segment import Segment
 from server.engine.source import DEFAULT_MODEL, resolve_model
-from server.engine.weights import BaseWeights
 from telemetry.machine import describe
 
 _ROW = 512

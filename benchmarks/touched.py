@@ -1,9 +1,9 @@
 """Bytes that a decode step reads."""
 
 from pruners.variant import Block, VariantSpec
-from server.engine.linear import nbytes
+from server.engine.dense.linear import nbytes
 from server.engine.load import LoadedModel
-from server.engine.packed_weights import PackedWeights
+from server.engine.packed.packed_weights import PackedWeights
 
 
 def step_bytes(model: LoadedModel, spec: VariantSpec, rows: int = 1, cached: int = 0) -> int:

@@ -16,9 +16,9 @@ from benchmarks.peers import interleaved, medians
 from benchmarks.touched import step_bytes
 from pruners.variant import BASE, VariantSpec, depth_spec, width_spec
 from server.app import load
-from server.engine.linear import nbytes
+from server.engine.dense.linear import nbytes
 from server.engine.load import AnyDecoder, LoadedModel
-from server.engine.ragged_step import Segment
+from server.engine.segment import Segment
 from server.settings import Settings
 from server.timing import decode_step, zeroed_decoder
 from telemetry.machine import describe

@@ -23,10 +23,10 @@ from server.api.accounting import Accounts
 from server.api.limits import Limits
 from server.api.narrowing import Narrowing
 from server.api.service import Service
+from server.engine.dense.linear import nbytes
 from server.engine.engine import Engine
-from server.engine.linear import nbytes
 from server.engine.load import LoadedModel, load_model, open_decoder
-from server.engine.packed_weights import PackedWeights
+from server.engine.packed.packed_weights import PackedWeights
 from server.engine.rereading import Reread
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pruners.variant import BASE, VariantSpec
-from server.engine.arena import GRAIN
+from server.engine.cache.arena import GRAIN
 from server.engine.load import AnyDecoder
 from server.engine.rereading import Reread, Rereading
 

@@ -14,10 +14,10 @@ from pruners.variant import BASE
 from server.app import build_runner
 from server.engine.load import LoadedModel
 from server.engine.offline import answer_all
-from server.engine.ragged_step import Segment
 from server.engine.rereading import Reread, Rereading
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
+from server.engine.segment import Segment
 from server.engine.sequence import GenerationRequest
 from server.engine.sequence import Sequence as Answer
 from server.settings import Settings

@@ -13,7 +13,7 @@ from pruners.allocation import Latency, ffn_levels, kv_levels
 from pruners.progress import tracked
 from pruners.variant import PARTS, Block, Part, VariantSpec, base_spec
 from server.engine.load import AnyDecoder, LoadedModel, open_decoder
-from server.engine.ragged_step import Segment
+from server.engine.segment import Segment
 from telemetry.machine import describe, device_fingerprint
 
 DECODE = ((1, 128), (1, 1024), (8, 128), (8, 1024))

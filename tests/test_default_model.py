@@ -12,11 +12,11 @@ from benchmarks.live import ServerProcess
 from benchmarks.precision import compare, overlooked
 from pruners.variant import BASE, base_spec
 from server.app import build_runner, load
-from server.engine import native_library
-from server.engine.linear import nbytes
+from server.engine.dense.linear import nbytes
 from server.engine.load import load_tokenizer, load_transformers
-from server.engine.ragged_step import Segment
+from server.engine.packed import native_library
 from server.engine.sampling import SamplingParams
+from server.engine.segment import Segment
 from server.engine.sequence import GenerationRequest, Sequence
 from server.engine.source import DEFAULT_MODEL
 from server.engine.text import StopRules, TextStream

@@ -24,17 +24,22 @@ from pruners.artefact import Artefact
 from pruners.fingerprint import fingerprint
 from pruners.recovery import Correction
 from pruners.variant import Block, VariantSpec, base_spec
-from server.engine import native_library
-from server.engine.corrections import OwnParts, own_parts
-from server.engine.decoder import Decoder
-from server.engine.graph_decoder import GraphDecoder
-from server.engine.kv_cache import KVCache
-from server.engine.native_decoder import NativeDecoder
-from server.engine.packed_own import PackedOwnParts, packed_own_parts
-from server.engine.packed_weights import PackedWeights, held_bits, pack_weights, round_weights
+from server.engine.cache.kv_cache import KVCache
+from server.engine.dense.corrections import OwnParts, own_parts
+from server.engine.dense.decoder import Decoder
+from server.engine.dense.graph_decoder import GraphDecoder
+from server.engine.dense.take_weights import take_weights
+from server.engine.dense.weights import BaseWeights
+from server.engine.packed import native_library
+from server.engine.packed.native_decoder import NativeDecoder
+from server.engine.packed.packed_own import PackedOwnParts, packed_own_parts
+from server.engine.packed.packed_weights import (
+    PackedWeights,
+    held_bits,
+    pack_weights,
+    round_weights,
+)
 from server.engine.precision import BITS, Precision
-from server.engine.take_weights import take_weights
-from server.engine.weights import BaseWeights
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from pruners.variant import VariantSpec
-from server.engine.kv_cache import SequenceCache
+from server.engine.cache.kv_cache import SequenceCache
 from server.engine.load import AnyDecoder
-from server.engine.ragged_step import Segment
+from server.engine.segment import Segment
 
 PIECE = 8
 """Tokens of each in one step: with two of them, about what one step of live decoding takes."""

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from controller import StepRecord
 from pruners.variant import VariantSpec
-from server.engine.eviction import make_room
+from server.engine.cache.eviction import make_room
 from server.engine.load import AnyDecoder
-from server.engine.native_decoder import NativeDecoder
-from server.engine.ragged_step import Segment
+from server.engine.packed.native_decoder import NativeDecoder
 from server.engine.scheduler import Scheduler, Work
+from server.engine.segment import Segment
 from server.engine.sequence import Delta, FinishReason, Sequence, TokenLogprob
 
 _LOGIT_ROWS = 128  # prompt positions whose full-vocabulary logits exist at one time

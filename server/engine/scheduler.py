@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from server.engine.kv_cache import KVCache, SequenceCache
+from server.engine.cache.kv_cache import KVCache, SequenceCache
 from server.engine.sequence import Sequence
 from server.engine.speculation import StepCost
 

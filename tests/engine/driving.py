@@ -7,16 +7,16 @@ from transformers import PreTrainedModel
 
 from pruners.architecture import locate
 from pruners.variant import VariantSpec, base_spec, depth_spec, width_spec
-from server.engine.corrections import OwnParts
-from server.engine.decoder import Decoder
-from server.engine.kv_cache import KVCache
+from server.engine.cache.kv_cache import KVCache
+from server.engine.dense.corrections import OwnParts
+from server.engine.dense.decoder import Decoder
+from server.engine.dense.take_weights import take_weights
+from server.engine.dense.weights import BaseWeights
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import Delta, GenerationRequest, Sequence
-from server.engine.take_weights import take_weights
 from server.engine.text import StopRules, TextStream
-from server.engine.weights import BaseWeights
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -8,8 +8,8 @@ from pruners.mask import mask
 from pruners.order import Order
 from pruners.recovery import Entry, LowRank, Materialised, constant
 from pruners.variant import Block, VariantSpec, base_spec
-from server.engine.corrections import own_parts
-from server.engine.ragged_step import Segment
+from server.engine.dense.corrections import own_parts
+from server.engine.segment import Segment
 from tests.engine.driving import random_order, run, runner_of, submit, weights_of
 from tests.tiny import tiny_model
 

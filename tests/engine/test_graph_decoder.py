@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from pruners.kv import served_eviction
-from server.engine import graph_decoder
-from server.engine.batched_step import BatchedStep
-from server.engine.corrections import own_parts
-from server.engine.decoder import Decoder
-from server.engine.graph_decoder import GraphDecoder
-from server.engine.ragged_step import Segment
+from server.engine.dense import graph_decoder
+from server.engine.dense.batched_step import BatchedStep
+from server.engine.dense.corrections import own_parts
+from server.engine.dense.decoder import Decoder
+from server.engine.dense.graph_decoder import GraphDecoder
+from server.engine.segment import Segment
 from tests.engine.driving import runner_of, variants_of, weights_of
 from tests.engine.test_corrections import corrections_of, specs_of
 from tests.tiny import FAMILIES, tiny_model

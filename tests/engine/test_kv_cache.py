@@ -10,15 +10,15 @@ from pruners.kv import KV_SCORERS, Eviction, SnapKV, Streaming, served_eviction
 from pruners.kv.evict import evicted
 from pruners.rows import batches
 from pruners.variant import base_spec
-from server.engine import native_library
-from server.engine.arena import Arena
-from server.engine.decoder import Decoder
-from server.engine.eviction import make_room
-from server.engine.graph_decoder import GraphDecoder
-from server.engine.kv_cache import KVCache
-from server.engine.native_decoder import NativeDecoder
-from server.engine.packed_weights import pack_weights, round_weights
-from server.engine.ragged_step import Segment
+from server.engine.cache.arena import Arena
+from server.engine.cache.eviction import make_room
+from server.engine.cache.kv_cache import KVCache
+from server.engine.dense.decoder import Decoder
+from server.engine.dense.graph_decoder import GraphDecoder
+from server.engine.packed import native_library
+from server.engine.packed.native_decoder import NativeDecoder
+from server.engine.packed.packed_weights import pack_weights, round_weights
+from server.engine.segment import Segment
 from tests.engine.driving import run, runner_of, submit, variants_of, weights_of
 from tests.tiny import tiny_model
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from server.engine import load as loading
-from server.engine import native_library
-from server.engine.decoder import Decoder
+from server.engine.dense.decoder import Decoder
 from server.engine.load import load_model, load_transformers, open_decoder
-from server.engine.native_decoder import NativeDecoder
-from server.engine.packing import quantise
-from server.engine.ragged_step import Segment
+from server.engine.packed import native_library
+from server.engine.packed.native_decoder import NativeDecoder
+from server.engine.packed.packing import quantise
+from server.engine.segment import Segment
 from tests.tiny import save_tiny
 
 NATIVE = native_library.library() is not None

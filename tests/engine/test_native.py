@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from server.engine import native_library
-from server.engine.corrections import own_parts
-from server.engine.decoder import Decoder
-from server.engine.kv_cache import KVCache
-from server.engine.native_decoder import NativeDecoder
-from server.engine.native_model import matrix_of, preview_of
-from server.engine.packed_own import packed_own_parts
-from server.engine.packed_weights import pack_weights, round_weights
-from server.engine.packing import pack, quantise
-from server.engine.preview import preview
-from server.engine.ragged_step import Segment
+from server.engine.cache.kv_cache import KVCache
+from server.engine.dense.corrections import own_parts
+from server.engine.dense.decoder import Decoder
+from server.engine.packed import native_library
+from server.engine.packed.native_decoder import NativeDecoder
+from server.engine.packed.native_model import matrix_of, preview_of
+from server.engine.packed.packed_own import packed_own_parts
+from server.engine.packed.packed_weights import pack_weights, round_weights
+from server.engine.packed.packing import pack, quantise
+from server.engine.packed.preview import preview
+from server.engine.segment import Segment
 from tests.engine.driving import weights_of
 from tests.engine.test_corrections import corrections_of, specs_of
 from tests.tiny import FAMILIES, VOCAB, tiny_model

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from server.engine.packing import BLOCK, GROUP, error, pack, quantise
+from server.engine.packed.packing import BLOCK, GROUP, error, pack, quantise
 
 SHAPES = [(64, 96), (16, 32), (50, 70), (1, 33)]
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from server.engine.decoder import Decoder
-from server.engine.graph_decoder import GraphDecoder
-from server.engine.ragged_step import Segment
+from server.engine.dense.decoder import Decoder
+from server.engine.dense.graph_decoder import GraphDecoder
+from server.engine.segment import Segment
 from tests.engine.driving import reference, run, runner_of, submit, variants_of, weights_of
 from tests.tiny import FAMILIES, VOCAB, tiny_model
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pruners.kv import served_eviction
-from server.engine.ragged_step import Segment
 from server.engine.sampling import SamplingParams
+from server.engine.segment import Segment
 from server.engine.sequence import FinishReason
 from server.engine.text import StopRules
 from tests.engine.driving import (

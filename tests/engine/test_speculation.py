@@ -2,10 +2,10 @@
 
 import pytest
 
-from server.engine import native_library
-from server.engine.kv_cache import KVCache
-from server.engine.native_decoder import NativeDecoder
-from server.engine.packed_weights import pack_weights
+from server.engine.cache.kv_cache import KVCache
+from server.engine.packed import native_library
+from server.engine.packed.native_decoder import NativeDecoder
+from server.engine.packed.packed_weights import pack_weights
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Scheduler, SchedulerLimits

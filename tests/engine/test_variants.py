@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pruners.architecture import locate
-from server.engine.ragged_step import Segment
+from server.engine.segment import Segment
 from tests.engine.driving import random_order, run, runner_of, submit, variants_of, weights_of
 from tests.tiny import tiny_model
 

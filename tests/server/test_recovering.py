@@ -13,7 +13,7 @@ from pruners.build import Sources, build
 from pruners.mask import mask
 from pruners.recipe import Recipe
 from server.engine.load import load_model, load_transformers, open_decoder
-from server.engine.ragged_step import Segment
+from server.engine.segment import Segment
 from tests.pruners.models import random_rows
 from tests.server.test_cli import one_line, trimtab
 from tests.tiny import save_tiny

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pruners.recovery import Correction, Entry, Materialised
 from pruners.variant import Block
-from server.engine.linear import DenseLinear
-from server.engine.weights import BaseWeights
+from server.engine.dense.linear import DenseLinear
+from server.engine.dense.weights import BaseWeights
 
 
 @dataclass(frozen=True, slots=True)

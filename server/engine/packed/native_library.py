@@ -136,7 +136,7 @@ def library() -> ctypes.CDLL | None:
     `TRIMTAB_NATIVE` may name another build of them, or hide them with `0`.
     """
     given = os.environ.get("TRIMTAB_NATIVE")
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     names = [f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     paths = [Path(given)] if given else [folder / name for name in names]
     for path in paths:

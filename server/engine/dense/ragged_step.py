@@ -1,26 +1,14 @@
 """A step over segments: prompt chunks and decoded tokens, each with its own sequence's cache."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.kv import QUERIES
-from pruners.variant import VariantSpec
-from server.engine.kv_cache import SequenceCache
-from server.engine.ladder import Rows, RowSets
-from server.engine.step import View
-from server.engine.weights import BaseWeights
-
-
-@dataclass(slots=True)
-class Segment:
-    """Consecutive tokens of one sequence to process now. Room in `cache` is reserved already."""
-
-    tokens: list[int]
-    cache: SequenceCache
-    variant: VariantSpec
+from server.engine.dense.ladder import Rows, RowSets
+from server.engine.dense.step import View
+from server.engine.dense.weights import BaseWeights
+from server.engine.segment import Segment
 
 
 class RaggedStep:

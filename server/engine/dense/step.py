@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from server.engine.ladder import Rows, RowSets
+from server.engine.dense.ladder import Rows, RowSets
 
 
 @dataclass(frozen=True, slots=True)

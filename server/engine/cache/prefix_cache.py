@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pruners.variant import VariantSpec
 
 if TYPE_CHECKING:
-    from server.engine.kv_cache import SequenceCache
+    from server.engine.cache.kv_cache import SequenceCache
 
 _LEAST = 16  # tokens; less is computed as fast as it is found
 _MOST = 64  # sequences; all are looked through for every prompt

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pruners.architecture import Shape
 from pruners.kv import QUERIES, Eviction
-from server.engine.arena import GRAIN, Arena
-from server.engine.prefix_cache import PrefixCache
+from server.engine.cache.arena import GRAIN, Arena
+from server.engine.cache.prefix_cache import PrefixCache
 
 
 class KVCache:

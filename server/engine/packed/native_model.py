@@ -4,11 +4,11 @@ import ctypes
 from ctypes import POINTER, c_int32, pointer
 
 from pruners.variant import Block, Part, VariantSpec
-from server.engine import native_library as native
-from server.engine.packed_own import PackedEntry, PackedOwnParts
-from server.engine.packed_weights import PackedLayer, PackedWeights
-from server.engine.packing import PackedMatrix
-from server.engine.preview import Preview
+from server.engine.packed import native_library as native
+from server.engine.packed.packed_own import PackedEntry, PackedOwnParts
+from server.engine.packed.packed_weights import PackedLayer, PackedWeights
+from server.engine.packed.packing import PackedMatrix
+from server.engine.packed.preview import Preview
 
 
 class NativeModel:

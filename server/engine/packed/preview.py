@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from server.engine.packing import BLOCK, GROUP, Codes, PackedMatrix, pack, ranged4
+from server.engine.packed.packing import BLOCK, GROUP, Codes, PackedMatrix, pack, ranged4
 
 _SURE = 8.0
 _AT_ONCE = 2048  # outputs, so that what is in between stays in the processor's cache

@@ -8,10 +8,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.architecture import Shape
-from server.engine.linear import DenseLinear
-from server.engine.packing import BLOCK, Bits, Codes, PackedMatrix, error, pack, quantise
-from server.engine.preview import Preview, preview
-from server.engine.weights import BaseWeights, LayerWeights, Norm
+from server.engine.dense.linear import DenseLinear
+from server.engine.dense.weights import BaseWeights, LayerWeights, Norm
+from server.engine.packed.packing import BLOCK, Bits, Codes, PackedMatrix, error, pack, quantise
+from server.engine.packed.preview import Preview, preview
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pruners.recovery import Correction, Entry, LowRank, Materialised
 from pruners.variant import Block, Part
-from server.engine.packed_weights import PackedLayer, PackedWeights, woven
-from server.engine.packing import BLOCK, PackedMatrix, pack, quantise
+from server.engine.packed.packed_weights import PackedLayer, PackedWeights, woven
+from server.engine.packed.packing import BLOCK, PackedMatrix, pack, quantise
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from pruners.kv import QUERIES
-from server.engine import native_library as native
-from server.engine.kv_cache import KVCache
-from server.engine.native_model import NativeModel
-from server.engine.packed_own import PackedOwnParts
-from server.engine.packed_weights import PackedWeights
-from server.engine.ragged_step import Segment
+from server.engine.cache.kv_cache import KVCache
+from server.engine.packed import native_library as native
+from server.engine.packed.native_model import NativeModel
+from server.engine.packed.packed_own import PackedOwnParts
+from server.engine.packed.packed_weights import PackedWeights
+from server.engine.segment import Segment
 
 _FEW = 4  # rows, for which memory sets the pace; more would look at too much of the head anyway
 

@@ -5,9 +5,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.variant import VariantSpec
-from server.engine.ladder import Rows, RowSets
-from server.engine.step import View
-from server.engine.weights import BaseWeights
+from server.engine.dense.ladder import Rows, RowSets
+from server.engine.dense.step import View
+from server.engine.dense.weights import BaseWeights
 
 
 class BatchedStep:

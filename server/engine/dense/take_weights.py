@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from pruners.architecture import Attention, Decoder, Layer, Shape, UnsupportedModelError
-from server.engine.linear import DenseLinear
-from server.engine.weights import ACTIVATIONS, BaseWeights, LayerWeights, Norm
+from server.engine.dense.linear import DenseLinear
+from server.engine.dense.weights import ACTIVATIONS, BaseWeights, LayerWeights, Norm
 
 _AHEAD = 512  # positions beyond the context, of which evictions imagine queries
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}

@@ -11,13 +11,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.variant import Block
-from server.engine.block import Entries, Site, run_block
-from server.engine.corrections import OwnParts
-from server.engine.kv_cache import KVCache
-from server.engine.ladder import Rung, ladder
-from server.engine.ragged_step import RaggedStep, Segment
-from server.engine.step import Step, View
-from server.engine.weights import BaseWeights, LayerWeights
+from server.engine.cache.kv_cache import KVCache
+from server.engine.dense.block import Entries, Site, run_block
+from server.engine.dense.corrections import OwnParts
+from server.engine.dense.ladder import Rung, ladder
+from server.engine.dense.ragged_step import RaggedStep
+from server.engine.dense.step import Step, View
+from server.engine.dense.weights import BaseWeights, LayerWeights
+from server.engine.segment import Segment
 
 
 class Decoder:

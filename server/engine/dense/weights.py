@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.architecture import Shape
-from server.engine.linear import DenseLinear
+from server.engine.dense.linear import DenseLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from pruners.variant import VariantSpec
-from server.engine.batched_step import BatchedStep
-from server.engine.corrections import OwnParts
-from server.engine.decoder import Decoder
-from server.engine.kv_cache import KVCache
-from server.engine.ragged_step import Segment
-from server.engine.weights import BaseWeights
+from server.engine.cache.kv_cache import KVCache
+from server.engine.dense.batched_step import BatchedStep
+from server.engine.dense.corrections import OwnParts
+from server.engine.dense.decoder import Decoder
+from server.engine.dense.weights import BaseWeights
+from server.engine.segment import Segment
 
 if TYPE_CHECKING:
     from torch.cuda.graphs import _POOL_HANDLE

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pruners.variant import VariantSpec
-from server.engine.corrections import Own
-from server.engine.ladder import WHOLE, Index, RowSets, Rung
-from server.engine.linear import DenseLinear
-from server.engine.weights import Norm
+from server.engine.dense.corrections import Own
+from server.engine.dense.ladder import WHOLE, Index, RowSets, Rung
+from server.engine.dense.linear import DenseLinear
+from server.engine.dense.weights import Norm
 
 Owners = dict[VariantSpec, Own]
 

@@ -1,0 +1,15 @@
+"""What a decoder is given: some tokens of one sequence."""
+
+from dataclasses import dataclass
+
+from pruners.variant import VariantSpec
+from server.engine.cache.kv_cache import SequenceCache
+
+
+@dataclass(slots=True)
+class Segment:
+    """Consecutive tokens of one sequence to process now. Room in `cache` is reserved already."""
+
+    tokens: list[int]
+    cache: SequenceCache
+    variant: VariantSpec
