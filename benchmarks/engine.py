@@ -17,8 +17,8 @@ from benchmarks.plots import bars
 from benchmarks.touched import step_bytes
 from pruners.variant import BASE
 from server.app import load
+from server.offline.timing import decode_step, prefill, zeroed_decoder
 from server.settings import Settings
-from server.timing import decode_step, prefill, zeroed_decoder
 from telemetry.machine import describe
 
 ROWS = (1, 2, 4, 8, 16, 32)

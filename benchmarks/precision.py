@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import parser, save
-from pruners.rows import rows_hash
-from pruners.sources import read_corpus
+from pruners.text.rows import rows_hash
+from pruners.text.sources import read_corpus
 from pruners.variant import BASE
 from server.engine.dense.weights import BaseWeights
 from server.engine.load import LoadedModel, load_model, load_tokenizer, open_decoder

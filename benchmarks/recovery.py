@@ -22,18 +22,18 @@ from pruners.allocation import greedy, measured
 from pruners.architecture import locate
 from pruners.depth import greedy_layers
 from pruners.distill import Training, quick_dtype, train
-from pruners.evaluate import evaluate, reading
 from pruners.journal import Journal
 from pruners.mask import mask
+from pruners.measure.evaluate import evaluate, reading
 from pruners.order import Order
 from pruners.progress import bars
 from pruners.recovery import Correction
 from pruners.recovery.library import Library
-from pruners.sources import read_corpus
+from pruners.text.sources import read_corpus
 from pruners.variant import Block, VariantSpec, base_spec, depth_spec
 from server.engine.load import load_tokenizer, load_transformers
 from server.engine.source import DEFAULT_MODEL, cache_folder, resolve_model
-from server.selftext import OwnText
+from server.offline.selftext import OwnText
 from telemetry.machine import describe
 
 POINTS = {"ffn-75": 0.75, "ffn-50": 0.5, "six-layers": None}

@@ -34,7 +34,7 @@ from benchmarks.streams import llama_server
 from policies.simulation.profile import Profile, load_profile
 from policies.simulation.traffic import Arrival, read_trace, shortened, synthetic
 from policies.training.bound import quality_bounds
-from pruners.sources import read_corpus
+from pruners.text.sources import read_corpus
 from server.engine.load import load_tokenizer
 from server.engine.source import DEFAULT_MODEL, resolve_model
 from telemetry.machine import describe

@@ -19,8 +19,8 @@ from server.app import load
 from server.engine.dense.linear import nbytes
 from server.engine.load import AnyDecoder, LoadedModel
 from server.engine.segment import Segment
+from server.offline.timing import decode_step, zeroed_decoder
 from server.settings import Settings
-from server.timing import decode_step, zeroed_decoder
 from telemetry.machine import describe
 
 CACHED = 128

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape
 from pruners.errors import UserError
+from pruners.measure.table import SCHEMA, Table, read_table
 from pruners.order import Order
 from pruners.recovery import Correction, LowRank, RecoveryError, from_tensors, to_tensors
-from pruners.table import SCHEMA, Table, read_table
 from pruners.variant import Block, VariantSpec
 
 _ORDER, _CORRECTIONS = "order.safetensors", "corrections.safetensors"

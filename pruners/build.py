@@ -15,14 +15,15 @@ from pruners.allocation import Cost, Curve, measured
 from pruners.architecture import Decoder, locate
 from pruners.artefact import Artefact
 from pruners.choose import Chosen, Own, allocate, choose_corrections, touched
-from pruners.cost import cost_of
 from pruners.depth import greedy_layers
-from pruners.evaluate import evaluate, masked
 from pruners.fingerprint import fingerprint
-from pruners.front import front
 from pruners.importance import scorer
 from pruners.journal import Journal
 from pruners.kv.quality import budget_quality
+from pruners.measure.cost import cost_of
+from pruners.measure.evaluate import evaluate, masked
+from pruners.measure.front import front
+from pruners.measure.table import Quality, Table
 from pruners.offload import offloaded
 from pruners.order import Order
 from pruners.recipe import BuildError, Recipe
@@ -30,8 +31,7 @@ from pruners.recovery import Recipe as Fit
 from pruners.recovery import Recovered, from_tensors, recover, to_tensors
 from pruners.recovery.library import Library, library_from, make_library
 from pruners.recovery.sequence import recover_in_sequence
-from pruners.rows import count, described, held_back, rows_hash, sample
-from pruners.table import Quality, Table
+from pruners.text.rows import count, described, held_back, rows_hash, sample
 from pruners.variant import BASE, VariantSpec, base_spec
 
 

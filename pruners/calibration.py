@@ -16,7 +16,7 @@ from pruners.architecture import Decoder
 from pruners.collectors import Collector, Moments, Valid, down, o
 from pruners.progress import tracked
 from pruners.replay import replay
-from pruners.rows import batches
+from pruners.text.rows import batches
 
 Watching = TypeVar("Watching", bound=Sequence[Collector])
 

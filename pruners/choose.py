@@ -10,9 +10,9 @@ from rich.progress import Progress
 
 from pruners.allocation import AllocationError, Cost, Curve, greedy, search
 from pruners.architecture import Decoder
-from pruners.evaluate import Reader, evaluate, reading
 from pruners.journal import Journal
 from pruners.mask import mask
+from pruners.measure.evaluate import Reader, evaluate, reading
 from pruners.order import Order
 from pruners.recipe import BuildError
 from pruners.recovery import Correction

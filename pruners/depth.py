@@ -10,11 +10,11 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder, Shape
-from pruners.divergence import Tally, compare
 from pruners.mask import constant_output
+from pruners.measure.divergence import Tally, compare
 from pruners.probe import LayerRun, Probe
 from pruners.progress import tracked
-from pruners.rows import batches
+from pruners.text.rows import batches
 from pruners.variant import PARTS, Block, VariantSpec, base_spec
 
 # Small batches, since all candidates read the first one; at least these read the last.

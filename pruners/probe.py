@@ -7,7 +7,7 @@ import torch
 
 from pruners.architecture import Decoder
 from pruners.replay import replay
-from pruners.rows import Batch
+from pruners.text.rows import Batch
 
 LayerRun: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
 """Gives a layer's output for its input."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pruners.architecture import Decoder
-from pruners.rows import Batch
+from pruners.text.rows import Batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from controller.sensitivity import Sensitivity, load_sensitivity
 from policies import ExploringPolicy, Objectives, Policy
 from pruners.artefact import ArtefactError, load_artefact
 from pruners.kv import KV_SCORERS
-from pruners.table import Table
+from pruners.measure.table import Table
 from pruners.variant import BASE
 from server.api import chat, completions, errors, generate, page, system
 from server.api.accounting import Accounts

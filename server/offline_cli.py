@@ -57,8 +57,8 @@ def build(
     An interrupted build goes on where it stopped.
     """
     from pruners.recipe import Recipe
-    from pruners.sources import read_corpus
-    from server.building import build_artefact
+    from pruners.text.sources import read_corpus
+    from server.offline.building import build_artefact
 
     given: dict[str, Any] = {
         "calibration_tokens": tokens,
@@ -107,8 +107,8 @@ def recover(
     An interrupted training goes on from its last check.
     """
     from pruners.distill import Training
-    from pruners.sources import read_corpus
-    from server.recovering import Request, recover_artefact
+    from pruners.text.sources import read_corpus
+    from server.offline.recovering import Request, recover_artefact
 
     names = tuple(name.strip() for name in (variants or "").split(",") if name.strip())
     corpus = None if text is None else read_corpus(text)
@@ -146,9 +146,9 @@ def evaluate(
     """
     from rich.console import Console
 
-    from pruners.report import render
-    from pruners.sources import read_corpus
-    from server.evaluating import Plan, evaluate_artefact
+    from pruners.measure.report import render
+    from pruners.text.sources import read_corpus
+    from server.offline.evaluating import Plan, evaluate_artefact
 
     corpus = None if text is None else read_corpus(text)
     plan = Plan(corpus, tuple(tasks or ()), window, limit, task_limit, kv_prompt, timing)
@@ -175,8 +175,8 @@ def sensitivity(
     from rich.console import Console
     from rich.table import Table
 
-    from pruners.sources import read_corpus
-    from server.sensing import learn_sensitivity
+    from pruners.text.sources import read_corpus
+    from server.offline.sensing import learn_sensitivity
     from server.settings import Settings
 
     corpus, analyzer = read_corpus(prompts), Settings().analyzer
@@ -214,7 +214,7 @@ def lm_eval(
 ) -> None:
     """Run EleutherAI's evaluation harness on the base or a variant."""
     from pruners.files import write_json
-    from server.lm_evaluating import Exam, examine, examine_served
+    from server.offline.lm_evaluating import Exam, examine, examine_served
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     exam = Exam(names, limit, shots, include)
@@ -238,7 +238,7 @@ def export(
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
 ) -> None:
     """Write a variant, corrections merged, as a smaller model for `transformers`."""
-    from server.exporting import export_variant
+    from server.offline.exporting import export_variant
 
     loader = export_variant(model, artefact, variant, out)
     typer.echo(f"{out}: load it with {loader}")

@@ -31,8 +31,8 @@ def profile(
 
     An interrupted sweep goes on where it stopped.
     """
-    from pruners.sources import read_corpus
-    from server.profiling import make_profile, time_again
+    from pruners.text.sources import read_corpus
+    from server.offline.profiling import make_profile, time_again
     from server.settings import Settings
 
     settings = Settings(model=model, artefact=artefact)
@@ -119,13 +119,13 @@ def train_policy(
     from policies.simulation.profile import load_profile
     from policies.simulation.rewards import Reward
     from pruners.progress import bars
-    from pruners.sources import read_corpus
-    from server.profiling import make_profile
+    from pruners.text.sources import read_corpus
+    from server.offline.profiling import make_profile
     from server.settings import Settings
 
     try:
-        from server.training import Lesson, plan_of, try_again
-        from server.training import train_policy as trained
+        from server.offline.training import Lesson, plan_of, try_again
+        from server.offline.training import train_policy as trained
     except ImportError as error:
         raise UsageError(f"{error}: pip install 'trimtab[train]'") from error
 

@@ -16,7 +16,7 @@ from pruners.distill.student import Student, Tier
 from pruners.order import Order
 from pruners.recovery import Correction, RecoveryError
 from pruners.replay import final_hidden
-from pruners.rows import Batch, batches, count
+from pruners.text.rows import Batch, batches, count
 from pruners.variant import Block, VariantSpec
 
 MICRO_TOKENS = 2048

@@ -15,8 +15,8 @@ from pruners.architecture import SERVED_FAMILIES, Decoder, Layer
 from pruners.mask import constant_output, input_parts
 from pruners.order import Order, features
 from pruners.recovery import Correction, Entry, LowRank, Materialised, RecoveryError
-from pruners.rows import Batch
-from pruners.slice import Copies, slice_into
+from pruners.slices.slice import Copies, slice_into
+from pruners.text.rows import Batch
 from pruners.variant import PARTS, Block, VariantSpec
 
 Tier = Literal["norms", "lora"]

@@ -10,7 +10,7 @@ from pruners.architecture import Decoder
 from pruners.importance.base import Scores, stack
 from pruners.progress import tracked
 from pruners.replay import final_hidden
-from pruners.rows import Batch, batches
+from pruners.text.rows import Batch, batches
 
 # Activations of all layers are alive for the backward pass: smaller batches than elsewhere.
 _BATCH_TOKENS = 512

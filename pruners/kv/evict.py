@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from pruners.architecture import Decoder, UnsupportedModelError
 from pruners.kv.base import Seen
 from pruners.kv.eviction import QUERIES, Eviction
-from pruners.rows import Batch
+from pruners.text.rows import Batch
 
 
 @torch.no_grad()

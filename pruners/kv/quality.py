@@ -7,11 +7,11 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.evaluate import evaluate
 from pruners.journal import Journal
 from pruners.kv import served_eviction
 from pruners.kv.evict import evicted
-from pruners.table import Quality
+from pruners.measure.evaluate import evaluate
+from pruners.measure.table import Quality
 
 
 def budget_quality(

@@ -12,7 +12,7 @@ from pruners.calibration import stream
 from pruners.collectors import OutputMoments, SecondMoments, down, o
 from pruners.recovery.correction import RecoveryError
 from pruners.recovery.solve import Seen
-from pruners.rows import held_back, to_fit
+from pruners.text.rows import held_back, to_fit
 from pruners.variant import Part
 
 

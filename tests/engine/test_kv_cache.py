@@ -8,7 +8,7 @@ import torch
 from pruners.architecture import locate
 from pruners.kv import KV_SCORERS, Eviction, SnapKV, Streaming, served_eviction
 from pruners.kv.evict import evicted
-from pruners.rows import batches
+from pruners.text.rows import batches
 from pruners.variant import base_spec
 from server.engine.cache.arena import Arena
 from server.engine.cache.eviction import make_room

@@ -23,10 +23,10 @@ from pruners.allocation import (
     uniform,
 )
 from pruners.architecture import locate
-from pruners.evaluate import evaluate, reading
 from pruners.importance import LeastSquares, Scores
 from pruners.journal import Journal
 from pruners.mask import mask
+from pruners.measure.evaluate import evaluate, reading
 from pruners.recovery.library import Library, make_library
 from pruners.variant import VariantSpec, base_spec
 from tests.pruners.models import random_order, random_rows, tiny_model

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape
 from pruners.artefact import Artefact, ArtefactError, load_artefact
+from pruners.measure.table import Accuracy, Cost, Quality, Table
 from pruners.recovery import Entry, LowRank, Materialised
-from pruners.table import Accuracy, Cost, Quality, Table
 from pruners.variant import Block, VariantSpec, both, depth_spec, width_spec
 
 PARTS = ("bias", "up", "down")

@@ -9,14 +9,14 @@ from rich.progress import Progress
 from pruners.architecture import UnsupportedModelError, locate
 from pruners.artefact import load_artefact
 from pruners.build import Sources, build
-from pruners.evaluate import evaluate, reading
 from pruners.fingerprint import fingerprint
 from pruners.importance import ImportanceError
 from pruners.journal import Journal
 from pruners.mask import mask
+from pruners.measure.evaluate import evaluate, reading
 from pruners.recipe import BuildError, Recipe
 from pruners.recovery import LowRank, Materialised
-from pruners.rows import rows_hash
+from pruners.text.rows import rows_hash
 from pruners.variant import BASE, VariantSpec, base_spec
 from tests.pruners.models import PRUNED_FAMILIES, random_rows, tiny_model
 

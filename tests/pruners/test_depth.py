@@ -5,8 +5,8 @@ import torch
 
 from pruners.architecture import locate
 from pruners.depth import block_spec, greedy_blocks, greedy_layers
-from pruners.evaluate import evaluate, reading
 from pruners.mask import mask
+from pruners.measure.evaluate import evaluate, reading
 from pruners.order import identity
 from pruners.recovery import constant
 from pruners.variant import Block, base_spec

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from pruners.architecture import UnsupportedModelError, locate
 from pruners.diagnose import diagnose, render
-from pruners.slice import slice_model
+from pruners.slices.slice import slice_model
 from pruners.variant import VariantSpec
 from tests.pruners.models import FAMILIES, PRUNED_FAMILIES, random_order, tiny_model
 

@@ -8,8 +8,8 @@ import torch
 from pruners.architecture import locate
 from pruners.distill import Training, loop, train
 from pruners.distill.loss import distribution, divergence
-from pruners.evaluate import evaluate, reading
 from pruners.mask import mask
+from pruners.measure.evaluate import evaluate, reading
 from pruners.recovery import LowRank, Materialised, RecoveryError
 from pruners.recovery.library import make_library
 from pruners.variant import Block, VariantSpec

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from pruners import divergence
 from pruners.architecture import locate
-from pruners.evaluate import evaluate, reading
 from pruners.journal import Journal
 from pruners.mask import mask
+from pruners.measure import divergence
+from pruners.measure.evaluate import evaluate, reading
 from pruners.order import identity
 from pruners.variant import VariantSpec, base_spec
 from tests.pruners.models import logits, random_rows, tiny_model
@@ -66,7 +66,7 @@ class KilledError(Exception):
 
 def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypatch):
     decoder = locate(tiny_model())
-    monkeypatch.setattr("pruners.rows.BATCH_TOKENS", 16)
+    monkeypatch.setattr("pruners.text.rows.BATCH_TOKENS", 16)
     rows = random_rows(4, (700, 600))
     narrow = reading(decoder, partial(mask, decoder, NARROW, identity(decoder.shape)))
     expected = evaluate(decoder, {"narrow": narrow}, rows)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from pruners.architecture import Shape, locate
 from pruners.mask import mask
 from pruners.order import reorder
-from pruners.slice import slice_model
-from pruners.slice_folder import WEIGHTS, save_slice
+from pruners.slices.slice import slice_model
+from pruners.slices.slice_folder import WEIGHTS, save_slice
 from pruners.variant import VariantSpec
 from tests.pruners.models import PRUNED_FAMILIES, logits, random_order, random_rows, tiny_model
 
@@ -104,7 +104,7 @@ for folder in sorted(path for path in root.iterdir() if path.is_dir()):
     if manifest["loader"] == "transformers from_pretrained":
         model = getattr(transformers, manifest["class"]).from_pretrained(folder)
     else:
-        from pruners.slice_folder import load_slice
+        from pruners.slices.slice_folder import load_slice
 
         model = load_slice(folder)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from pruners.kv import (
 from pruners.kv.base import rotate
 from pruners.kv.evict import evicted
 from pruners.replay import final_hidden
-from pruners.rows import padded
+from pruners.text.rows import padded
 from tests.pruners.models import PRUNED_FAMILIES, random_rows, tiny_model
 
 CAUSAL = [family for family in PRUNED_FAMILIES if family != "bert"]

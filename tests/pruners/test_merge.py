@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM
 
 from pruners.architecture import locate
 from pruners.mask import mask
-from pruners.merge import merged_slice
 from pruners.order import identity
 from pruners.recovery import constant
-from pruners.slice import SliceError
-from pruners.slice_folder import load_slice, save_slice
+from pruners.slices.merge import merged_slice
+from pruners.slices.slice import SliceError
+from pruners.slices.slice_folder import load_slice, save_slice
 from pruners.variant import Block, VariantSpec
 from tests.engine.test_corrections import corrections_of
 from tests.pruners.models import FAMILIES, logits, random_order, random_rows, tiny_model

@@ -12,7 +12,7 @@ from pruners.mask import mask
 from pruners.offload import offloaded
 from pruners.recipe import BuildError, Recipe
 from pruners.replay import final_hidden
-from pruners.rows import padded
+from pruners.text.rows import padded
 from pruners.variant import VariantSpec
 from tests.pruners.models import PRUNED_FAMILIES, random_order, random_rows, tiny_model
 

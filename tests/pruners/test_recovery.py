@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from pruners.architecture import locate
-from pruners.evaluate import evaluate, reading
 from pruners.mask import mask
+from pruners.measure.evaluate import evaluate, reading
 from pruners.recovery import (
     LowRank,
     Materialised,

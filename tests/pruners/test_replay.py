@@ -3,7 +3,7 @@ import torch
 
 from pruners.architecture import locate
 from pruners.replay import final_hidden, replay
-from pruners.rows import batches
+from pruners.text.rows import batches
 from tests.pruners.models import PRUNED_FAMILIES, logits, random_rows, tiny_model
 
 RAGGED = random_rows(3, (12, 7, 9))

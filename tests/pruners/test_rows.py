@@ -1,6 +1,6 @@
 import torch
 
-from pruners.rows import batches, count, rows_hash, sample, text_rows, wikitext2_rows
+from pruners.text.rows import batches, count, rows_hash, sample, text_rows, wikitext2_rows
 from tests.pruners.models import random_rows
 
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from pruners.architecture import UnsupportedModelError, locate
 from pruners.order import identity
-from pruners.slice import SliceError, slice_model
-from pruners.slice_folder import MANIFEST, WEIGHTS, load_slice, save_slice
+from pruners.slices.slice import SliceError, slice_model
+from pruners.slices.slice_folder import MANIFEST, WEIGHTS, load_slice, save_slice
 from pruners.variant import VariantSpec, base_spec
 from tests.pruners.models import logits, random_rows, tiny_model
 

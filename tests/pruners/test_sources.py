@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pruners.sources import SourceError, read_corpus
+from pruners.text.sources import SourceError, read_corpus
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from pruners.architecture import locate
-from pruners.evaluate import reading
 from pruners.journal import Journal
 from pruners.mask import mask
+from pruners.measure.evaluate import reading
+from pruners.measure.tasks import Item, Option, TaskError, accuracies, read_task
 from pruners.order import identity
 from pruners.replay import final_hidden
-from pruners.tasks import Item, Option, TaskError, accuracies, read_task
 from pruners.variant import VariantSpec
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -7,11 +7,11 @@ import torch
 
 from pruners.artefact import load_artefact
 from pruners.build import Sources, build
-from pruners.evaluate import evaluate, reading
 from pruners.kv.quality import budget_quality
 from pruners.mask import mask
+from pruners.measure.evaluate import evaluate, reading
 from pruners.recipe import Recipe
-from pruners.sources import read_corpus
+from pruners.text.sources import read_corpus
 from pruners.variant import BASE
 from server.engine.load import load_tokenizer, load_transformers
 from tests.pruners.models import random_rows

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
 
 from benchmarks.live import ServerProcess
-from server.lm_evaluating import Exam, HarnessError, examine, examine_served
+from server.offline.lm_evaluating import Exam, HarnessError, examine, examine_served
 
 TASK = """
 task: mine

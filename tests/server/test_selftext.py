@@ -4,7 +4,7 @@ import torch
 from rich.progress import Progress
 
 from pruners.journal import Journal
-from server.selftext import OwnText
+from server.offline.selftext import OwnText
 
 
 def test_rows_are_kept_and_never_too_few_or_too_many(tiny_folder, tmp_path):

@@ -4,8 +4,8 @@ import pytest
 
 from pruners.allocation import Latency
 from pruners.variant import VariantSpec, base_spec
-from server import timing
 from server.engine.load import load_model
+from server.offline import timing
 from tests.tiny import save_tiny
 
 

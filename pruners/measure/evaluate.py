@@ -10,15 +10,15 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.divergence import Tally, compare
 from pruners.journal import Journal
 from pruners.mask import mask
+from pruners.measure.divergence import Tally, compare
+from pruners.measure.table import Quality
 from pruners.order import Order
 from pruners.progress import tracked
 from pruners.recovery import Correction
 from pruners.replay import final_hidden
-from pruners.rows import Batch, batches, described
-from pruners.table import Quality
+from pruners.text.rows import Batch, batches, described
 from pruners.variant import Block, VariantSpec
 
 Reader: TypeAlias = Callable[[Batch], torch.Tensor]

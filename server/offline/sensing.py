@@ -10,11 +10,11 @@ from pruners.artefact import load_artefact
 from pruners.errors import UserError
 from pruners.journal import Journal
 from pruners.progress import bars
-from pruners.sources import Corpus
+from pruners.text.sources import Corpus
 from pruners.variant import BASE
 from server.engine.load import load_model
 from server.engine.source import resolve_model
-from server.sweep import read_prompts, sweep
+from server.offline.sweep import read_prompts, sweep
 
 _LEAST = 40
 

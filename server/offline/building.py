@@ -14,13 +14,13 @@ from pruners.build import Sources, build
 from pruners.journal import Journal
 from pruners.progress import bars
 from pruners.recipe import Recipe
-from pruners.rows import rows_hash
-from pruners.sources import Corpus
+from pruners.text.rows import rows_hash
+from pruners.text.sources import Corpus
 from pruners.variant import PARTS, Part
 from server.engine.load import load_model, load_outline, load_tokenizer, load_transformers
 from server.engine.source import model_name, resolve_model
-from server.selftext import OwnText
-from server.timing import block_latency
+from server.offline.selftext import OwnText
+from server.offline.timing import block_latency
 
 SELF = "sampled from the base at temperature 1"
 _ROW = 512

@@ -10,21 +10,21 @@ from rich.progress import Progress
 
 from pruners.architecture import Decoder, locate
 from pruners.artefact import Artefact, load_artefact
-from pruners.cost import cost_of
 from pruners.distill import Trained, Training, quick_dtype, train
 from pruners.errors import UserError
-from pruners.evaluate import Evaluation, evaluate, masked
 from pruners.fingerprint import fingerprint
-from pruners.front import front
 from pruners.journal import Journal
+from pruners.measure.cost import cost_of
+from pruners.measure.evaluate import Evaluation, evaluate, masked
+from pruners.measure.front import front
 from pruners.progress import bars
-from pruners.rows import count, rows_hash
-from pruners.sources import Corpus
+from pruners.text.rows import count, rows_hash
+from pruners.text.sources import Corpus
 from pruners.variant import BASE, VariantSpec, base_spec
-from server.building import SELF, Rows
 from server.engine.load import load_tokenizer, load_transformers
 from server.engine.source import cache_folder, resolve_model
-from server.selftext import OwnText
+from server.offline.building import SELF, Rows
+from server.offline.selftext import OwnText
 
 _ROW = 512
 _HELD_OUT_ROWS, _HELD_OUT_SEED = 8, 5  # which state is kept

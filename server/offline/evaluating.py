@@ -10,29 +10,29 @@ from transformers import PreTrainedTokenizerBase
 
 from pruners.architecture import Decoder, locate
 from pruners.artefact import Artefact, load_artefact
-from pruners.cost import cost_of
-from pruners.evaluate import Reader, evaluate, masked
 from pruners.fingerprint import fingerprint
 from pruners.journal import Journal
 from pruners.kv import KV_SCORERS, Eviction
 from pruners.kv.evict import evicted
 from pruners.kv.quality import budget_quality
+from pruners.measure.cost import cost_of
+from pruners.measure.evaluate import Reader, evaluate, masked
+from pruners.measure.report import write_report
+from pruners.measure.table import Quality, Table
+from pruners.measure.tasks import Item, accuracies, read_task
 from pruners.progress import bars
 from pruners.replay import final_hidden
-from pruners.report import write_report
-from pruners.rows import rows_hash
-from pruners.sources import Corpus, SourceError
-from pruners.table import Quality, Table
-from pruners.tasks import Item, accuracies, read_task
+from pruners.text.rows import rows_hash
+from pruners.text.sources import Corpus, SourceError
 from pruners.variant import BASE, base_spec
-from server.budget_timing import time_budgets
-from server.building import SELF
 from server.engine.load import load_model, load_tokenizer, load_transformers
 from server.engine.source import resolve_model
-from server.memory import MemoryLog
-from server.samples import sample_answers
-from server.selftext import OwnText
-from server.timing import time_variants
+from server.offline.budget_timing import time_budgets
+from server.offline.building import SELF
+from server.offline.memory import MemoryLog
+from server.offline.samples import sample_answers
+from server.offline.selftext import OwnText
+from server.offline.timing import time_variants
 
 SHARES = (0.25, 0.5, 0.75)
 """Of a long prompt, what KV budgets keep when scorers are compared."""

@@ -9,7 +9,7 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from pruners.journal import Journal
-from pruners.sources import Corpus
+from pruners.text.sources import Corpus
 from pruners.variant import BASE
 from server.app import build_runner
 from server.engine.load import LoadedModel

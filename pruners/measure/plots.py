@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pruners.artefact import Artefact
 from pruners.files import replaced
-from pruners.front import front
+from pruners.measure.front import front
 from pruners.variant import BASE
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from rich.progress import Progress
 
 from pruners.architecture import Decoder
 from pruners.errors import UserError
-from pruners.evaluate import Reader
 from pruners.journal import Journal
+from pruners.measure.evaluate import Reader
+from pruners.measure.table import Accuracy
 from pruners.progress import tracked
-from pruners.rows import Batch, grouped, padded
-from pruners.table import Accuracy
+from pruners.text.rows import Batch, grouped, padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from pruners.errors import UserError
 from pruners.variant import BASE
 from server.engine.load import load_tokenizer, load_transformers
 from server.engine.source import resolve_model
-from server.exporting import merged_variant
+from server.offline.exporting import merged_variant
 
 
 class HarnessError(UserError):

@@ -15,15 +15,15 @@ from pruners.artefact import Artefact
 from pruners.errors import UserError
 from pruners.journal import Journal
 from pruners.progress import bars
-from pruners.sources import Corpus
+from pruners.text.sources import Corpus
 from pruners.variant import BASE
 from server.app import build_runner, catalogue, load, sensitivity
 from server.engine.load import LoadedModel
 from server.engine.offline import answer_all
 from server.engine.sequence import GenerationRequest
+from server.offline.sweep import Asked, Swept, read_prompts, sweep
+from server.offline.timing import STEPS, decode_step, time_variants, zeroed_decoder
 from server.settings import Settings
-from server.sweep import Asked, Swept, read_prompts, sweep
-from server.timing import STEPS, decode_step, time_variants, zeroed_decoder
 from telemetry.energy import EnergyReader
 
 _ROWS = (1, 2, 4, 8, 16)

@@ -9,8 +9,8 @@ import torch
 from pruners.architecture import locate
 from pruners.artefact import ArtefactError, load_artefact
 from pruners.fingerprint import fingerprint
-from pruners.merge import merged_slice
-from pruners.slice_folder import MANIFEST, save_slice
+from pruners.slices.merge import merged_slice
+from pruners.slices.slice_folder import MANIFEST, save_slice
 from pruners.variant import VariantSpec
 from server.app import shipped_artefact
 from server.engine.load import load_tokenizer, load_transformers

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from pruners.architecture import Attention, Decoder, Mlp, Shape, UnsupportedModelError, stored_in
 from pruners.errors import UserError
 from pruners.order import Order, features
-from pruners.slice_config import describe
+from pruners.slices.slice_config import describe
 from pruners.variant import VariantSpec
 
 Copies = dict[int, Any]

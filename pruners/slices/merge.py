@@ -11,7 +11,7 @@ from pruners.architecture import SERVED_FAMILIES, Decoder, Layer
 from pruners.mask import input_parts
 from pruners.order import Order, features
 from pruners.recovery import Correction, Entry, Materialised
-from pruners.slice import Copies, SliceError, slice_into
+from pruners.slices.slice import Copies, SliceError, slice_into
 from pruners.variant import PARTS, Block, VariantSpec
 
 _FLAGS = ("attention_bias", "mlp_bias")

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from pruners.architecture import Decoder
+from pruners.measure.table import Cost
 from pruners.recovery import Correction
-from pruners.table import Cost
 from pruners.variant import Block, VariantSpec, base_spec
 
 CONTEXT = 1024

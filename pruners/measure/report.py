@@ -9,9 +9,9 @@ from rich.table import Table as RichTable
 
 from pruners.artefact import Artefact
 from pruners.files import write_text
-from pruners.front import front, hull
-from pruners.plots import draw
-from pruners.table import Quality, Table
+from pruners.measure.front import front, hull
+from pruners.measure.plots import draw
+from pruners.measure.table import Quality, Table
 from pruners.variant import BASE
 
 Columns = list[tuple[str, Callable[[str], str]]]

@@ -26,14 +26,14 @@ from transformers import PreTrainedModel
 from pruners.architecture import locate
 from pruners.fingerprint import fingerprint
 from pruners.order import identity
-from pruners.slice import SliceError, slice_model
+from pruners.slices.slice import SliceError, slice_model
 from pruners.variant import VariantSpec
 
 SCHEMA = 2
 MANIFEST = "trimtab_slice.json"
 WEIGHTS = "trimtab_slice.safetensors"
 _PLAIN = "transformers from_pretrained"
-_OWN = "pruners.slice_folder.load_slice"
+_OWN = "pruners.slices.slice_folder.load_slice"
 
 
 def save_slice(model: PreTrainedModel, spec: VariantSpec, folder: Path) -> None:

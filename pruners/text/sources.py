@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pruners.errors import UserError
-from pruners.rows import text_rows, wikitext2_rows
+from pruners.text.rows import text_rows, wikitext2_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,1 @@
+"""Variants as smaller models of their own, their corrections merged in."""

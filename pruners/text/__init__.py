@@ -1,0 +1,1 @@
+"""Rows of tokens, and where they come from."""
