@@ -24,6 +24,7 @@ from server.api.limits import Limits
 from server.api.narrowing import Narrowing
 from server.api.service import Service
 from server.engine.dense.linear import nbytes
+from server.engine.drafting import drafter
 from server.engine.engine import Engine
 from server.engine.load import LoadedModel, load_model, open_decoder
 from server.engine.packed.packed_weights import PackedWeights
@@ -99,7 +100,9 @@ def build_runner(model: LoadedModel, settings: Settings, free_bytes: float | Non
     capacity = settings.kv_tokens or wanted
     decoder = open_decoder(model, capacity, dtype)
     limits = SchedulerLimits(settings.max_running, settings.step_tokens, settings.speculate)
-    return Runner(decoder, Scheduler(decoder.cache, limits))
+    table = Table() if model.artefact is None else model.artefact.table
+    guessing = drafter(model.variants, table)
+    return Runner(decoder, Scheduler(decoder.cache, limits), guessing)
 
 
 def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None = None) -> FastAPI:

@@ -10,6 +10,7 @@ from torch import Tensor
 from controller import StepRecord
 from pruners.variant import VariantSpec
 from server.engine.cache.eviction import make_room
+from server.engine.drafting import Drafter
 from server.engine.load import AnyDecoder
 from server.engine.packed.native_decoder import NativeDecoder
 from server.engine.scheduler import Scheduler, Work
@@ -34,9 +35,15 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 class Runner:
-    """Drives the scheduler and the decoder. Used by one thread at a time."""
+    """Drives the scheduler and the decoder. Used by one thread at a time.
 
-    def __init__(self, decoder: AnyDecoder, scheduler: Scheduler) -> None:
+    With a `drafter`, the base's answers may be guessed ahead by a variant.
+    """
+
+    def __init__(
+        self, decoder: AnyDecoder, scheduler: Scheduler, drafter: Drafter | None = None
+    ) -> None:
+        self._drafter = drafter
         self.decoder = decoder
         self.scheduler = scheduler
         self._native = isinstance(decoder, NativeDecoder)
@@ -53,7 +60,7 @@ class Runner:
 
     def _step(self, on_step: Callable[[StepRecord], None] | None) -> bool:
         self._drop_cancelled()
-        work = self.scheduler.schedule()
+        work = self.scheduler.schedule(self._drafted(on_step))
         if not work:
             return False
         # Rows of equal variants stand together, the widest first: sub-batches are then slices.
@@ -71,6 +78,31 @@ class Runner:
             source = plain if item.sequence.plain else sampled
             self._write(item, [next(source) for _ in range(count)])
         return True
+
+    def _drafted(self, on_step: Callable[[StepRecord], None] | None) -> dict[Sequence, list[int]]:
+        """What a variant guesses that running answers go on with, while nobody waits or reads."""
+        drafter, scheduler = self._drafter, self.scheduler
+        busy = scheduler.waiting or any(s.in_prompt for s in scheduler.running)
+        if drafter is None or not scheduler.limits.speculate or busy:
+            return {}
+        share = scheduler.cost.share(len(scheduler.running))
+        answers = [s for s in scheduler.running if drafter.suits(s, share)]
+        count = drafter.count(share) if answers else 0
+        answers = [s for s in answers if s.cache is not None and s.cache.reserve(count + 1)]
+        guesses: dict[Sequence, list[int]] = {answer: [] for answer in answers}
+        for _ in range(count if answers else 0):
+            started = time.perf_counter()
+            best = self.decoder.best(self.decoder.forward(drafter.segments(answers, guesses)))
+            for answer, token in zip(answers, best, strict=True):
+                guesses[answer].append(token)
+            if on_step is not None:
+                cached = sum(s.cache.held for s in answers if s.cache is not None)
+                rows = ((drafter.variant, len(answers)),)
+                on_step(StepRecord(time.perf_counter() - started, rows, len(answers), cached))
+        for answer in answers:
+            assert answer.cache is not None
+            answer.cache.rewind(count)
+        return guesses
 
     def abort_all(self, error: str) -> None:
         """Ends every sequence with an error; used when a step failed."""
@@ -138,7 +170,9 @@ class Runner:
             if not confirmed or sequence.cache is None:
                 break
         if guesses:
-            sequence.drafts.verified(len(guesses), accepted)
+            sequence.drafts.verified(len(guesses), accepted, own=not item.drafted)
+        if item.drafted and self._drafter is not None:
+            self._drafter.verified(len(guesses), accepted)
 
     def _score_prompt(self, sequence: Sequence, hidden: Tensor) -> None:
         """Log-probabilities of the prompt tokens that follow the rows just processed."""

@@ -1,6 +1,7 @@
 """Which tokens the next step processes: running answers first, then prompts, in arrival order."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from server.engine.cache.kv_cache import KVCache, SequenceCache
@@ -19,11 +20,15 @@ class SchedulerLimits:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`count` tokens of one sequence, to be processed now; guesses of what follows are the last."""
+    """`count` tokens of one sequence, to be processed now; guesses of what follows are the last.
+
+    `drafted` says that a variant made them.
+    """
 
     sequence: Sequence
     count: int
     guesses: tuple[int, ...] = ()
+    drafted: bool = False
 
 
 class Scheduler:
@@ -58,15 +63,19 @@ class Scheduler:
                 sequence.cache.close()
             sequence.cache = None
 
-    def schedule(self) -> list[Work]:
-        """The next step's work. Room in the cache is reserved for all of it."""
+    def schedule(self, drafted: Mapping[Sequence, list[int]]) -> list[Work]:
+        """The next step's work, with guesses of a variant where `drafted` has some.
+
+        Room in the cache is reserved for all of it.
+        """
         work: list[Work] = []
         left = self.limits.step_tokens
         preemptions = self.preemptions
         for sequence in list(self.running):
             if sequence in self.running and not sequence.in_prompt:
-                guesses = self._guesses(sequence, left)
-                left -= self._take(sequence, 1 + len(guesses), work, guesses)
+                given = drafted.get(sequence)
+                guesses = self._guesses(sequence, left, given)
+                left -= self._take(sequence, 1 + len(guesses), work, guesses, bool(given))
         for sequence in list(self.running):
             if sequence in self.running and sequence.in_prompt and left > 0:
                 left -= self._take(sequence, min(left, sequence.pending), work)
@@ -106,7 +115,7 @@ class Scheduler:
             if sequence.started_at is None:  # not what it computed itself before a preemption
                 sequence.reused = found
 
-    def _guesses(self, sequence: Sequence, left: int) -> tuple[int, ...]:
+    def _guesses(self, sequence: Sequence, left: int, drafted: list[int] | None) -> tuple[int, ...]:
         request, cache = sequence.request, sequence.cache
         assert cache is not None
         rows = len(self.running)
@@ -114,12 +123,20 @@ class Scheduler:
         most = min(request.max_tokens - len(sequence.output) - 1, left - rows)
         if not self.limits.speculate or not cache.whole or most < 1:
             return ()
-        found = sequence.drafts.propose(sequence.history, self.cost.share(rows), most)
+        if drafted:
+            found = drafted[:most]
+        else:
+            found = sequence.drafts.propose(sequence.history, self.cost.share(rows), most)
         # Nobody is preempted for a guess.
         return tuple(found) if cache.reserve(1 + len(found)) else ()
 
     def _take(
-        self, sequence: Sequence, count: int, work: list[Work], guesses: tuple[int, ...] = ()
+        self,
+        sequence: Sequence,
+        count: int,
+        work: list[Work],
+        guesses: tuple[int, ...] = (),
+        drafted: bool = False,
     ) -> int:
         assert sequence.cache is not None
         while not sequence.cache.reserve(count):
@@ -127,7 +144,7 @@ class Scheduler:
             self._preempt(victim)
             if victim is sequence:
                 return 0
-        work.append(Work(sequence, count, guesses))
+        work.append(Work(sequence, count, guesses, drafted))
         return count
 
     def _preempt(self, sequence: Sequence) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 _SIZES = (3, 2)  # tokens that must match, the longest first
 _MOST = 6  # guesses at a time
 _PROBE = 32  # written tokens between single guesses while guessing does not pay
-_WORTH = 1.05  # expected tokens a second over those without guesses
+WORTH = 1.05  # expected tokens a second over those without guesses
 
 
 @dataclass(slots=True)
@@ -57,33 +57,36 @@ class Drafts:
         """
         self._read(tokens)
         self._since += 1
-        wanted = min(most, self._worth(share))
+        wanted = min(most, worth(self._rate, share)[1])
         if wanted == 0 and most and self._since >= _PROBE:
             wanted = 1
-        if wanted == 0:
+        at = self._found(tokens)
+        if wanted == 0 or at is None:
             return []
-        for size in _SIZES:
-            at = self._after.get(tuple(tokens[-size:])) if len(tokens) >= size else None
-            if at is not None:
-                self._since = 0
-                return _continued(tokens, at, wanted)
-        return []
+        self._since = 0
+        return _continued(tokens, at, wanted)
 
-    def verified(self, proposed: int, accepted: int) -> None:
-        """What became of the latest guesses."""
+    def promising(self, tokens: list[int], share: float) -> bool:
+        """Whether `propose` would guess more than now and then."""
+        self._read(tokens)
+        return worth(self._rate, share)[1] > 0 and self._found(tokens) is not None
+
+    def verified(self, proposed: int, accepted: int, own: bool = True) -> None:
+        """What became of the latest guesses, `own` ones or a variant's."""
         self.proposed += proposed
         self.accepted += accepted
+        if not own:
+            return
         for hit in [1.0] * accepted + [0.0] * (accepted < proposed):
             self._rate += 0.15 * (hit - self._rate)
 
-    def _worth(self, share: float) -> int:
-        best, count, expected = _WORTH, 0, 1.0
-        for guesses in range(1, _MOST + 1):
-            expected += self._rate**guesses
-            gain = expected / (1 + guesses * share)
-            if gain > best:
-                best, count = gain, guesses
-        return count
+    def _found(self, tokens: list[int]) -> int | None:
+        """Where the text went on the last time that it ended like this."""
+        for size in _SIZES:
+            at = self._after.get(tuple(tokens[-size:])) if len(tokens) >= size else None
+            if at is not None:
+                return at
+        return None
 
     def _read(self, tokens: list[int]) -> None:
         """Notes what followed each run of tokens; the very last ones have no successor yet."""
@@ -92,6 +95,21 @@ class Drafts:
                 if end >= size:
                     self._after[tuple(tokens[end - size : end])] = end
         self._noted = len(tokens)
+
+
+def worth(rate: float, share: float, cost: float = 0.0) -> tuple[float, int]:
+    """The highest gain in tokens a second, and with how many guesses; without any it is 1.
+
+    A guess is right with probability `rate` if those before it were; making it costs `cost` and
+    verifying it `share` of a step.
+    """
+    best, count, expected = WORTH, 0, 1.0
+    for guesses in range(1, _MOST + 1):
+        expected += rate**guesses
+        gain = expected / (1 + guesses * (cost + share))
+        if gain > best:
+            best, count = gain, guesses
+    return (best, count) if count else (1.0, 0)
 
 
 def _continued(tokens: list[int], at: int, count: int) -> list[int]:

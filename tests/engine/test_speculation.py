@@ -2,7 +2,11 @@
 
 import pytest
 
+from pruners.kv import served_eviction
+from pruners.measure.table import Cost, Quality, Table
+from pruners.variant import base_spec, width_spec
 from server.engine.cache.kv_cache import KVCache
+from server.engine.drafting import Drafter, drafter
 from server.engine.packed import native_library
 from server.engine.packed.native_decoder import NativeDecoder
 from server.engine.packed.packed_weights import pack_weights
@@ -17,13 +21,14 @@ REPEATING = [7, 8, 9, 10, 11] * 6
 PLAIN = [(31 * i) % 384 for i in range(40)]
 
 
-def runner(speculate: bool, native: bool = False) -> Runner:
+def runner(speculate: bool, native: bool = False, drafter: Drafter | None = None) -> Runner:
     made = runner_of(weights_of(tiny_model()))
     decoder = made.decoder
     if native:
         packed = pack_weights(weights_of(tiny_model()), 8)
         decoder = NativeDecoder(packed, KVCache(packed.shape, 4096, packed.dtype, packed.device))
-    return Runner(decoder, Scheduler(decoder.cache, SchedulerLimits(8, 64, speculate)))
+    scheduler = Scheduler(decoder.cache, SchedulerLimits(8, 64, speculate))
+    return Runner(decoder, scheduler, drafter)
 
 
 def answers(made: Runner, **more) -> tuple[list[list[int]], list[int], int]:
@@ -116,3 +121,63 @@ def test_the_cost_of_rows_is_learned_from_steps():
     for rows in (1, 4, 8, 2) * 10:
         cost.observe(rows, 0.005 + 0.001 * rows)
     assert cost.share(5) == pytest.approx(0.5, abs=0.01)
+
+
+def drafter_of(name: str, agreement: float, cost: float) -> Drafter:
+    return Drafter(variants_of(weights_of(tiny_model()))[name], agreement, cost)
+
+
+@pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
+@pytest.mark.parametrize(("native", "name"), [(True, "base"), (True, "mixed"), (False, "ffn-75")])
+def test_what_a_variant_guesses_changes_no_answer(native, name):
+    plain, none, steps = answers(runner(False, native))
+    # Free guesses, so that they are made whatever becomes of them.
+    made = runner(True, native, drafter_of(name, 0.9, 0.0))
+    drafted, accepted, fewer = answers(made)
+    assert drafted == plain
+    assert sum(none) == 0
+    if name == "base":  # it is always right
+        assert sum(accepted) > 60
+        assert fewer < steps
+    assert made.scheduler.cache.arena.used == made.scheduler.cache.prefixes.slots
+
+
+def test_a_variant_guesses_only_while_it_pays():
+    made = Drafter(base_spec(weights_of(tiny_model()).shape), 0.8, 0.3)
+    assert made.count(0.1) > 0
+    for _ in range(30):
+        made.verified(2, 0)
+    counts = [made.count(0.1) for _ in range(200)]
+    assert set(counts) == {0, 1}
+    assert counts.count(1) == 3, "a probe now and then"
+    assert Drafter(made.variant, 0.8, 0.9).count(0.1) == 0
+
+
+def test_a_sampled_answer_and_one_with_a_budget_are_not_guessed_for():
+    made = runner(True, drafter=drafter_of("ffn-75", 0.9, 0.0))
+    base = variants_of(made.decoder.weights)["base"]
+    first, _ = submit(made, PLAIN, base, 40, sampling=SamplingParams(temperature=1.0, seed=1))
+    second, _ = submit(made, PLAIN, base, 40, kv_budget=served_eviction(64))
+    third, _ = submit(made, PLAIN, variants_of(made.decoder.weights)["mixed"], 40)
+    while made.step():
+        drafter = made._drafter
+        assert drafter is not None
+        assert not any(drafter.suits(answer, 0.1) for answer in (first, second, third))
+
+
+def test_the_variant_with_the_highest_gain_is_chosen():
+    shape = weights_of(tiny_model()).shape
+    variants = {spec.name: spec for spec in (width_spec(shape, 0.75), width_spec(shape, 0.5))}
+
+    def table(*rows: tuple[float, float]) -> Table:
+        names = list(variants)
+        return Table(
+            quality={n: Quality(0.1, a, 9.0) for n, (a, _) in zip(names, rows, strict=True)},
+            cost={n: Cost(1, c, c, 1, 0) for n, (_, c) in zip(names, rows, strict=True)},
+        )
+
+    found = drafter(variants, table((0.9, 0.6), (0.8, 0.2)))
+    assert found is not None
+    assert found.variant.name == "ffn-50"
+    assert drafter(variants, table((0.85, 0.85), (0.7, 0.7))) is None
+    assert drafter(variants, Table()) is None

@@ -121,7 +121,7 @@ class SequenceCache:
         self.held += count
 
     def rewind(self, count: int) -> None:
-        """Forgets the last tokens."""
+        """Forgets the last tokens, which only a whole cache holds last."""
         self.seen -= count
         self.held -= count
 
