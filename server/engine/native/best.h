@@ -1,8 +1,8 @@
-// The output of a matrix with the highest value, without reading the whole matrix. Included once for
-// each instruction set.
+// The output of a matrix with the highest value. Included once for each instruction set.
 //
-// A coarse copy says of each output about how high it is. Only blocks of outputs that may hold the
-// highest are then computed, as `project` does it: the winner is the one that it would give.
+// With a preview not the whole matrix is read: a coarse copy says of each output about how high it
+// is, and only blocks of outputs that may hold the highest are then computed, as `project` does it.
+// The winner is the one that it would give either way.
 
 TRIM_INLINE void raise(Highest& best, float value, int32_t output) {
   if (value > best.value || (value == best.value && output < best.output)) best = {value, output};
@@ -10,7 +10,7 @@ TRIM_INLINE void raise(Highest& best, float value, int32_t output) {
 
 class Best {
  public:
-  Best(const TrimMatrix& matrix, const TrimPreview& preview, int32_t rows, Buffers& buffers,
+  Best(const TrimMatrix& matrix, const TrimPreview* preview, int32_t rows, Buffers& buffers,
        Pool& pool)
       : matrix_(matrix),
         preview_(preview),
@@ -35,6 +35,7 @@ class Best {
       pool_.barrier();
       pool_.share(blocks_, pool_.grain(blocks_),
                   [&](int64_t from, int64_t to) { look(from, to, local); });
+      if (!preview_) return;
       pool_.barrier();
       float* least = local.line.fit(rows_);
       for (int64_t r = 0; r < rows_; ++r) least[r] = value_of_roughly_highest(r);
@@ -45,9 +46,7 @@ class Best {
       });
     });
     for (int64_t r = 0; r < rows_; ++r) {
-      Highest found = b_.local[0].highest[r];
-      for (int t = 1; t < pool_.size(); ++t)
-        raise(found, b_.local[t].highest[r].value, b_.local[t].highest[r].output);
+      const Highest found = highest(preview_ ? &Local::highest : &Local::rough, r);
       best[r] = found.output == INT32_MAX ? 0 : found.output;  // nothing is higher than no number
     }
   }
@@ -55,14 +54,25 @@ class Best {
  private:
   float* rough(int64_t row) const { return b_.y.get() + row * 16 * blocks_; }
 
+  // Of what all threads have found.
+  Highest highest(std::vector<Highest> Local::*by, int64_t row) const {
+    Highest found{-INFINITY, INT32_MAX};
+    for (int t = 0; t < pool_.size(); ++t) {
+      const Highest& one = (b_.local[t].*by)[row];
+      raise(found, one.value, one.output);
+    }
+    return found;
+  }
+
   void prepare(const float* x, int64_t row) {
     b_.owner.get()[row] = (int32_t)row;
     quantise(x, matrix_.inputs, b_.normed, row);
+    if (!preview_) return;
     float doubt = 0;
     for (int64_t k = 0; 32 * k < matrix_.inputs; ++k) {
       float squares = 0;
       for (int64_t i = 32 * k; i < 32 * (k + 1) && i < matrix_.inputs; ++i) squares += x[i] * x[i];
-      doubt += preview_.doubt[k] * squares;
+      doubt += preview_->doubt[k] * squares;
     }
     b_.x.get()[row] = sqrtf(doubt);
   }
@@ -72,11 +82,11 @@ class Best {
       *out++ = matrix_.bias && o < matrix_.outputs ? matrix_.bias[o] : 0.0f;
   }
 
-  // The coarse values of some blocks, and the highest of them.
+  // The values of some blocks, coarse ones with a preview, and the highest of them.
   void look(int64_t from, int64_t to, Local& local) {
     for (int64_t r = 0; r < rows_; ++r)
       for (int64_t b = from; b < to; ++b) start(b, rough(r) + 16 * b);
-    output_blocks(preview_.coarse, from, to, b_.normed, b_.owner.get(), nullptr, rows_,
+    output_blocks(preview_ ? preview_->coarse : matrix_, from, to, b_.normed, b_.owner.get(), nullptr, rows_,
                   [&](int32_t row) { return rough(row) + 16 * from; });
     for (int64_t r = 0; r < rows_; ++r)
       for (int64_t b = from; b < to; ++b) {
@@ -88,15 +98,14 @@ class Best {
   }
 
   float value_of_roughly_highest(int64_t row) const {
-    Highest rough{-INFINITY, INT32_MAX}, found{-INFINITY, INT32_MAX};
-    for (int t = 0; t < pool_.size(); ++t)
-      raise(rough, b_.local[t].rough[row].value, b_.local[t].rough[row].output);
+    const Highest rough = highest(&Local::rough, row);
+    Highest found{-INFINITY, INT32_MAX};
     if (rough.output < matrix_.outputs) compute(row, rough.output / 16, found);
     return found.value;
   }
 
   bool may_reach(int64_t row, int64_t block, float least) const {
-    const float *values = rough(row) + 16 * block, *spread = preview_.spread + 16 * block;
+    const float *values = rough(row) + 16 * block, *spread = preview_->spread + 16 * block;
     const float doubt = b_.x.get()[row];
     const v8f low = load8(values) + doubt * load8(spread);
     return highest8(max8(low, load8(values + 8) + doubt * load8(spread + 8))) >= least;
@@ -114,7 +123,7 @@ class Best {
   }
 
   const TrimMatrix& matrix_;
-  const TrimPreview& preview_;
+  const TrimPreview* preview_;  // or null
   const int64_t rows_, blocks_;
   Buffers& b_;
   Pool& pool_;

@@ -63,5 +63,5 @@ void trim_project(TrimEngine* engine, const TrimMatrix* matrix, const float* x, 
 void trim_best(TrimEngine* engine, const TrimMatrix* matrix, const TrimPreview* preview,
                const float* x, int32_t rows, int32_t* best) {
   if (rows)
-    engine->kernels->best(*matrix, *preview, x, rows, engine->buffers, engine->pool, best);
+    engine->kernels->best(*matrix, preview, x, rows, engine->buffers, engine->pool, best);
 }

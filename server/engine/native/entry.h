@@ -33,7 +33,7 @@ static void project(const TrimMatrix& matrix, const float* x, int32_t rows, Buff
       memcpy(y + r * matrix.outputs, out + r * padded, matrix.outputs * sizeof(float));
 }
 
-static void best(const TrimMatrix& matrix, const TrimPreview& preview, const float* x,
+static void best(const TrimMatrix& matrix, const TrimPreview* preview, const float* x,
                  int32_t rows, Buffers& buffers, Pool& pool, int32_t* found) {
   Best(matrix, preview, rows, buffers, pool).run(x, found);
 }

@@ -10,7 +10,7 @@ struct Kernels {
   const char* name;
   void (*step)(const TrimModel&, const TrimCache&, const TrimBatch&, Buffers&, Pool&, float*);
   void (*project)(const TrimMatrix&, const float*, int32_t, Buffers&, Pool&, float*);
-  void (*best)(const TrimMatrix&, const TrimPreview&, const float*, int32_t, Buffers&, Pool&,
+  void (*best)(const TrimMatrix&, const TrimPreview*, const float*, int32_t, Buffers&, Pool&,
                int32_t*);
 };
 

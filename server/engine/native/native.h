@@ -112,7 +112,7 @@ void trim_step(TrimEngine*, const TrimModel*, const TrimCache*, const TrimBatch*
 // y = matrix(x) for x [rows][inputs]; y is [rows][outputs].
 void trim_project(TrimEngine*, const TrimMatrix*, const float* x, int32_t rows, float* y);
 
-// The output that is highest in what trim_project would give, [rows].
+// The output that is highest in what trim_project would give, [rows]. The preview may be null.
 void trim_best(TrimEngine*, const TrimMatrix*, const TrimPreview*, const float* x, int32_t rows,
                int32_t* best);
 

@@ -88,9 +88,8 @@ class NativeDecoder:
         return found
 
     def best(self, hidden: Tensor) -> list[int]:
-        """The arg-max of each row of `logits`, where it can be without computing all of them."""
-        if self._model.preview is None or len(hidden) > _FEW:
-            return [int(token) for token in self.logits(hidden).argmax(-1)]
+        """The arg-max of each row of `logits`, for few rows without computing all of them."""
+        preview = self._model.preview if len(hidden) <= _FEW else None
         found = torch.empty(len(hidden), dtype=torch.int32)
-        self._engine.best(self._model.head, self._model.preview, hidden.contiguous(), found)
-        return [int(token) for token in found]
+        self._engine.best(self._model.head, preview, hidden.contiguous(), found)
+        return found.tolist()

@@ -193,7 +193,7 @@ class NativeEngine:
         """`y[rows, outputs] = matrix(x)`, both fp32 and contiguous."""
         self._library.trim_project(self._handle, matrix, x.data_ptr(), len(x), y.data_ptr())
 
-    def best(self, matrix: Matrix, preview: Preview, x: Tensor, found: Tensor) -> None:
+    def best(self, matrix: Matrix, preview: Preview | None, x: Tensor, found: Tensor) -> None:
         """`found[rows]`, int32: the highest output of `matrix(x)`, `x` fp32 and contiguous."""
         self._library.trim_best(
             self._handle, matrix, preview, x.data_ptr(), len(x), found.data_ptr()
