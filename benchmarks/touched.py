@@ -3,6 +3,7 @@
 from pruners.variant import Block, VariantSpec
 from server.engine.dense.linear import nbytes
 from server.engine.load import LoadedModel
+from server.engine.packed.native_decoder import FEW
 from server.engine.packed.packed_weights import PackedWeights
 
 
@@ -10,7 +11,10 @@ def step_bytes(model: LoadedModel, spec: VariantSpec, rows: int = 1, cached: int
     """Weights once, and the keys and values of every row."""
     weights = model.weights
     shape = weights.shape
-    total = sum(nbytes(t) for t in weights.head.tensors())
+    head = weights.head.tensors()
+    if isinstance(weights, PackedWeights) and weights.preview is not None and rows <= FEW:
+        head = weights.preview.tensors()  # and of the head itself next to nothing
+    total = sum(nbytes(t) for t in head)
     for index, layer in enumerate(weights.layers):
         groups = spec.kv_groups[index] / shape.kv_groups
         neurons = spec.ffn[index] / shape.ffn
@@ -20,8 +24,8 @@ def step_bytes(model: LoadedModel, spec: VariantSpec, rows: int = 1, cached: int
             ffn = (layer.gate, layer.up, layer.down)
         total += int(groups * sum(nbytes(t) for m in (layer.qkv, layer.o) for t in m.tensors()))
         total += int(neurons * sum(nbytes(t) for m in ffn for t in m.tensors()))
-        head = 2 * spec.kv_groups[index] * shape.head_dim * weights.dtype.itemsize
-        total += rows * cached * head
+        token = 2 * spec.kv_groups[index] * shape.head_dim * weights.dtype.itemsize
+        total += rows * cached * token
         for part in ("attention", "mlp"):
             own = model.own.get(Block(index, part), {}).get(spec.name)
             if own is not None:

@@ -14,7 +14,8 @@ from server.engine.packed.packed_own import PackedOwnParts
 from server.engine.packed.packed_weights import PackedWeights
 from server.engine.segment import Segment
 
-_FEW = 4  # rows, for which memory sets the pace; more would look at too much of the head anyway
+FEW = 4
+"""Rows for which memory sets the pace; more would look at too much of the head anyway."""
 
 
 class NativeDecoder:
@@ -89,7 +90,7 @@ class NativeDecoder:
 
     def best(self, hidden: Tensor) -> list[int]:
         """The arg-max of each row of `logits`, for few rows without computing all of them."""
-        preview = self._model.preview if len(hidden) <= _FEW else None
+        preview = self._model.preview if len(hidden) <= FEW else None
         found = torch.empty(len(hidden), dtype=torch.int32)
         self._engine.best(self._model.head, preview, hidden.contiguous(), found)
         return found.tolist()
