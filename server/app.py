@@ -26,7 +26,7 @@ from server.api.service import Service
 from server.engine.dense.linear import nbytes
 from server.engine.drafting import drafter
 from server.engine.engine import Engine
-from server.engine.load import LoadedModel, load_model, open_decoder
+from server.engine.load import CPU, LoadedModel, load_model, open_decoder, preferred_device
 from server.engine.packed.packed_weights import PackedWeights
 from server.engine.rereading import Reread
 from server.engine.runner import Runner
@@ -73,9 +73,11 @@ def load(settings: Settings) -> LoadedModel:
 
 def _device(name: str) -> torch.device:
     """Raises `SettingsError` if there is no such device."""
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cpu":
+        return CPU
+    if name == "cuda" and preferred_device() == CPU:
         raise SettingsError("device cuda: PyTorch sees no GPU here; serve with --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return preferred_device()
 
 
 def build_runner(model: LoadedModel, settings: Settings, free_bytes: float | None) -> Runner:

@@ -173,7 +173,9 @@ def _kv_yields(
     """Evictions included; the yield is exp(-KL) over the relative time, as above."""
     sizes = list(next(iter(measured.values())))
     headers = ["KV budget", "exp(-KL)"]
-    headers += [f"{what}, {rows} rows" for rows in sizes for what in ("time", "yield")]
+    headers += [
+        f"{what}, {rows} row{'s' * (rows != '1')}" for rows in sizes for what in ("time", "yield")
+    ]
     rows = []
     for budget, by_rows in measured.items():
         kept = math.exp(-table.kv_quality[int(budget)].kl)

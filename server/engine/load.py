@@ -62,6 +62,11 @@ class LoadedModel:
     sampling_defaults: dict[str, float]
 
 
+def preferred_device() -> torch.device:
+    """The GPU if PyTorch sees one."""
+    return torch.device("cuda") if torch.cuda.is_available() else CPU
+
+
 def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Loads a decoder folder with `transformers`. Raises `UnsupportedModelError` for others."""
     config = _config(source)

@@ -82,8 +82,9 @@ class Runner:
     def _drafted(self, on_step: Callable[[StepRecord], None] | None) -> dict[Sequence, list[int]]:
         """What a variant guesses that running answers go on with, while nobody waits or reads."""
         drafter, scheduler = self._drafter, self.scheduler
-        busy = scheduler.waiting or any(s.in_prompt for s in scheduler.running)
-        if drafter is None or not scheduler.limits.speculate or busy:
+        if drafter is None or not scheduler.limits.speculate or scheduler.waiting:
+            return {}
+        if any(sequence.in_prompt for sequence in scheduler.running):
             return {}
         share = scheduler.cost.share(len(scheduler.running))
         answers = [s for s in scheduler.running if drafter.suits(s, share)]

@@ -17,7 +17,13 @@ from pruners.recipe import Recipe
 from pruners.text.rows import rows_hash
 from pruners.text.sources import Corpus
 from pruners.variant import PARTS, Part
-from server.engine.load import load_model, load_outline, load_tokenizer, load_transformers
+from server.engine.load import (
+    load_model,
+    load_outline,
+    load_tokenizer,
+    load_transformers,
+    preferred_device,
+)
 from server.engine.source import model_name, resolve_model
 from server.offline.selftext import OwnText
 from server.offline.timing import block_latency
@@ -82,7 +88,7 @@ def _seconds(folder: Path, journal: Journal, progress: Progress) -> Latency:
     """Measured once: a build that goes on must not choose by another clock."""
 
     def measure() -> dict[str, Any]:
-        model = load_model(folder, folder.name)
+        model = load_model(folder, folder.name, device=preferred_device())  # as it is served
         return asdict(block_latency(model, progress=progress))
 
     noted = journal.value("latency", measure)

@@ -25,7 +25,7 @@ from pruners.replay import final_hidden
 from pruners.text.rows import rows_hash
 from pruners.text.sources import Corpus, SourceError
 from pruners.variant import BASE, base_spec
-from server.engine.load import load_model, load_tokenizer, load_transformers
+from server.engine.load import load_model, load_tokenizer, load_transformers, preferred_device
 from server.engine.source import resolve_model
 from server.offline.budget_timing import time_budgets
 from server.offline.building import SELF
@@ -87,7 +87,8 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
         table = _offline(artefact, source, rows, plan, items, tokenizer, journal, progress)
         if plan.timing:
             memory.note("before")
-            loaded = load_model(source, artefact.model_name, artefact=artefact)
+            device = preferred_device()  # as it is served
+            loaded = load_model(source, artefact.model_name, artefact=artefact, device=device)
             memory.note("base and variants loaded")
             speed = time_variants(loaded, progress=progress)
             memory.note("after all variants ran")

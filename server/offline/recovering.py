@@ -77,12 +77,14 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
     with bars() as progress:
         rows, held_out, measured, what = _text(source, artefact, request, progress)
         journal = Journal(out.parent / f".{out.name}-recover", {**identity, "text": what})
-        base.to(device=request.device, dtype=quick_dtype(request.device))
+        dtype = quick_dtype(request.device)
+        base.to(device=request.device, dtype=dtype)
         trained = train(
             decoder, specs, artefact.order, artefact.corrections, rows, held_out,
             request.training, journal.path("state.safetensors"), progress,
         )  # fmt: skip
-        decoder = locate(load_transformers(source, torch.float32))
+        if request.device.type != "cpu" or dtype != torch.float32:  # measured as it was before
+            decoder = locate(load_transformers(source, torch.float32))
         corrections = artefact.corrections | {n: t.corrections for n, t in trained.items()}
         better = replace(artefact, corrections={n: c for n, c in corrections.items() if c})
         readers = masked(decoder, better.variants, better.order, better.corrections)

@@ -123,6 +123,16 @@ def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.float16, h
     return reference, native, specs
 
 
+@pytest.mark.parametrize("count", [1, 4, 5, 150])
+def test_the_best_tokens_of_any_number_of_rows(count):
+    _, decoder, specs = decoders("llama", 8)
+    prompt = PROMPTS[3][:count]
+    cache = decoder.cache.open()
+    assert cache.reserve(count)
+    hidden = decoder.forward([Segment(prompt, cache, specs["base"])])
+    assert decoder.best(hidden) == decoder.logits(hidden).argmax(-1).tolist()
+
+
 def prompts_and_a_token(decoder, specs) -> torch.Tensor:
     """Logits of a mixed batch of prompts and of one decoded token after each."""
     names = list(specs)

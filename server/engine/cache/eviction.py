@@ -56,7 +56,7 @@ def _chosen(
             kept[layers] = torch.arange(cache.held - keep, cache.held)
             continue
         seen = Seen(
-            positions=torch.stack([cache.positions_of(layer) for layer in layers]).to(keys.device),
+            positions=cache.known_positions()[layers].to(keys.device),
             keys=keys[layers, :groups],
             values=values[layers, :groups],
             queries=queries[layers, : groups * shape.queries_per_group],

@@ -125,11 +125,11 @@ class SequenceCache:
         self.seen -= count
         self.held -= count
 
-    def positions_of(self, layer: int) -> Tensor:
-        """The true position of each held token of a layer, in slot order, `[held]`."""
+    def known_positions(self) -> Tensor:
+        """The true position of each held token of each layer, in slot order, `[layers, held]`."""
         if self.positions is None:
-            return torch.arange(self.held)
-        return self.positions[layer, : self.held]
+            return torch.arange(self.held).expand(self._cache.shape.layers, -1)
+        return self.positions[:, : self.held]
 
     def read(self, tokens: int | None = None) -> tuple[Tensor, Tensor]:
         """Held keys and values, each `[layers, kv_groups, held, head_dim]` in floating point.
@@ -156,7 +156,7 @@ class SequenceCache:
         for tensor in self._cache.tensors():
             part = tensor[:, :, self.start : self.start + self.held]
             part[layer, :, hole] = part[layer, :, moved]
-        known = torch.stack([self.positions_of(index) for index in range(layers)])
+        known = self.known_positions()
         self.positions = torch.zeros(layers, room, dtype=torch.int32)
         self.positions[:, :count] = known[:, :count]
         self.positions[layer, hole] = known[layer, moved].int()

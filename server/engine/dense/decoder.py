@@ -55,7 +55,8 @@ class Decoder:
 
     def best(self, hidden: Tensor) -> list[int]:
         """The likeliest token of each row."""
-        return [int(token) for token in self.logits(hidden).argmax(-1).cpu()]
+        found: list[int] = self.logits(hidden).argmax(-1).tolist()
+        return found
 
     def _sites(self, step: Step, index: int, layer: LayerWeights) -> tuple[Site, Site]:
         shape = self.weights.shape

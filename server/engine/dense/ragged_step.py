@@ -80,7 +80,7 @@ class RaggedStep:
             queries = self._positions[at.begin : at.end]
             if window is None and len(queries) == 1:
                 return None
-            cached = cache.positions_of(layer)
+            cached = cache.known_positions()[layer]
             distance = queries[:, None] - cached[None]
             visible = distance >= 0
             if window is not None:

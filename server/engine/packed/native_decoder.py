@@ -14,6 +14,7 @@ from server.engine.packed.packed_own import PackedOwnParts
 from server.engine.packed.packed_weights import PackedWeights
 from server.engine.segment import Segment
 
+_AT_ONCE = 64  # rows
 FEW = 4
 """Rows for which memory sets the pace; more would look at too much of the head anyway."""
 
@@ -92,5 +93,8 @@ class NativeDecoder:
         """The arg-max of each row of `logits`, for few rows without computing all of them."""
         preview = self._model.preview if len(hidden) <= FEW else None
         found = torch.empty(len(hidden), dtype=torch.int32)
-        self._engine.best(self._model.head, preview, hidden.contiguous(), found)
-        return found.tolist()
+        # In parts: what the kernel notes of every output stays allocated.
+        for rows, best in zip(hidden.split(_AT_ONCE), found.split(_AT_ONCE), strict=True):
+            self._engine.best(self._model.head, preview, rows.contiguous(), best)
+        tokens: list[int] = found.tolist()
+        return tokens
