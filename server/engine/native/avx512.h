@@ -58,8 +58,7 @@ struct Isa : X86 {
     for (int m = 0; m < M; ++m) acc[m] = _mm512_loadu_ps(in.out[m]);
     for (int k = 0; k < blocks; ++k, b += stride) {
       __m512i sum[M];
-      if constexpr (M >= 4)  // fewer rows read no faster than memory is streamed anyway
-        for (int i = 0; i < kBlockBytes<BITS>; i += 64) __builtin_prefetch(b + 4096 + i, 0, 2);
+      for (int i = 0; i < kBlockBytes<BITS>; i += 64) __builtin_prefetch(b + in.ahead + i, 0, 2);
       if constexpr (BITS == 4) {
         for (int m = 0; m < M; ++m) sum[m] = _mm512_setzero_si512();
         const __m512i mask = _mm512_set1_epi8(15);

@@ -59,6 +59,7 @@ struct Lines {
   const float *scales[8], *sums[8];
   const int32_t* excess[8];
   float* out[8];
+  int64_t ahead = 4096;  // bytes from a block to what is fetched meanwhile
 };
 
 // Neighbours among the members with the same own part, which may be null.

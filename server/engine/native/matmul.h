@@ -108,13 +108,18 @@ static void output_block(const TrimMatrix& matrix, int64_t block, const Quantise
   }
 }
 
+// Whether so few rows read the matrix that memory sets the pace, and input blocks lie together.
+TRIM_INLINE bool streamed(const TrimMatrix& matrix, int rows) {
+  return matrix.input_major && rows <= 2 * Isa::kRows;
+}
+
 // The same for output blocks `begin..end`, in the order in which the matrix lies in memory.
 template <class Place>
 static void output_blocks(const TrimMatrix& matrix, int64_t begin, int64_t end,
                           const Quantised& inputs, const int32_t* rows, const int32_t* width,
                           int count, const Place& place) {
-  constexpr int kStream = 4;  // input blocks read side by side
-  if (!matrix.input_major || count > 2 * Isa::kRows) {
+  constexpr int kStream = 8;  // input blocks read side by side
+  if (!streamed(matrix, count)) {
     for (int64_t b = begin; b < end; ++b)
       output_block(matrix, b, inputs, rows, width, count,
                    [&](int32_t row) { return place(row) + 16 * (b - begin); });
@@ -123,19 +128,23 @@ static void output_blocks(const TrimMatrix& matrix, int64_t begin, int64_t end,
   // Few rows: stream the input blocks in order; outputs gather in memory, which is in the cache.
   const int64_t all = up(width ? (count ? width[0] : 0) : matrix.inputs, 32) / 32;
   for (int64_t from = 0; from < all; from += kStream) {
-    for (int64_t b = begin; b < end; ++b) {
-      for (int first = 0; first < count; first += Isa::kRows) {
-        const int n = count - first < Isa::kRows ? count - first : Isa::kRows;
-        const int64_t reach = up(width ? width[first] : matrix.inputs, 32) / 32;
-        const int blocks = (int)((reach < from + kStream ? reach : from + kStream) - from);
-        if (blocks <= 0) break;
-        Tile tile;
-        for (int m = 0; m < n; ++m) {
-          tile.input(m, inputs, rows[first + m], from);
-          tile.out[m] = place(rows[first + m]) + 16 * (b - begin);
-        }
-        tile.product(n, matrix, b, from, blocks);
+    Tile tiles[2];
+    int sizes[2], blocks[2], groups = 0;
+    for (int first = 0; first < count; first += Isa::kRows, ++groups) {
+      const int64_t reach = up(width ? width[first] : matrix.inputs, 32) / 32;
+      if (reach <= from) break;
+      blocks[groups] = (int)((reach < from + kStream ? reach : from + kStream) - from);
+      sizes[groups] = count - first < Isa::kRows ? count - first : Isa::kRows;
+      tiles[groups].ahead = kStream * Packed::input_stride(matrix);
+      for (int m = 0; m < sizes[groups]; ++m) {
+        tiles[groups].input(m, inputs, rows[first + m], from);
+        tiles[groups].out[m] = place(rows[first + m]);
       }
     }
+    for (int64_t b = begin; b < end; ++b)
+      for (int g = 0; g < groups; ++g) {
+        tiles[g].product(sizes[g], matrix, b, from, blocks[g]);
+        for (int m = 0; m < sizes[g]; ++m) tiles[g].out[m] += 16;
+      }
   }
 }

@@ -207,7 +207,10 @@ class Rows {
       rows[shared] = who.row.get()[i];
       widths[shared++] = who.width.get()[i];
     }
-    pool_.share(blocks, pool_.grain(blocks), [&](int64_t from, int64_t to) {
+    // Narrow ranges would be read in pieces too short for the processor to see a stream.
+    const int64_t grain =
+        streamed(matrix, shared) ? (blocks + pool_.size() - 1) / pool_.size() : pool_.grain(blocks);
+    pool_.share(blocks, grain, [&](int64_t from, int64_t to) {
       const int64_t begin = 16 * from;
       const auto place = [&](int32_t row) { return target + row * hidden_ + begin; };
       for (int i = 0; i < who.count; ++i) {
