@@ -95,7 +95,7 @@ def main() -> None:
         dtype = quick_dtype(torch.device("cpu"))
         trained = train(
             locate(load_transformers(source, dtype)), named, order, before, rows, held_out,
-            Training(rank=arguments.rank, rate=arguments.rate), state, progress,
+            Training("lora", arguments.rank, rate=arguments.rate), state, progress,
         )  # fmt: skip
         minutes = (time.monotonic() - started) / 60
         after = {name: one.corrections for name, one in trained.items()}

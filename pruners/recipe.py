@@ -40,14 +40,14 @@ class Recipe:
     skip_layers: tuple[int, ...] = ()
     mixed: tuple[tuple[int, float], ...] = ()
     budget: Budget = "bytes"
-    shares: tuple[float, ...] = (0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)
+    shares: tuple[float, ...] = (0.96, 0.92, 0.88, 0.8, 0.7, 0.6, 0.5)
     search: int = 0
     keep_all: bool = False
     importance: str = "wanda"
     rank: int = 16
     sequential: bool = False
     materialised: bool = False
-    kv_budgets: tuple[int, ...] = (512, 256)
+    kv_budgets: tuple[int, ...] = (1024, 512, 256)
     calibration_tokens: int = 16_384
     selection_tokens: int = 2_048
     seed: int = 0

@@ -88,9 +88,11 @@ def recover(
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
     variants: Annotated[str | None, typer.Option(help="Such as a,b. Default all.")] = None,
     tier: Annotated[
-        Literal["norms", "lora"],
-        typer.Option(help="Train biases and norms, or low ranks beside all projections too."),
-    ] = "lora",
+        Literal["norms", "residuals", "lora"],
+        typer.Option(
+            help="Train biases and norms; the low ranks of cut parts too; or of all projections."
+        ),
+    ] = "residuals",
     rank: Annotated[int, typer.Option(min=1, help="Of the low ranks.")] = 16,
     tokens: Annotated[int, typer.Option(min=4096, help="Of text to train on.")] = 200_000,
     text: Annotated[

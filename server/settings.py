@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     kv_tokens: int | None = Field(default=None, ge=512)  # None: from the memory that is free
     kv_cache: Literal["auto", "int8"] = "auto"  # int8 needs weights in 4 or 8 bits
     kv_scorer: str = "streaming"  # which tokens a KV budget keeps
-    kv_budgets: tuple[Annotated[int, Field(ge=32)], ...] = (512, 256)
+    kv_budgets: tuple[Annotated[int, Field(ge=32)], ...] = (1024, 512, 256)
 
     speculate: bool = True  # guess tokens from the text so far; never changes what is written
 

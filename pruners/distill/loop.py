@@ -23,21 +23,21 @@ MICRO_TOKENS = 2048
 """Read at once; a larger batch is read in parts, whose gradients add up."""
 _WARM_UP = 0.05  # of all steps
 _LAST = 0.05  # of the highest learning rate
-_RATES = {"norms": 1.5e-3, "lora": 1e-3}
+_RATES = {"norms": 1.5e-3, "residuals": 2e-3, "lora": 1e-3}
 """By tier for batches of 2,048 tokens, growing with the square root of larger ones.
 
-In the `lora` tier they are those of low ranks; norms and biases take half.
+They are those of low ranks where such are trained; norms and biases then take half.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How to train. `rank` is that of the `lora` tier, `rate` the highest learning rate.
+    """How to train. `rank` is that of low ranks, `rate` the highest learning rate.
 
     Each variant stops `patience` checks after its best, a check being made every `check` steps.
     """
 
-    tier: Tier = "lora"
+    tier: Tier = "residuals"
     rank: int = 16
     batch_tokens: int = 2048
     rate: float | None = None

@@ -19,8 +19,9 @@ from pruners.slices.slice import Copies, slice_into
 from pruners.text.rows import Batch
 from pruners.variant import PARTS, Block, VariantSpec
 
-Tier = Literal["norms", "lora"]
-"""`norms` trains biases and norms and leaves low ranks as they are; `lora` trains those too."""
+Tier = Literal["norms", "residuals", "lora"]
+"""`norms` trains biases and norms; `residuals` also the low ranks behind what is cut, which a
+variant has already; `lora` gives every projection low ranks and trains them all."""
 
 
 class Student(nn.Module):
@@ -129,10 +130,11 @@ class _Tuned(nn.Module):
         outer = _factors(given, hidden, len(self._inputs))
         inner = _factors(entry, len(self._features), hidden)
         self._kept = given if tier == "norms" else None
-        if tier == "lora":
+        trained = tier != "norms"
+        if tier == "lora" or (trained and outer[0].shape[1]):
             outer = _with_rank(*outer, rank, generator)
+        if tier == "lora":
             inner = _with_rank(*inner, rank, generator)
-        trained = tier == "lora"
         self.up = _parameter(outer[0], trained)
         self.down = _parameter(outer[1][:, self._inputs], trained)
         self.entry_up = _parameter(inner[0][self._features], trained)

@@ -33,6 +33,7 @@ from server.offline.memory import MemoryLog
 from server.offline.samples import sample_answers
 from server.offline.selftext import OwnText
 from server.offline.timing import time_variants
+from server.settings import Settings
 
 SHARES = (0.25, 0.5, 0.75)
 """Of a long prompt, what KV budgets keep when scorers are compared."""
@@ -117,6 +118,7 @@ def _offline(
     """Everything that `transformers` measures: quality, tasks, eviction and cost."""
     decoder = locate(load_transformers(source, torch.float32))
     own, known = artefact.corrections, artefact.table.kv_quality
+    budgets = sorted({*known, *Settings().kv_budgets})  # what the server offers, too
     readers = masked(decoder, artefact.variants, artefact.order, own)
     found = evaluate(decoder, readers, rows, progress=progress, journal=journal)
     base: dict[str, Reader] = {BASE: partial(final_hidden, decoder)}
@@ -127,7 +129,7 @@ def _offline(
         },
         quality=found.quality,
         # What no row is long enough for stays as it was.
-        kv_quality={**known, **budget_quality(decoder, rows, known, progress, journal)},
+        kv_quality={**known, **budget_quality(decoder, rows, budgets, progress, journal)},
         cost={
             spec.name: cost_of(spec, own.get(spec.name, {}), decoder)
             for spec in (base_spec(decoder.shape), *artefact.variants)

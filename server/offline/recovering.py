@@ -144,7 +144,7 @@ def _with_results(
     done = {
         name: {
             "tier": request.training.tier,
-            "rank": request.training.rank if request.training.tier == "lora" else None,
+            "rank": None if request.training.tier == "norms" else request.training.rank,
             "text": dict(what),
             "held_out_kl": [round(kl, 5) for kl in one.history],
         }

@@ -38,7 +38,7 @@ def masked_kl(decoder, order, spec, corrections) -> float:
     return evaluate(decoder, {"it": reader}, HELD_OUT).quality["it"].kl
 
 
-@pytest.mark.parametrize("tier", ["norms", "lora"])
+@pytest.mark.parametrize("tier", ["norms", "residuals", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_was_trained_is_what_the_mask_measures(family: str, tier: str):
     decoder, order, specs, own = setting(family)
@@ -67,6 +67,19 @@ def test_the_norms_tier_leaves_low_ranks_shared():
     assert found[block].up is own["narrow"][block].up
     assert found[block].entry.rank == 0
     assert found[Block(1, "mlp")].rank == 0  # whole, and yet it has a bias and a norm now
+
+
+def test_the_residuals_tier_trains_the_low_ranks_there_are_and_adds_none():
+    decoder, order, specs, own = setting()
+    training = Training("residuals", rank=4, batch_tokens=256)
+    found = train(decoder, specs, order, own, ROWS, HELD_OUT, training)["narrow"].corrections
+    block = Block(0, "mlp")
+    before = own["narrow"][block]
+    assert found[block].up.shape == before.up.shape
+    product = found[block].up.float() @ found[block].down.float()
+    assert not torch.allclose(product, before.up.float() @ before.down.float(), atol=1e-4)
+    assert found[block].entry.rank == 0
+    assert found[Block(1, "mlp")].rank == 0
 
 
 def test_the_gradient_is_that_of_autograd():
