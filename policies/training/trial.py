@@ -101,24 +101,28 @@ def run_all(
 
 def summary(trial: Trial, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     """By policy and load: attainment, effective quality (a lost request counts 0, or -0.5), mean
-    loss of what was in time, refusals, and the reward; and the fluid bounds."""
+    loss of what was in time, refusals, the reward, and the best there is for as many in time; and
+    the fluid bounds."""
     lengths = (
         int(np.mean([one.prompt for one in trial.trace])),
         int(np.mean([one.output for one in trial.trace])),
     )
+
+    def bounds(load: float, served: float = 0.0) -> dict[str, float]:
+        slots = trial.limits.max_running
+        return quality_bounds(trial.profile, trial.prompts, lengths, load, slots, served)
+
+    policies: dict[str, dict[str, dict[str, float]]] = {}
+    for name, own in runs.items():
+        policies[name] = {}
+        for load in trial.loads:
+            found = _figures([run for run in own if run.load == load])
+            best = bounds(load, found["attained"])
+            found |= {f"best_{figure}": value for figure, value in best.items()}
+            policies[name][f"{load:g}"] = found
     return {
-        "policies": {
-            name: {
-                f"{load:g}": _figures([r for r in own if r.load == load]) for load in trial.loads
-            }
-            for name, own in runs.items()
-        },
-        "fluid_bound": {
-            f"{load:g}": quality_bounds(
-                trial.profile, trial.prompts, lengths, load, trial.limits.max_running
-            )
-            for load in trial.loads
-        },
+        "policies": policies,
+        "fluid_bound": {f"{load:g}": bounds(load) for load in trial.loads},
     }
 
 

@@ -97,6 +97,17 @@ def test_the_fluid_bound_by_hand():
     assert fluid_bound([1.0, 0.5], [1.0, 0.3], 2.0, -1.0)[1] == {1: 1.0}
 
 
+def test_the_fluid_bound_when_so_many_are_to_be_answered():
+    assert fluid_bound([1.0, 0.5], [1.0, 0.3], 2.0, 0.0, served=0.4)[1] == {None: 0.5, 0: 0.5}
+    value, mix = fluid_bound([1.0, 0.5], [1.0, 0.3], 2.0, 0.0, served=0.8)
+    assert mix == pytest.approx({None: 0.2, 0: 0.2, 1: 0.6}), "1/2 of work for .8 of the requests"
+    assert value == pytest.approx(0.2 + 0.6 * 0.3)
+    # More than the cheapest can serve is not asked for.
+    value, mix = fluid_bound([1.0, 0.5], [1.0, 0.3], 4.0, -0.5, served=1.0)
+    assert mix == pytest.approx({None: 0.5, 1: 0.5})
+    assert value == pytest.approx(0.5 * 0.3 - 0.5 * 0.5)
+
+
 def test_the_report_is_from_the_raw_runs(trial, runs, tmp_path):
     found = {**summary(trial, runs), "verdict": verdict(runs, "dqn"), "about": "paper"}
     write_report(tmp_path, trial.profile, found, runs, "dqn", [1.0, 2.0])
