@@ -260,13 +260,21 @@ def compared(
     sent = [answer.offer for repeats in raw.values() for answers in repeats for answer in answers]
     lengths = int(fmean(o.prompt_tokens for o in sent)), int(fmean(o.output for o in sent))
     rows = np.arange(len(profile.prompts.names))
-    bounds = {
-        f"{load:g}": quality_bounds(profile, rows, lengths, load, SLOTS)
-        for load in sorted({load for load, _ in raw})
+
+    def bounds(load: float, served: float = 0.0) -> dict[str, float]:
+        return quality_bounds(profile, rows, lengths, load, SLOTS, served)
+
+    fluid = {f"{load:g}": bounds(load) for load in sorted({load for load, _ in raw})}
+    console.print(f"fluid bound by load: {fluid}")
+    return {
+        "simulation": ratios,
+        "fluid_bound": fluid,
+        # With as many in time as each policy had.
+        "best_with_as_many": {
+            f"{load:g}x {policy}": bounds(load, median(one["attained"] for one in found))
+            for (load, policy), found in runs.items()
+        },
     }
-    for load, one in bounds.items():
-        console.print(f"fluid bound at {load}x: {one}")
-    return {"simulation": ratios, "fluid_bound": bounds}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import numpy as np
 
 from policies.simulation.profile import Profile
 
-
 Mix = dict[int | None, float]
 """Shares of requests by choice; None is refused."""
 
@@ -22,7 +21,8 @@ def fluid_bound(
     average 1 / load. At least the share `served` (0..1) is answered, if the cheapest choice can.
     """
     room = 1.0 / load
-    points: list[tuple[int | None, float, float]] = list(zip(range(len(costs)), costs, values))
+    points: list[tuple[int | None, float, float]]
+    points = [(i, c, v) for i, (c, v) in enumerate(zip(costs, values, strict=True))]
     best, mix = _mixed([(None, 0.0, lost), *points], room)
     served = min(served, room / min(costs))
     if 1 - mix.get(None, 0.0) >= served:
