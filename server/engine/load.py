@@ -175,7 +175,7 @@ def open_decoder(
 ) -> AnyDecoder:
     """The forward pass of a loaded model over a cache of `slots` tokens.
 
-    `cache_dtype` is fp16 or int8 over packed weights, and that of the weights otherwise.
+    `cache_dtype` is bf16 or int8 over packed weights, and that of the weights otherwise.
     """
     weights, dtype = model.weights, cache_dtype or model.weights.dtype
     recorded = weights.device != CPU

@@ -27,7 +27,7 @@ PROMPTS = [[5, 9, 33, 7], list(range(10, 60)), [3], [(7 * i) % VOCAB for i in ra
 
 def instruction_sets() -> list[str]:
     found = []
-    for isa in ("avx512", "avxvnni", "avx2", "portable"):
+    for isa in ("avx512bf16", "avx512", "avxvnni", "avx2", "portable"):
         try:
             found.append(native_library.NativeEngine(1, isa).isa)
         except RuntimeError:
@@ -101,7 +101,7 @@ def test_a_preview_is_no_further_off_than_it_says():
     assert preview(quantise(weight, 4)) is None
 
 
-def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.float16, head_dim: int = 16):
+def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.bfloat16, head_dim: int = 16):
     """PyTorch's on rounded weights and the native one, with the same variants and corrections."""
     rounded = round_weights(weights_of(tiny_model(family, head_dim=head_dim)), bits)
     packed = pack_weights(weights_of(tiny_model(family, head_dim=head_dim)), bits)
@@ -203,13 +203,14 @@ def test_a_row_is_the_same_bit_for_bit_whatever_it_is_batched_with(family, head_
 
 
 def test_instruction_sets_agree():
-    found = []
+    found = {}
     for isa in instruction_sets():
         _, native, specs = decoders("qwen3", 4)
         native._engine = native_library.NativeEngine(2, isa)
-        found.append(prompts_and_a_token(native, specs))
-    for other in found[1:]:
-        assert kl(found[0], other) < 1e-4
+        found[isa] = prompts_and_a_token(native, specs)
+    for isa, other in found.items():
+        # Queries in bf16 round some inputs of `o` to the next step.
+        assert kl(found["portable"], other) < (1e-3 if isa == "avx512bf16" else 1e-4)
 
 
 def test_an_unknown_instruction_set_is_refused():

@@ -153,8 +153,8 @@ class Attention : public Rows {
     } else {
       uint16_t* out = (uint16_t*)store + at * dim;
       int d = 0;
-      for (; d + 8 <= dim; d += 8) Isa::store_half(out + d, load8(x + d));
-      for (; d < dim; ++d) out[d] = float_to_half(x[d]);
+      for (; d + 8 <= dim; d += 8) narrow8(out + d, load8(x + d));
+      for (; d < dim; ++d) out[d] = narrow(x[d]);
     }
   }
 

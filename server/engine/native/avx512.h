@@ -9,7 +9,7 @@ struct Isa : X86 {
   TRIM_INLINE Line zeros() { return _mm512_setzero_ps(); }
   TRIM_INLINE Line read(const float* p) { return _mm512_loadu_ps(p); }
   TRIM_INLINE Line read(const uint16_t* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+    return widened(_mm256_loadu_si256((const __m256i*)p));
   }
   TRIM_INLINE void write(float* p, Line x) { _mm512_storeu_ps(p, x); }
   TRIM_INLINE Line times(Line x, float factor) { return _mm512_mul_ps(x, _mm512_set1_ps(factor)); }
@@ -17,10 +17,10 @@ struct Isa : X86 {
     return _mm512_fmadd_ps(_mm512_set1_ps(factor), x, sum);
   }
 
-  static constexpr bool kTurnsHalves = true;
+  static constexpr bool kTurns = true;
 
-  // turned[d][0..16) = dimension d of 16 slots, which are `dim` halves each.
-  TRIM_INLINE void turn_halves(const uint16_t* slots, int dim, float* turned) {
+  // turned[d][0..16) = dimension d of 16 slots, which are `dim` numbers each.
+  TRIM_INLINE void turn(const uint16_t* slots, int dim, float* turned) {
     const __m512i front = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
     const __m512i back = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     for (int d = 0; d < dim; d += 32, turned += 32 * 16) {
@@ -101,9 +101,12 @@ struct Isa : X86 {
   static constexpr int kBlockBytes = BITS == 4 ? 320 : 544;
 
   // Two dimensions of 16 slots; the second one is eight further.
-  TRIM_INLINE void spread(__m512i halves, float* out) {
-    write(out, _mm512_cvtph_ps(_mm512_castsi512_si256(halves)));
-    write(out + 16 * 8, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)));
+  TRIM_INLINE void spread(__m512i both, float* out) {
+    write(out, widened(_mm512_castsi512_si256(both)));
+    write(out + 16 * 8, widened(_mm512_extracti64x4_epi64(both, 1)));
+  }
+  TRIM_INLINE Line widened(__m256i bf16) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
   }
   TRIM_INLINE __m512i broadcast(const int8_t* p) {
     return _mm512_set1_epi32(four(p));

@@ -97,6 +97,8 @@ struct Local {
   Members members;
   Quantised normed, heads, entered;  // with few rows, where threads do not share them
   Scratch<float> line, scores, turned, values, mixed;
+  Scratch<uint32_t> pairs;
+  Scratch<uint16_t> narrow;
   Scratch<const float*> queries;
   Scratch<float*> mixing;
   Scratch<int32_t> position, rows, widths;

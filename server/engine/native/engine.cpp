@@ -20,16 +20,17 @@ namespace {
 
 // The best first.
 const trim::Kernels* const* available() {
-  static const trim::Kernels* found[5] = {};
+  static const trim::Kernels* found[6] = {};
   if (found[0]) return found;
   int n = 0;
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
-  if (avx2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl"))
-    found[n++] = &trim::avx512::kernels;
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512vnni") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) found[n++] = &trim::avx512bf16::kernels;
+  if (avx512) found[n++] = &trim::avx512::kernels;
   if (avx2 && __builtin_cpu_supports("avxvnni")) found[n++] = &trim::avxvnni::kernels;
   if (avx2) found[n++] = &trim::avx2::kernels;
 #endif

@@ -79,10 +79,10 @@ typedef struct {
   const TrimOwn *const *attention, *const *mlp;
 } TrimVariant;
 
-// Keys and values, [layers][groups][slots][head_dim], fp16 or int8 with a scale for each head.
+// Keys and values, [layers][groups][slots][head_dim], bf16 or int8 with a scale for each head.
 typedef struct {
   void *keys, *values;
-  float *key_scales, *value_scales;  // [layers][groups][slots], null with fp16
+  float *key_scales, *value_scales;  // [layers][groups][slots], null with bf16
   int64_t slots;
 } TrimCache;
 

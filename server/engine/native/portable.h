@@ -7,9 +7,6 @@ struct Isa : TwoHalves<Isa> {
     for (int i = 0; i < 8; ++i) v[i] = half_to_float(p[i]);
     return v;
   }
-  TRIM_INLINE void store_half(uint16_t* p, v8f v) {
-    for (int i = 0; i < 8; ++i) p[i] = float_to_half(v[i]);
-  }
   TRIM_INLINE v8f load_int8(const int8_t* p) {
     v8f v;
     for (int i = 0; i < 8; ++i) v[i] = p[i];

@@ -33,19 +33,47 @@ TRIM_INLINE float highest8(v8f v) {
   return m;
 }
 
+// bf16, which the cache holds: the upper half of a float, rounded to nearest, ties to even.
+typedef uint16_t v8h __attribute__((vector_size(16)));
+typedef uint32_t v8u __attribute__((vector_size(32)));
+
+TRIM_INLINE float widen(uint16_t h) {
+  const uint32_t bits = (uint32_t)h << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+TRIM_INLINE uint16_t narrow(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+TRIM_INLINE v8f widen8(const uint16_t* p) {
+  v8h half;
+  memcpy(&half, p, sizeof half);
+  const v8u bits = __builtin_convertvector(half, v8u) << 16;
+  v8f v;
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+TRIM_INLINE void narrow8(uint16_t* p, v8f v) {
+  v8u bits;
+  memcpy(&bits, &v, sizeof bits);
+  const v8h half = __builtin_convertvector((bits + 0x7fffu + (bits >> 16 & 1)) >> 16, v8h);
+  memcpy(p, &half, sizeof half);
+}
+
 // Sixteen floats as two times eight, for instruction sets without wider registers.
 template <class Isa>
 struct TwoHalves {
   struct Line {
     v8f low, high;
   };
-  static constexpr bool kTurnsHalves = false;
-  TRIM_INLINE void turn_halves(const uint16_t*, int, float*) {}
+  static constexpr bool kTurns = false;
+  TRIM_INLINE void turn(const uint16_t*, int, float*) {}
   TRIM_INLINE Line zeros() { return {splat(0), splat(0)}; }
   TRIM_INLINE Line read(const float* p) { return {load8(p), load8(p + 8)}; }
-  TRIM_INLINE Line read(const uint16_t* p) {
-    return {Isa::load_half(p), Isa::load_half(p + 8)};
-  }
+  TRIM_INLINE Line read(const uint16_t* p) { return {widen8(p), widen8(p + 8)}; }
   TRIM_INLINE void write(float* p, Line x) {
     store8(p, x.low);
     store8(p + 8, x.high);
@@ -117,21 +145,4 @@ TRIM_INLINE float half_to_float(uint16_t h) {
   float f;
   memcpy(&f, &bits, 4);
   return f;
-}
-
-TRIM_INLINE uint16_t float_to_half(float f) {
-  uint32_t bits;
-  memcpy(&bits, &f, 4);
-  const uint16_t sign = bits >> 16 & 0x8000;
-  bits &= 0x7fffffffu;
-  if (bits >= 0x47800000u) return sign | (bits > 0x7f800000u ? 0x7e00 : 0x7c00);
-  if (bits < 0x38800000u) {  // subnormal: let the float unit round to a multiple of 2^-24
-    float magnitude;
-    memcpy(&magnitude, &bits, 4);
-    magnitude += 0.5f;
-    memcpy(&bits, &magnitude, 4);
-    return sign | (uint16_t)(bits - 0x3f000000u);
-  }
-  bits += 0xfffu + (bits >> 13 & 1);
-  return sign | (uint16_t)((bits - 0x38000000u) >> 13);
 }

@@ -6,9 +6,6 @@ struct X86 {
   TRIM_INLINE v8f load_half(const uint16_t* p) {
     return (v8f)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
   }
-  TRIM_INLINE void store_half(uint16_t* p, v8f v) {
-    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
-  }
   TRIM_INLINE v8f load_int8(const int8_t* p) {
     return (v8f)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
   }

@@ -49,7 +49,7 @@ class PackedWeights:
     context: int
     errors: dict[str, float]
     precision: str
-    dtype: torch.dtype = torch.float16  # of the cache
+    dtype: torch.dtype = torch.bfloat16  # of the cache
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property

@@ -1,0 +1,29 @@
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")
+
+#include "vec.h"
+
+#define TRIM_BF16
+#define TRIM_NAME "avx512bf16"
+namespace trim {
+namespace avx512bf16 {
+#include "avx512.h"
+#include "matmul.h"
+#include "attention.h"
+#include "rows.h"
+#include "attention_block.h"
+#include "step.h"
+#include "best.h"
+#include "entry.h"
+}  // namespace avx512bf16
+}  // namespace trim
+#endif
