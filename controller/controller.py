@@ -26,7 +26,7 @@ from policies import (
     label_of,
     propensities,
 )
-from policies.demand import AnswerLength, Demand, WaitBias
+from policies.demand import AnswerLength, Demand, Sizes, WaitBias
 from policies.held import Held
 from policies.observation import HOT_CELSIUS
 from policies.settle import settle
@@ -112,7 +112,7 @@ class Controller:
         self.dwell = dwell
         self._clock = clock
         self._held = Held(clock)
-        self._demand, self._bias = Demand(), WaitBias()
+        self._demand, self._sizes, self._bias = Demand(), Sizes(), WaitBias()
         self._chance = random.Random()
 
     def decide(
@@ -152,6 +152,7 @@ class Controller:
         base = self.catalogue.variants[BASE]
         work = forecast.work(base, prompt_tokens, output)
         self._demand.add(self._clock(), work, idle=not load.sequences)
+        self._sizes.add(expected)
         relative = {} if self._sensitivity is None else self._sensitivity.relative(features)
         variants = self.catalogue.variants
         timings = dict(
@@ -177,7 +178,8 @@ class Controller:
                 )
             )
         battery = snapshot.on_battery.value
-        held, held_seconds = self._held.by(objectives)
+        rank = self._sizes.rank(expected)
+        held, held_seconds = self._held.by(objectives, rank)
         return Observation(
             candidates=tuple(candidates),
             objectives=objectives,
@@ -191,6 +193,7 @@ class Controller:
             held=held,
             held_seconds=held_seconds,
             demand=self._demand.value,
+            rank=rank,
             draw=self._chance.random(),
         )
 

@@ -1,9 +1,11 @@
 """What recent requests say of the next one: how much work arrives, how far predictions are off."""
 
 import math
+from collections import deque
 
 _MEMORY = 5.0  # seconds after which work counts for a third
 _LEAST = 2.0  # seconds of arrivals that say something
+_RECENT = 100  # requests that another one's size is compared with
 _FIRST_LENGTH, _FORGETS = 128.0, 0.03
 _SHORT, _RATE = 0.05, 0.05  # waits that say nothing, in seconds; the weight of one request
 
@@ -31,6 +33,28 @@ class Demand:
         since = now - self._since
         seen = 1 - math.exp(-(since if since > _LEAST else _LEAST) / _MEMORY)
         self.value = self._work / (_MEMORY * seen)
+
+
+class Sizes:
+    """How large recent requests were, in tokens to read and to write."""
+
+    def __init__(self) -> None:
+        self._recent: deque[int] = deque(maxlen=_RECENT)
+
+    def add(self, tokens: int) -> None:
+        """Notes a request that arrives."""
+        self._recent.append(tokens)
+
+    def rank(self, tokens: int) -> float:
+        """The share of all these tokens that is in smaller requests, and in half of equal ones."""
+        total = smaller = equal = 0
+        for one in self._recent:
+            total += one
+            if one < tokens:
+                smaller += one
+            elif one == tokens:
+                equal += one
+        return (smaller + equal / 2) / total if total else 1.0
 
 
 class WaitBias:

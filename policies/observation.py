@@ -101,8 +101,9 @@ class Observation:
     `wait` is the predicted time in the queue, in seconds; readings are None where missing. `hot`
     says that the host is, or is slowed down for it. `pinned` is what the request asks for by name.
     `held` is the variant that requests with these objectives get at present, `held_seconds` for how
-    long. `demand` is the recent rate of work over what a full batch of the base gets done. `draw`
-    is a random number in [0, 1) for policies that leave something to chance.
+    long. `demand` is the recent rate of work over what a full batch of the base gets done; `rank`
+    is the share of recent requests' tokens, 0..1, that smaller ones than this one had. `draw` is a
+    random number in [0, 1) for policies that leave something to chance.
     """
 
     candidates: tuple[Candidate, ...]
@@ -117,6 +118,7 @@ class Observation:
     held: str | None = None
     held_seconds: float = 0.0
     demand: float = 0.0
+    rank: float = 1.0
     draw: float = 0.0
 
 

@@ -17,7 +17,7 @@ class RuleSettings:
     to be saved, every answer is cut to `battery_cost`.
     """
 
-    headroom: float = 0.2
+    headroom: float = 0.1
     battery_low: float = 0.3
     battery_cost: float = 0.85
 
@@ -25,12 +25,12 @@ class RuleSettings:
 class RulePolicy:
     """Degrades no more than the work that arrives and the backlog need.
 
-    For the queue to be back at its headroom within the time of one TTFT objective, answers may cost
-    `(1 + headroom - wait / ttft) / demand` of the base's, where `demand` is the work that arrives
-    over what the base gets done. Below that, of the variants only those take part that are worth
-    mixing, so that the mean over requests is the best for the work there is. Where objectives are
-    firm, a request that would come too late whatever it gets is refused, so that others are in
-    time.
+    For the queue to be back at its headroom within the time of one TTFT objective, work may cost
+    `(1 + headroom - wait / ttft) / demand` of the base's on average, where `demand` is what arrives
+    over what the base gets done. Of the variants only those take part that are worth mixing; of
+    the two that the average lies between, small requests get the better one, because there the
+    same work keeps the quality of more answers. Where objectives are firm, a request that would
+    come too late whatever it gets is refused, so that others are in time.
     """
 
     name = "rule"
@@ -86,7 +86,15 @@ class RulePolicy:
         if ttft is None or demand <= 0:
             return allowed
         bound = (1 + self._settings.headroom - observation.wait / ttft) / demand
-        return allowed if bound >= 1 else [c for c in worth_mixing(allowed) if c.cost <= bound]
+        if bound >= 1:
+            return allowed
+        mixed = worth_mixing(allowed)
+        below, above = [c for c in mixed if c.cost <= bound], [c for c in mixed if c.cost > bound]
+        if below and above:
+            share = (bound - below[-1].cost) / (above[0].cost - below[-1].cost)
+            if observation.rank < share:
+                return [*below, above[0]]
+        return below
 
 
 def _why_not_base(base: Candidate, observation: Observation) -> Reason:

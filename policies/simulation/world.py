@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from policies.demand import AnswerLength, Demand, WaitBias
+from policies.demand import AnswerLength, Demand, Sizes, WaitBias
 from policies.held import Held
 from policies.observation import (
     HOT_CELSIUS,
@@ -78,7 +78,7 @@ class World:
         self.finished: list[int] = []  # since somebody last emptied it
         self._chance = random.Random(seed)
         self._length = AnswerLength()
-        self._demand, self._bias = Demand(), WaitBias()
+        self._demand, self._sizes, self._bias = Demand(), Sizes(), WaitBias()
         self._waits = [0.0] * len(arrivals)  # as predicted
         self.held = Held(lambda: self.engine.clock)
         self._next = -1
@@ -108,6 +108,8 @@ class World:
         output = arrival.output if arrival.output < self._length.value else self._length.value
         work = arrival.prompt * self._prompt_work + int(output) * self._output_work
         self._demand.add(self.engine.clock, work, idle=self.engine.idle)
+        self._tokens = arrival.prompt + int(output)
+        self._sizes.add(self._tokens)
         self._wait = self.engine.wait(self._length.value) * self._bias.factor
         self._waits[self._next] = self._wait
         return True
@@ -182,7 +184,8 @@ class World:
                         self._blocked(held, loss), ttft + tpot * output,
                     )
                 )  # fmt: skip
-        charge, (kept, seconds) = self.host.charge, self.held.by(self.objectives)
+        rank = self._sizes.rank(self._tokens)
+        charge, (kept, seconds) = self.host.charge, self.held.by(self.objectives, rank)
         return Observation(
             candidates=tuple(candidates),
             objectives=self.objectives,
@@ -194,6 +197,7 @@ class World:
             held=kept,
             held_seconds=seconds,
             demand=self._demand.value,
+            rank=rank,
             draw=self._chance.random(),
         )
 

@@ -106,6 +106,20 @@ def test_other_objectives_have_a_variant_of_their_own(host):
     assert decide(controller).action.variant == narrow
 
 
+def test_small_requests_keep_the_base_longer_and_a_variant_of_their_own(host):
+    controller = host.controller(demand=0.52, ttft=2.0)
+    for tokens in (20, 400) * 20:
+        controller._sizes.add(tokens)
+    host.busy(4, 0)
+    large = decide(controller, prompt=300, output=100)
+    small = decide(controller, prompt=10, output=10)
+    assert large.observation.rank > 0.5 > small.observation.rank
+    assert (large.reason, small.reason) == (Reason.QUEUE, Reason.BASE_FITS)
+    host.load = EngineLoad((), 4, 256, 0, 4096)
+    assert decide(controller, prompt=300, output=100).reason is Reason.DWELL
+    assert decide(controller, prompt=10, output=10).reason is Reason.BASE_FITS
+
+
 def test_what_the_shield_forbids_is_not_held(host):
     controller = host.controller(dwell=1e6, demand=0.9)
     decide(controller)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from policies.demand import AnswerLength, Demand, WaitBias
+from policies.demand import AnswerLength, Demand, Sizes, WaitBias
 
 
 def arriving(demand: Demand, load: float, seconds: float, start: float = 0.0) -> float:
@@ -37,6 +37,17 @@ def test_it_follows_a_load_that_falls():
     for number in range(100):
         demand.add(20.0 + number / 10, 0.02)
     assert 0.2 < demand.value < 0.2 + 2.0 * 0.2, "an e-fold and more of what there was is gone"
+
+
+def test_a_rank_is_the_share_of_tokens_in_smaller_requests():
+    sizes = Sizes()
+    assert sizes.rank(10) == 1.0, "nothing is known"
+    for number in range(300):
+        sizes.add(10_000 if number < 150 else 10 * (7 * number % 10 + 1))
+    for place in range(1, 11):  # of the last hundred, ten are of each size
+        smaller = sum(range(1, place)) + place / 2
+        assert sizes.rank(10 * place) == pytest.approx(smaller / 55)
+    assert (sizes.rank(1), sizes.rank(101)) == (0.0, 1.0)
 
 
 def test_waits_are_corrected_by_what_they_were():

@@ -23,7 +23,7 @@ def candidate(name, loss, cost, kv=None, blocked=None, ttft=0.1, tpot=0.02):
     return Candidate(Action(name, kv), loss, cost, ttft, tpot * cost, blocked, 3.0 * cost)
 
 
-def observe(wait=0.0, candidates=None, battery=None, demand=0.0, **objectives):
+def observe(wait=0.0, candidates=None, battery=None, demand=0.0, rank=1.0, **objectives):
     return Observation(
         candidates=tuple(candidates or [candidate(*size) for size in SIZES]),
         objectives=Objectives(**{"ttft": 1.0, **objectives}),
@@ -32,6 +32,7 @@ def observe(wait=0.0, candidates=None, battery=None, demand=0.0, **objectives):
         on_battery=None if battery is None else True,
         battery_charge=battery,
         demand=demand,
+        rank=rank,
     )
 
 
@@ -42,18 +43,38 @@ def test_an_idle_host_gets_the_base():
 @pytest.mark.parametrize(
     ("wait", "demand", "variant"),
     [
-        (0.0, 1.15, "base"),  # an empty queue has room for more than is done
-        (0.8, 0.3, "base"),  # and a long one for little work
-        (0.2, 0.95, "base"),
-        (0.2, 1.05, "ffn-87.5"),
-        (0.2, 1.2, "ffn-50"),  # depth-24 would be cheap enough, but a mix of others keeps more
-        (0.4, 1.1, "ffn-50"),
+        (0.0, 1.05, "base"),  # an empty queue has room for more than is done
+        (0.8, 0.25, "base"),  # and a long one for little work
+        (0.2, 0.85, "base"),
+        (0.2, 0.95, "ffn-87.5"),
+        (0.2, 1.1, "ffn-50"),  # depth-24 would be cheap enough, but a mix of others keeps more
+        (0.3, 1.1, "ffn-50"),
     ],
 )
-def test_it_shrinks_no_more_than_demand_and_queue_need(wait, demand, variant):
+def test_the_largest_shrink_no_more_than_demand_and_queue_need(wait, demand, variant):
     action, reason = RulePolicy().choose(observe(wait, demand=demand))
     assert action.variant == variant
     assert reason == (Reason.BASE_FITS if variant == "base" else Reason.QUEUE)
+
+
+@pytest.mark.parametrize(
+    ("demand", "share", "below", "above"),
+    [
+        (1.1, 0.545, "ffn-50", "ffn-87.5"),  # (.82 - .7) / (.92 - .7)
+        (0.95, 0.342, "ffn-87.5", "base"),  # (.947 - .92) / (1 - .92)
+    ],
+)
+def test_small_requests_get_the_better_of_the_two_that_are_mixed(demand, share, below, above):
+    def chosen(rank):
+        return RulePolicy().choose(observe(0.2, demand=demand, rank=rank))[0].variant
+
+    for rank in (0.0, share - 0.02):
+        assert chosen(rank) == above
+    for rank in (share + 0.02, 1.0):
+        assert chosen(rank) == below
+    slow = [candidate(*size, ttft=2.0 if size[0] == above else 0.1) for size in SIZES]
+    late = RulePolicy().choose(observe(0.2, slow, demand=demand, rank=0.0))
+    assert late[0].variant == below, "which would miss its objective otherwise"
 
 
 def test_more_work_than_the_cheapest_gets_done_still_gets_the_cheapest():
