@@ -37,6 +37,7 @@ from policies.training.bound import quality_bounds
 from pruners.text.sources import read_corpus
 from server.engine.load import load_tokenizer
 from server.engine.source import DEFAULT_MODEL, resolve_model
+from server.offline.sweep import read_prompts
 from telemetry.machine import describe
 
 PROMPT, OUTPUT = 80, 60  # medians that the trace is scaled to
@@ -68,16 +69,8 @@ def requests(
     """The trace's requests, each with the prompt of the same rank by length."""
     arrivals = synthetic(count, 0) if trace is None else read_trace(trace, count)
     arrivals = shortened(arrivals, PROMPT, OUTPUT)
-    texts = [document for document in read_corpus(prompts).documents if isinstance(document, str)]
-    asked = [[{"role": "user", "content": text}] for text in texts]
-    framed = [
-        str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        for turns in asked
-    ]
-    sized = sorted(
-        (len(tokenizer.encode(frame, add_special_tokens=False)), text)
-        for frame, text in zip(framed, texts, strict=True)
-    )
+    asked = read_prompts(read_corpus(prompts), tokenizer, count)
+    sized = sorted((len(one.tokens), one.text) for one in asked)
     sized = [(size, text) for size, text in sized if size <= LONGEST_PROMPT]
     found = []
     order = sorted(range(len(arrivals)), key=lambda i: arrivals[i].prompt)

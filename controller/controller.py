@@ -156,7 +156,7 @@ class Controller:
         relative = {} if self._sensitivity is None else self._sensitivity.relative(features)
         variants = self.catalogue.variants
         timings = dict(
-            zip(variants, forecast.timings(variants.values(), prompt_tokens), strict=True)
+            zip(variants, forecast.timings(variants.values(), prompt_tokens, output), strict=True)
         )
         candidates = []
         for action in self._actions(hints):

@@ -13,7 +13,7 @@ class Timing:
     """Predicted seconds to the first token (queue included) and per further token.
 
     `tpot` is without the answer's own cache, of which each token adds `per_cached`. `cost` is the
-    time of a full batch relative to one of the base, cache aside.
+    request's work over what it is by the base.
     """
 
     ttft: float
@@ -47,28 +47,30 @@ class Forecast:
         self._cached = sum(s.cached for s in self._running)
         self.wait = wait_factor * self._wait(expected_output)
 
-    def timings(self, variants: Iterable[VariantSpec], prompt_tokens: int) -> list[Timing]:
-        """For a prompt of so many tokens, served by each of `variants`, the base first."""
-        model, full = self._model, self._load.max_running
+    def timings(
+        self, variants: Iterable[VariantSpec], prompt_tokens: int, output: int
+    ) -> list[Timing]:
+        """For so many tokens to read and to write, by each of `variants`, the base first."""
+        model = self._model
         per_cached, found, whole = model.per_cached(), [], 0.0
         sampled = 1 + sum(count for _, count in self._others)
         for variant in variants:
             prefill = self._prefill([(variant, prompt_tokens)])
             step = model.seconds([*self._others, (variant, 1)], sampled, self._cached)
-            mine = model.seconds([(variant, full)], full, 0)
+            mine = self.work(variant, prompt_tokens, output)
             whole = whole or max(mine, 1e-9)
             found.append(Timing(self.wait + prefill, step, per_cached, mine / whole))
         return found
 
-    def work(self, base: VariantSpec, prompt_tokens: int, output: int) -> float:
-        """Seconds that a request takes of a machine that always serves full batches of the base.
+    def work(self, variant: VariantSpec, prompt_tokens: int, output: int) -> float:
+        """Seconds that a request takes of a machine that always serves full batches of a variant.
 
         As on the host that the model was fitted on: what holds it up since shows in the wait.
         """
         seconds, full = self._model.fitted_seconds, self._load.max_running
         piece = self._load.step_tokens
-        prompt = prompt_tokens * seconds([(base, piece)], 1, 0) / piece
-        return prompt + output * seconds([(base, full)], full, 0) / full
+        prompt = prompt_tokens * seconds([(variant, piece)], 1, 0) / piece
+        return prompt + output * seconds([(variant, full)], full, 0) / full
 
     def _wait(self, expected_output: float) -> float:
         load = self._load

@@ -4,7 +4,7 @@ import math
 from collections import deque
 
 _MEMORY = 5.0  # seconds after which work counts for a third
-_LEAST = 2.0  # seconds of arrivals that say something
+_LEAST = 1.5  # seconds of arrivals that say something
 _RECENT = 100  # requests that another one's size is compared with
 _FIRST_LENGTH, _FORGETS = 128.0, 0.03
 _SHORT, _RATE = 0.05, 0.05  # waits that say nothing, in seconds; the weight of one request

@@ -12,12 +12,10 @@ from policies.view import cheapest, may_refuse
 class RuleSettings:
     """When and how far answers shrink.
 
-    `headroom` is the share of the TTFT objective that the queue may take while work arrives as
-    fast as it is done. Below `battery_low` charge (0..1) on battery, on a hot host, or if energy is
-    to be saved, every answer is cut to `battery_cost`.
+    Below `battery_low` charge (0..1) on battery, on a hot host, or if energy is to be saved, every
+    answer is cut to `battery_cost`.
     """
 
-    headroom: float = 0.1
     battery_low: float = 0.3
     battery_cost: float = 0.85
 
@@ -25,9 +23,9 @@ class RuleSettings:
 class RulePolicy:
     """Degrades no more than the work that arrives and the backlog need.
 
-    For the queue to be back at its headroom within the time of one TTFT objective, work may cost
-    `(1 + headroom - wait / ttft) / demand` of the base's on average, where `demand` is what arrives
-    over what the base gets done. Of the variants only those take part that are worth mixing; of
+    For the queue to be gone within the time of one TTFT objective, work may cost
+    `(1 - wait / ttft) / demand` of the base's on average, where `demand` is what arrives over what
+    the base gets done. Of the variants only those take part that are worth mixing; of
     the two that the average lies between, small requests get the better one, because there the
     same work keeps the quality of more answers. Where objectives are firm, a request that would
     come too late whatever it gets is refused, so that others are in time.
@@ -85,7 +83,7 @@ class RulePolicy:
         ttft, demand = observation.objectives.ttft, observation.demand
         if ttft is None or demand <= 0:
             return allowed
-        bound = (1 + self._settings.headroom - observation.wait / ttft) / demand
+        bound = (1 - observation.wait / ttft) / demand
         if bound >= 1:
             return allowed
         mixed = worth_mixing(allowed)

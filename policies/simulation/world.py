@@ -83,13 +83,10 @@ class World:
         self.held = Held(lambda: self.engine.clock)
         self._next = -1
         slots, rates = self.limits.max_running, profile.rates
-        full = [rates.full_step(a, slots) for a in range(len(profile.variants))]
-        self._costs = [seconds / full[0] for seconds in full]
-        # Of a token of the base's, as `Rates.work` has it.
-        self._prompt_work, self._output_work = (
-            rates.work(0, 1, 0, slots),
-            rates.work(0, 0, 1, slots),
-        )
+        # Of a token by each variant, as `Rates.work` has it.
+        actions = range(len(profile.variants))
+        self._prompt_work = [rates.work(action, 1, 0, slots) for action in actions]
+        self._output_work = [rates.work(action, 0, 1, slots) for action in actions]
         columns = profile.prompts.lists
         self._predicted, self._complexity, self._loss, self._surprise = (
             [columns[name][row] for row in prompts]
@@ -106,8 +103,9 @@ class World:
         arrival = self._arrivals[self._next]
         self.engine.advance(arrival.at)
         output = arrival.output if arrival.output < self._length.value else self._length.value
-        work = arrival.prompt * self._prompt_work + int(output) * self._output_work
-        self._demand.add(self.engine.clock, work, idle=self.engine.idle)
+        self._demand.add(
+            self.engine.clock, self._work(0, arrival.prompt, int(output)), idle=self.engine.idle
+        )
         self._tokens = arrival.prompt + int(output)
         self._sizes.add(self._tokens)
         self._wait = self.engine.wait(self._length.value) * self._bias.factor
@@ -161,7 +159,7 @@ class World:
         fits = self._fits(self._arrivals[self._next]) is not None
         wanted = self.objectives
         late = wanted.ttft is not None and self._wait > PATIENCE * wanted.ttft
-        return np.array([fits] * len(self._costs) + [late and wanted.firm])
+        return np.array([fits] * len(self._prompt_work) + [late and wanted.firm])
 
     def observation(self, truth: bool = False) -> Observation:
         """As the server's policies are shown it; with `truth`, losses are the measured ones."""
@@ -169,8 +167,10 @@ class World:
         rates = profile.rates
         losses = (self._loss if truth else self._predicted)[self._next]
         output = arrival.output if truth else int(min(arrival.output, self._length.value))
+        whole = self._work(0, arrival.prompt, output)
         candidates = []
         for action, name in enumerate(profile.variants):
+            cost = self._work(action, arrival.prompt, output) / whole
             ttft = self._wait + rates.stream[action] + arrival.prompt * rates.prompt[action]
             tpot = self._tpot(action, arrival)
             for budget in self._budgets:
@@ -180,7 +180,7 @@ class World:
                 held = tokens if budget is None else min(tokens, budget)
                 candidates.append(
                     Candidate(
-                        Action(name, budget), loss, self._costs[action], ttft, tpot,
+                        Action(name, budget), loss, cost, ttft, tpot,
                         self._blocked(held, loss), ttft + tpot * output,
                     )
                 )  # fmt: skip
@@ -200,6 +200,9 @@ class World:
             rank=rank,
             draw=self._chance.random(),
         )
+
+    def _work(self, action: int, prompt: int, output: int) -> float:
+        return prompt * self._prompt_work[action] + output * self._output_work[action]
 
     def _blocked(self, held: int, loss: float) -> Constraint | None:
         floor = self.objectives.max_loss

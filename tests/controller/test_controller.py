@@ -107,9 +107,11 @@ def test_other_objectives_have_a_variant_of_their_own(host):
 
 
 def test_small_requests_keep_the_base_longer_and_a_variant_of_their_own(host):
-    controller = host.controller(demand=0.52, ttft=2.0)
+    controller = host.controller(ttft=2.0)
     for tokens in (20, 400) * 20:
         controller._sizes.add(tokens)
+    assert decide(controller, prompt=300, output=100).reason is Reason.BASE_FITS
+    controller._demand.add(host.now, 3.16 * 0.3)
     host.busy(4, 0)
     large = decide(controller, prompt=300, output=100)
     small = decide(controller, prompt=10, output=10)

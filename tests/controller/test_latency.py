@@ -101,16 +101,16 @@ def test_the_wait_grows_with_the_line_and_with_what_each_answer_writes():
 
 def test_smaller_variants_cost_less_and_answer_sooner():
     forecast = Forecast(fitted(), load(2), 100)
-    base, half, shallow = forecast.timings([BASE, HALF, SHALLOW], 200)
+    base, half, shallow = forecast.timings([BASE, HALF, SHALLOW], 200, 100)
     assert half.cost < shallow.cost < base.cost == pytest.approx(1.0)
     assert half.ttft < base.ttft
-    alone, quicker = Forecast(fitted(), load(0), 100).timings([BASE, HALF], 10)
+    alone, quicker = Forecast(fitted(), load(0), 100).timings([BASE, HALF], 10, 100)
     assert quicker.tpot < alone.tpot
 
 
 def test_a_cached_token_adds_what_a_step_says_it_does():
     model = fitted()
-    (timing,) = Forecast(model, load(2), 100).timings([BASE], 10)
+    (timing,) = Forecast(model, load(2), 100).timings([BASE], 10, 100)
     rows = [(BASE, 3)]
     assert timing.tpot == pytest.approx(model.seconds(rows, 3, 100))
     assert timing.tpot + 70 * timing.per_cached == pytest.approx(model.seconds(rows, 3, 170))

@@ -43,12 +43,12 @@ def test_an_idle_host_gets_the_base():
 @pytest.mark.parametrize(
     ("wait", "demand", "variant"),
     [
-        (0.0, 1.05, "base"),  # an empty queue has room for more than is done
-        (0.8, 0.25, "base"),  # and a long one for little work
-        (0.2, 0.85, "base"),
-        (0.2, 0.95, "ffn-87.5"),
-        (0.2, 1.1, "ffn-50"),  # depth-24 would be cheap enough, but a mix of others keeps more
-        (0.3, 1.1, "ffn-50"),
+        (0.0, 0.98, "base"),
+        (0.8, 0.15, "base"),  # a long queue has room for little work
+        (0.2, 0.75, "base"),
+        (0.2, 0.85, "ffn-87.5"),
+        (0.2, 1.0, "ffn-50"),  # depth-24 would be cheap enough, but a mix of others keeps more
+        (0.25, 1.0, "ffn-50"),
     ],
 )
 def test_the_largest_shrink_no_more_than_demand_and_queue_need(wait, demand, variant):
@@ -60,8 +60,8 @@ def test_the_largest_shrink_no_more_than_demand_and_queue_need(wait, demand, var
 @pytest.mark.parametrize(
     ("demand", "share", "below", "above"),
     [
-        (1.1, 0.545, "ffn-50", "ffn-87.5"),  # (.82 - .7) / (.92 - .7)
-        (0.95, 0.342, "ffn-87.5", "base"),  # (.947 - .92) / (1 - .92)
+        (1.0, 0.455, "ffn-50", "ffn-87.5"),  # (.8 - .7) / (.92 - .7)
+        (0.85, 0.265, "ffn-87.5", "base"),  # (.941 - .92) / (1 - .92)
     ],
 )
 def test_small_requests_get_the_better_of_the_two_that_are_mixed(demand, share, below, above):
