@@ -76,7 +76,8 @@ class Candidate:
     """An action with what is predicted of it.
 
     `loss` in nats per token to the base (None: never measured), `cost` the time that the request
-    takes of full batches over what it takes of the base's, `ttft`, `tpot` and `total` (to the end of the answer) in seconds.
+    takes of full batches over what it takes of the base's, `ttft`, `tpot` and `total` (to the end
+    of the answer) in seconds.
     `blocked` names the shield's constraint.
     """
 

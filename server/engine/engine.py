@@ -30,15 +30,16 @@ class EngineStoppedError(RuntimeError):
 class Generation:
     """One submitted request: an asynchronous stream of deltas, the last with a finish reason."""
 
-    def __init__(self, sequence_of: Callable[[Callable[[Delta], None]], Sequence]) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(
+        self, sequence_of: Callable[[Callable[[Delta], None]], Sequence], outbox: "Outbox"
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
         self._deltas: asyncio.Queue[Delta] = asyncio.Queue()
-        self.sequence = sequence_of(self._emit)
+        self.sequence = sequence_of(lambda delta: outbox.append((self, delta)))
 
-    def _emit(self, delta: Delta) -> None:
-        # Called in the engine's thread; the loop may be gone at shutdown.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+    def hear(self, delta: Delta) -> None:
+        """Takes a delta; called in the loop."""
+        self._deltas.put_nowait(delta)
 
     def narrow(self, variant: VariantSpec) -> None:
         """Goes on with a nested variant from the next step on. Raises `ValueError`."""
@@ -54,6 +55,10 @@ class Generation:
             yield delta
             if delta.finish_reason is not None:
                 return
+
+
+Outbox = list[tuple[Generation, Delta]]
+"""What a step wrote; filled and sent in the engine's thread."""
 
 
 class IdleWork(Protocol):
@@ -95,6 +100,7 @@ class Engine:
         self._idle = idle
         self._wake = threading.Condition()
         self._arrivals: list[Sequence] = []
+        self._outbox: Outbox = []
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
@@ -124,7 +130,7 @@ class Engine:
             tokens = sum(sequence.pending for sequence in line)
             if line and tokens + len(request.prompt) > self._max_waiting_tokens:
                 raise QueueFullError(f"{tokens} tokens are waiting to be read, the limit is near")
-            generation = Generation(sequence_of)
+            generation = Generation(sequence_of, self._outbox)
             self._arrivals.append(generation.sequence)
             self._wake.notify()
         return generation
@@ -174,11 +180,23 @@ class Engine:
                 log.exception("engine step failed")
                 self._runner.abort_all("the engine failed on this request")
                 busy = True
+            self._send()
             if not busy:
                 with self._wake:
                     if not self._arrivals and not self._stopping:
                         self._wake.wait(timeout=0.5)
         self._runner.abort_all("the server is shutting down")
+        self._send()
+
+    def _send(self) -> None:
+        """Wakes every event loop once for all that a step wrote."""
+        written: dict[asyncio.AbstractEventLoop, Outbox] = {}
+        for generation, delta in self._outbox:
+            written.setdefault(generation.loop, []).append((generation, delta))
+        self._outbox.clear()
+        for loop, part in written.items():
+            if not loop.is_closed():  # as it may be at shutdown
+                loop.call_soon_threadsafe(_deliver, part)
 
     def _use_idle_moment(self) -> bool:
         """A piece of idle work, unless somebody has come meanwhile."""
@@ -191,6 +209,11 @@ class Engine:
             log.exception("idle work failed")
             self._idle.make_way()
             return False
+
+
+def _deliver(written: Outbox) -> None:
+    for generation, delta in written:
+        generation.hear(delta)
 
 
 def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:
