@@ -20,7 +20,7 @@ class Best {
         pool_(pool) {
     b_.normed.fit(rows, matrix.inputs);
     b_.owner.fit(rows);
-    b_.y.fit(rows * 16 * blocks_);
+    b_.y.fit(rows * blocks_);
     b_.x.fit(rows);
   }
 
@@ -37,12 +37,14 @@ class Best {
                   [&](int64_t from, int64_t to) { look(from, to, local); });
       if (!preview_) return;
       pool_.barrier();
-      float* least = local.line.fit(rows_);
-      for (int64_t r = 0; r < rows_; ++r) least[r] = value_of_roughly_highest(r);
+      float* lowest = local.line.fit(rows_);  // that may be the highest
+      for (int64_t r = 0; r < rows_; ++r) lowest[r] = value_of_roughly_highest(r);
       pool_.share(blocks_, pool_.grain(blocks_), [&](int64_t from, int64_t to) {
-        for (int64_t b = from; b < to; ++b)
+        for (int64_t b = from; b < to; ++b) {
+          const float off = spread(b);
           for (int64_t r = 0; r < rows_; ++r)
-            if (may_reach(r, b, least[r])) compute(r, b, local.highest[r]);
+            if (rough(r)[b] + b_.x.get()[r] * off >= lowest[r]) compute(r, b, local.highest[r]);
+        }
       });
     });
     for (int64_t r = 0; r < rows_; ++r) {
@@ -52,7 +54,7 @@ class Best {
   }
 
  private:
-  float* rough(int64_t row) const { return b_.y.get() + row * 16 * blocks_; }
+  float* rough(int64_t row) const { return b_.y.get() + row * blocks_; }
 
   // Of what all threads have found.
   Highest highest(std::vector<Highest> Local::*by, int64_t row) const {
@@ -82,18 +84,27 @@ class Best {
       *out++ = matrix_.bias && o < matrix_.outputs ? matrix_.bias[o] : 0.0f;
   }
 
-  // The values of some blocks, coarse ones with a preview, and the highest of them.
+  // The highest value of each block, coarse with a preview, and the highest of all.
   void look(int64_t from, int64_t to, Local& local) {
-    for (int64_t r = 0; r < rows_; ++r)
-      for (int64_t b = from; b < to; ++b) start(b, rough(r) + 16 * b);
-    output_blocks(preview_ ? preview_->coarse : matrix_, from, to, b_.normed, b_.owner.get(), nullptr, rows_,
-                  [&](int32_t row) { return rough(row) + 16 * from; });
-    for (int64_t r = 0; r < rows_; ++r)
-      for (int64_t b = from; b < to; ++b) {
-        float* values = rough(r) + 16 * b;
-        for (int64_t o = matrix_.outputs; o < 16 * (b + 1); ++o) values[o - 16 * b] = -INFINITY;
-        if (highest8(max8(load8(values), load8(values + 8))) <= local.rough[r].value) continue;
-        for (int o = 0; o < 16; ++o) raise(local.rough[r], values[o], (int32_t)(16 * b + o));
+    const TrimMatrix& matrix = preview_ ? preview_->coarse : matrix_;
+    alignas(64) float values[Isa::kRows][16];
+    for (int64_t b = from; b < to; ++b)
+      for (int64_t first = 0; first < rows_; first += Isa::kRows) {
+        const int n = least(rows_ - first, Isa::kRows);
+        Tile tile;
+        for (int m = 0; m < n; ++m) {
+          tile.input(m, b_.normed, first + m);
+          start(b, tile.out[m] = values[m]);
+        }
+        tile.product(n, matrix, b, 0, (int)Packed::input_blocks(matrix));
+        for (int m = 0; m < n; ++m) {
+          for (int64_t o = matrix_.outputs; o < 16 * (b + 1); ++o) values[m][o - 16 * b] = -INFINITY;
+          const float high = highest8(max8(load8(values[m]), load8(values[m] + 8)));
+          Highest& best = local.rough[first + m];
+          if (preview_) rough(first + m)[b] = high;
+          if (high <= best.value) continue;
+          for (int o = 0; o < 16; ++o) raise(best, values[m][o], (int32_t)(16 * b + o));
+        }
       }
   }
 
@@ -104,11 +115,10 @@ class Best {
     return found.value;
   }
 
-  bool may_reach(int64_t row, int64_t block, float least) const {
-    const float *values = rough(row) + 16 * block, *spread = preview_->spread + 16 * block;
-    const float doubt = b_.x.get()[row];
-    const v8f low = load8(values) + doubt * load8(spread);
-    return highest8(max8(low, load8(values + 8) + doubt * load8(spread + 8))) >= least;
+  // By how much a block's coarse values may be off, over a row's doubt.
+  float spread(int64_t block) const {
+    const float* p = preview_->spread + 16 * block;
+    return highest8(max8(load8(p), load8(p + 8)));
   }
 
   void compute(int64_t row, int64_t block, Highest& best) const {
