@@ -70,7 +70,8 @@ class Forecast:
         seconds, full = self._model.fitted_seconds, self._load.max_running
         piece = self._load.step_tokens
         prompt = prompt_tokens * seconds([(variant, piece)], 1, 0) / piece
-        return prompt + output * seconds([(variant, full)], full, 0) / full
+        cached = full * (prompt_tokens + output // 2)
+        return prompt + output * seconds([(variant, full)], full, cached) / full
 
     def _wait(self, expected_output: float) -> float:
         load = self._load

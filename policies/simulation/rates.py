@@ -29,7 +29,9 @@ class Rates:
 
     def work(self, action: int, prompt: int, output: int, rows: int) -> float:
         """What one request takes of a machine that always decodes `rows` at once."""
-        return prompt * self.prompt[action] + output * self.full_step(action, rows) / rows
+        cached = (prompt + output / 2) * self.cached[action]
+        step = self.full_step(action, rows) / rows + cached
+        return prompt * self.prompt[action] + output * step
 
     def scaled(self, factor: float) -> "Rates":
         """The same on a machine that takes `factor` times as long."""

@@ -87,8 +87,7 @@ def shortened(arrivals: Sequence[Arrival], prompt: int, output: int) -> list[Arr
 
 def at_load(arrivals: Sequence[Arrival], load: float, rates: Rates, rows: int) -> list[Arrival]:
     """The same requests at `load` times the rate that a full batch of the base can serve."""
-    prompts, outputs = sum(a.prompt for a in arrivals), sum(a.output for a in arrivals)
-    busy = rates.work(0, prompts, outputs, rows)
+    busy = sum(rates.work(0, a.prompt, a.output, rows) for a in arrivals)
     span = max(arrivals[-1].at - arrivals[0].at, 1e-9)
     stretch = busy / load / span
     start = arrivals[0].at

@@ -82,11 +82,6 @@ class World:
         self._waits = [0.0] * len(arrivals)  # as predicted
         self.held = Held(lambda: self.engine.clock)
         self._next = -1
-        slots, rates = self.limits.max_running, profile.rates
-        # Of a token by each variant, as `Rates.work` has it.
-        actions = range(len(profile.variants))
-        self._prompt_work = [rates.work(action, 1, 0, slots) for action in actions]
-        self._output_work = [rates.work(action, 0, 1, slots) for action in actions]
         columns = profile.prompts.lists
         self._predicted, self._complexity, self._loss, self._surprise = (
             [columns[name][row] for row in prompts]
@@ -103,9 +98,8 @@ class World:
         arrival = self._arrivals[self._next]
         self.engine.advance(arrival.at)
         output = arrival.output if arrival.output < self._length.value else self._length.value
-        self._demand.add(
-            self.engine.clock, self._work(0, arrival.prompt, int(output)), idle=self.engine.idle
-        )
+        work = self._work(0, arrival.prompt, int(output))
+        self._demand.add(self.engine.clock, work, idle=self.engine.idle)
         self._tokens = arrival.prompt + int(output)
         self._sizes.add(self._tokens)
         self._wait = self.engine.wait(self._length.value) * self._bias.factor
@@ -159,7 +153,7 @@ class World:
         fits = self._fits(self._arrivals[self._next]) is not None
         wanted = self.objectives
         late = wanted.ttft is not None and self._wait > PATIENCE * wanted.ttft
-        return np.array([fits] * len(self._prompt_work) + [late and wanted.firm])
+        return np.array([fits] * len(self.profile.variants) + [late and wanted.firm])
 
     def observation(self, truth: bool = False) -> Observation:
         """As the server's policies are shown it; with `truth`, losses are the measured ones."""
@@ -202,7 +196,7 @@ class World:
         )
 
     def _work(self, action: int, prompt: int, output: int) -> float:
-        return prompt * self._prompt_work[action] + output * self._output_work[action]
+        return self.profile.rates.work(action, prompt, output, self.limits.max_running)
 
     def _blocked(self, held: int, loss: float) -> Constraint | None:
         floor = self.objectives.max_loss
