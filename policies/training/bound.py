@@ -1,4 +1,7 @@
-"""What no policy beats on average: the best mix for a load, as if work were a fluid."""
+"""The best mix for a load, as if work were a fluid and all requests alike.
+
+No policy that treats requests alike does better on average; one that looks at their sizes may.
+"""
 
 import math
 from collections.abc import Sequence
