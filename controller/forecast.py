@@ -65,9 +65,9 @@ class Forecast:
     def work(self, variant: VariantSpec, prompt_tokens: int, output: int) -> float:
         """Seconds that a request takes of a machine that always serves full batches of a variant.
 
-        As on the host that the model was fitted on: what holds it up since shows in the wait.
+        As steps are at present: what else runs on the host leaves less of it for requests.
         """
-        seconds, full = self._model.fitted_seconds, self._load.max_running
+        seconds, full = self._model.seconds, self._load.max_running
         piece = self._load.step_tokens
         prompt = prompt_tokens * seconds([(variant, piece)], 1, 0) / piece
         cached = full * (prompt_tokens + output // 2)

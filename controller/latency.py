@@ -61,10 +61,6 @@ class StepModel:
         """Predicted seconds of a step over `rows` (variant, tokens) with `cached` tokens read."""
         return self.correction * self._raw(rows, sampled, cached)
 
-    def fitted_seconds(self, rows: Rows, sampled: int, cached: int) -> float:
-        """The same as it was when the model was fitted, whatever has come between since."""
-        return self._raw(rows, sampled, cached)
-
     def per_cached(self) -> float:
         """Predicted seconds of a step for each cached token that it reads."""
         shape = self._shape

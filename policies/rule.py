@@ -12,10 +12,12 @@ from policies.view import cheapest, may_refuse
 class RuleSettings:
     """When and how far answers shrink.
 
-    Below `battery_low` charge (0..1) on battery, on a hot host, or if energy is to be saved, every
-    answer is cut to `battery_cost`.
+    A queue of up to `free` of the TTFT objective is none: there is room, so nothing is cut. Below
+    `battery_low` charge (0..1) on battery, on a hot host, or if energy is to be saved, every answer
+    is cut to `battery_cost`.
     """
 
+    free: float = 0.05
     battery_low: float = 0.3
     battery_cost: float = 0.85
 
@@ -81,7 +83,7 @@ class RulePolicy:
         self, allowed: Sequence[Candidate], observation: Observation
     ) -> Sequence[Candidate]:
         ttft, demand = observation.objectives.ttft, observation.demand
-        if ttft is None or demand <= 0:
+        if ttft is None or demand <= 0 or observation.wait <= self._settings.free * ttft:
             return allowed
         bound = (1 - observation.wait / ttft) / demand
         if bound >= 1:

@@ -44,6 +44,7 @@ def test_an_idle_host_gets_the_base():
     ("wait", "demand", "variant"),
     [
         (0.0, 0.98, "base"),
+        (0.04, 3.0, "base"),  # where hardly anybody waits there is room
         (0.8, 0.15, "base"),  # a long queue has room for little work
         (0.2, 0.75, "base"),
         (0.2, 0.85, "ffn-87.5"),
