@@ -72,6 +72,8 @@ def requests(
     asked = read_prompts(read_corpus(prompts), tokenizer, count)
     sized = sorted((len(one.tokens), one.text) for one in asked)
     sized = [(size, text) for size, text in sized if size <= LONGEST_PROMPT]
+    if not sized:
+        raise SystemExit(f"{prompts} holds no prompt of up to {LONGEST_PROMPT} tokens")
     found = []
     order = sorted(range(len(arrivals)), key=lambda i: arrivals[i].prompt)
     for place, index in enumerate(order):
