@@ -1,4 +1,8 @@
-"""An open loop of real prompts: requests leave when the trace says so, whatever the server does."""
+"""An open loop of real prompts: requests leave when the trace says so, whatever the server does.
+
+The client is aiohttp's, which parses in C: it runs on the server's cores, and takes what it takes
+from them.
+"""
 
 import asyncio
 import json
@@ -7,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import aiohttp
 
 PATIENCE = 60.0  # seconds after which a client gives up
 
@@ -42,7 +46,7 @@ class Answer:
         return (self.seconds - self.ttft) / (self.tokens - 1)
 
 
-async def ask(client: httpx.AsyncClient, offer: Offer, started: float) -> Answer:
+async def ask(client: aiohttp.ClientSession, offer: Offer, started: float) -> Answer:
     """One streamed chat completion, timed from when it was due."""
     due = started + offer.at
     await asyncio.sleep(max(0.0, due - time.perf_counter()))
@@ -52,21 +56,19 @@ async def ask(client: httpx.AsyncClient, offer: Offer, started: float) -> Answer
         "max_tokens": offer.output, "temperature": 0, "ignore_eos": True, "stream": True,
     }  # fmt: skip
     try:
-        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            found.status = response.status_code
-            if response.status_code == 200:
-                async for line in response.aiter_lines():
+        async with client.post("/v1/chat/completions", json=body) as response:
+            found.status = response.status
+            if response.status == 200:
+                async for line in response.content:
                     _hear(found, line, due)
                 found.seconds = time.perf_counter() - due
-            else:
-                await response.aread()
-    except httpx.HTTPError:
+    except (aiohttp.ClientError, TimeoutError):
         found.status = 0
     return found
 
 
-def _hear(found: Answer, line: str, due: float) -> None:
-    if not line.startswith("data: {"):
+def _hear(found: Answer, line: bytes, due: float) -> None:
+    if not line.startswith(b"data: {"):
         return
     chunk: dict[str, Any] = json.loads(line[6:])
     if "trimtab" in chunk:
@@ -81,8 +83,7 @@ def _hear(found: Answer, line: str, due: float) -> None:
 
 async def send(url: str, offers: Sequence[Offer]) -> list[Answer]:
     """All of them, each at its time."""
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits) as client:
+    async with _client(url) as client:
         started = time.perf_counter()
         return list(await asyncio.gather(*(ask(client, offer, started) for offer in offers)))
 
@@ -91,13 +92,22 @@ async def capacity(url: str, offers: Sequence[Offer], clients: int) -> float:
     """Requests a second that a server answers when `clients` ask without a pause."""
     waiting = list(offers)[::-1]
 
-    async def one(client: httpx.AsyncClient) -> None:
+    async def one(client: aiohttp.ClientSession) -> None:
         while waiting:
             offer = waiting.pop()
             now = time.perf_counter()
             await ask(client, Offer(0.0, offer.prompt, offer.prompt_tokens, offer.output), now)
 
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
+    async with _client(url) as client:
         started = time.perf_counter()
         await asyncio.gather(*(one(client) for _ in range(clients)))
         return len(offers) / (time.perf_counter() - started)
+
+
+def _client(url: str) -> aiohttp.ClientSession:
+    """For as many connections as there are requests."""
+    return aiohttp.ClientSession(
+        url,
+        timeout=aiohttp.ClientTimeout(PATIENCE),
+        connector=aiohttp.TCPConnector(limit=0),
+    )

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+import aiohttp
 import httpx
 from rich.console import Console
 
@@ -25,12 +26,12 @@ from telemetry.machine import describe
 STREAMS, PROMPT, OUTPUT = 8, 100, 64
 
 
-async def _stream(client: httpx.AsyncClient, url: str, body: dict[str, object]) -> int:
+async def _stream(client: aiohttp.ClientSession, url: str, body: dict[str, object]) -> int:
     tokens = 0
-    async with client.stream("POST", f"{url}/v1/completions", json=body) as response:
+    async with client.post(f"{url}/v1/completions", json=body) as response:
         response.raise_for_status()
-        async for line in response.aiter_lines():
-            tokens += line.startswith('data: {"') and '"choices":[]' not in line
+        async for line in response.content:
+            tokens += line.startswith(b'data: {"') and b'"choices":[]' not in line
     return tokens
 
 
@@ -40,7 +41,7 @@ def _prompt(number: int) -> list[int]:
 
 async def _round(url: str, turn: int) -> float:
     """Tokens a second of all streams together; every prompt is new, so no cache helps."""
-    async with httpx.AsyncClient(timeout=600) as client:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600)) as client:
         bodies = [
             {
                 "prompt": _prompt(STREAMS * turn + stream),

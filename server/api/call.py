@@ -1,9 +1,10 @@
 """One HTTP call under way."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from controller import Decision, PromptFeatures
-from server.engine.engine import Generation
+from server.engine.engine import Generation, Inbox
 
 
 @dataclass(slots=True)
@@ -17,6 +18,7 @@ class Call:
     prompt_tokens: int
     features: PromptFeatures
     text: str
+    inbox: Inbox = field(default_factory=asyncio.Queue)
 
     @property
     def ended(self) -> bool:

@@ -1,6 +1,5 @@
 """The way of one request, whatever its wire format: check, decide, run, account."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -113,7 +112,7 @@ class Service:
             for index in range(len(ask.prompts) * count):
                 prompt = ask.prompts[index // count]
                 request = self._request(ask, prompt, max_tokens, decision, call_id, index)
-                generations.append(self.engine.submit(request))
+                generations.append(self.engine.submit(request, call.inbox))
         except (QueueFullError, EngineStoppedError) as error:
             for generation in generations:
                 generation.cancel()
@@ -130,27 +129,19 @@ class Service:
 
         Leaving early cancels what is still running, so that its slots are free within one step.
         """
-        queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
-
-        async def pump(index: int, generation: Generation) -> None:
-            async for delta in generation:
-                queue.put_nowait((index, delta))
-
-        pumps = [asyncio.create_task(pump(i, g)) for i, g in enumerate(call.generations)]
-        open_answers = set(range(len(pumps)))
+        open_answers = {generation: at for at, generation in enumerate(call.generations)}
         try:
             while open_answers:
-                index, delta = await queue.get()
+                generation, delta = await call.inbox.get()
+                index = open_answers[generation]
                 if delta.finish_reason is not None:
-                    open_answers.discard(index)
-                    self.accounts.ended(call, call.generations[index], delta.finish_reason)
+                    del open_answers[generation]
+                    self.accounts.ended(call, generation, delta.finish_reason)
                 yield index, delta
         finally:
-            for index in open_answers:
-                call.generations[index].cancel()
-                self.accounts.ended(call, call.generations[index], FinishReason.ABORT)
-            for task in pumps:
-                task.cancel()
+            for generation in open_answers:
+                generation.cancel()
+                self.accounts.ended(call, generation, FinishReason.ABORT)
 
     def _hints(self, hints: TrimtabHints, alias: str | None) -> Hints:
         variant = hints.variant or alias

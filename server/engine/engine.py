@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -28,18 +28,17 @@ class EngineStoppedError(RuntimeError):
 
 
 class Generation:
-    """One submitted request: an asynchronous stream of deltas, the last with a finish reason."""
+    """One submitted request, whose deltas come to an inbox, the last with a finish reason."""
 
     def __init__(
-        self, sequence_of: Callable[[Callable[[Delta], None]], Sequence], outbox: "Outbox"
+        self,
+        sequence_of: Callable[[Callable[[Delta], None]], Sequence],
+        outbox: "Outbox",
+        inbox: "Inbox",
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self._deltas: asyncio.Queue[Delta] = asyncio.Queue()
+        self.inbox = inbox
         self.sequence = sequence_of(lambda delta: outbox.append((self, delta)))
-
-    def hear(self, delta: Delta) -> None:
-        """Takes a delta; called in the loop."""
-        self._deltas.put_nowait(delta)
 
     def narrow(self, variant: VariantSpec) -> None:
         """Goes on with a nested variant from the next step on. Raises `ValueError`."""
@@ -49,16 +48,11 @@ class Generation:
         """Frees the slot within one engine step."""
         self.sequence.cancelled = True
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        while True:
-            delta = await self._deltas.get()
-            yield delta
-            if delta.finish_reason is not None:
-                return
-
 
 Outbox = list[tuple[Generation, Delta]]
 """What a step wrote; filled and sent in the engine's thread."""
+Inbox = asyncio.Queue[tuple[Generation, Delta]]
+"""What was written for one reader; filled and read in its event loop."""
 
 
 class IdleWork(Protocol):
@@ -113,8 +107,11 @@ class Engine:
         """Whether the engine can take requests."""
         return self._thread.is_alive() and not self._stopping
 
-    def submit(self, request: GenerationRequest) -> Generation:
-        """Queues a request. Raises `QueueFullError` or `EngineStoppedError`."""
+    def submit(self, request: GenerationRequest, inbox: Inbox) -> Generation:
+        """Queues a request of the running event loop, whose answer comes to `inbox`.
+
+        Raises `QueueFullError` or `EngineStoppedError`.
+        """
 
         def sequence_of(emit: Callable[[Delta], None]) -> Sequence:
             return Sequence(request, TextStream(self._tokenizer, request.stop), emit)
@@ -130,7 +127,7 @@ class Engine:
             tokens = sum(sequence.pending for sequence in line)
             if line and tokens + len(request.prompt) > self._max_waiting_tokens:
                 raise QueueFullError(f"{tokens} tokens are waiting to be read, the limit is near")
-            generation = Generation(sequence_of, self._outbox)
+            generation = Generation(sequence_of, self._outbox, inbox)
             self._arrivals.append(generation.sequence)
             self._wake.notify()
         return generation
@@ -213,7 +210,7 @@ class Engine:
 
 def _deliver(written: Outbox) -> None:
     for generation, delta in written:
-        generation.hear(delta)
+        generation.inbox.put_nowait((generation, delta))
 
 
 def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:

@@ -22,7 +22,8 @@ def accepted(lengths: list[int], most: int, tokens: int, monkeypatch) -> tuple[i
         engine.start()
         for number, length in enumerate(lengths):
             try:
-                engine.submit(GenerationRequest(str(number), tuple(range(length)), 4, base))
+                request = GenerationRequest(str(number), tuple(range(length)), 4, base)
+                engine.submit(request, asyncio.Queue())
             except QueueFullError as error:
                 return number, str(error)
         return len(lengths), ""
