@@ -2,8 +2,9 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from controller.analyzer import PromptFeatures
 from controller.catalogue import Catalogue
@@ -116,11 +117,19 @@ class Controller:
         self._chance = random.Random()
 
     def decide(
-        self, features: PromptFeatures, prompt_tokens: int, max_tokens: int, hints: Hints
+        self,
+        features: PromptFeatures,
+        prompt_tokens: int,
+        max_tokens: int,
+        hints: Hints,
+        reusable: Mapping[str, int] = MappingProxyType({}),
     ) -> Decision:
-        """Chooses the action for one request. Pinned names are expected to exist."""
+        """Chooses the action for one request. Pinned names are expected to exist.
+
+        `reusable` says how many of the prompt's tokens a variant has cached already, by its name.
+        """
         started = time.perf_counter()
-        observation = self.observe(features, prompt_tokens, max_tokens, hints)
+        observation = self.observe(features, prompt_tokens, max_tokens, hints, reusable)
         action, reason = self._settle(observation)
         self._held.note(observation, action.variant, reason)
         chosen = next(c for c in observation.candidates if c.action == action)
@@ -134,7 +143,12 @@ class Controller:
         return settle(observation, self._policy, self.dwell)
 
     def observe(
-        self, features: PromptFeatures, prompt_tokens: int, max_tokens: int, hints: Hints
+        self,
+        features: PromptFeatures,
+        prompt_tokens: int,
+        max_tokens: int,
+        hints: Hints,
+        reusable: Mapping[str, int] = MappingProxyType({}),
     ) -> Observation:
         """What the policy is shown for this request, which counts as arriving now."""
         load, snapshot = self._load(), self._telemetry()
@@ -150,14 +164,13 @@ class Controller:
         output = int(min(max_tokens, self._length.value))
         expected = prompt_tokens + output
         base = self.catalogue.variants[BASE]
-        work = forecast.work(base, prompt_tokens, output)
+        work = forecast.work(base, prompt_tokens, output, reusable.get(BASE, 0))
         self._demand.add(self._clock(), work, idle=not load.sequences)
         self._sizes.add(expected)
         relative = {} if self._sensitivity is None else self._sensitivity.relative(features)
         variants = self.catalogue.variants
-        timings = dict(
-            zip(variants, forecast.timings(variants.values(), prompt_tokens, output), strict=True)
-        )
+        asked = forecast.timings(variants.values(), prompt_tokens, output, reusable)
+        timings = dict(zip(variants, asked, strict=True))
         candidates = []
         for action in self._actions(hints):
             cached = min(expected, action.kv_budget or expected)

@@ -1,6 +1,6 @@
 """What a new request would meet: its time in the queue, to its first token and per token."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from controller.latency import StepModel
@@ -48,28 +48,37 @@ class Forecast:
         self.wait = wait_factor * self._wait(expected_output)
 
     def timings(
-        self, variants: Iterable[VariantSpec], prompt_tokens: int, output: int
+        self,
+        variants: Iterable[VariantSpec],
+        prompt_tokens: int,
+        output: int,
+        reusable: Mapping[str, int],
     ) -> list[Timing]:
-        """For so many tokens to read and to write, by each of `variants`, the base first."""
+        """For so many tokens to read and to write, by each of `variants`, the base first.
+
+        `reusable` are those that need not be read again, by the variant's name.
+        """
         model = self._model
         per_cached, found, whole = model.per_cached(), [], 0.0
         sampled = 1 + sum(count for _, count in self._others)
         for variant in variants:
-            prefill = self._prefill([(variant, prompt_tokens)])
+            reused = reusable.get(variant.name, 0)
+            prefill = self._prefill([(variant, prompt_tokens - reused)])
             step = model.seconds([*self._others, (variant, 1)], sampled, self._cached)
-            mine = self.work(variant, prompt_tokens, output)
+            mine = self.work(variant, prompt_tokens, output, reused)
             whole = whole or max(mine, 1e-9)
             found.append(Timing(self.wait + prefill, step, per_cached, mine / whole))
         return found
 
-    def work(self, variant: VariantSpec, prompt_tokens: int, output: int) -> float:
+    def work(self, variant: VariantSpec, prompt_tokens: int, output: int, reused: int) -> float:
         """Seconds that a request takes of a machine that always serves full batches of a variant.
 
+        Of the prompt, `reused` tokens are cached already.
         As steps are at present: what else runs on the host leaves less of it for requests.
         """
         seconds, full = self._model.seconds, self._load.max_running
         piece = self._load.step_tokens
-        prompt = prompt_tokens * seconds([(variant, piece)], 1, 0) / piece
+        prompt = (prompt_tokens - reused) * seconds([(variant, piece)], 1, 0) / piece
         cached = full * (prompt_tokens + output // 2)
         return prompt + output * seconds([(variant, full)], full, cached) / full
 

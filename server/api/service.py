@@ -101,7 +101,8 @@ class Service:
         hints = self._hints(body.trimtab, ask.variant)
         text = max((p.text for p in ask.prompts), key=len)
         features = self._analyzer(text)
-        decision = self.controller.decide(features, len(longest), max_tokens, hints)
+        reusable = self.engine.reusable(longest)
+        decision = self.controller.decide(features, len(longest), max_tokens, hints, reusable)
         self.accounts.decided(decision)
         generations: list[Generation] = []
         prompt_tokens = sum(len(p.tokens) for p in ask.prompts)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -128,9 +128,15 @@ class Engine:
             if line and tokens + len(request.prompt) > self._max_waiting_tokens:
                 raise QueueFullError(f"{tokens} tokens are waiting to be read, the limit is near")
             generation = Generation(sequence_of, self._outbox, inbox)
+            known = self.reusable(request.prompt)
+            generation.sequence.reusable = known.get(request.variant.name, 0)
             self._arrivals.append(generation.sequence)
             self._wake.notify()
         return generation
+
+    def reusable(self, prompt: Iterable[int]) -> dict[str, int]:
+        """How many tokens of a prompt need not be read again, by the names of variants."""
+        return self._runner.scheduler.cache.prefixes.reusable(tuple(prompt))
 
     def load(self) -> EngineLoad:
         """A snapshot of the queue, the running answers and the cache."""
@@ -218,10 +224,11 @@ def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:
     total = len(request.prompt) + request.max_tokens
     budget = request.kv_budget
     kept = total if budget is None else max(sequence.pending, budget.budget)
+    unread = sequence.pending - (0 if running else sequence.reusable)
     return SequenceLoad(
         variant=sequence.variant,
         running=running,
-        prompt_left=sequence.pending if sequence.in_prompt else 0,
+        prompt_left=unread if sequence.in_prompt else 0,
         output_left=request.max_tokens - len(sequence.output),
         cached=sequence.cache.held if sequence.cache is not None else 0,
         cache_limit=min(total, kept),

@@ -81,7 +81,8 @@ class Sequence:
         self.cache: SequenceCache | None = None
         self.cancelled = False
         self.ended = False
-        self.reused = 0  # tokens taken from the prefix cache
+        self.reusable = 0  # tokens that the prefix cache had of its prompt when it came
+        self.reused = 0  # tokens taken from there
         forced = request.min_tokens > 0 and bool(request.eos_token_ids)
         # Whether the likeliest token is all that it asks of a distribution.
         self.plain = request.sampling.plain_greedy and request.logprobs is None and not forced

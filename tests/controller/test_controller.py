@@ -66,6 +66,16 @@ def decide(controller, prompt=40, output=100, **hints):
     return controller.decide(Analyzer()("What is this?"), prompt, output, Hints(**hints))
 
 
+def test_a_long_prompt_that_the_base_has_cached_is_no_reason_to_cut(host):
+    controller, prompt = host.controller(ttft=0.05), 900
+    said = Analyzer()("What is this?")
+    afresh = controller.decide(said, prompt, 100, Hints())
+    cached = controller.decide(said, prompt, 100, Hints(), {BASE_NAME: prompt - 10})
+    assert afresh.reason == Reason.LEAST_BAD
+    assert cached.action == Action("base")
+    assert cached.chosen.ttft < 0.05 < afresh.chosen.ttft
+
+
 def test_idle_base_then_busy_smaller_then_base_again(host):
     controller = host.controller(demand=0.9)
     assert decide(controller).action == Action("base")

@@ -101,16 +101,29 @@ def test_the_wait_grows_with_the_line_and_with_what_each_answer_writes():
 
 def test_smaller_variants_cost_less_and_answer_sooner():
     forecast = Forecast(fitted(), load(2), 100)
-    base, half, shallow = forecast.timings([BASE, HALF, SHALLOW], 200, 100)
+    base, half, shallow = forecast.timings([BASE, HALF, SHALLOW], 200, 100, {})
     assert half.cost < shallow.cost < base.cost == pytest.approx(1.0)
     assert half.ttft < base.ttft
-    alone, quicker = Forecast(fitted(), load(0), 100).timings([BASE, HALF], 10, 100)
+    alone, quicker = Forecast(fitted(), load(0), 100).timings([BASE, HALF], 10, 100, {})
     assert quicker.tpot < alone.tpot
+
+
+def test_what_is_cached_of_a_prompt_is_not_read_again():
+    forecast = Forecast(fitted(), load(2), 100)
+    (whole,) = forecast.timings([BASE], 200, 100, {})
+    (rest,) = forecast.timings([BASE], 50, 100, {})
+    (known, half) = forecast.timings([BASE, HALF], 200, 100, {BASE.name: 150})
+    assert known.ttft == rest.ttft < whole.ttft
+    assert half.ttft == forecast.timings([HALF], 200, 100, {})[0].ttft
+    # Its keys and values are still read with every token that is written.
+    saved = forecast.work(BASE, 200, 100, 0) - forecast.work(BASE, 200, 100, 150)
+    fewer = forecast.work(BASE, 200, 100, 0) - forecast.work(BASE, 50, 100, 0)
+    assert 0 < saved < fewer
 
 
 def test_a_cached_token_adds_what_a_step_says_it_does():
     model = fitted()
-    (timing,) = Forecast(model, load(2), 100).timings([BASE], 10, 100)
+    (timing,) = Forecast(model, load(2), 100).timings([BASE], 10, 100, {})
     rows = [(BASE, 3)]
     assert timing.tpot == pytest.approx(model.seconds(rows, 3, 100))
     assert timing.tpot + 70 * timing.per_cached == pytest.approx(model.seconds(rows, 3, 170))

@@ -45,6 +45,18 @@ def test_another_variant_shares_nothing(runner):
     assert answer(runner, PROMPT, "ffn-50")[0].reused == len(PROMPT) - 1
 
 
+def test_what_can_be_reused_is_known_beforehand(runner):
+    prefixes = runner.scheduler.cache.prefixes
+    assert prefixes.reusable(PROMPT) == {}
+    answer(runner, PROMPT[:40])
+    answer(runner, PROMPT[:50], "ffn-50")
+    known = prefixes.reusable(PROMPT)
+    assert set(known) == {"base", "ffn-50"}
+    assert answer(runner, PROMPT)[0].reused == known["base"] == 40
+    assert answer(runner, PROMPT, "ffn-50")[0].reused == known["ffn-50"] == 50
+    assert prefixes.reusable(PROMPT[1:]) == {}
+
+
 def test_a_budget_neither_gives_nor_takes(runner):
     budget = served_eviction(32)
     assert answer(runner, PROMPT, kv_budget=budget)[0].reused == 0

@@ -58,19 +58,20 @@ class PrefixCache:
         The last token is always left to compute, since its logits are wanted. Returns the number of
         tokens that need not be computed.
         """
-        wanted = _coded(tokens[:-1])
-        best, entry = 0, None
-        for candidate in self._kept:
-            if candidate.variant == variant:
-                length = _common(candidate.tokens, wanted)
-                if length > best:
-                    best, entry = length, candidate
-        if entry is None or best < _LEAST:
+        best, entry = self._longest(tokens).get(variant.name, (0, None))
+        if entry is None:
             return 0
         self._kept.remove(entry)
         self._kept.append(entry)
         cache.copy_from(entry.cache, best)
         return best
+
+    def reusable(self, tokens: Sequence[int]) -> dict[str, int]:
+        """How many tokens `fill` would find now, by the names of variants that have any.
+
+        May be called from any thread.
+        """
+        return {name: length for name, (length, _) in self._longest(tokens).items()}
 
     def drop_oldest(self) -> bool:
         """Gives a region back; False if there is none."""
@@ -78,6 +79,16 @@ class PrefixCache:
             return False
         self._drop(self._kept[0])
         return True
+
+    def _longest(self, tokens: Sequence[int]) -> dict[str, tuple[int, _Kept]]:
+        """The longest kept beginning of `tokens` by variant, where it is worth a copy."""
+        wanted, found = _coded(tokens[:-1]), dict[str, tuple[int, _Kept]]()
+        for entry in list(self._kept):  # the engine's thread may change it meanwhile
+            length = _common(entry.tokens, wanted)
+            name = entry.variant.name
+            if length >= _LEAST and (name not in found or length > found[name][0]):
+                found[name] = length, entry
+        return found
 
     def _drop(self, entry: _Kept) -> None:
         self._kept.remove(entry)
