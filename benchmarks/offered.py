@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 PATIENCE = 60.0  # seconds after which a client gives up
+SLOTS = 8  # answers that a server writes at once, and clients that keep it busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,30 @@ class Answer:
         if self.ttft is None or self.seconds is None or self.tokens < 2:
             return None
         return (self.seconds - self.ttft) / (self.tokens - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Seconds to the first token, per further token, and to the end; all of them must be kept."""
+
+    ttft: float
+    tpot: float
+    total: float
+
+    def met(self, answer: Answer) -> bool:
+        """Whether a client was served in time."""
+        if answer.status != 200 or answer.ttft is None or answer.seconds is None:
+            return False
+        tpot = answer.tpot or 0.0
+        return answer.ttft <= self.ttft and tpot <= self.tpot and answer.seconds <= self.total
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What clients saw, and how many requests a second the base answered before and after."""
+
+    answers: list[Answer]
+    capacity: float
 
 
 async def ask(client: aiohttp.ClientSession, offer: Offer, started: float) -> Answer:

@@ -1,10 +1,11 @@
 """Real traffic against live servers: `python -m benchmarks.replay --trace FILE --prompts FILE`.
 
 Arrivals and answer lengths of a trace, scaled to this machine, with real prompts of about the
-trace's lengths, go to a fresh server under each policy, at multiples of what the base can answer:
-the same requests for all, in turn, so that a slower machine is slower for all. Refused, dropped and
-late requests are lost. What was answered is read again by the base and by the variant that
-answered: quality is exp(-KL). With `--profile` the same traffic also goes through the simulation.
+trace's lengths, go to a fresh server under each policy, the same requests for all, at multiples of
+what the base can answer: that is measured before every run and after the last one, on a server of
+its own, since a shared machine is not always as fast. Refused, dropped and late requests are lost.
+What was answered is read again by the base and by the variant that answered: quality is exp(-KL).
+With `--profile` the same traffic also goes through the simulation, at the speed that the base had.
 With `--llama-cpp` FOLDER `llama-server` is a peer, on the Q4_0 that it runs fastest.
 """
 
@@ -13,12 +14,9 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
@@ -26,14 +24,13 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.answers import Reader
 from benchmarks.live import ServerProcess
 from benchmarks.machine import RESULTS, given, parser, save
-from benchmarks.offered import Answer, Offer, capacity, send
+from benchmarks.offered import SLOTS, Objective, Offer, Run, capacity, send
 from benchmarks.peers import ggufs
 from benchmarks.plots import scatter_by_load
-from benchmarks.simulated import simulate
+from benchmarks.simulated import simulated
 from benchmarks.streams import llama_server
-from policies.simulation.profile import Profile, load_profile
-from policies.simulation.traffic import Arrival, read_trace, shortened, synthetic
-from policies.training.bound import quality_bounds
+from policies.simulation.profile import load_profile
+from policies.simulation.traffic import read_trace, shortened, synthetic
 from pruners.text.sources import read_corpus
 from server.engine.load import load_tokenizer
 from server.engine.source import DEFAULT_MODEL, resolve_model
@@ -41,36 +38,25 @@ from server.offline.sweep import read_prompts
 from telemetry.machine import describe
 
 PROMPT, OUTPUT = 80, 60  # medians that the trace is scaled to
-LONGEST, LONGEST_PROMPT = 200, 430  # tokens of an answer, and of a prompt in its frame
-SLOTS = 8
+LONGEST, LONGEST_PROMPT = 200, 400  # tokens of an answer, and of a prompt
+PROBED = 48  # requests that tell how fast the base is
 POLICIES = ("rule", "static:base", "refusing:base", "static:mix-50", "random")
 LLAMA = "llama-server Q4_0"
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """Seconds to the first token, per further token, and to the end; all of them must be kept."""
-
-    ttft: float
-    tpot: float
-    total: float
-
-    def met(self, answer: Answer) -> bool:
-        """Whether a client was served in time."""
-        if answer.status != 200 or answer.ttft is None or answer.seconds is None:
-            return False
-        tpot = answer.tpot or 0.0
-        return answer.ttft <= self.ttft and tpot <= self.tpot and answer.seconds <= self.total
 
 
 def requests(
     trace: Path | None, prompts: str, tokenizer: PreTrainedTokenizerBase, count: int
 ) -> list[Offer]:
-    """The trace's requests, each with the prompt of the same rank by length."""
+    """The trace's requests, each with the prompt of the same rank by length.
+
+    What all prompts begin with, the frame of a conversation, is read once and not counted.
+    """
     arrivals = synthetic(count, 0) if trace is None else read_trace(trace, count)
     arrivals = shortened(arrivals, PROMPT, OUTPUT)
     asked = read_prompts(read_corpus(prompts), tokenizer, count)
-    sized = sorted((len(one.tokens), one.text) for one in asked)
+    first, last = min(one.tokens for one in asked), max(one.tokens for one in asked)
+    frame = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    sized = sorted((len(one.tokens) - frame, one.text) for one in asked)
     sized = [(size, text) for size, text in sized if size <= LONGEST_PROMPT]
     if not sized:
         raise SystemExit(f"{prompts} holds no prompt of up to {LONGEST_PROMPT} tokens")
@@ -112,10 +98,9 @@ def serving(policy: str, objective: Objective, llama: Path | None, log: Path) ->
         server.stop()
 
 
-def figures(
-    answers: Sequence[Answer], objective: Objective, kl: Sequence[float]
-) -> dict[str, float]:
+def figures(run: Run, objective: Objective, kl: Sequence[float]) -> dict[str, float]:
     """Of one run; lost requests count 0 in `quality`, and -0.5 in `quality_lost_half`."""
+    answers = run.answers
     met = [objective.met(answer) for answer in answers]
     kept = [math.exp(-loss) for loss, good in zip(kl, met, strict=True) if good]
     served = [a for a in answers if a.status == 200 and a.ttft is not None]
@@ -125,6 +110,7 @@ def figures(
     losses = [loss for loss, good in zip(kl, met, strict=True) if good]
     return {
         "offered": len(answers),
+        "load": len(answers) / max(a.offer.at for a in answers) / run.capacity,
         "attained": attained,
         "quality": quality,
         "quality_lost_half": quality - 0.5 * (1 - attained),
@@ -162,48 +148,54 @@ def main() -> None:
     policies = list(arguments.policies) + [LLAMA] * (arguments.llama_cpp is not None)
     cells = [(0.5, policy) for policy in arguments.calm]
     cells += [(load, policy) for load in arguments.loads for policy in policies]
-    raw: dict[tuple[float, str], list[list[Answer]]] = {cell: [] for cell in cells}
+    raw: dict[tuple[float, str], list[Run]] = {cell: [] for cell in cells}
     console = Console(width=150)
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "server.log"
-        console.print(describe())
-        rates = []
+    console.print(describe())
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving("static:base", Objective(1e4, 1e4, 1e4), None, Path(folder) / "base.log") as base,
+    ):
+        probe = offers[4::80][:PROBED]
+
+        def base_rate() -> float:
+            return asyncio.run(capacity(base, probe, SLOTS))
+
+        base_rate()
+        before = base_rate()
         for repeat in range(arguments.repeats):
             first = 200 + 700 * repeat
-            # Anew each time, with what will be sent: neither the machine nor the trace is the same.
-            like = offers[first : first + 400 : 4]
-            with serving("static:base", Objective(1e4, 1e4, 1e4), None, log) as url:
-                asyncio.run(capacity(url, offers[:16], SLOTS))
-                rate = asyncio.run(capacity(url, like, SLOTS))
-            rates.append(rate)
-            console.print(f"the base answers {rate:.2f} requests/s to {SLOTS} busy clients")
             for load, policy in cells:
-                part = window(offers, first, arguments.seconds, rate * load)
+                part = window(offers, first, arguments.seconds, before * load)
+                log = Path(folder) / "server.log"
                 with serving(policy, objective, arguments.llama_cpp, log) as url:
                     answers = asyncio.run(send(url, part))
-                raw[load, policy].append(answers)
+                after = base_rate()
+                raw[load, policy].append(Run(answers, (before + after) / 2))
                 good = sum(map(objective.met, answers)) / len(answers)
-                console.print(f"{load:g}x {policy}: {good:.2f} of {len(answers)} in time")
+                console.print(
+                    f"{load:g}x {policy}: {good:.2f} of {len(answers)} in time; the base answers "
+                    f"{before:.2f} and {after:.2f} requests/s to {SLOTS} busy clients"
+                )
+                before = after
     reader = Reader()
     runs = {
-        cell: [figures(answers, objective, reader.losses(answers)) for answers in repeats]
+        cell: [figures(run, objective, reader.losses(run.answers)) for run in repeats]
         for cell, repeats in raw.items()
     }
     result = {
         "machine": describe(),
         "arguments": {**given(arguments), "prompts": Path(arguments.prompts).name},
-        "capacity": rates,
         "runs": {f"{load:g}x {policy}": found for (load, policy), found in runs.items()},
     }
     table(console, runs)
     if profile is not None:
-        result |= compared(console, profile, raw, runs, objective)
+        result |= simulated(console, profile, probe, raw, runs, objective)
     scatter_by_load(RESULTS / "replay.png", runs)
     console.print(f"written to {save('replay', result, arguments.json)}")
 
 
 SHOWN = (
-    "attained", "quality", "quality_lost_half", "loss", "worst_quality", "refused", "base",
+    "load", "attained", "quality", "quality_lost_half", "loss", "worst_quality", "refused", "base",
     "ttft_mean", "tpot_median", "tokens_per_second",
 )  # fmt: skip
 
@@ -211,65 +203,14 @@ SHOWN = (
 def table(console: Console, runs: dict[tuple[float, str], list[dict[str, float]]]) -> None:
     """Medians over repeats, and half the range of the attained share."""
     shown = Table(title="medians over repeats; +- half the range of 'attained'")
-    for title in ("load", "policy", *SHOWN):
+    for title in ("wanted", "policy", *SHOWN):
         shown.add_column(title)
     for (load, policy), found in sorted(runs.items()):
         values = [f"{median([one[name] for one in found]):.3f}" for name in SHOWN]
         attained = [one["attained"] for one in found]
-        values[0] += f" +-{(max(attained) - min(attained)) / 2:.2f}"
+        values[1] += f" +-{(max(attained) - min(attained)) / 2:.2f}"
         shown.add_row(f"{load:g}", policy, *values)
     console.print(shown)
-
-
-def compared(
-    console: Console,
-    profile: Profile,
-    raw: dict[tuple[float, str], list[list[Answer]]],
-    runs: dict[tuple[float, str], list[dict[str, float]]],
-    objective: Objective,
-) -> dict[str, Any]:
-    """The simulation's figures beside the live ones, and the fluid bounds."""
-    shown = Table(title="simulated over measured")
-    for title in ("load", "policy", "ttft", "tokens/s", "attained, simulated", "measured"):
-        shown.add_column(title)
-    ratios: dict[str, Any] = {}
-    for (load, policy), repeats in sorted(raw.items()):
-        arrivals = [
-            [Arrival(a.offer.at, a.offer.prompt_tokens, a.offer.output) for a in answers]
-            for answers in repeats
-        ]
-        found = simulate(profile, arrivals, policy, objective.ttft, objective.tpot, objective.total)
-        if found is None:
-            continue
-        measured = {
-            name: fmean([one[name] for one in runs[load, policy]])
-            for name in ("ttft_mean", "tokens_per_second", "attained")
-        }
-        ratio = {name: found[name] / max(measured[name], 1e-9) for name in measured}
-        ratios[f"{load:g}x {policy}"] = {"simulated": found, "measured": measured}
-        shown.add_row(
-            f"{load:g}", policy, f"{ratio['ttft_mean']:.2f}", f"{ratio['tokens_per_second']:.2f}",
-            f"{found['attained']:.3f}", f"{measured['attained']:.3f}",
-        )  # fmt: skip
-    console.print(shown)
-    sent = [answer.offer for repeats in raw.values() for answers in repeats for answer in answers]
-    lengths = int(fmean(o.prompt_tokens for o in sent)), int(fmean(o.output for o in sent))
-    rows = np.arange(len(profile.prompts.names))
-
-    def bounds(load: float, served: float = 0.0) -> dict[str, float]:
-        return quality_bounds(profile, rows, lengths, load, SLOTS, served)
-
-    fluid = {f"{load:g}": bounds(load) for load in sorted({load for load, _ in raw})}
-    console.print(f"fluid bound by load: {fluid}")
-    return {
-        "simulation": ratios,
-        "fluid_bound": fluid,
-        # With as many in time as each policy had.
-        "best_with_as_many": {
-            f"{load:g}x {policy}": bounds(load, median(one["attained"] for one in found))
-            for (load, policy), found in runs.items()
-        },
-    }
 
 
 if __name__ == "__main__":

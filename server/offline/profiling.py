@@ -8,9 +8,8 @@ import numpy as np
 from rich.progress import Progress
 
 from controller.analyzer import Analyzer, PromptFeatures
-from policies.simulation.engine import Limits, Row, SimulatedEngine
 from policies.simulation.profile import Profile, Prompts, load_profile
-from policies.simulation.rates import Rates, fit_rates
+from policies.simulation.rates import fit_rates
 from pruners.artefact import Artefact
 from pruners.errors import UserError
 from pruners.journal import Journal
@@ -20,6 +19,7 @@ from pruners.variant import BASE
 from server.app import build_runner, catalogue, load, sensitivity
 from server.engine.load import LoadedModel
 from server.engine.offline import answer_all
+from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest
 from server.offline.sweep import Asked, Swept, read_prompts, sweep
 from server.offline.timing import STEPS, decode_step, time_variants, zeroed_decoder
@@ -29,6 +29,7 @@ from telemetry.energy import EnergyReader
 _ROWS = (1, 2, 4, 8, 16)
 _CACHED = (128, 768)
 _PROMPTS = (32, 128, 256)
+_REPEATS = 15
 _LEAST = 40
 
 
@@ -80,7 +81,7 @@ def _timed(model: LoadedModel, settings: Settings, prompts: Prompts, progress: P
     fitted = fit_rates(
         [times["decode"][name] for name in names], [times["prefill"][name] for name in names]
     )
-    factor = _overhead(model, settings, fitted)
+    factor = _overhead(model, settings)
     return Profile(
         fingerprint=model.fingerprint,
         artefact=model.artefact.identity(),
@@ -99,7 +100,7 @@ def _timed(model: LoadedModel, settings: Settings, prompts: Prompts, progress: P
 def _times(model: LoadedModel, progress: Progress) -> dict[str, Any]:
     decode = [(rows, cached) for rows in _ROWS for cached in _CACHED]
     ((device, found),) = time_variants(
-        model, progress=progress, decode=decode, prompts=_PROMPTS
+        model, _REPEATS, progress=progress, decode=decode, prompts=_PROMPTS
     ).items()
     return {"device": device, **found}
 
@@ -138,13 +139,9 @@ def _bytes_read(artefact: Artefact, names: list[str]) -> tuple[float, ...]:
     return tuple(1.0 if name == BASE else cost[name].touched for name in names)
 
 
-def _overhead(model: LoadedModel, settings: Settings, rates: Rates) -> float:
-    """What serving takes over the bare steps: scheduling, sampling, text.
-
-    The same requests once through the real engine and once through the simulated one.
-    """
-    limits = Limits(settings.max_running, settings.step_tokens)
-    count, prompt, output = 3 * limits.max_running, 48, 48
+def _overhead(model: LoadedModel, settings: Settings) -> float:
+    """How much longer serving takes than the steps alone: scheduling, and making text of tokens."""
+    count, prompt, output = 3 * settings.max_running, 48, 48
     runner = build_runner(
         model, _without_guesses(settings, (prompt + output) * count), free_bytes=None
     )
@@ -156,18 +153,17 @@ def _overhead(model: LoadedModel, settings: Settings, rates: Rates) -> float:
             prompt=tuple((index + 31 * place) % vocab for place in range(prompt)),
             max_tokens=output,
             variant=model.variants[BASE],
+            sampling=SamplingParams(temperature=0),
         )
         for index in range(2 * count)
     ]
     answer_all(runner, model.tokenizer, requests[:count])  # warms up
+    steps: list[float] = []
     started = time.perf_counter()
-    answer_all(runner, model.tokenizer, requests[count:])
-    seconds = time.perf_counter() - started
-    paper = SimulatedEngine(rates, limits, lambda row, clock: None)
-    for index in range(count):
-        paper.submit(Row(index, 0, 0.0, prompt, output, prompt + output))
-    paper.finish()
-    return seconds / paper.clock
+    answer_all(
+        runner, model.tokenizer, requests[count:], step_done=lambda one: steps.append(one.seconds)
+    )
+    return (time.perf_counter() - started) / sum(steps)
 
 
 def _without_guesses(settings: Settings, kv_tokens: int) -> Settings:

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from pruners.allocation import Latency, ffn_levels, kv_levels
 from pruners.progress import tracked
-from pruners.variant import PARTS, Block, Part, VariantSpec, base_spec
+from pruners.variant import BASE, PARTS, Block, Part, VariantSpec, base_spec
 from server.engine.load import AnyDecoder, LoadedModel, open_decoder
 from server.engine.segment import Segment
 from telemetry.machine import describe, device_fingerprint
@@ -31,20 +31,22 @@ def time_variants(
     decode: Sequence[tuple[int, int]] = DECODE,
     prompts: Sequence[int] = PREFILL,
 ) -> dict[str, dict[str, Any]]:
-    """By device fingerprint: medians of `decode` and `prefill` seconds of each variant.
+    """By device fingerprint: `decode` and `prefill` seconds of each variant.
 
-    Keys are `ROWSxCACHED` and tokens. Repeats go through all variants in turn, so that a machine
-    that slows down does so for all of them. A context that the model does not have is left out.
+    Keys are `ROWSxCACHED` and tokens. Of the base they are medians. Of a variant it is the ratio to
+    the base, measured just before, whose median counts: a shared machine is faster and slower by
+    more than variants differ. A context that the model does not have is left out.
     """
     weights = model.weights
     longest = max(*(rows * (cached + 65) for rows, cached in decode), *prompts)
     decoder = zeroed_decoder(model, longest)
     jobs: dict[tuple[str, str, str], Callable[[], float]] = {}
-    for name, spec in model.variants.items():
-        for rows, cached in decode:
+    for rows, cached in decode:
+        for name, spec in model.variants.items():
             if cached < weights.context:
                 jobs["decode", name, f"{rows}x{cached}"] = decode_step(decoder, spec, rows, cached)
-        for tokens in prompts:
+    for tokens in prompts:
+        for name, spec in model.variants.items():
             if tokens <= weights.context:
                 jobs["prefill", name, str(tokens)] = prefill(decoder, spec, tokens)
     seconds: dict[tuple[str, str, str], list[float]] = {key: [] for key in jobs}
@@ -57,7 +59,9 @@ def time_variants(
     precision = weights.precision
     found: dict[str, Any] = {"machine": machine, "weights": precision, "repeats": repeats}
     for (kind, name, size), values in seconds.items():
-        found.setdefault(kind, {}).setdefault(name, {})[size] = median(values)
+        base = seconds[kind, BASE, size]
+        ratio = median(value / whole for value, whole in zip(values, base, strict=True))
+        found.setdefault(kind, {}).setdefault(name, {})[size] = ratio * median(base)
     return {device_fingerprint(machine, precision): found}
 
 
