@@ -87,7 +87,7 @@ def controller() -> Controller:
             for rows in (1, 2, 4, 8, 64)
         ]
     )
-    line = tuple(SequenceLoad(base, i < 8, 0, 100, 200, 300) for i in range(16))
+    line = tuple(SequenceLoad(base, i < 8, 0, 100, 100, 200, 300) for i in range(16))
     load = EngineLoad(line, 8, 256, 1600, 16_384)
     sampler = default_sampler()
     sampler.start()

@@ -152,8 +152,8 @@ class Controller:
     ) -> Observation:
         """What the policy is shown for this request, which counts as arriving now."""
         load, snapshot = self._load(), self._telemetry()
-        forecast = Forecast(self.latency, load, self._length.value, self._bias.factor)
-        shield = Shield(self._shield, load, snapshot, self._length.value)
+        forecast = Forecast(self.latency, load, self._length.expected, self._bias.factor)
+        shield = Shield(self._shield, load, snapshot, self._length.expected)
         objectives = Objectives(
             ttft=_either(hints.objectives.ttft, self._defaults.ttft),
             tpot=_either(hints.objectives.tpot, self._defaults.tpot),
@@ -161,12 +161,12 @@ class Controller:
             deadline=_either(hints.objectives.deadline, self._defaults.deadline),
             firm=self._defaults.firm,
         )
-        output = int(min(max_tokens, self._length.value))
+        output = int(self._length.expected(max_tokens))
         expected = prompt_tokens + output
         base = self.catalogue.variants[BASE]
         work = forecast.work(base, prompt_tokens, output, reusable.get(BASE, 0))
         self._demand.add(self._clock(), work, idle=not load.sequences)
-        self._sizes.add(expected)
+        self._sizes.add(work)
         relative = {} if self._sensitivity is None else self._sensitivity.relative(features)
         variants = self.catalogue.variants
         asked = forecast.timings(variants.values(), prompt_tokens, output, reusable)
@@ -191,7 +191,7 @@ class Controller:
                 )
             )
         battery = snapshot.on_battery.value
-        rank = self._sizes.rank(expected)
+        rank = self._sizes.rank(work)
         held, held_seconds = self._held.by(objectives, rank)
         return Observation(
             candidates=tuple(candidates),
@@ -218,9 +218,9 @@ class Controller:
         """Called by the engine after every step."""
         self.latency.observe(record)
 
-    def answer_done(self, output_tokens: int) -> None:
-        """Learns how long answers are."""
-        self._length.learn(output_tokens)
+    def answer_done(self, most: int, tokens: int) -> None:
+        """Learns how long answers are, of the `most` tokens that they may have."""
+        self._length.learn(most, tokens)
 
     def waited(self, decision: Decision, seconds: float) -> None:
         """Learns how long a request was in the queue."""

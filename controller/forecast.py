@@ -1,6 +1,6 @@
 """What a new request would meet: its time in the queue, to its first token and per token."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from controller.latency import StepModel
@@ -33,19 +33,23 @@ def _merged(rows: Iterable[tuple[VariantSpec, int]]) -> list[tuple[VariantSpec, 
 class Forecast:
     """Predictions for one request against one snapshot of the engine's load.
 
-    `expected_output` bounds what an answer is thought to need, in tokens: most end long before
-    their `max_tokens`. `wait_factor` is what recent waits were over their predictions.
+    `expected` says how many tokens an answer is thought to have, of the most that it may have.
+    `wait_factor` is what recent waits were over their predictions.
     """
 
     def __init__(
-        self, model: StepModel, load: EngineLoad, expected_output: float, wait_factor: float = 1.0
+        self,
+        model: StepModel,
+        load: EngineLoad,
+        expected: Callable[[int], float],
+        wait_factor: float = 1.0,
     ) -> None:
         self._model = model
         self._load = load
         self._running = [s for s in load.sequences if s.running]
         self._others = _merged((s.variant, 1) for s in self._running[: load.max_running - 1])
         self._cached = sum(s.cached for s in self._running)
-        self.wait = wait_factor * self._wait(expected_output)
+        self.wait = wait_factor * self._wait(expected)
 
     def timings(
         self,
@@ -82,13 +86,13 @@ class Forecast:
         cached = full * (prompt_tokens + output // 2)
         return prompt + output * seconds([(variant, full)], full, cached) / full
 
-    def _wait(self, expected_output: float) -> float:
+    def _wait(self, expected: Callable[[int], float]) -> float:
         load = self._load
         waiting = [s for s in load.sequences if not s.running]
         if len(load.sequences) < load.max_running:
             return self._prefill([(s.variant, s.prompt_left) for s in load.sequences])
         # The line moves as rows finish: all row-steps ahead, shared by the rows of a full batch.
-        steps = sum(min(s.output_left, expected_output) for s in load.sequences)
+        steps = sum(min(s.output_left, expected(s.output_most)) for s in load.sequences)
         # The last `max_running` answers need not finish before this one starts; one slot does.
         ahead = steps * (1 - (load.max_running - 1) / len(load.sequences))
         rows = [(s.variant, 1) for s in [*self._running, *waiting]][: load.max_running]

@@ -12,6 +12,7 @@ class SequenceLoad:
     variant: VariantSpec
     running: bool
     prompt_left: int
+    output_most: int
     output_left: int
     cached: int
     cache_limit: int  # tokens its cache may come to hold

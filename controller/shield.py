@@ -1,5 +1,6 @@
 """What is feasible now. A blocked action keeps its constraint's name, so that it can be counted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from controller.load import EngineLoad
@@ -24,12 +25,12 @@ class Shield:
         settings: ShieldSettings,
         load: EngineLoad,
         snapshot: Snapshot,
-        expected_output: float,
+        expected: Callable[[int], float],
     ) -> None:
         self._settings = settings
         # What runs and waits will grow; only the rest of the cache is free for a newcomer.
         promised = sum(
-            min(s.cache_limit, s.cached + s.prompt_left + int(expected_output))
+            min(s.cache_limit, s.cached + s.prompt_left + int(expected(s.output_most)))
             for s in load.sequences
         )
         self._kv_free = max(load.kv_capacity - max(promised, load.kv_used), 0)

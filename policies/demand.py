@@ -7,6 +7,7 @@ _MEMORY = 5.0  # seconds after which work counts for a third
 _LEAST = 1.5  # seconds of arrivals that say something
 _RECENT = 100  # requests that another one's size is compared with
 _FIRST_LENGTH, _FORGETS = 128.0, 0.03
+_LIMIT = 1024  # tokens; a client that allows more has no length in mind
 _SHORT, _RATE = 0.05, 0.05  # waits that say nothing, in seconds; the weight of one request
 
 
@@ -36,23 +37,23 @@ class Demand:
 
 
 class Sizes:
-    """How large recent requests were, in tokens to read and to write."""
+    """How much work recent requests were, in seconds of serving the base."""
 
     def __init__(self) -> None:
-        self._recent: deque[int] = deque(maxlen=_RECENT)
+        self._recent: deque[float] = deque(maxlen=_RECENT)
 
-    def add(self, tokens: int) -> None:
+    def add(self, work: float) -> None:
         """Notes a request that arrives."""
-        self._recent.append(tokens)
+        self._recent.append(work)
 
-    def rank(self, tokens: int) -> float:
-        """The share of all these tokens that is in smaller requests, and in half of equal ones."""
-        total = smaller = equal = 0
+    def rank(self, work: float) -> float:
+        """The share of all this work that is in smaller requests, and in half of equal ones."""
+        total = smaller = equal = 0.0
         for one in self._recent:
             total += one
-            if one < tokens:
+            if one < work:
                 smaller += one
-            elif one == tokens:
+            elif one == work:
                 equal += one
         return (smaller + equal / 2) / total if total else 1.0
 
@@ -79,13 +80,34 @@ def _bounded(factor: float) -> float:
 
 
 class AnswerLength:
-    """How many tokens answers have: a running mean that forgets, quick to leave its first guess."""
+    """How many tokens an answer will have, of the most that it may have.
+
+    Some clients ask for what they want, others for far more: a line through recent answers, fitted
+    by least squares that forget, lies where these are. Its slope is between 0 and 1.
+    """
 
     def __init__(self) -> None:
-        self.value = _FIRST_LENGTH
+        self._limit = self._length = _FIRST_LENGTH  # running means
+        self._spread = self._shared = 0.0  # the limits' variance, and covariance with lengths
+        self._slope = 0.0
         self._seen = 1
 
-    def learn(self, tokens: int) -> None:
-        """One answer's."""
+    def expected(self, limit: int) -> float:
+        """Of an answer of at most so many tokens."""
+        limit = limit if limit < _LIMIT else _LIMIT
+        found = self._length + self._slope * (limit - self._limit)
+        found = found if found > 1.0 else 1.0
+        return found if found < limit else float(limit)
+
+    def learn(self, limit: int, tokens: int) -> None:
+        """An answer that was allowed `limit` tokens and had `tokens`."""
+        limit = limit if limit < _LIMIT else _LIMIT
         self._seen += 1
-        self.value += max(1 / self._seen, _FORGETS) * (tokens - self.value)
+        weight = 1 / self._seen if self._seen * _FORGETS < 1 else _FORGETS
+        further, longer = limit - self._limit, tokens - self._length
+        self._limit += weight * further
+        self._length += weight * longer
+        self._spread = (1 - weight) * (self._spread + weight * further * further)
+        self._shared = (1 - weight) * (self._shared + weight * further * longer)
+        slope = self._shared / self._spread if self._spread > 0 else 0.0
+        self._slope = min(max(slope, 0.0), 1.0)

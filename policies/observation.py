@@ -103,7 +103,7 @@ class Observation:
     says that the host is, or is slowed down for it. `pinned` is what the request asks for by name.
     `held` is the variant that requests with these objectives get at present, `held_seconds` for how
     long. `demand` is the recent rate of work over what a full batch of the base gets done; `rank`
-    is the share of recent requests' tokens, 0..1, that smaller ones than this one had. `draw` is a
+    is the share of recent requests' work, 0..1, that smaller ones than this one were. `draw` is a
     random number in [0, 1) for policies that leave something to chance.
     """
 

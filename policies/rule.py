@@ -12,12 +12,15 @@ from policies.view import cheapest, may_refuse
 class RuleSettings:
     """When and how far answers shrink.
 
-    A queue of up to `free` of the TTFT objective is none: there is room, so nothing is cut. Below
-    `battery_low` charge (0..1) on battery, on a hot host, or if energy is to be saved, every answer
-    is cut to `battery_cost`.
+    Times are shares of the TTFT objective. A queue of up to `free` is none: there is room, so
+    nothing is cut. A longer one is led to `target`; work is cut by `gain` for each objective's
+    worth that it is off. Below `battery_low` charge (0..1) on battery, on a hot host, or if energy
+    is to be saved, every answer is cut to `battery_cost`.
     """
 
     free: float = 0.05
+    target: float = 0.45
+    gain: float = 0.5
     battery_low: float = 0.3
     battery_cost: float = 0.85
 
@@ -25,12 +28,12 @@ class RuleSettings:
 class RulePolicy:
     """Degrades no more than the work that arrives and the backlog need.
 
-    For the queue to be gone within the time of one TTFT objective, work may cost
-    `(1 - wait / ttft) / demand` of the base's on average, where `demand` is what arrives over what
-    the base gets done. Of the variants only those take part that are worth mixing; of
-    the two that the average lies between, small requests get the better one, because there the
-    same work keeps the quality of more answers. Where objectives are firm, a request that would
-    come too late whatever it gets is refused, so that others are in time.
+    What arrives may cost `(1 + gain * (target - wait / ttft)) / demand` of the base's work on
+    average, where `demand` is what arrives over what the base gets done: then the queue is short
+    enough to be in time and long enough to outlast a lull. Of the variants only those take part
+    that are worth mixing; of the two that the average lies between, small requests get the better
+    one, because there the same work keeps the quality of more answers. Where objectives are firm,
+    a request for which the queue is too long is refused, so that others are in time.
     """
 
     name = "rule"
@@ -85,7 +88,8 @@ class RulePolicy:
         ttft, demand = observation.objectives.ttft, observation.demand
         if ttft is None or demand <= 0 or observation.wait <= self._settings.free * ttft:
             return allowed
-        bound = (1 - observation.wait / ttft) / demand
+        off = self._settings.target - observation.wait / ttft
+        bound = (1 + self._settings.gain * off) / demand
         if bound >= 1:
             return allowed
         mixed = worth_mixing(allowed)

@@ -1,11 +1,16 @@
 """One action for everything: the bar that an adaptive policy has to clear."""
 
 from policies.observation import Action, Observation, Reason
-from policies.view import largest_budget, may_refuse
+from policies.view import largest_budget
+
+_PATIENCE = 0.85  # of the objective for the first token; a longer queue is too long for anybody
 
 
 class StaticPolicy:
-    """Always the same variant; with `refuses`, or a 503 for what would come too late."""
+    """Always the same variant; with `refuses`, or a 503 for what would come too late.
+
+    Requests are refused as others do it: by the queue alone, whatever they ask for.
+    """
 
     def __init__(self, variant: str, refuses: bool = False) -> None:
         self.name = f"{'refusing' if refuses else 'static'}:{variant}"
@@ -13,6 +18,8 @@ class StaticPolicy:
 
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
         """The fixed variant with the largest KV budget that is not blocked."""
-        late = self._refuses and may_refuse(observation)
+        wanted = observation.objectives
+        firm = self._refuses and wanted.firm and wanted.ttft is not None
+        late = firm and observation.wait > _PATIENCE * (wanted.ttft or 0.0)
         action = largest_budget(observation, self._variant).action
         return action, Reason.LATE if late else Reason.FIXED

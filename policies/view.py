@@ -12,7 +12,9 @@ HOST = ("wait", "demand", "tpot", *HARDWARE)
 GENERAL = ("wait", "demand", "prefill", "tpot", "complexity", *HARDWARE)
 """Before each variant's predicted loss. Times are shares of the objectives, or of the defaults."""
 DEFAULT_TTFT, DEFAULT_TPOT = 2.0, 0.1
-PATIENCE = 0.85  # of the objective for the first token; a longer queue makes a request too late
+PATIENCE, LARGEST = 0.95, 0.4
+"""Of the objective for the first token: a longer queue makes a request too late, the largest
+requests sooner than those that are half of the work or less."""
 CLIP = 4.0
 """What is larger says nothing more: times, demand and losses end here."""
 
@@ -83,9 +85,19 @@ def open_choices(observation: Observation, variants: Sequence[str]) -> np.ndarra
 
 
 def may_refuse(observation: Observation) -> bool:
-    """Whether the queue alone all but breaks a firm objective for the first token."""
+    """Whether the queue is too long for a request with a firm objective for the first token.
+
+    In place of one large request several small ones are in time.
+    """
     wanted = observation.objectives
-    return wanted.firm and wanted.ttft is not None and observation.wait > PATIENCE * wanted.ttft
+    if not wanted.firm or wanted.ttft is None:
+        return False
+    return observation.wait > patience(observation.rank) * wanted.ttft
+
+
+def patience(rank: float) -> float:
+    """How long the queue may be for a request of this rank by its work, in TTFT objectives."""
+    return PATIENCE - (PATIENCE - LARGEST) * max(0.0, 2 * rank - 1)
 
 
 def largest_budget(observation: Observation, variant: str) -> Candidate:

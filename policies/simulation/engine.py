@@ -33,6 +33,7 @@ class Row:
     prompt: int
     output: int
     cached: int
+    expected: float = math.inf  # tokens of the answer, as predicted; `output` at most
     prompt_left: int = 0
     ends: int = 0  # the tick of its last token
     started: float = 0.0
@@ -83,6 +84,7 @@ class SimulatedEngine:
     def submit(self, row: Row) -> None:
         """Queues a request that arrives now."""
         row.prompt_left = row.prompt
+        row.expected = min(row.expected, row.output)
         self.kv_promised += row.cached
         self._waiting_seconds += row.prompt * self.rates.prompt[row.action]
         self.waiting.append(row)
@@ -113,7 +115,7 @@ class SimulatedEngine:
         """Runs until nothing is left."""
         self.advance(math.inf)
 
-    def wait(self, expected: float) -> float:
+    def wait(self) -> float:
         """Predicted seconds before a newcomer's prompt is read, as the controller predicts them."""
         rates, slots, waiting = self.rates, self.limits.max_running, self.waiting
         prompt, ticks = rates.prompt, self._ticks
@@ -121,17 +123,16 @@ class SimulatedEngine:
         # Plain loops and comparisons: this is a third of what an episode takes.
         for row in self._reading:
             reading += row.prompt_left * prompt[row.action]
-            steps += row.output if row.output < expected else expected
+            steps += row.expected
         count = self.running + len(waiting)
         if count < slots:
             return reading
         for row in self._writing:
             left = row.ends - ticks
-            steps += left if left < expected else expected
+            steps += left if left < row.expected else row.expected
         reading += self._waiting_seconds
         for row in waiting:
-            output = row.output
-            steps += output if output < expected else expected
+            steps += row.expected
         stream, each = self._stream, self._row_seconds
         if len(self._writing) < slots and (waiting or self._reading):
             first = (self._reading or waiting)[0].action

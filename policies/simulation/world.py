@@ -24,7 +24,7 @@ from policies.simulation.engine import Limits, Row, SimulatedEngine
 from policies.simulation.host import MAINS, HostScenario, SimulatedHost
 from policies.simulation.profile import Profile
 from policies.simulation.traffic import Arrival
-from policies.view import CLIP, DEFAULT_TPOT, DEFAULT_TTFT, PATIENCE, REFUSE, pack
+from policies.view import CLIP, DEFAULT_TPOT, DEFAULT_TTFT, LARGEST, REFUSE, pack, patience
 
 DWELL = 1.0
 """Seconds that a variant is kept after a change; the server's default."""
@@ -97,12 +97,11 @@ class World:
             return False
         arrival = self._arrivals[self._next]
         self.engine.advance(arrival.at)
-        output = arrival.output if arrival.output < self._length.value else self._length.value
-        work = self._work(0, arrival.prompt, int(output))
-        self._demand.add(self.engine.clock, work, idle=self.engine.idle)
-        self._tokens = arrival.prompt + int(output)
-        self._sizes.add(self._tokens)
-        self._wait = self.engine.wait(self._length.value) * self._bias.factor
+        self._output = self._length.expected(arrival.output)
+        self._size = self._work(0, arrival.prompt, int(self._output))
+        self._demand.add(self.engine.clock, self._size, idle=self.engine.idle)
+        self._sizes.add(self._size)
+        self._wait = self.engine.wait() * self._bias.factor
         self._waits[self._next] = self._wait
         return True
 
@@ -117,7 +116,9 @@ class World:
             self.outcomes[index] = Outcome(None, False)
             self.finished.append(index)
             return
-        self.engine.submit(Row(index, action, arrival.at, arrival.prompt, arrival.output, cached))
+        self.engine.submit(
+            Row(index, action, arrival.at, arrival.prompt, arrival.output, cached, self._output)
+        )
 
     def outcome(self, index: int) -> Outcome:
         """Of a request that has ended."""
@@ -152,15 +153,17 @@ class World:
         """`[choices]` of bool, as `policies.view.open_choices`."""
         fits = self._fits(self._arrivals[self._next]) is not None
         wanted = self.objectives
-        late = wanted.ttft is not None and self._wait > PATIENCE * wanted.ttft
-        return np.array([fits] * len(self.profile.variants) + [late and wanted.firm])
+        ttft, late = wanted.ttft, False
+        if wanted.firm and ttft is not None and self._wait > LARGEST * ttft:
+            late = self._wait > patience(self._sizes.rank(self._size)) * ttft
+        return np.array([fits] * len(self.profile.variants) + [late])
 
     def observation(self, truth: bool = False) -> Observation:
         """As the server's policies are shown it; with `truth`, losses are the measured ones."""
         profile, arrival = self.profile, self._arrivals[self._next]
         rates = profile.rates
         losses = (self._loss if truth else self._predicted)[self._next]
-        output = arrival.output if truth else int(min(arrival.output, self._length.value))
+        output = arrival.output if truth else int(self._output)
         whole = self._work(0, arrival.prompt, output)
         candidates = []
         for action, name in enumerate(profile.variants):
@@ -178,7 +181,7 @@ class World:
                         self._blocked(held, loss), ttft + tpot * output,
                     )
                 )  # fmt: skip
-        rank = self._sizes.rank(self._tokens)
+        rank = self._sizes.rank(self._size)
         charge, (kept, seconds) = self.host.charge, self.held.by(self.objectives, rank)
         return Observation(
             candidates=tuple(candidates),
@@ -216,8 +219,7 @@ class World:
         return None
 
     def _tpot(self, action: int, arrival: Arrival) -> float:
-        output, length = arrival.output, self._length.value
-        cached = arrival.prompt + (output if output < length else length)
+        cached = arrival.prompt + self._output
         return self.engine.decode_step(action) + cached * self.profile.rates.cached[action]
 
     def _hot(self) -> bool | None:
@@ -226,7 +228,7 @@ class World:
 
     def _ended(self, row: Row, clock: float) -> None:
         wanted, index = self.objectives, row.index
-        self._length.learn(row.output)
+        self._length.learn(row.output, row.output)
         self._bias.learn(self._waits[index], row.started - row.arrived)
         ttft = row.first - row.arrived
         tpot = (clock - row.first) / (row.output - 1 if row.output > 2 else 1)

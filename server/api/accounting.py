@@ -79,7 +79,7 @@ class Accounts:
             metrics.objectives.labels(name, "yes" if kept else "no").inc()
         whole = reason in (FinishReason.STOP, FinishReason.LENGTH)
         if whole:
-            self._controller.answer_done(tokens)
+            self._controller.answer_done(request.max_tokens, tokens)
         outcome = {
             "finish_reason": reason.value,
             "prompt_tokens": prompt,

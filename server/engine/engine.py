@@ -224,11 +224,14 @@ def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:
     total = len(request.prompt) + request.max_tokens
     budget = request.kv_budget
     kept = total if budget is None else max(sequence.pending, budget.budget)
-    unread = sequence.pending - (0 if running else sequence.reusable)
+    # The engine may admit it in this moment, and then has the reusable tokens in its cache already.
+    reusable = 0 if running or sequence.cache is not None else sequence.reusable
+    unread = max(0, sequence.pending - reusable)
     return SequenceLoad(
         variant=sequence.variant,
         running=running,
         prompt_left=unread if sequence.in_prompt else 0,
+        output_most=request.max_tokens,
         output_left=request.max_tokens - len(sequence.output),
         cached=sequence.cache.held if sequence.cache is not None else 0,
         cache_limit=min(total, kept),

@@ -31,7 +31,9 @@ class Host:
         )
 
     def busy(self, running, waiting, capacity=4096):
-        made = [SequenceLoad(BASE, i < running, 0, 200, 64, 264) for i in range(running + waiting)]
+        made = [
+            SequenceLoad(BASE, i < running, 0, 200, 200, 64, 264) for i in range(running + waiting)
+        ]
         self.load = EngineLoad(tuple(made), 4, 256, 64 * running, capacity)
 
     def controller(self, dwell=1.0, sensitivity=None, demand=0.0, **defaults):
@@ -118,10 +120,10 @@ def test_other_objectives_have_a_variant_of_their_own(host):
 
 def test_small_requests_keep_the_base_longer_and_a_variant_of_their_own(host):
     controller = host.controller(ttft=2.0)
-    for tokens in (20, 400) * 20:
-        controller._sizes.add(tokens)
+    for work in [0.1] * 90:
+        controller._sizes.add(work)
     assert decide(controller, prompt=300, output=100).reason is Reason.BASE_FITS
-    controller._demand.add(host.now, 3.16 * 0.3)
+    controller._demand.add(host.now, 3.16 * 0.37)
     host.busy(4, 0)
     large = decide(controller, prompt=300, output=100)
     small = decide(controller, prompt=10, output=10)
@@ -246,6 +248,6 @@ def test_the_expected_answer_follows_what_answers_are(host):
     host.busy(4, 8)
     before = decide(controller).observation.wait
     for _ in range(200):
-        controller.answer_done(10)
+        controller.answer_done(200, 10)
     assert decide(controller).observation.wait < before / 2
     assert isinstance(controller.latency, StepModel)

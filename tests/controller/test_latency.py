@@ -79,37 +79,41 @@ def test_short_steps_that_are_held_up_say_little_of_long_ones():
 
 
 def load(running, waiting=0, output=100, slots=4):
-    made = [SequenceLoad(BASE, True, 0, output, 50, 150) for _ in range(running)]
-    made += [SequenceLoad(BASE, False, 50, output, 0, 150) for _ in range(waiting)]
+    made = [SequenceLoad(BASE, True, 0, output, output, 50, 150) for _ in range(running)]
+    made += [SequenceLoad(BASE, False, 50, output, output, 0, 150) for _ in range(waiting)]
     return EngineLoad(tuple(made), slots, 256, 0, 10_000)
 
 
+def at_most(tokens):
+    return lambda limit: min(limit, tokens)
+
+
 def test_nobody_waits_while_a_slot_is_free():
-    assert Forecast(fitted(), load(3), 100).wait == 0.0
+    assert Forecast(fitted(), load(3), at_most(100)).wait == 0.0
 
 
 def test_the_wait_grows_with_the_line_and_with_what_each_answer_writes():
     model = fitted()
-    waits = [Forecast(model, load(4, waiting), 100).wait for waiting in (0, 4, 8, 16)]
+    waits = [Forecast(model, load(4, waiting), at_most(100)).wait for waiting in (0, 4, 8, 16)]
     assert waits == sorted(waits)
     assert waits[0] > 0
     step = model.seconds([(BASE, 4)] * 1, 4, 0)
     # Sixteen in line, four at a time, a hundred steps each: about four rounds and a bit.
     assert 350 * step < waits[3] < 600 * step
-    assert Forecast(model, load(4, 8), 10).wait < 0.3 * waits[2]
+    assert Forecast(model, load(4, 8), at_most(10)).wait < 0.3 * waits[2]
 
 
 def test_smaller_variants_cost_less_and_answer_sooner():
-    forecast = Forecast(fitted(), load(2), 100)
+    forecast = Forecast(fitted(), load(2), at_most(100))
     base, half, shallow = forecast.timings([BASE, HALF, SHALLOW], 200, 100, {})
     assert half.cost < shallow.cost < base.cost == pytest.approx(1.0)
     assert half.ttft < base.ttft
-    alone, quicker = Forecast(fitted(), load(0), 100).timings([BASE, HALF], 10, 100, {})
+    alone, quicker = Forecast(fitted(), load(0), at_most(100)).timings([BASE, HALF], 10, 100, {})
     assert quicker.tpot < alone.tpot
 
 
 def test_what_is_cached_of_a_prompt_is_not_read_again():
-    forecast = Forecast(fitted(), load(2), 100)
+    forecast = Forecast(fitted(), load(2), at_most(100))
     (whole,) = forecast.timings([BASE], 200, 100, {})
     (rest,) = forecast.timings([BASE], 50, 100, {})
     (known, half) = forecast.timings([BASE, HALF], 200, 100, {BASE.name: 150})
@@ -123,7 +127,7 @@ def test_what_is_cached_of_a_prompt_is_not_read_again():
 
 def test_a_cached_token_adds_what_a_step_says_it_does():
     model = fitted()
-    (timing,) = Forecast(model, load(2), 100).timings([BASE], 10, 100, {})
+    (timing,) = Forecast(model, load(2), at_most(100)).timings([BASE], 10, 100, {})
     rows = [(BASE, 3)]
     assert timing.tpot == pytest.approx(model.seconds(rows, 3, 100))
     assert timing.tpot + 70 * timing.per_cached == pytest.approx(model.seconds(rows, 3, 170))

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from server.engine.engine import Engine, QueueFullError
+from server.engine.engine import Engine, QueueFullError, _load_of
 from server.engine.sequence import GenerationRequest
-from tests.engine.driving import TOKENIZER, runner_of, variants_of, weights_of
+from tests.engine.driving import TOKENIZER, run, runner_of, submit, variants_of, weights_of
 from tests.tiny import tiny_model
 
 
@@ -47,3 +47,18 @@ def test_the_line_is_bounded(lengths, most, tokens, number, said, monkeypatch):
     found = accepted(lengths, most, tokens, monkeypatch)
     assert found[0] == number
     assert said in found[1]
+
+
+def test_what_a_waiting_prompt_has_cached_already_is_not_to_be_read():
+    runner = runner_of(weights_of(tiny_model()), capacity=1024)
+    base, prompt = variants_of(runner.decoder.weights)["base"], list(range(60))
+    submit(runner, prompt[:40], base, 4)
+    run(runner)
+    engine = Engine(runner, TOKENIZER, 4, 1000)
+    sequence, _ = submit(runner, prompt, base, 4)
+    sequence.reusable = engine.reusable(prompt)["base"]
+    assert [s.prompt_left for s in engine.load().sequences] == [20]
+    runner.scheduler.schedule({})  # admitted: the tokens are in its own cache now
+    assert [s.prompt_left for s in engine.load().sequences] == [20]
+    late = [_load_of(sequence, False).prompt_left, _load_of(sequence, True).prompt_left]
+    assert late == [20, 20], "as a snapshot may see it that was taken just before"

@@ -1,5 +1,7 @@
 """What recent requests say of the next one, from arrivals whose rate is known."""
 
+import random
+
 import pytest
 
 from policies.demand import AnswerLength, Demand, Sizes, WaitBias
@@ -39,7 +41,7 @@ def test_it_follows_a_load_that_falls():
     assert 0.2 < demand.value < 0.2 + 2.0 * 0.2, "an e-fold and more of what there was is gone"
 
 
-def test_a_rank_is_the_share_of_tokens_in_smaller_requests():
+def test_a_rank_is_the_share_of_work_in_smaller_requests():
     sizes = Sizes()
     assert sizes.rank(10) == 1.0, "nothing is known"
     for number in range(300):
@@ -65,8 +67,29 @@ def test_waits_are_corrected_by_what_they_were():
 def test_answers_lengths_leave_the_first_guess_quickly_and_then_forget():
     length = AnswerLength()
     for _ in range(20):
-        length.learn(30)
-    assert length.value < 36
+        length.learn(500, 30)
+    assert length.expected(500) < 36
     for _ in range(200):
-        length.learn(90)
-    assert length.value == pytest.approx(90, rel=0.01)
+        length.learn(500, 90)
+    assert length.expected(500) == pytest.approx(90, rel=0.01)
+    assert length.expected(40) == 40, "no more than it may have"
+
+
+def test_clients_that_ask_for_what_they_want_are_taken_at_their_word():
+    exact, vague, chance = AnswerLength(), AnswerLength(), random.Random(0)
+    for _ in range(300):
+        limit = chance.randrange(10, 400)
+        exact.learn(limit, limit)
+        vague.learn(4000, limit)
+        vague.learn(limit + 600, 200)
+    for limit in (20, 150, 390):
+        assert exact.expected(limit) == pytest.approx(limit, rel=0.05)
+    assert vague.expected(4000) == pytest.approx(vague.expected(600), rel=0.25)
+    assert vague.expected(8000) == vague.expected(4000)
+
+
+def test_longer_limits_never_mean_shorter_answers():
+    length = AnswerLength()
+    for step in range(100):
+        length.learn(10 + step, 200 - step)
+    assert length.expected(300) == length.expected(400)

@@ -46,10 +46,11 @@ def test_an_idle_host_gets_the_base():
         (0.0, 0.98, "base"),
         (0.04, 3.0, "base"),  # where hardly anybody waits there is room
         (0.8, 0.15, "base"),  # a long queue has room for little work
-        (0.2, 0.75, "base"),
-        (0.2, 0.85, "ffn-87.5"),
-        (0.2, 1.0, "ffn-50"),  # depth-24 would be cheap enough, but a mix of others keeps more
-        (0.25, 1.0, "ffn-50"),
+        (0.45, 0.98, "base"),
+        (0.45, 1.06, "ffn-87.5"),
+        (0.2, 1.15, "ffn-87.5"),  # the queue may grow
+        (0.7, 0.88, "ffn-87.5"),  # and should shrink
+        (0.45, 1.25, "ffn-50"),  # depth-24 would be cheap enough, but a mix of others keeps more
     ],
 )
 def test_the_largest_shrink_no_more_than_demand_and_queue_need(wait, demand, variant):
@@ -61,20 +62,20 @@ def test_the_largest_shrink_no_more_than_demand_and_queue_need(wait, demand, var
 @pytest.mark.parametrize(
     ("demand", "share", "below", "above"),
     [
-        (1.0, 0.455, "ffn-50", "ffn-87.5"),  # (.8 - .7) / (.92 - .7)
-        (0.85, 0.265, "ffn-87.5", "base"),  # (.941 - .92) / (1 - .92)
+        (1.25, 0.455, "ffn-50", "ffn-87.5"),  # (.8 - .7) / (.92 - .7)
+        (1.0625, 0.265, "ffn-87.5", "base"),  # (.941 - .92) / (1 - .92)
     ],
 )
 def test_small_requests_get_the_better_of_the_two_that_are_mixed(demand, share, below, above):
     def chosen(rank):
-        return RulePolicy().choose(observe(0.2, demand=demand, rank=rank))[0].variant
+        return RulePolicy().choose(observe(0.45, demand=demand, rank=rank))[0].variant
 
     for rank in (0.0, share - 0.02):
         assert chosen(rank) == above
     for rank in (share + 0.02, 1.0):
         assert chosen(rank) == below
     slow = [candidate(*size, ttft=2.0 if size[0] == above else 0.1) for size in SIZES]
-    late = RulePolicy().choose(observe(0.2, slow, demand=demand, rank=0.0))
+    late = RulePolicy().choose(observe(0.45, slow, demand=demand, rank=0.0))
     assert late[0].variant == below, "which would miss its objective otherwise"
 
 
@@ -83,10 +84,20 @@ def test_more_work_than_the_cheapest_gets_done_still_gets_the_cheapest():
 
 
 def test_who_would_come_too_late_is_refused_if_the_objective_is_firm():
-    late = observe(0.9, demand=1.0, firm=True)
+    late = observe(0.96, demand=3.0, rank=0.0, firm=True)
     assert RulePolicy().choose(late) == (Action("ffn-50"), Reason.LATE)
-    assert RulePolicy().choose(observe(0.9, demand=1.0)) == (Action("ffn-50"), Reason.LEAST_BAD)
+    assert RulePolicy().choose(observe(0.96, demand=3.0)) == (Action("ffn-50"), Reason.LEAST_BAD)
     assert RulePolicy().choose(observe(30.0, demand=1.0, ttft=None)) == (BASE, Reason.BASE_FITS)
+
+
+def test_the_largest_are_refused_first():
+    def refused(wait, rank):
+        seen = observe(wait, demand=3.0, rank=rank, firm=True)
+        return RulePolicy().choose(seen)[1] is Reason.LATE
+
+    for rank, longest in ((0.0, 0.95), (0.5, 0.95), (0.75, 0.675), (1.0, 0.4)):
+        assert not refused(longest - 0.01, rank)
+        assert refused(longest + 0.01, rank)
 
 
 def test_a_tpot_objective_takes_the_least_loss_that_keeps_it():

@@ -107,12 +107,12 @@ def test_a_stretched_clock_stretches_everything():
 def test_the_predicted_wait_is_about_the_wait():
     engine = SimulatedEngine(FLAT, Limits(4, 64), lambda row, clock: None)
     for index in range(40):
-        engine.submit(Row(index, 0, 0.0, 16, 20, 36))
+        engine.submit(Row(index, 0, 0.0, 16, 20, 36, expected=20.0))
     engine.advance(0.05)
-    predicted, last = engine.wait(20.0), Row(40, 0, engine.clock, 16, 20, 36)
+    predicted, last = engine.wait(), Row(40, 0, engine.clock, 16, 20, 36)
     engine.submit(last)
     engine.finish()
     assert last.started - last.arrived == pytest.approx(predicted, rel=0.2)
-    assert engine.wait(20.0) == 0.0
+    assert engine.wait() == 0.0
     assert engine.kv_promised == 0
     assert math.isclose(engine._row_seconds, 0.0)
