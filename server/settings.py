@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)
     deadline_ms: float | None = Field(default=None, gt=0)
-    refuse_late: bool = False  # 503 for what would miss its ttft_ms even with the smallest variant
+    refuse_late: bool = False  # 503 where the queue is too long for ttft_ms, large requests first
     save_energy: bool = False  # always answer as if the battery were low
 
     analyzer: Literal["patterns", "nltk", "spacy"] = "patterns"  # what reads prompts
