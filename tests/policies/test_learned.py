@@ -58,8 +58,8 @@ def test_refusing_is_closed_to_whoever_is_in_time():
     policy = preferring("refuse", "base")
     assert policy.choose(observe(0.94, rank=0.3)) == (Action("base"), Reason.LEARNED)
     assert policy.choose(observe(0.96, rank=0.3))[1] is Reason.LATE
-    assert policy.choose(observe(0.39, rank=1.0)) == (Action("base"), Reason.LEARNED)
-    assert policy.choose(observe(0.41, rank=1.0))[1] is Reason.LATE, "the largest goes first"
+    assert policy.choose(observe(0.44, rank=1.0)) == (Action("base"), Reason.LEARNED)
+    assert policy.choose(observe(0.46, rank=1.0))[1] is Reason.LATE, "the largest goes first"
 
 
 def test_nothing_open_gets_the_smallest_cache_of_the_base():

@@ -33,10 +33,8 @@ TRIM_INLINE void quantise(const float* x, int64_t width, Quantised& q, int64_t r
     }
     const float highest = highest8(most), scale = highest / 127.0f;
     const v8f inverse = splat(highest > 0 ? 127.0f / highest : 0.0f);
-    int8_t* out = codes + 32 * block;
-    for (int i = 0; i < 4; ++i) Isa::store_int8(out + 8 * i, v[i] * inverse);
-    int32_t sum = 0;
-    for (int i = 0; i < 32; ++i) sum += out[i];
+    for (int i = 0; i < 4; ++i) v[i] *= inverse;
+    const int32_t sum = Isa::store_int8(codes + 32 * block, v);
     scales[block] = scale;
     sums[block] = scale * (float)sum;
     excess[block] = -128 * sum;

@@ -13,8 +13,10 @@ struct Isa : TwoHalves<Isa> {
     return v;
   }
   TRIM_INLINE v8f fma(v8f a, v8f b, v8f c) { return a * b + c; }
-  TRIM_INLINE void store_int8(int8_t* p, v8f v) {
-    for (int i = 0; i < 8; ++i) p[i] = (int8_t)lrintf(v[i]);
+  TRIM_INLINE int32_t store_int8(int8_t* p, const v8f* v) {
+    int32_t sum = 0;
+    for (int i = 0; i < 32; ++i) sum += p[i] = (int8_t)lrintf(v[i / 8][i % 8]);
+    return sum;
   }
 
   static constexpr int kRows = 4, kMixed = 1, kTiles = 1;

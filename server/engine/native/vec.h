@@ -28,9 +28,9 @@ TRIM_INLINE float sum8(v8f v) {
   return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
 }
 TRIM_INLINE float highest8(v8f v) {
-  float m = v[0];
-  for (int i = 1; i < 8; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  v = max8(v, TRIM_SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+  v = max8(v, TRIM_SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+  return v[0] > v[1] ? v[0] : v[1];
 }
 
 // bf16, which the cache holds: the upper half of a float, rounded to nearest, ties to even.
