@@ -149,27 +149,24 @@ def main() -> None:
     cells = [(0.5, policy) for policy in arguments.calm]
     cells += [(load, policy) for load in arguments.loads for policy in policies]
     raw: dict[tuple[float, str], list[Run]] = {cell: [] for cell in cells}
+    probes: list[list[Offer]] = []
     console = Console(width=150)
     console.print(describe())
     with (
         tempfile.TemporaryDirectory() as folder,
         serving("static:base", Objective(1e4, 1e4, 1e4), None, Path(folder) / "base.log") as base,
     ):
-        probe = offers[4::80][:PROBED]
-
-        def base_rate() -> float:
-            return asyncio.run(capacity(base, probe, SLOTS))
-
-        base_rate()
-        before = base_rate()
         for repeat in range(arguments.repeats):
             first = 200 + 700 * repeat
+            probes.append(offers[first : first + 8 * PROBED : 8])  # as large as what will be sent
+            asyncio.run(capacity(base, probes[-1], SLOTS))
+            before = asyncio.run(capacity(base, probes[-1], SLOTS))
             for load, policy in cells:
                 part = window(offers, first, arguments.seconds, before * load)
                 log = Path(folder) / "server.log"
                 with serving(policy, objective, arguments.llama_cpp, log) as url:
                     answers = asyncio.run(send(url, part))
-                after = base_rate()
+                after = asyncio.run(capacity(base, probes[-1], SLOTS))
                 raw[load, policy].append(Run(answers, (before + after) / 2))
                 good = sum(map(objective.met, answers)) / len(answers)
                 console.print(
@@ -189,7 +186,7 @@ def main() -> None:
     }
     table(console, runs)
     if profile is not None:
-        result |= simulated(console, profile, probe, raw, runs, objective)
+        result |= simulated(console, profile, probes, raw, runs, objective)
     scatter_by_load(RESULTS / "replay.png", runs)
     console.print(f"written to {save('replay', result, arguments.json)}")
 

@@ -65,16 +65,16 @@ def simulate(
 def simulated(
     console: Console,
     profile: Profile,
-    probe: Sequence[Offer],
+    probes: Sequence[Sequence[Offer]],
     raw: Mapping[Cell, Sequence[Run]],
     figures: Figures,
     objective: Objective,
 ) -> dict[str, Any]:
     """The simulation's figures beside the live ones, and the fluid bounds.
 
-    `probe` are the requests that the runs' capacities were measured with.
+    `probes` are the requests that the capacities of each repeat were measured with.
     """
-    on_paper = base_rate(profile, probe)
+    on_paper = [base_rate(profile, probe) for probe in probes]
     shown = Table(title="simulated over measured, means over repeats")
     for title in ("load", "policy", "ttft", "tokens/s", "attained, simulated", "measured"):
         shown.add_column(title)
@@ -82,7 +82,7 @@ def simulated(
     for (load, policy), repeats in sorted(raw.items()):
         made = []
         for number, run in enumerate(repeats):
-            rates = profile.rates.scaled(on_paper / run.capacity)
+            rates = profile.rates.scaled(on_paper[number] / run.capacity)
             made.append(simulate(replace(profile, rates=rates), run, policy, objective, number))
         known = [one for one in made if one is not None]
         if not known:
