@@ -19,7 +19,15 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from benchmarks.machine import parser, save
-from controller import Analyzer, Catalogue, Controller, EngineLoad, Hints, SequenceLoad, StepModel
+from controller import (
+    Analyzer,
+    Catalogue,
+    Controller,
+    EngineLoad,
+    Newcomer,
+    SequenceLoad,
+    StepModel,
+)
 from controller.analyzer import BACKENDS
 from controller.load import StepRecord
 from policies import Objectives, RulePolicy
@@ -131,7 +139,7 @@ def main() -> None:
                 time.sleep(_GAP)
                 started = time.perf_counter()
                 features = analyzer(prompt)
-                decide.decide(features, 150, 128, Hints())
+                decide.decide(Newcomer(features, 150, 128))
                 times.append(1e3 * (time.perf_counter() - started))
                 read += features.backend == backend
             cuts = quantiles(times, n=100)

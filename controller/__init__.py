@@ -2,7 +2,7 @@
 
 from controller.analyzer import Analyzer, PromptFeatures
 from controller.catalogue import Catalogue
-from controller.controller import Controller, Decision, Hints
+from controller.controller import Controller, Decision, Hints, Newcomer
 from controller.latency import StepModel
 from controller.load import EngineLoad, SequenceLoad, StepRecord
 from controller.shield import ShieldSettings
@@ -14,6 +14,7 @@ __all__ = [
     "Decision",
     "EngineLoad",
     "Hints",
+    "Newcomer",
     "PromptFeatures",
     "SequenceLoad",
     "ShieldSettings",

@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from controller.analyzer import PromptFeatures
 from controller.catalogue import Catalogue
@@ -49,6 +48,20 @@ class Hints:
         if self.variant is None and self.kv_budget is None:
             return None
         return Action(self.variant or BASE, self.kv_budget)
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A request as the controller sees it.
+
+    `reusable` says how many of its prompt's tokens a variant has cached already, by its name.
+    """
+
+    features: PromptFeatures
+    prompt_tokens: int
+    max_tokens: int
+    hints: Hints = field(default_factory=Hints)
+    reusable: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +129,10 @@ class Controller:
         self._demand, self._sizes, self._bias = Demand(), Sizes(), WaitBias()
         self._chance = random.Random()
 
-    def decide(
-        self,
-        features: PromptFeatures,
-        prompt_tokens: int,
-        max_tokens: int,
-        hints: Hints,
-        reusable: Mapping[str, int] = MappingProxyType({}),
-    ) -> Decision:
-        """Chooses the action for one request. Pinned names are expected to exist.
-
-        `reusable` says how many of the prompt's tokens a variant has cached already, by its name.
-        """
+    def decide(self, newcomer: Newcomer) -> Decision:
+        """Chooses the action for one request. Pinned names are expected to exist."""
         started = time.perf_counter()
-        observation = self.observe(features, prompt_tokens, max_tokens, hints, reusable)
+        observation = self.observe(newcomer)
         action, reason = self._settle(observation)
         self._held.note(observation, action.variant, reason)
         chosen = next(c for c in observation.candidates if c.action == action)
@@ -142,15 +145,9 @@ class Controller:
     def _settle(self, observation: Observation) -> tuple[Action, Reason]:
         return settle(observation, self._policy, self.dwell)
 
-    def observe(
-        self,
-        features: PromptFeatures,
-        prompt_tokens: int,
-        max_tokens: int,
-        hints: Hints,
-        reusable: Mapping[str, int] = MappingProxyType({}),
-    ) -> Observation:
+    def observe(self, newcomer: Newcomer) -> Observation:
         """What the policy is shown for this request, which counts as arriving now."""
+        hints, prompt_tokens, reusable = newcomer.hints, newcomer.prompt_tokens, newcomer.reusable
         load, snapshot = self._load(), self._telemetry()
         forecast = Forecast(self.latency, load, self._length.expected, self._bias.factor)
         shield = Shield(self._shield, load, snapshot, self._length.expected)
@@ -161,13 +158,15 @@ class Controller:
             deadline=_either(hints.objectives.deadline, self._defaults.deadline),
             firm=self._defaults.firm,
         )
-        output = int(self._length.expected(max_tokens))
+        output = int(self._length.expected(newcomer.max_tokens))
         expected = prompt_tokens + output
         base = self.catalogue.variants[BASE]
         work = forecast.work(base, prompt_tokens, output, reusable.get(BASE, 0))
         self._demand.add(self._clock(), work, idle=not load.sequences)
         self._sizes.add(work)
-        relative = {} if self._sensitivity is None else self._sensitivity.relative(features)
+        relative = (
+            {} if self._sensitivity is None else self._sensitivity.relative(newcomer.features)
+        )
         variants = self.catalogue.variants
         asked = forecast.timings(variants.values(), prompt_tokens, output, reusable)
         timings = dict(zip(variants, asked, strict=True))
@@ -175,6 +174,7 @@ class Controller:
         for action in self._actions(hints):
             cached = min(expected, action.kv_budget or expected)
             timing = timings[action.variant]
+            ttft = timing.ttft if action.kv_budget is None else timing.afresh
             tpot = timing.tpot + cached * timing.per_cached
             loss = self.catalogue.loss(action, expected, relative.get(action.variant, 1.0))
             if loss is not None:
@@ -184,9 +184,9 @@ class Controller:
                     action=action,
                     loss=loss,
                     cost=timing.cost,
-                    ttft=timing.ttft,
+                    ttft=ttft,
                     tpot=tpot,
-                    total=timing.ttft + tpot * output,
+                    total=ttft + tpot * output,
                     blocked=shield.blocked(cached, loss, objectives.max_loss),
                 )
             )
@@ -197,7 +197,7 @@ class Controller:
             candidates=tuple(candidates),
             objectives=objectives,
             wait=forecast.wait,
-            complexity=features.complexity,
+            complexity=newcomer.features.complexity,
             on_battery=None if battery is None else bool(battery),
             battery_charge=snapshot.battery_charge_ratio.value,
             hot=_hot(snapshot),

@@ -12,11 +12,13 @@ from pruners.variant import VariantSpec
 class Timing:
     """Predicted seconds to the first token (queue included) and per further token.
 
-    `tpot` is without the answer's own cache, of which each token adds `per_cached`. `cost` is the
-    request's work over what it is by the base.
+    `afresh` is the first token's if the prompt is read whole, as it is with a KV budget. `tpot` is
+    without the answer's own cache, of which each token adds `per_cached`. `cost` is the request's
+    work over what it is by the base.
     """
 
     ttft: float
+    afresh: float
     tpot: float
     per_cached: float
     cost: float
@@ -67,11 +69,14 @@ class Forecast:
         sampled = 1 + sum(count for _, count in self._others)
         for variant in variants:
             reused = reusable.get(variant.name, 0)
-            prefill = self._prefill([(variant, prompt_tokens - reused)])
+            afresh = self.wait + self._prefill([(variant, prompt_tokens)])
+            ttft = afresh
+            if reused:
+                ttft = self.wait + self._prefill([(variant, prompt_tokens - reused)])
             step = model.seconds([*self._others, (variant, 1)], sampled, self._cached)
             mine = self.work(variant, prompt_tokens, output, reused)
             whole = whole or max(mine, 1e-9)
-            found.append(Timing(self.wait + prefill, step, per_cached, mine / whole))
+            found.append(Timing(ttft, afresh, step, per_cached, mine / whole))
         return found
 
     def work(self, variant: VariantSpec, prompt_tokens: int, output: int, reused: int) -> float:

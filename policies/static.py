@@ -19,7 +19,7 @@ class StaticPolicy:
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
         """The fixed variant with the largest KV budget that is not blocked."""
         wanted = observation.objectives
-        firm = self._refuses and wanted.firm and wanted.ttft is not None
-        late = firm and observation.wait > _PATIENCE * (wanted.ttft or 0.0)
+        ttft = wanted.ttft if self._refuses and wanted.firm else None
+        late = ttft is not None and observation.wait > _PATIENCE * ttft
         action = largest_budget(observation, self._variant).action
         return action, Reason.LATE if late else Reason.FIXED

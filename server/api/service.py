@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from controller import Analyzer, Controller, Decision, Hints
+from controller import Analyzer, Controller, Decision, Hints, Newcomer
 from policies import Objectives, Reason
 from pruners.kv import served_eviction
 from pruners.variant import BASE
@@ -102,7 +102,9 @@ class Service:
         text = max((p.text for p in ask.prompts), key=len)
         features = self._analyzer(text)
         reusable = self.engine.reusable(longest)
-        decision = self.controller.decide(features, len(longest), max_tokens, hints, reusable)
+        decision = self.controller.decide(
+            Newcomer(features, len(longest), max_tokens, hints, reusable)
+        )
         self.accounts.decided(decision)
         generations: list[Generation] = []
         prompt_tokens = sum(len(p.tokens) for p in ask.prompts)

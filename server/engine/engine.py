@@ -116,6 +116,9 @@ class Engine:
         def sequence_of(emit: Callable[[Delta], None]) -> Sequence:
             return Sequence(request, TextStream(self._tokenizer, request.stop), emit)
 
+        whole = request.kv_budget is not None or request.prompt_logprobs  # of the prompt is read
+        known = {} if whole else self.reusable(request.prompt)
+        reusable = known.get(request.variant.name, 0)
         with self._wake:
             if not self.alive:
                 raise EngineStoppedError("the engine is not running")
@@ -128,8 +131,7 @@ class Engine:
             if line and tokens + len(request.prompt) > self._max_waiting_tokens:
                 raise QueueFullError(f"{tokens} tokens are waiting to be read, the limit is near")
             generation = Generation(sequence_of, self._outbox, inbox)
-            known = self.reusable(request.prompt)
-            generation.sequence.reusable = known.get(request.variant.name, 0)
+            generation.sequence.reusable = reusable
             self._arrivals.append(generation.sequence)
             self._wake.notify()
         return generation

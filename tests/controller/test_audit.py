@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from controller import Analyzer, Hints
+from controller import Analyzer, Newcomer
 from controller.audit import AuditError, AuditLog
 from policies import RulePolicy, read_observation
 from policies.settle import settle
@@ -20,7 +20,7 @@ def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
     host = Host()
     host.busy(4, 12)
     features = Analyzer()("secret words")
-    decision = host.controller().decide(features, 40, 100, Hints())
+    decision = host.controller().decide(Newcomer(features, 40, 100))
     log = AuditLog(tmp_path / "logs" / "audit.jsonl")
     log.answer("one", decision, features, host.snapshot, {"output_tokens": 7})
     log.answer("two", decision, features, host.snapshot, {}, prompt="secret words")

@@ -7,7 +7,16 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from controller import Analyzer, Catalogue, Controller, EngineLoad, Hints, SequenceLoad, StepModel
+from controller import (
+    Analyzer,
+    Catalogue,
+    Controller,
+    EngineLoad,
+    Hints,
+    Newcomer,
+    SequenceLoad,
+    StepModel,
+)
 from controller.sensitivity import FEATURES, Sensitivity
 from policies import Action, Constraint, Objectives, Reason, RulePolicy, read_observation
 from policies.settle import settle
@@ -65,17 +74,19 @@ def host():
 
 
 def decide(controller, prompt=40, output=100, **hints):
-    return controller.decide(Analyzer()("What is this?"), prompt, output, Hints(**hints))
+    return controller.decide(Newcomer(Analyzer()("What is this?"), prompt, output, Hints(**hints)))
 
 
 def test_a_long_prompt_that_the_base_has_cached_is_no_reason_to_cut(host):
     controller, prompt = host.controller(ttft=0.05), 900
     said = Analyzer()("What is this?")
-    afresh = controller.decide(said, prompt, 100, Hints())
-    cached = controller.decide(said, prompt, 100, Hints(), {BASE_NAME: prompt - 10})
+    afresh = controller.decide(Newcomer(said, prompt, 100))
+    cached = controller.decide(Newcomer(said, prompt, 100, reusable={BASE_NAME: prompt - 10}))
     assert afresh.reason == Reason.LEAST_BAD
     assert cached.action == Action("base")
     assert cached.chosen.ttft < 0.05 < afresh.chosen.ttft
+    predicted = {c.action: c.ttft for c in cached.observation.candidates}
+    assert predicted[Action("base", 512)] > 0.05, "a budget starts from nothing"
 
 
 def test_idle_base_then_busy_smaller_then_base_again(host):
@@ -172,7 +183,7 @@ def test_a_predictor_makes_losses_depend_on_the_prompt(host):
     losses = [
         {
             c.action.label: c.loss
-            for c in controller.observe(Analyzer()(text), 40, 100, Hints()).candidates
+            for c in controller.observe(Newcomer(Analyzer()(text), 40, 100)).candidates
         }
         for text in ("Tell me this.", "What is this?")
     ]

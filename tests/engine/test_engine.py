@@ -5,8 +5,9 @@ import time
 
 import pytest
 
+from pruners.kv import served_eviction
 from server.engine.engine import Engine, QueueFullError, _load_of
-from server.engine.sequence import GenerationRequest
+from server.engine.sequence import GenerationRequest, Sequence
 from tests.engine.driving import TOKENIZER, run, runner_of, submit, variants_of, weights_of
 from tests.tiny import tiny_model
 
@@ -49,16 +50,28 @@ def test_the_line_is_bounded(lengths, most, tokens, number, said, monkeypatch):
     assert said in found[1]
 
 
-def test_what_a_waiting_prompt_has_cached_already_is_not_to_be_read():
+def test_what_a_waiting_prompt_has_cached_already_is_not_to_be_read(monkeypatch):
     runner = runner_of(weights_of(tiny_model()), capacity=1024)
-    base, prompt = variants_of(runner.decoder.weights)["base"], list(range(60))
+    base, prompt = variants_of(runner.decoder.weights)["base"], tuple(range(60))
     submit(runner, prompt[:40], base, 4)
     run(runner)
+    monkeypatch.setattr(runner, "step", lambda on_step: bool(time.sleep(0.01)))
     engine = Engine(runner, TOKENIZER, 4, 1000)
-    sequence, _ = submit(runner, prompt, base, 4)
-    sequence.reusable = engine.reusable(prompt)["base"]
-    assert [s.prompt_left for s in engine.load().sequences] == [20]
+
+    async def ask() -> Sequence:
+        plain = GenerationRequest("plain", prompt, 4, base)
+        budgeted = GenerationRequest("budgeted", prompt, 4, base, served_eviction(32))
+        return [engine.submit(one, asyncio.Queue()).sequence for one in (plain, budgeted)][0]
+
+    def unread() -> list[int]:
+        return [s.prompt_left for s in engine.load().sequences]
+
+    engine.start()
+    sequence = asyncio.run(ask())
+    while len(runner.scheduler.waiting) < 2:
+        time.sleep(0.01)
+    assert unread() == [20, 60], "a budget starts from nothing"
     runner.scheduler.schedule({})  # admitted: the tokens are in its own cache now
-    assert [s.prompt_left for s in engine.load().sequences] == [20]
-    late = [_load_of(sequence, False).prompt_left, _load_of(sequence, True).prompt_left]
-    assert late == [20, 20], "as a snapshot may see it that was taken just before"
+    assert unread()[0] == 20
+    assert _load_of(sequence, running=False).prompt_left == 20, "in a snapshot from just before"
+    engine.stop()
