@@ -48,7 +48,9 @@ def test_another_variant_shares_nothing(runner):
 def test_what_can_be_reused_is_known_beforehand(runner):
     prefixes = runner.scheduler.cache.prefixes
     assert prefixes.reusable(PROMPT) == {}
+    answer(runner, PROMPT[:30] + [7] * 10)
     answer(runner, PROMPT[:40])
+    answer(runner, PROMPT[:35] + [7] * 10)
     answer(runner, PROMPT[:50], "ffn-50")
     known = prefixes.reusable(PROMPT)
     assert set(known) == {"base", "ffn-50"}
