@@ -50,7 +50,6 @@ def test_what_can_be_reused_is_known_beforehand(runner):
     assert prefixes.reusable(PROMPT) == {}
     answer(runner, PROMPT[:30] + [7] * 10)
     answer(runner, PROMPT[:40])
-    answer(runner, PROMPT[:35] + [7] * 10)
     answer(runner, PROMPT[:50], "ffn-50")
     known = prefixes.reusable(PROMPT)
     assert set(known) == {"base", "ffn-50"}
