@@ -116,9 +116,6 @@ class Engine:
         def sequence_of(emit: Callable[[Delta], None]) -> Sequence:
             return Sequence(request, TextStream(self._tokenizer, request.stop), emit)
 
-        whole = request.kv_budget is not None or request.prompt_logprobs  # of the prompt is read
-        known = {} if whole else self.reusable(request.prompt)
-        reusable = known.get(request.variant.name, 0)
         with self._wake:
             if not self.alive:
                 raise EngineStoppedError("the engine is not running")
@@ -131,7 +128,6 @@ class Engine:
             if line and tokens + len(request.prompt) > self._max_waiting_tokens:
                 raise QueueFullError(f"{tokens} tokens are waiting to be read, the limit is near")
             generation = Generation(sequence_of, self._outbox, inbox)
-            generation.sequence.reusable = reusable
             self._arrivals.append(generation.sequence)
             self._wake.notify()
         return generation
@@ -227,7 +223,8 @@ def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:
     budget = request.kv_budget
     kept = total if budget is None else max(sequence.pending, budget.budget)
     # The engine may admit it in this moment, and then has the reusable tokens in its cache already.
-    reusable = 0 if running or sequence.cache is not None else sequence.reusable
+    afresh = running or sequence.cache is not None or not request.takes_prefix
+    reusable = 0 if afresh else request.reusable
     unread = max(0, sequence.pending - reusable)
     return SequenceLoad(
         variant=sequence.variant,

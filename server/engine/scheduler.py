@@ -109,8 +109,7 @@ class Scheduler:
 
     def _reuse(self, sequence: Sequence, cache: SequenceCache) -> None:
         """Starts from what an earlier sequence cached, unless every position is asked for."""
-        request = sequence.request
-        if cache.whole and not sequence.narrowed and not request.prompt_logprobs:
+        if sequence.request.takes_prefix and not sequence.narrowed:
             found = self.cache.prefixes.fill(sequence.variant, sequence.history, cache)
             if sequence.started_at is None:  # not what it computed itself before a preemption
                 sequence.reused = found

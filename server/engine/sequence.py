@@ -48,6 +48,12 @@ class GenerationRequest:
     min_tokens: int = 0
     logprobs: int | None = None  # alternatives per generated token
     prompt_logprobs: bool = False
+    reusable: int = 0  # tokens that the prefix cache had of the prompt when it came
+
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether it may start from the prefix cache: not where all of its prompt must be read."""
+        return self.kv_budget is None and not self.prompt_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +87,7 @@ class Sequence:
         self.cache: SequenceCache | None = None
         self.cancelled = False
         self.ended = False
-        self.reusable = 0  # tokens that the prefix cache had of its prompt when it came
-        self.reused = 0  # tokens taken from there
+        self.reused = 0  # tokens taken from the prefix cache
         forced = request.min_tokens > 0 and bool(request.eos_token_ids)
         # Whether the likeliest token is all that it asks of a distribution.
         self.plain = request.sampling.plain_greedy and request.logprobs is None and not forced
