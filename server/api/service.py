@@ -101,9 +101,10 @@ class Service:
         hints = self._hints(body.trimtab, ask.variant)
         text = max((p.text for p in ask.prompts), key=len)
         features = self._analyzer(text)
-        reusable = self.engine.reusable(longest)
+        cached = [self.engine.reusable(p.tokens) for p in ask.prompts]  # by variant
+        known = next(c for c, p in zip(cached, ask.prompts, strict=True) if p.tokens is longest)
         decision = self.controller.decide(
-            Newcomer(features, len(longest), max_tokens, hints, reusable)
+            Newcomer(features, len(longest), max_tokens, hints, known)
         )
         self.accounts.decided(decision)
         generations: list[Generation] = []
@@ -113,8 +114,11 @@ class Service:
             if decision.refused:
                 raise QueueFullError(_TURNED_AWAY[decision.reason])
             for index in range(len(ask.prompts) * count):
-                prompt = ask.prompts[index // count]
-                request = self._request(ask, prompt, max_tokens, decision, call_id, index)
+                at = index // count
+                reusable = cached[at].get(decision.action.variant, 0)
+                request = self._request(
+                    ask, ask.prompts[at], reusable, max_tokens, decision, call_id, index
+                )
                 generations.append(self.engine.submit(request, call.inbox))
         except (QueueFullError, EngineStoppedError) as error:
             for generation in generations:
@@ -166,6 +170,7 @@ class Service:
         self,
         ask: Ask,
         prompt: Prompt,
+        reusable: int,
         max_tokens: int,
         decision: Decision,
         call_id: str,
@@ -188,6 +193,7 @@ class Service:
             min_tokens=body.min_tokens,
             logprobs=ask.logprobs,
             prompt_logprobs=ask.prompt_logprobs,
+            reusable=reusable,
         )
 
     def _sampling(self, body: SamplingBody, index: int) -> SamplingParams:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -57,10 +58,12 @@ def test_what_a_waiting_prompt_has_cached_already_is_not_to_be_read(monkeypatch)
     run(runner)
     monkeypatch.setattr(runner, "step", lambda on_step: bool(time.sleep(0.01)))
     engine = Engine(runner, TOKENIZER, 4, 1000)
+    reusable = engine.reusable(prompt)["base"]
+    assert reusable == 40
 
     async def ask() -> Sequence:
-        plain = GenerationRequest("plain", prompt, 4, base)
-        budgeted = GenerationRequest("budgeted", prompt, 4, base, served_eviction(32))
+        plain = GenerationRequest("plain", prompt, 4, base, reusable=reusable)
+        budgeted = replace(plain, request_id="budgeted", kv_budget=served_eviction(32))
         first, _ = [engine.submit(one, asyncio.Queue()).sequence for one in (plain, budgeted)]
         return first
 
@@ -68,11 +71,13 @@ def test_what_a_waiting_prompt_has_cached_already_is_not_to_be_read(monkeypatch)
         return [s.prompt_left for s in engine.load().sequences]
 
     engine.start()
-    sequence = asyncio.run(ask())
-    while len(runner.scheduler.waiting) < 2:
-        time.sleep(0.01)
-    assert unread() == [20, 60], "a budget starts from nothing"
-    runner.scheduler.schedule({})  # admitted: the tokens are in its own cache now
-    assert unread()[0] == 20
-    assert _load_of(sequence, running=False).prompt_left == 20, "in a snapshot from just before"
-    engine.stop()
+    try:
+        sequence = asyncio.run(ask())
+        while len(runner.scheduler.waiting) < 2:
+            time.sleep(0.01)
+        assert unread() == [20, 60], "a budget starts from nothing"
+        runner.scheduler.schedule({})  # admitted: the tokens are in its own cache now
+        assert unread()[0] == 20
+        assert _load_of(sequence, running=False).prompt_left == 20, "in a snapshot from just before"
+    finally:
+        engine.stop()
