@@ -1,7 +1,6 @@
 """The forward pass over packed weights: one native call for all layers of a ragged batch."""
 
-import ctypes
-from ctypes import POINTER, c_int32, c_void_p
+from array import array
 
 import torch
 from torch import Tensor
@@ -47,9 +46,7 @@ class NativeDecoder:
         positions: list[int] = []
         slots: list[int] = []
         first, starts, held = [0], [], []
-        cached, noted = (c_void_p * len(segments))(), (c_void_p * len(segments))()
-        strides = [0] * len(segments)
-        variants = (POINTER(native.Variant) * len(segments))()
+        cached, noted, strides = [0] * len(segments), [0] * len(segments), [0] * len(segments)
         for index, segment in enumerate(segments):
             cache, count = segment.cache, len(segment.tokens)
             tokens += segment.tokens
@@ -64,19 +61,15 @@ class NativeDecoder:
                 strides[index] = cache.positions.shape[1]
             if cache.queries is not None:
                 noted[index] = cache.queries.data_ptr()
-            variants[index] = self._model.variant(segment.variant)
-        arrays = [native.int32s(values) for values in (tokens, positions, slots, first)]
-        spans = [native.int32s(values) for values in (starts, held)]
-        stride = native.int32s(strides)
+        variants = [self._model.variant(segment.variant) for segment in segments]
+        rows = [array("i", values) for values in (tokens, positions, slots, first)]
+        spans = [array("i", values) for values in (starts, held)]
+        pointers = [array("Q", values) for values in (variants, cached, noted)]
+        stride = array("i", strides)
         batch = native.Batch(
             len(tokens),
             len(segments),
-            *(ctypes.cast(array, POINTER(c_int32)) for array in arrays),
-            variants,
-            *(ctypes.cast(array, POINTER(c_int32)) for array in spans),
-            cached,
-            ctypes.cast(stride, POINTER(c_int32)),
-            noted,
+            *map(_address, (*rows, pointers[0], *spans, pointers[1], stride, pointers[2])),
             QUERIES,
         )
         hidden = torch.empty(len(tokens), self.weights.shape.hidden)
@@ -91,10 +84,11 @@ class NativeDecoder:
 
     def best(self, hidden: Tensor) -> list[int]:
         """The arg-max of each row of `logits`, for few rows without computing all of them."""
+        if len(hidden) > _AT_ONCE:  # what the kernel notes of every output stays allocated
+            return [token for part in hidden.split(_AT_ONCE) for token in self.best(part)]
         preview = self._model.preview if len(hidden) <= FEW else None
-        found = torch.empty(len(hidden), dtype=torch.int32)
-        # In parts: what the kernel notes of every output stays allocated.
-        for rows, best in zip(hidden.split(_AT_ONCE), found.split(_AT_ONCE), strict=True):
-            self._engine.best(self._model.head, preview, rows.contiguous(), best)
-        tokens: list[int] = found.tolist()
-        return tokens
+        return self._engine.best(self._model.head, preview, hidden.contiguous())
+
+
+def _address(values: "array[int]") -> int:
+    return values.buffer_info()[0]

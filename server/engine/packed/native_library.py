@@ -102,16 +102,8 @@ class Batch(Structure):
     _fields_ = (
         ("rows", c_int32),
         ("segments", c_int32),
-        ("tokens", POINTER(c_int32)),
-        ("positions", POINTER(c_int32)),
-        ("slots", POINTER(c_int32)),
-        ("first", POINTER(c_int32)),
-        ("variants", POINTER(POINTER(Variant))),
-        ("start", POINTER(c_int32)),
-        ("held", POINTER(c_int32)),
-        ("cached", POINTER(c_void_p)),
-        ("cached_stride", POINTER(c_int32)),
-        ("noted", POINTER(c_void_p)),
+        *((name, c_void_p) for name in ("tokens", "positions", "slots", "first", "variants")),
+        *((name, c_void_p) for name in ("start", "held", "cached", "cached_stride", "noted")),
         ("query_window", c_int32),
     )
 
@@ -193,11 +185,11 @@ class NativeEngine:
         """`y[rows, outputs] = matrix(x)`, both fp32 and contiguous."""
         self._library.trim_project(self._handle, matrix, x.data_ptr(), len(x), y.data_ptr())
 
-    def best(self, matrix: Matrix, preview: Preview | None, x: Tensor, found: Tensor) -> None:
-        """`found[rows]`, int32: the highest output of `matrix(x)`, `x` fp32 and contiguous."""
-        self._library.trim_best(
-            self._handle, matrix, preview, x.data_ptr(), len(x), found.data_ptr()
-        )
+    def best(self, matrix: Matrix, preview: Preview | None, x: Tensor) -> list[int]:
+        """The highest output of each row of `matrix(x)`, `x` fp32 and contiguous."""
+        found = (c_int32 * len(x))()
+        self._library.trim_best(self._handle, matrix, preview, x.data_ptr(), len(x), found)
+        return list(found)
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):

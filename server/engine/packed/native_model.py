@@ -18,7 +18,7 @@ class NativeModel:
         self.weights = weights
         self._own = own
         self._kept: list[object] = []
-        self._variants: dict[VariantSpec, ctypes._Pointer[native.Variant]] = {}
+        self._variants: dict[VariantSpec, int] = {}
         shape = weights.shape
         layers = (native.Layer * shape.layers)(*(self._layer(layer) for layer in weights.layers))
         self._kept.append(layers)
@@ -53,19 +53,19 @@ class NativeModel:
             **{name: norm.data_ptr() for name, norm in layer.norms.items()},
         )
 
-    def variant(self, spec: VariantSpec) -> "ctypes._Pointer[native.Variant]":
-        """The widths and own parts of a variant; made once, pointers ever after."""
+    def variant(self, spec: VariantSpec) -> int:
+        """The address of a variant's widths and own parts, which are made once."""
         if spec not in self._variants:
             groups, ffn = native.int32s(spec.kv_groups), native.int32s(spec.ffn)
             attention, mlp = self._owns(spec, "attention"), self._owns(spec, "mlp")
-            self._kept += [groups, ffn, attention, mlp]
             found = native.Variant(
                 ctypes.cast(groups, POINTER(c_int32)),
                 ctypes.cast(ffn, POINTER(c_int32)),
                 attention,
                 mlp,
             )
-            self._variants[spec] = pointer(found)
+            self._kept += [groups, ffn, attention, mlp, found]
+            self._variants[spec] = ctypes.addressof(found)
         return self._variants[spec]
 
     def _owns(self, spec: VariantSpec, part: Part) -> "ctypes.Array[ctypes._Pointer[native.Own]]":
