@@ -2,8 +2,9 @@
 
 Arrivals and answer lengths of a trace, scaled to this machine, with real prompts of about the
 trace's lengths, go to a fresh server under each policy, the same requests for all, at multiples of
-what the base can answer: that is measured before every run and after the last one, on a server of
-its own, since a shared machine is not always as fast. Refused, dropped and late requests are lost.
+what the base can answer: that is measured before and after every run, on a server of its own, since
+a shared machine is not always as fast; where it changed by a fifth meanwhile, nobody knows the load
+and the run is done once more. Refused, dropped and late requests are lost.
 What was answered is read again by the base and by the variant that answered: quality is exp(-KL).
 With `--profile` the same traffic also goes through the simulation, at the speed that the base had.
 With `--llama-cpp` FOLDER `llama-server` is a peer, on the Q4_0 that it runs fastest.
@@ -14,6 +15,8 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from statistics import fmean, median
 
@@ -40,20 +43,21 @@ from telemetry.machine import describe
 PROMPT, OUTPUT = 80, 60  # medians that the trace is scaled to
 LONGEST, LONGEST_PROMPT = 200, 400  # tokens of an answer, and of a prompt
 PROBED = 48  # requests that tell how fast the base is
+STEADY = 0.2  # the change of the base's speed from which a run is done again, once
 POLICIES = ("rule", "static:base", "refusing:base", "static:mix-50", "random")
 LLAMA = "llama-server Q4_0"
 
 
 def requests(
-    trace: Path | None, prompts: str, tokenizer: PreTrainedTokenizerBase, count: int
+    trace: Path | None, prompts: str, tokenizer: PreTrainedTokenizerBase, most: int
 ) -> list[Offer]:
     """The trace's requests, each with the prompt of the same rank by length.
 
     What all prompts begin with, the frame of a conversation, is read once and not counted.
     """
-    arrivals = synthetic(count, 0) if trace is None else read_trace(trace, count)
+    arrivals = synthetic(most, 0) if trace is None else read_trace(trace, most)
     arrivals = shortened(arrivals, PROMPT, OUTPUT)
-    asked = read_prompts(read_corpus(prompts), tokenizer, count)
+    asked = read_prompts(read_corpus(prompts), tokenizer, most)
     first, last = min(one.tokens for one in asked), max(one.tokens for one in asked)
     frame = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
     sized = sorted((len(one.tokens) - frame, one.text) for one in asked)
@@ -74,6 +78,15 @@ def window(offers: Sequence[Offer], first: int, seconds: float, rate: float) -> 
     part = offers[first : first + max(8, int(seconds * rate))]
     stretch = len(part) / rate / max(part[-1].at - part[0].at, 1e-9)
     return [Offer((o.at - part[0].at) * stretch, o.prompt, o.prompt_tokens, o.output) for o in part]
+
+
+def probe(offers: Sequence[Offer], turn: int) -> list[Offer]:
+    """Of these requests a few of all lengths. No two turns begin alike, so that no cache helps."""
+    sized = sorted(offers, key=lambda offer: offer.output)
+    every = max(1, len(sized) // PROBED)
+    found = sized[every // 2 :: every][:PROBED]
+    found.sort(key=lambda offer: offer.at)
+    return [replace(offer, prompt=f"{turn}. {offer.prompt}") for offer in found]
 
 
 @contextmanager
@@ -156,24 +169,32 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         serving("static:base", Objective(1e4, 1e4, 1e4), None, Path(folder) / "base.log") as base,
     ):
+        turns = count()
+
+        def speed(like: Sequence[Offer]) -> float:
+            return asyncio.run(capacity(base, probe(like, next(turns)), SLOTS))
+
         for repeat in range(arguments.repeats):
             first = 200 + 700 * repeat
-            probes.append(offers[first : first + 8 * PROBED : 8])  # as large as what will be sent
-            asyncio.run(capacity(base, probes[-1], SLOTS))
-            before = asyncio.run(capacity(base, probes[-1], SLOTS))
+            like = offers[first : first + 8 * PROBED]  # about as many as will be sent
+            probes.append(probe(like, 0))
+            speed(like)  # warms the server
+            before = speed(like)
             for load, policy in cells:
-                part = window(offers, first, arguments.seconds, before * load)
-                log = Path(folder) / "server.log"
-                with serving(policy, objective, arguments.llama_cpp, log) as url:
-                    answers = asyncio.run(send(url, part))
-                after = asyncio.run(capacity(base, probes[-1], SLOTS))
-                raw[load, policy].append(Run(answers, (before + after) / 2))
-                good = sum(map(objective.met, answers)) / len(answers)
-                console.print(
-                    f"{load:g}x {policy}: {good:.2f} of {len(answers)} in time; the base answers "
-                    f"{before:.2f} and {after:.2f} requests/s to {SLOTS} busy clients"
-                )
-                before = after
+                for again in (False, True):
+                    part = window(offers, first, arguments.seconds, before * load)
+                    log = Path(folder) / "server.log"
+                    with serving(policy, objective, arguments.llama_cpp, log) as url:
+                        answers = asyncio.run(send(url, part))
+                    began, before = before, speed(like)
+                    good = sum(map(objective.met, answers)) / len(answers)
+                    console.print(
+                        f"{load:g}x {policy}: {good:.2f} of {len(answers)} in time; the base "
+                        f"answers {began:.2f} and {before:.2f} requests/s to {SLOTS} busy clients"
+                    )
+                    if again or abs(before / began - 1) < STEADY:
+                        break
+                raw[load, policy].append(Run(answers, (began + before) / 2))
     reader = Reader()
     runs = {
         cell: [figures(run, objective, reader.losses(run.answers)) for run in repeats]
