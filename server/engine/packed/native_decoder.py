@@ -62,16 +62,16 @@ class NativeDecoder:
             if cache.queries is not None:
                 noted[index] = cache.queries.data_ptr()
         variants = [self._model.variant(segment.variant) for segment in segments]
-        rows = [array("i", values) for values in (tokens, positions, slots, first)]
-        spans = [array("i", values) for values in (starts, held)]
-        pointers = [array("Q", values) for values in (variants, cached, noted)]
-        stride = array("i", strides)
-        batch = native.Batch(
-            len(tokens),
-            len(segments),
-            *map(_address, (*rows, pointers[0], *spans, pointers[1], stride, pointers[2])),
-            QUERIES,
-        )
+        arrays = [  # in the structure's order; they live until the step is done
+            *(array("i", values) for values in (tokens, positions, slots, first)),
+            array("Q", variants),
+            *(array("i", values) for values in (starts, held)),
+            array("Q", cached),
+            array("i", strides),
+            array("Q", noted),
+        ]
+        addresses = [values.buffer_info()[0] for values in arrays]
+        batch = native.Batch(len(tokens), len(segments), *addresses, QUERIES)
         hidden = torch.empty(len(tokens), self.weights.shape.hidden)
         self._engine.step(self._model.model, self._cache, batch, hidden)
         return hidden
@@ -88,7 +88,3 @@ class NativeDecoder:
             return [token for part in hidden.split(_AT_ONCE) for token in self.best(part)]
         preview = self._model.preview if len(hidden) <= FEW else None
         return self._engine.best(self._model.head, preview, hidden.contiguous())
-
-
-def _address(values: "array[int]") -> int:
-    return values.buffer_info()[0]
