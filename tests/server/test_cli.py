@@ -1,6 +1,7 @@
 """User errors of the command line: exit code 2 and one line, no traceback, nothing half-written."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,10 @@ from tests.tiny import save_tiny
 
 def trimtab(*arguments, timeout=240):
     command = [sys.executable, "-m", "server.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    free = {"TRIMTAB_PORT": "0", **os.environ}  # a server may run beside the tests
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, check=False, env=free
+    )
 
 
 def one_line(done, says):
