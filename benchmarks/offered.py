@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 PATIENCE = 60.0  # seconds after which a client gives up
-SLOTS = 8  # answers that a server writes at once, and clients that keep it busy
+SLOTS = 16  # answers that a server writes at once, and clients that keep it busy
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ class RuleSettings:
     """
 
     free: float = 0.05
-    target: float = 0.45
+    target: float = 0.25
     gain: float = 0.5
     battery_low: float = 0.3
     battery_cost: float = 0.85

@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     weights: Precision = "auto"
     threads: int | None = Field(default=None, ge=1)
     context: int | None = Field(default=None, ge=64)
-    max_running: int = Field(default=8, ge=1, le=256)
+    max_running: int = Field(default=16, ge=1, le=256)
     max_waiting: int = Field(default=256, ge=0)
     max_waiting_tokens: int = Field(default=131_072, ge=1)  # of prompts in the line
     step_tokens: int = Field(default=256, ge=16)

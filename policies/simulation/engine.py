@@ -18,7 +18,7 @@ from policies.simulation.rates import Rates
 class Limits:
     """As the server's settings: answers written at once, tokens of a step, cached tokens."""
 
-    max_running: int = 8
+    max_running: int = 16
     step_tokens: int = 256
     kv_tokens: int = 65_536
 

@@ -46,11 +46,11 @@ def test_an_idle_host_gets_the_base():
         (0.0, 0.98, "base"),
         (0.04, 3.0, "base"),  # where hardly anybody waits there is room
         (0.8, 0.15, "base"),  # a long queue has room for little work
-        (0.45, 0.98, "base"),
-        (0.45, 1.06, "ffn-87.5"),
-        (0.2, 1.15, "ffn-87.5"),  # the queue may grow
-        (0.7, 0.88, "ffn-87.5"),  # and should shrink
-        (0.45, 1.25, "ffn-50"),  # depth-24 would be cheap enough, but a mix of others keeps more
+        (0.25, 0.98, "base"),
+        (0.25, 1.06, "ffn-87.5"),
+        (0.1, 1.15, "ffn-87.5"),  # the queue may grow
+        (0.5, 0.88, "ffn-87.5"),  # and should shrink
+        (0.25, 1.25, "ffn-50"),  # depth-24 would be cheap enough, but a mix of others keeps more
     ],
 )
 def test_the_largest_shrink_no_more_than_demand_and_queue_need(wait, demand, variant):
@@ -68,14 +68,14 @@ def test_the_largest_shrink_no_more_than_demand_and_queue_need(wait, demand, var
 )
 def test_small_requests_get_the_better_of_the_two_that_are_mixed(demand, share, below, above):
     def chosen(rank):
-        return RulePolicy().choose(observe(0.45, demand=demand, rank=rank))[0].variant
+        return RulePolicy().choose(observe(0.25, demand=demand, rank=rank))[0].variant
 
     for rank in (0.0, share - 0.02):
         assert chosen(rank) == above
     for rank in (share + 0.02, 1.0):
         assert chosen(rank) == below
     slow = [candidate(*size, ttft=2.0 if size[0] == above else 0.1) for size in SIZES]
-    late = RulePolicy().choose(observe(0.45, slow, demand=demand, rank=0.0))
+    late = RulePolicy().choose(observe(0.25, slow, demand=demand, rank=0.0))
     assert late[0].variant == below, "which would miss its objective otherwise"
 
 
