@@ -95,7 +95,7 @@ def serving(policy: str, objective: Objective, llama: Path | None, log: Path) ->
     warm = [Offer(0.2 * i, f"Count to {10 + i}.", 20, 16) for i in range(6)]
     if policy == LLAMA:
         assert llama is not None
-        with llama_server(llama, ggufs(llama)["Q4_0"], 2, log) as url:
+        with llama_server(llama, ggufs(llama)["Q4_0"], SLOTS, 2, log) as url:
             asyncio.run(send(url, warm))
             yield url
         return

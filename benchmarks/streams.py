@@ -66,14 +66,14 @@ def trimtab(log: Path) -> Iterator[str]:
 
 
 @contextmanager
-def llama_server(folder: Path, gguf: Path, threads: int, log: Path) -> Iterator[str]:
-    """llama.cpp's, with as many slots."""
+def llama_server(folder: Path, gguf: Path, slots: int, threads: int, log: Path) -> Iterator[str]:
+    """llama.cpp's, which writes `slots` answers at once."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        str(folder / "llama-server"), "-m", str(gguf), "-np", str(STREAMS), "-t", str(threads),
-        "-c", str(STREAMS * 512), "--port", str(port),
+        str(folder / "llama-server"), "-m", str(gguf), "-np", str(slots), "-t", str(threads),
+        "-c", str(slots * 512), "--port", str(port),
     ]  # fmt: skip
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
