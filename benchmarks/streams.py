@@ -108,7 +108,7 @@ def main() -> None:
             if arguments.llama_cpp is not None:
                 for name, gguf in ggufs(arguments.llama_cpp).items():
                     servers[f"llama-server {name}"] = llama_server(
-                        arguments.llama_cpp, gguf, arguments.threads, log
+                        arguments.llama_cpp, gguf, STREAMS, arguments.threads, log
                     )
             for name, server in servers.items():
                 with server as url:
