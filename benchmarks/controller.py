@@ -111,6 +111,7 @@ def telemetry_share(seconds: float, period: float = 0.5) -> float:
     sampler = default_sampler(period_seconds=period)
     sampler.start()
     (thread,) = (t for t in threading.enumerate() if t is sampler._thread)
+    assert thread.ident is not None, "it was started"
     clock = time.pthread_getcpuclockid(thread.ident)
     before, started = time.clock_gettime(clock), time.monotonic()
     time.sleep(seconds)

@@ -1,10 +1,14 @@
 """Bytes that a decode step reads."""
 
-from pruners.variant import Block, VariantSpec
-from server.engine.dense.linear import nbytes
+from collections.abc import Sequence
+
+from pruners.variant import PARTS, Block, VariantSpec
+from server.engine.dense.linear import DenseLinear, nbytes
+from server.engine.dense.weights import LayerWeights
 from server.engine.load import LoadedModel
 from server.engine.packed.native_decoder import FEW
-from server.engine.packed.packed_weights import PackedWeights
+from server.engine.packed.packed_weights import PackedLayer, PackedWeights
+from server.engine.packed.packing import PackedMatrix
 
 
 def step_bytes(model: LoadedModel, spec: VariantSpec, rows: int = 1, cached: int = 0) -> int:
@@ -15,10 +19,12 @@ def step_bytes(model: LoadedModel, spec: VariantSpec, rows: int = 1, cached: int
     if isinstance(weights, PackedWeights) and weights.preview is not None and rows <= FEW:
         head = weights.preview.tensors()  # and of the head itself next to nothing
     total = sum(nbytes(t) for t in head)
-    for index, layer in enumerate(weights.layers):
+    layers: Sequence[PackedLayer | LayerWeights] = weights.layers
+    for index, layer in enumerate(layers):
         groups = spec.kv_groups[index] / shape.kv_groups
         neurons = spec.ffn[index] / shape.ffn
-        if isinstance(weights, PackedWeights):
+        ffn: tuple[PackedMatrix | DenseLinear, ...]
+        if isinstance(layer, PackedLayer):
             ffn = (layer.gate_up, layer.down)
         else:
             ffn = (layer.gate, layer.up, layer.down)
@@ -26,7 +32,7 @@ def step_bytes(model: LoadedModel, spec: VariantSpec, rows: int = 1, cached: int
         total += int(neurons * sum(nbytes(t) for m in ffn for t in m.tensors()))
         token = 2 * spec.kv_groups[index] * shape.head_dim * weights.dtype.itemsize
         total += rows * cached * token
-        for part in ("attention", "mlp"):
+        for part in PARTS:
             own = model.own.get(Block(index, part), {}).get(spec.name)
             if own is not None:
                 total += sum(nbytes(t) for t in own.tensors())

@@ -116,7 +116,8 @@ def main() -> None:
             table.add_column(f"{title}, {rows} rows" if rows > 1 else title, justify="right")
     results: dict[str, dict[str, float]] = {}
     for name, spec in specs.items():
-        cells, result = [], {}
+        cells: list[str] = []
+        figures: dict[str, float] = {}
         for rows in ROWS:
             share = step_bytes(model, spec, rows, CACHED) / step_bytes(model, base, rows, CACHED)
             taken = seconds[name, str(rows)]
@@ -125,13 +126,13 @@ def main() -> None:
                 f"{1e3 * taken:.2f} ±{spread(found[name, str(rows)]):.0%}",
                 f"{share:.3f}", f"{faster:.2f}x", f"{faster * share:.2f}",
             ]  # fmt: skip
-            result |= {
+            figures |= {
                 f"seconds_{rows}": taken,
                 f"bytes_{rows}": share,
                 f"efficiency_{rows}": faster * share,
             }  # fmt: skip
         table.add_row(name, *cells)
-        results[name] = result
+        results[name] = figures
     console.print(table)
     mixed = mixed_batch(decoder, model, arguments.repeats)
     console.print(
