@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.answers import Reader
 from benchmarks.live import ServerProcess
-from benchmarks.machine import RESULTS, given, parser, save
+from benchmarks.machine import given, parser, save
 from benchmarks.offered import SLOTS, Objective, Offer, Run, capacity, send
 from benchmarks.peers import ggufs
 from benchmarks.plots import scatter_by_load
@@ -208,8 +208,9 @@ def main() -> None:
     table(console, runs)
     if profile is not None:
         result |= simulated(console, profile, probes, raw, runs, objective)
-    scatter_by_load(RESULTS / "replay.png", runs)
-    console.print(f"written to {save('replay', result, arguments.json)}")
+    path = save("replay", result, arguments.json)
+    scatter_by_load(path.with_suffix(".png"), runs)
+    console.print(f"written to {path}")
 
 
 SHOWN = (
