@@ -62,8 +62,8 @@ async def run(url: str, burst: int, rate: float, tokens: int) -> dict[str, list[
 def main() -> int:
     """Runs the demonstration; the exit code says whether the server adapted and came back."""
     options = parser(__doc__)
-    options.add_argument("--burst", type=int, default=96, help="requests in the burst")
-    options.add_argument("--rate", type=float, default=12.0, help="arrivals per second")
+    options.add_argument("--burst", type=int, default=192, help="requests in the burst")
+    options.add_argument("--rate", type=float, default=24.0, help="arrivals per second")
     options.add_argument("--tokens", type=int, default=64, help="tokens per answer")
     options.add_argument("--ttft-ms", type=float, default=2000.0, help="the server's objective")
     arguments = options.parse_args()
