@@ -13,8 +13,10 @@ from typing import Any
 
 import aiohttp
 
+from server.settings import Settings
+
 PATIENCE = 60.0  # seconds after which a client gives up
-SLOTS = 16  # answers that a server writes at once, and clients that keep it busy
+SLOTS = Settings().max_running  # answers written at once, and clients that keep a server busy
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ import httpx
 import pytest
 
 from benchmarks.live import ServerProcess
+from policies.simulation.engine import Limits
 from policies.simulation.profile import load_profile
+from server.settings import Settings
 from tests.server.test_cli import one_line, trimtab
 
 
@@ -33,6 +35,11 @@ def trained(profile):
     assert done.returncode == 0, done.stderr
     assert "gain over the rule" in done.stdout
     return out
+
+
+def test_the_simulation_has_the_limits_of_a_server():
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    assert Limits() == Limits(defaults["max_running"], defaults["step_tokens"])
 
 
 def test_the_profile_knows_every_prompt_and_variant(profile):
