@@ -91,7 +91,7 @@ def controller() -> Controller:
     latency = StepModel(artefact.shape)
     latency.fit(
         [
-            StepRecord(0.002 + 0.005 * rows, ((base, rows),), rows, 100 * rows)
+            StepRecord(0.002 + 0.005 * rows, ((base, rows, 100 * rows),), rows)
             for rows in (1, 2, 4, 8, 64)
         ]
     )

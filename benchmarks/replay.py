@@ -86,7 +86,11 @@ def probe(offers: Sequence[Offer], turn: int) -> list[Offer]:
     every = max(1, len(sized) // PROBED)
     found = sized[every // 2 :: every][:PROBED]
     found.sort(key=lambda offer: offer.at)
-    return [replace(offer, prompt=f"{turn}. {offer.prompt}") for offer in found]
+    more = len(str(turn)) + 1  # a token for each digit, and one for the point
+    return [
+        replace(o, prompt=f"{turn}. {o.prompt}", prompt_tokens=o.prompt_tokens + more)
+        for o in found
+    ]
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from controller.latency import StepModel
+from controller.latency import Rows, StepModel
 from controller.load import EngineLoad
 from pruners.variant import VariantSpec
 
@@ -24,12 +24,13 @@ class Timing:
     cost: float
 
 
-def _merged(rows: Iterable[tuple[VariantSpec, int]]) -> list[tuple[VariantSpec, int]]:
+def _merged(rows: Rows) -> list[tuple[VariantSpec, int, int]]:
     """The same rows with each variant once."""
-    found: dict[VariantSpec, int] = {}
-    for variant, count in rows:
-        found[variant] = found.get(variant, 0) + count
-    return list(found.items())
+    found: dict[VariantSpec, tuple[int, int]] = {}
+    for variant, count, cached in rows:
+        before = found.get(variant, (0, 0))
+        found[variant] = before[0] + count, before[1] + cached
+    return [(variant, *both) for variant, both in found.items()]
 
 
 class Forecast:
@@ -49,8 +50,8 @@ class Forecast:
         self._model = model
         self._load = load
         self._running = [s for s in load.sequences if s.running]
-        self._others = _merged((s.variant, 1) for s in self._running[: load.max_running - 1])
-        self._cached = sum(s.cached for s in self._running)
+        others = self._running[: load.max_running - 1]
+        self._others = _merged((s.variant, 1, s.cached) for s in others)
         self.wait = wait_factor * self._wait(expected)
 
     def timings(
@@ -65,15 +66,16 @@ class Forecast:
         `reusable` are those that need not be read again, by the variant's name.
         """
         model = self._model
-        per_cached, found, whole = model.per_cached(), [], 0.0
-        sampled = 1 + sum(count for _, count in self._others)
+        found, whole = [], 0.0
+        sampled = 1 + sum(count for _, count, _ in self._others)
         for variant in variants:
             reused = reusable.get(variant.name, 0)
             afresh = self.wait + self._prefill([(variant, prompt_tokens)])
             ttft = afresh
             if reused:
                 ttft = self.wait + self._prefill([(variant, prompt_tokens - reused)])
-            step = model.seconds([*self._others, (variant, 1)], sampled, self._cached)
+            step = model.seconds([*self._others, (variant, 1, 0)], sampled)
+            per_cached = model.per_cached(variant)
             mine = self.work(variant, prompt_tokens, output, reused)
             whole = whole or max(mine, 1e-9)
             found.append(Timing(ttft, afresh, step, per_cached, mine / whole))
@@ -87,9 +89,9 @@ class Forecast:
         """
         seconds, full = self._model.seconds, self._load.max_running
         piece = self._load.step_tokens
-        prompt = (prompt_tokens - reused) * seconds([(variant, piece)], 1, 0) / piece
+        prompt = (prompt_tokens - reused) * seconds([(variant, piece, 0)], 1) / piece
         cached = full * (prompt_tokens + output // 2)
-        return prompt + output * seconds([(variant, full)], full, cached) / full
+        return prompt + output * seconds([(variant, full, cached)], full) / full
 
     def _wait(self, expected: Callable[[int], float]) -> float:
         load = self._load
@@ -100,8 +102,8 @@ class Forecast:
         steps = sum(min(s.output_left, expected(s.output_most)) for s in load.sequences)
         # The last `max_running` answers need not finish before this one starts; one slot does.
         ahead = steps * (1 - (load.max_running - 1) / len(load.sequences))
-        rows = [(s.variant, 1) for s in [*self._running, *waiting]][: load.max_running]
-        step = self._model.seconds(rows, len(rows), self._cached)
+        rows = [(s.variant, 1, s.cached) for s in [*self._running, *waiting]][: load.max_running]
+        step = self._model.seconds(rows, len(rows))
         prefill = self._prefill([(s.variant, s.prompt_left) for s in load.sequences])
         return step * ahead / load.max_running + prefill
 
@@ -111,5 +113,5 @@ class Forecast:
         if not total:
             return 0.0
         steps = -(-total // self._load.step_tokens)
-        part = _merged((variant, -(-tokens // steps)) for variant, tokens in prompts)
-        return steps * self._model.seconds([*self._others, *part], 1, self._cached)
+        part = _merged((variant, -(-tokens // steps), 0) for variant, tokens in prompts)
+        return steps * self._model.seconds([*self._others, *part], 1)

@@ -39,9 +39,8 @@ class EngineLoad:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one step processed: tokens by variant, tokens sampled, cached tokens read."""
+    """What one step processed: by variant, tokens and the cached ones that these read."""
 
     seconds: float
-    rows: tuple[tuple[VariantSpec, int], ...]
+    rows: tuple[tuple[VariantSpec, int, int], ...]
     sampled: int
-    cached: int

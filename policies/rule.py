@@ -20,7 +20,7 @@ class RuleSettings:
 
     free: float = 0.05
     target: float = 0.25
-    gain: float = 0.5
+    gain: float = 1.0
     battery_low: float = 0.3
     battery_cost: float = 0.85
 

@@ -64,6 +64,10 @@ class VariantSpec:
         per_neuron = shape.hidden * (3 if shape.gated else 2)
         return sum(self.kv_groups) * per_group + sum(self.ffn) * per_neuron
 
+    def kv_numbers(self, shape: Shape) -> int:
+        """Keys and values of one cached token, in numbers."""
+        return 2 * shape.head_dim * sum(self.kv_groups)
+
     def parameters(self, shape: Shape) -> int:
         """Matrix parameters touched for one generated token: the body and the head."""
         return self.body_parameters(shape) + shape.hidden * shape.vocab

@@ -162,7 +162,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         dwell=settings.dwell_seconds,
     )
     smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
-    latency.fit(measure_steps(runner, model.tokenizer, [model.variants[BASE], smallest]))
+    latency.fit(measure_steps(runner, [model.variants[BASE], smallest]))
     longest = min(model.weights.context, runner.scheduler.cache.arena.capacity)
     if settings.kv_scorer not in KV_SCORERS:
         known = ", ".join(KV_SCORERS)

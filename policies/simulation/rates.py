@@ -40,20 +40,28 @@ class Rates:
 
 
 def fit_rates(decode: Sequence[Seconds], prefill: Sequence[Seconds]) -> Rates:
-    """From medians of each variant, the base first; least squares on relative errors."""
+    """From medians of each variant, the base first; least squares on relative errors.
+
+    A decode step counts by its rows: full batches are what queues are made of.
+    """
     found: list[tuple[float, float, float, float]] = []
     for steps, prompts in zip(decode, prefill, strict=True):
         sizes = [tuple(map(int, size.split("x"))) for size in steps]
         features = [(1, rows, rows * cached) for rows, cached in sizes]
-        stream, row, cached = _positive(features, list(steps.values()))
-        (token,) = _positive([(int(tokens),) for tokens in prompts], list(prompts.values()))
+        counts = [rows for rows, _ in sizes]
+        stream, row, cached = _positive(features, list(steps.values()), counts)
+        lengths = [(int(tokens),) for tokens in prompts]
+        (token,) = _positive(lengths, list(prompts.values()), [1] * len(prompts))
         found.append((stream, row, token, cached))
     return Rates(*map(tuple, zip(*found, strict=True)))
 
 
-def _positive(features: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+def _positive(
+    features: Sequence[Sequence[float]], seconds: Sequence[float], weights: Sequence[float]
+) -> list[float]:
     """Non-negative least squares by leaving out what would be negative."""
-    table, target = np.array(features, float) / np.array(seconds)[:, None], np.ones(len(seconds))
+    target = np.array(weights, float)
+    table = np.array(features, float) * (target / np.array(seconds))[:, None]
     kept = list(range(table.shape[1]))
     while True:
         found, *_ = np.linalg.lstsq(table[:, kept], target, rcond=None)

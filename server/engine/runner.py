@@ -69,7 +69,8 @@ class Runner:
         hidden = self.decoder.forward([self._segment(item) for item in work])
         ready = self._ready(work, hidden)
         plain, sampled = self._scores(ready, hidden)
-        record = _record(work, len(ready), time.perf_counter() - started)
+        scored = sum(count for _, _, count in ready)
+        record = _record(work, scored, time.perf_counter() - started)
         if all(not item.sequence.in_prompt for item in work):
             self.scheduler.cost.observe(len(hidden), record.seconds)
         if on_step is not None:
@@ -98,8 +99,8 @@ class Runner:
                 guesses[answer].append(token)
             if on_step is not None:
                 cached = sum(s.cache.held for s in answers if s.cache is not None)
-                rows = ((drafter.variant, len(answers)),)
-                on_step(StepRecord(time.perf_counter() - started, rows, len(answers), cached))
+                rows = ((drafter.variant, len(answers), cached),)
+                on_step(StepRecord(time.perf_counter() - started, rows, len(answers)))
         for answer in answers:
             assert answer.cache is not None
             answer.cache.rewind(count)
@@ -233,13 +234,12 @@ def _rank(variant: VariantSpec) -> tuple[int, int, str]:
 
 
 def _record(work: list[Work], sampled: int, seconds: float) -> StepRecord:
-    rows: dict[VariantSpec, int] = {}
-    cached = 0
+    rows: dict[VariantSpec, tuple[int, int]] = {}
     for item in work:
-        variant = item.sequence.variant
-        rows[variant] = rows.get(variant, 0) + item.count
-        cached += item.sequence.cache.held if item.sequence.cache is not None else 0
-    return StepRecord(seconds, tuple(rows.items()), sampled, cached)
+        variant, cache = item.sequence.variant, item.sequence.cache
+        tokens, cached = rows.get(variant, (0, 0))
+        rows[variant] = tokens + item.count, cached + (cache.held if cache is not None else 0)
+    return StepRecord(seconds, tuple((v, *both) for v, both in rows.items()), sampled)
 
 
 def _logprobs(logits: Tensor, tokens: list[int], top: int) -> list[TokenLogprob]:

@@ -1,57 +1,57 @@
-"""A second of measured steps before the first request: the latency model's first fit."""
+"""Half a second of measured steps before the first request: the latency model's first fit."""
 
 import itertools
-
-import torch
-from transformers import PreTrainedTokenizerBase
+import time
+from collections.abc import Sequence
 
 from controller import StepRecord
 from pruners.variant import VariantSpec
 from server.engine.runner import Runner
-from server.engine.sequence import GenerationRequest, Sequence
-from server.engine.text import StopRules, TextStream
+from server.engine.segment import Segment
 
-_PROMPT = 32
+_ANSWERS = ((1, 32), (4, 256), (16, 32))
+"""Rows of a decode step, and tokens that each has cached."""
+_PROMPTS = (32, 128)
 _REPEATS = 3
-_NUMBERS = itertools.count()
 
 
-def measure_steps(
-    runner: Runner, tokenizer: PreTrainedTokenizerBase, variants: list[VariantSpec]
-) -> list[StepRecord]:
-    """Runs prompts and decode steps of each variant, alone and in a full batch.
+def measure_steps(runner: Runner, variants: Sequence[VariantSpec]) -> list[StepRecord]:
+    """Decode steps and prompts of each variant, whatever the caches hold; what there is room for.
 
     Of repeated steps the fastest counts; the first ones also warm the allocator and the kernels.
     """
-    rows = runner.scheduler.limits.max_running
-    records: list[StepRecord] = []
-    for variant in variants:
-        for count in sorted({1, rows}):
-            records += _measure(runner, tokenizer, variant, count)
-    return records
+    sizes = [(rows, 1, cached) for rows, cached in _ANSWERS]
+    sizes += [(1, tokens, 0) for tokens in _PROMPTS]
+    fastest: dict[tuple[VariantSpec, int, int, int], float] = {}
+    with runner.threads():
+        for _, variant, size in itertools.product(range(_REPEATS), variants, sizes):
+            seconds = _step(runner, variant, *size)
+            if seconds is not None:
+                before = fastest.get((variant, *size), seconds)
+                fastest[variant, *size] = min(before, seconds)
+    return [
+        StepRecord(seconds, ((variant, rows * tokens, rows * cached),), rows)
+        for (variant, rows, tokens, cached), seconds in fastest.items()
+    ]
 
 
-def _measure(
-    runner: Runner, tokenizer: PreTrainedTokenizerBase, variant: VariantSpec, rows: int
-) -> list[StepRecord]:
-    vocab = runner.decoder.weights.shape.vocab
-
-    def sequence(index: int) -> Sequence:
-        request = GenerationRequest(
-            request_id=f"warm-up-{index}",
-            # No two begin alike, so that nothing is taken from the prefix cache.
-            prompt=tuple((next(_NUMBERS) + 31 * i) % vocab for i in range(_PROMPT)),
-            max_tokens=_REPEATS + 2,
-            variant=variant,
-        )
-        return Sequence(request, TextStream(tokenizer, StopRules()), lambda _: None)
-
-    steps: list[StepRecord] = []
-    for index in range(rows):
-        runner.scheduler.add(sequence(index))
-    with torch.inference_mode():
-        while runner.step(steps.append):
-            pass
-    decode = [s for s in steps if s.sampled == rows and sum(n for _, n in s.rows) == rows]
-    prompts = [s for s in steps if sum(n for _, n in s.rows) > rows]
-    return [min(part, key=lambda s: s.seconds) for part in (decode, prompts) if part]
+def _step(
+    runner: Runner, variant: VariantSpec, rows: int, tokens: int, cached: int
+) -> float | None:
+    """Seconds of a step of `rows` sequences, `tokens` each, the choice of the next included."""
+    decoder = runner.decoder
+    if rows > runner.scheduler.limits.max_running or cached + tokens > decoder.weights.context:
+        return None
+    caches = [decoder.cache.open() for _ in range(rows)]
+    try:
+        if not all(cache.reserve(cached + tokens) for cache in caches):
+            return None
+        for cache in caches:
+            cache.seen = cache.held = cached
+        started = time.perf_counter()
+        hidden = decoder.forward([Segment([0] * tokens, cache, variant) for cache in caches])
+        decoder.best(hidden if tokens == 1 else hidden[-1:])
+        return time.perf_counter() - started
+    finally:
+        for cache in caches:
+            cache.close()

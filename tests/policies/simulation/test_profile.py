@@ -68,6 +68,13 @@ def test_rates_are_found_again_from_the_times_that_they_make():
     assert found.scaled(2.0).row == pytest.approx([0.002, 0.0008])
 
 
+def test_full_batches_weigh_the_most_where_no_line_fits():
+    steps = {"1x0": 0.004, "8x0": 0.008, "16x0": 0.016}  # eight more rows take twice as long
+    found = fit_rates([steps], [{"32": 0.01}])
+    off = [abs(found.full_step(0, int(size[:-2])) / took - 1) for size, took in steps.items()]
+    assert off[2] < 0.05 < off[0]
+
+
 TRACES = {
     "azure.csv": "TIMESTAMP,ContextTokens,GeneratedTokens\n"
     + "".join(f"2023-11-16 18:15:{4 + i}.5000000,{100 + i},{20 + i}\n" for i in range(10, 20)),
