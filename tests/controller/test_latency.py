@@ -168,9 +168,7 @@ def test_what_first_measurements_got_wrong_is_learned_from_steps():
     model = StepModel(SHAPE)
     sizes = ((1, 1, 50), (16, 16, 800), (64, 1, 0))
     # Steps that take long whatever they do, as on a host that has just started.
-    model.fit(
-        [truth([(v, n, held)], s, fixed=0.01) for v in (BASE, HALF) for n, s, held in sizes]
-    )
+    model.fit([truth([(v, n, held)], s, fixed=0.01) for v in (BASE, HALF) for n, s, held in sizes])
     wanted = truth([(HALF, 16, 800)], 16).seconds / truth([(BASE, 16, 800)], 16).seconds
 
     def found():
