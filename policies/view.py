@@ -12,7 +12,7 @@ HOST = ("wait", "demand", "tpot", *HARDWARE)
 GENERAL = ("wait", "demand", "prefill", "tpot", "complexity", *HARDWARE)
 """Before each variant's predicted loss. Times are shares of the objectives, or of the defaults."""
 DEFAULT_TTFT, DEFAULT_TPOT = 2.0, 0.1
-PATIENCE, LARGEST = 0.95, 0.45
+PATIENCE, LARGEST = 0.85, 0.45
 """Of the objective for the first token: a longer queue makes a request too late, the largest
 requests sooner than those that are half of the work or less."""
 CLIP = 4.0

@@ -56,8 +56,8 @@ def test_the_largest_open_cache():
 
 def test_refusing_is_closed_to_whoever_is_in_time():
     policy = preferring("refuse", "base")
-    assert policy.choose(observe(0.94, rank=0.3)) == (Action("base"), Reason.LEARNED)
-    assert policy.choose(observe(0.96, rank=0.3))[1] is Reason.LATE
+    assert policy.choose(observe(0.84, rank=0.3)) == (Action("base"), Reason.LEARNED)
+    assert policy.choose(observe(0.86, rank=0.3))[1] is Reason.LATE
     assert policy.choose(observe(0.44, rank=1.0)) == (Action("base"), Reason.LEARNED)
     assert policy.choose(observe(0.46, rank=1.0))[1] is Reason.LATE, "the largest goes first"
 
