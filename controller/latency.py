@@ -46,7 +46,6 @@ class StepModel:
         self._since = 0  # steps since the last fit
         self.correction = 1.0
         self._took = self._predicted = 0.0  # running means of steps, in seconds
-        self.fitted = False
 
     def fit(self, records: Sequence[StepRecord]) -> None:
         """Takes first measurements; least squares on relative errors with rates >= 0."""
@@ -55,10 +54,14 @@ class StepModel:
         self._rates = self._idle = _fitted(self._first)
         self.correction = 1.0
         self._took = self._predicted = float(np.mean([r.seconds for r in records]))
-        self.fitted = True
 
     def observe(self, record: StepRecord) -> None:
-        """Moves the correction towards what this step took, and from time to time the rates."""
+        """Moves the correction towards what this step took, and from time to time the rates.
+
+        Before the first measurements nothing is learned.
+        """
+        if not self._first:
+            return
         features = self._features(record.rows, record.sampled)
         predicted = self._raw(features)
         # One stalled step says little; the bound keeps it from ruling the next fifty.
@@ -67,8 +70,7 @@ class StepModel:
         # nothing of long ones, and it is long ones that make a queue.
         self._took += _SMOOTHING * (seconds - self._took)
         self._predicted += _SMOOTHING * (predicted - self._predicted)
-        if self._predicted > 0:
-            self.correction = self._took / self._predicted
+        self.correction = self._took / self._predicted
         self._recent.append((features, seconds))
         self._since += 1
         if self._since == _AGAIN:

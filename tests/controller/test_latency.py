@@ -189,3 +189,10 @@ def test_a_fit_leaves_predictions_where_the_last_steps_put_them():
         model.observe(replace(record, seconds=slower * record.seconds))
         if step in (399, 511, 512, 599):
             assert model.seconds(rows, 6) == pytest.approx(slower * record.seconds, rel=0.05)
+
+
+def test_steps_before_the_first_measurements_teach_nothing():
+    model = StepModel(SHAPE)
+    for _ in range(300):
+        model.observe(truth([(BASE, 1, 0)], 1))
+    assert (model.correction, model.seconds([(BASE, 1, 0)], 1)) == (1.0, 0.0)
