@@ -9,8 +9,8 @@ from pruners.variant import VariantSpec
 from server.engine.runner import Runner
 from server.engine.segment import Segment
 
-_ANSWERS = ((1, 32), (4, 256), (16, 32))
-"""Rows of a decode step, and tokens that each has cached."""
+_CACHED, _LONG, _FEW = 32, 256, 4
+"""Tokens that each row of a decode step has cached; of a few rows many."""
 _PROMPTS = (32, 128)
 _REPEATS = 3
 
@@ -20,7 +20,8 @@ def measure_steps(runner: Runner, variants: Sequence[VariantSpec]) -> list[StepR
 
     Of repeated steps the fastest counts; the first ones also warm the allocator and the kernels.
     """
-    sizes = [(rows, 1, cached) for rows, cached in _ANSWERS]
+    full = runner.scheduler.limits.max_running
+    sizes = [(rows, 1, _CACHED) for rows in sorted({1, full})] + [(min(_FEW, full), 1, _LONG)]
     sizes += [(1, tokens, 0) for tokens in _PROMPTS]
     fastest: dict[tuple[VariantSpec, int, int, int], float] = {}
     with runner.threads():
@@ -40,7 +41,7 @@ def _step(
 ) -> float | None:
     """Seconds of a step of `rows` sequences, `tokens` each, the choice of the next included."""
     decoder = runner.decoder
-    if rows > runner.scheduler.limits.max_running or cached + tokens > decoder.weights.context:
+    if cached + tokens > decoder.weights.context:
         return None
     caches = [decoder.cache.open() for _ in range(rows)]
     try:

@@ -8,6 +8,7 @@ from server.engine.sampling import SamplingParams
 from server.engine.segment import Segment
 from server.engine.sequence import FinishReason
 from server.engine.text import StopRules
+from server.engine.warmup import measure_steps
 from tests.engine.driving import (
     TOKENIZER,
     reference,
@@ -180,3 +181,16 @@ def test_nothing_but_a_nested_variant_is_allowed_within_an_answer(now: str, want
     with pytest.raises(ValueError, match="nothing else may change"):
         sequence.narrow(variants[wanted])
     assert sequence.variant == variants[now]
+
+
+def test_the_first_measurements_leave_out_what_has_no_room_and_give_all_room_back():
+    for capacity, sizes in ((4096, {(1, 32), (3, 96), (3, 768)}), (512, {(1, 32), (3, 96)})):
+        made = runner_of(weights_of(tiny_model()), capacity=capacity, running=3)
+        free = made.scheduler.cache.open()
+        base = variants_of(made.decoder.weights)["base"]
+        records = measure_steps(made, [base])
+        found = {(n, held) for r in records for _, n, held in r.rows if held}
+        assert found == {s for s in sizes if s[1] // s[0] < made.decoder.weights.context}
+        assert {n for r in records for _, n, held in r.rows if not held} == {32, 128}
+        assert all(record.seconds > 0 for record in records)
+        assert free.reserve(capacity - 1), "nothing is held any more"

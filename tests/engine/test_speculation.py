@@ -181,3 +181,17 @@ def test_the_variant_with_the_highest_gain_is_chosen():
     assert found.variant.name == "ffn-50"
     assert drafter(variants, table((0.85, 0.85), (0.7, 0.7))) is None
     assert drafter(variants, Table()) is None
+
+
+def test_every_guess_counts_as_scored_and_the_cache_is_named_by_variant():
+    made, records = runner(True), []
+    base = variants_of(made.decoder.weights)["base"]
+    submit(made, REPEATING, base, 60)
+    while made.step(records.append):
+        pass
+    assert all(
+        len(record.rows) == 1 and record.rows[0][2] >= record.rows[0][1] for record in records
+    )
+    decode = [(record.rows[0][1], record.sampled) for record in records[1:]]
+    assert max(rows for rows, _ in decode) > 1, "something was guessed"
+    assert all(rows == scored for rows, scored in decode)
