@@ -35,8 +35,6 @@ TRIM_INLINE void join(Partial& into, const Partial& other, int dim) {
   for (int d = 0; d < dim; ++d) into.mixed[d] = into.mixed[d] * mine + other.mixed[d] * theirs;
 }
 
-TRIM_INLINE int least(int64_t a, int b) { return a < b ? (int)a : b; }
-
 // The keys and values of one KV group of one layer.
 class Heads {
  public:

@@ -34,7 +34,7 @@ class Attention : public Rows {
   // Which pieces of attention there are: a decoded token's chunks apart, prompt tokens in tiles.
   void plan() {
     b_.parts.assign(batch_.rows, {0, 0});
-    const int tile = model_.queries >= 24 ? 1 : 24 / model_.queries;
+    const int tile = model_.queries >= 48 ? 1 : 48 / model_.queries;
     int64_t partials = 0;
     for (int s = 0; s < batch_.segments; ++s) {
       const int first = batch_.first[s], tokens = batch_.first[s + 1] - first;
@@ -58,19 +58,18 @@ class Attention : public Rows {
   void project(int index, const Members& who, const Inputs& inputs) {
     const TrimMatrix& qkv = model_.layer[index].qkv;
     const int64_t blocks = up((int64_t)who.width.get()[0] * group_, 16) / 16;
+    const int32_t* rows = who.row.get();
     pool_.share(blocks, pool_.grain(blocks), [&](int64_t from, int64_t to) {
-      for (int64_t b = from; b < to; ++b) {
-        int reach = 0;
-        while (reach < who.count && who.width.get()[reach] * group_ > 16 * b) ++reach;
-        for (int i = 0; i < reach; ++i) {
-          float* out = b_.qkv.get() + who.row.get()[i] * qkv_ + 16 * b;
-          for (int o = 0; o < 16; ++o)
-            out[o] = qkv.bias && 16 * b + o < qkv.outputs ? qkv.bias[16 * b + o] : 0.0f;
-        }
+      for (int64_t b = from, next; b < to; b = next) {
+        const int reach = who.reach(16 * b / group_);
+        next = b + 1;
+        while (next < to && next < b + beside(reach) && who.reach(16 * next / group_) == reach) ++next;
         const auto place = [&](int32_t row) { return b_.qkv.get() + row * qkv_ + 16 * b; };
-        output_block(qkv, b, inputs.normed, who.row.get(), nullptr, reach, place);
-        const int32_t* rows = who.row.get();
-        enter(who, 0, reach, inputs, b, [&](int64_t i) { return place(rows[i]); });
+        for (int i = 0; i < reach; ++i) start(qkv, b, next - b, place(rows[i]));
+        tiles(qkv, b, next - b, inputs.normed, {rows, nullptr, reach}, place);
+        for (int64_t own = b; own < next; ++own)
+          enter(who, 0, reach, inputs, own,
+                [&](int64_t i) { return place(rows[i]) + 16 * (own - b); });
       }
     });
     pool_.barrier();

@@ -7,13 +7,14 @@
 #define TRIM_IN_ORDER(x) asm volatile("" : "+x"(x))
 
 struct Isa : X86, TwoHalves<X86> {
-  static constexpr int kRows = 4;  // of a tile
+  static constexpr int kBeside = 1;  // output blocks of a tile
   static constexpr int kMixed = 1;  // rows whose values are mixed side by side
   static constexpr int kTiles = 1;  // of keys that are scored side by side
 
   // out[m][0..16) += the block row's product with row m of the inputs.
-  template <int M, int BITS>
-  TRIM_INLINE void tile(const uint8_t* block, int64_t stride, int blocks, const Lines& in) {
+  template <int M, int N, int BITS>
+  TRIM_INLINE void tile(const uint8_t* block, int64_t, int64_t stride, int blocks,
+                        const Lines& in) {
     for (int half = 0; half < 2; ++half) {
       __m256 acc[M];
       for (int m = 0; m < M; ++m) acc[m] = _mm256_loadu_ps(in.out[m] + 8 * half);

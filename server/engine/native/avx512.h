@@ -3,7 +3,7 @@
 #include "x86.h"
 
 struct Isa : X86 {
-  static constexpr int kRows = 8, kMixed = 4, kTiles = 2;
+  static constexpr int kBeside = 2, kMixed = 4, kTiles = 2;
 
   using Line = __m512;
   TRIM_INLINE Line zeros() { return _mm512_setzero_ps(); }
@@ -52,53 +52,69 @@ struct Isa : X86 {
     }
   }
 
-  template <int M, int BITS>
-  TRIM_INLINE void tile(const uint8_t* b, int64_t stride, int blocks, const Lines& in) {
-    __m512 acc[M];
-    for (int m = 0; m < M; ++m) acc[m] = _mm512_loadu_ps(in.out[m]);
+  // Side by side, two output blocks share the inputs that are loaded for each.
+  template <int M, int N, int BITS>
+  TRIM_INLINE void tile(const uint8_t* b, int64_t beside, int64_t stride, int blocks,
+                        const Lines& in) {
+    __m512 acc[M][N];
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < N; ++n) acc[m][n] = _mm512_loadu_ps(in.out[m] + 16 * n);
     for (int k = 0; k < blocks; ++k, b += stride) {
-      __m512i sum[M];
-      for (int i = 0; i < kBlockBytes<BITS>; i += 64) __builtin_prefetch(b + in.ahead + i, 0, 2);
-      if constexpr (BITS == 4) {
-        for (int m = 0; m < M; ++m) sum[m] = _mm512_setzero_si512();
-        const __m512i mask = _mm512_set1_epi8(15);
-        for (int c = 0; c < 4; ++c) {
-          const __m512i raw = _mm512_load_si512(b + 64 * c);
-          const __m512i low = _mm512_and_si512(raw, mask);
-          const __m512i high = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
-          for (int m = 0; m < M; ++m) {
-            sum[m] = _mm512_dpbusd_epi32(sum[m], low, broadcast(in.x[m] + 32 * k + 4 * c));
-            sum[m] = _mm512_dpbusd_epi32(sum[m], high, broadcast(in.x[m] + 32 * k + 16 + 4 * c));
-          }
-        }
-        const __m512 d = halves(b + 256), low = halves(b + 288);
+      for (int n = 0; n < N; ++n)
+        for (int i = 0; i < kBlockBytes<BITS>; i += 64)
+          __builtin_prefetch(b + n * beside + in.ahead + i, 0, 2);
+      __m512i sum[M][N];
+      dot<M, N, BITS>(b, beside, in, k, sum);
+      for (int n = 0; n < N; ++n) {
+        const uint8_t* scales = b + n * beside + kCodeBytes<BITS>;
+        const __m512 d = halves(scales);
         for (int m = 0; m < M; ++m) {
           const __m512 step = _mm512_mul_ps(d, _mm512_set1_ps(in.scales[m][k]));
-          acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), step, acc[m]);
-          acc[m] = _mm512_fmadd_ps(low, _mm512_set1_ps(in.sums[m][k]), acc[m]);
+          acc[m][n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m][n]), step, acc[m][n]);
         }
-      } else {
-        // The unsigned side is the weight; flipping its top bit adds 128, taken off beforehand.
-        for (int m = 0; m < M; ++m) sum[m] = _mm512_set1_epi32(in.excess[m][k]);
-        const __m512i top = _mm512_set1_epi8((char)0x80);
-        for (int c = 0; c < 8; ++c) {
-          const __m512i w = _mm512_xor_si512(_mm512_loadu_si512(b + 64 * c), top);
+        if constexpr (BITS == 4) {
+          const __m512 low = halves(scales + 32);
           for (int m = 0; m < M; ++m)
-            sum[m] = _mm512_dpbusd_epi32(sum[m], w, broadcast(in.x[m] + 32 * k + 4 * c));
-        }
-        const __m512 d = halves(b + 512);
-        for (int m = 0; m < M; ++m) {
-          const __m512 step = _mm512_mul_ps(d, _mm512_set1_ps(in.scales[m][k]));
-          acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), step, acc[m]);
+            acc[m][n] = _mm512_fmadd_ps(low, _mm512_set1_ps(in.sums[m][k]), acc[m][n]);
         }
       }
     }
-    for (int m = 0; m < M; ++m) _mm512_storeu_ps(in.out[m], acc[m]);
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < N; ++n) _mm512_storeu_ps(in.out[m] + 16 * n, acc[m][n]);
   }
 
  private:
   template <int BITS>
+  static constexpr int kCodeBytes = BITS == 4 ? 256 : 512;
+  template <int BITS>
   static constexpr int kBlockBytes = BITS == 4 ? 320 : 544;
+
+  template <int M, int N, int BITS>
+  TRIM_INLINE void dot(const uint8_t* b, int64_t beside, const Lines& in, int k,
+                       __m512i (*sum)[N]) {
+    // With 8 bits the unsigned side is the weight; flipping its top bit adds 128, taken off here.
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < N; ++n)
+        sum[m][n] = BITS == 4 ? _mm512_setzero_si512() : _mm512_set1_epi32(in.excess[m][k]);
+    const __m512i mask = _mm512_set1_epi8(15), top = _mm512_set1_epi8((char)0x80);
+    for (int c = 0; c < kCodeBytes<BITS> / 64; ++c) {
+      __m512i first[N], second[N];
+      for (int n = 0; n < N; ++n) {
+        const __m512i raw = _mm512_loadu_si512(b + n * beside + 64 * c);
+        first[n] = BITS == 4 ? _mm512_and_si512(raw, mask) : _mm512_xor_si512(raw, top);
+        second[n] = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
+      }
+      for (int m = 0; m < M; ++m) {
+        const int8_t* x = in.x[m] + 32 * k + 4 * c;
+        const __m512i near = broadcast(x);
+        for (int n = 0; n < N; ++n) sum[m][n] = _mm512_dpbusd_epi32(sum[m][n], first[n], near);
+        if constexpr (BITS == 4) {
+          const __m512i far = broadcast(x + 16);
+          for (int n = 0; n < N; ++n) sum[m][n] = _mm512_dpbusd_epi32(sum[m][n], second[n], far);
+        }
+      }
+    }
+  }
 
   // Two dimensions of 16 slots; the second one is eight further.
   TRIM_INLINE void spread(__m512i both, float* out) {

@@ -87,16 +87,16 @@ class Best {
   // The highest value of each block, coarse with a preview, and the highest of all.
   void look(int64_t from, int64_t to, Local& local) {
     const TrimMatrix& matrix = preview_ ? preview_->coarse : matrix_;
-    alignas(64) float values[Isa::kRows][16];
+    alignas(64) float values[kRows][16];
     for (int64_t b = from; b < to; ++b)
-      for (int64_t first = 0; first < rows_; first += Isa::kRows) {
-        const int n = least(rows_ - first, Isa::kRows);
+      for (int64_t first = 0; first < rows_; first += kRows) {
+        const int n = least(rows_ - first, kRows);
         Tile tile;
         for (int m = 0; m < n; ++m) {
           tile.input(m, b_.normed, first + m);
           start(b, tile.out[m] = values[m]);
         }
-        tile.product(n, matrix, b, 0, (int)Packed::input_blocks(matrix));
+        tile.product(n, matrix, b, 1, 1, 0, (int)Packed::input_blocks(matrix));
         for (int m = 0; m < n; ++m) {
           for (int64_t o = matrix_.outputs; o < 16 * (b + 1); ++o) values[m][o - 16 * b] = -INFINITY;
           const float high = highest8(max8(load8(values[m]), load8(values[m] + 8)));
@@ -127,7 +127,7 @@ class Best {
     Tile tile;
     tile.input(0, b_.normed, row);
     tile.out[0] = values;
-    tile.product(1, matrix_, block, 0, (int)Packed::input_blocks(matrix_));
+    tile.product(1, matrix_, block, 1, 1, 0, (int)Packed::input_blocks(matrix_));
     for (int64_t o = 16 * block; o < 16 * (block + 1) && o < matrix_.outputs; ++o)
       raise(best, values[o - 16 * block], (int32_t)o);
   }

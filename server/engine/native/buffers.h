@@ -10,6 +10,7 @@
 namespace trim {
 
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int least(int64_t a, int b) { return a < b ? (int)a : b; }
 inline int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Memory that grows and is never given back while the engine lives; contents are not kept.
@@ -53,13 +54,16 @@ struct Quantised {
   int32_t* excess(int64_t row) const { return excesses.get() + row * blocks; }
 };
 
-// Up to eight rows that meet one block of weights: their inputs, and where their 16 outputs go.
+constexpr int kRows = 4;  // of a tile
+constexpr int kAhead = 4096;
+
+// Rows that meet blocks of weights: their inputs, and where their outputs go, 16 of each block.
 struct Lines {
-  const int8_t* x[8];
-  const float *scales[8], *sums[8];
-  const int32_t* excess[8];
-  float* out[8];
-  int64_t ahead = 4096;  // bytes from a block to what is fetched meanwhile
+  const int8_t* x[kRows];
+  const float *scales[kRows], *sums[kRows];
+  const int32_t* excess[kRows];
+  float* out[kRows];
+  int64_t ahead = kAhead;  // bytes from a block to what is fetched meanwhile
 };
 
 // Neighbours among the members with the same own part, which may be null.

@@ -22,9 +22,8 @@ static void project(const TrimMatrix& matrix, const float* x, int32_t rows, Buff
     pool.barrier();
     pool.share(blocks, pool.grain(blocks), [&](int64_t from, int64_t to) {
       for (int64_t r = 0; r < rows; ++r)
-        for (int64_t o = 16 * from; o < 16 * to; ++o)
-          out[r * padded + o] = matrix.bias && o < matrix.outputs ? matrix.bias[o] : 0.0f;
-      output_blocks(matrix, from, to, q, all, nullptr, rows,
+        start(matrix, from, to - from, out + r * padded + 16 * from);
+      output_blocks(matrix, from, to, q, {all, nullptr, rows},
                     [&](int32_t row) { return out + row * padded + 16 * from; });
     });
   });

@@ -48,7 +48,15 @@ TRIM_INLINE void nothing(Quantised& q, int64_t row, int64_t block) {
   q.excess(row)[block] = 0;
 }
 
-// A group of rows for one output block.
+// What products are added to: a matrix's bias for output blocks `from..from + count`.
+TRIM_INLINE void start(const TrimMatrix& m, int64_t from, int64_t count, float* out) {
+  const int64_t width = 16 * count;
+  const int64_t held = m.bias ? most(0, least(m.outputs - 16 * from, (int)width)) : 0;
+  if (held) memcpy(out, m.bias + 16 * from, held * sizeof(float));
+  memset(out + held, 0, (width - held) * sizeof(float));
+}
+
+// A group of rows for some output blocks.
 struct Tile : Lines {
   void input(int m, const Quantised& q, int64_t row, int64_t block = 0) {
     x[m] = q.code(row) + 32 * block;
@@ -57,92 +65,114 @@ struct Tile : Lines {
     excess[m] = q.excess(row) + block;
   }
 
-  template <int BITS>
-  void run(int rows, const uint8_t* block, int64_t stride, int blocks) {
-    static_assert(Isa::kRows <= 8, "a tile holds eight rows");
-    switch (rows) {
-      case 1: return Isa::template tile<1, BITS>(block, stride, blocks, *this);
-      case 2: return Isa::template tile<2, BITS>(block, stride, blocks, *this);
-      case 3: return Isa::template tile<3, BITS>(block, stride, blocks, *this);
-      case 4: return Isa::template tile<4, BITS>(block, stride, blocks, *this);
-    }
-    if constexpr (Isa::kRows == 8) {
-      switch (rows) {
-        case 5: return Isa::template tile<5, BITS>(block, stride, blocks, *this);
-        case 6: return Isa::template tile<6, BITS>(block, stride, blocks, *this);
-        case 7: return Isa::template tile<7, BITS>(block, stride, blocks, *this);
-        case 8: return Isa::template tile<8, BITS>(block, stride, blocks, *this);
-      }
+  // out[row][0..16 * count) += output blocks `from..from + count` of the matrix, `beside` at a time,
+  // as far as `blocks` of its input blocks from `input_block` on go; `out` moves on behind them.
+  void product(int rows, const TrimMatrix& m, int64_t from, int64_t count, int beside,
+               int64_t input_block, int blocks) {
+    const uint8_t* block =
+        m.data + from * Packed::output_stride(m) + input_block * Packed::input_stride(m);
+    while (count > 0) {
+      const int n = count < beside ? 1 : beside;
+      if (!m.input_major) ahead = n == 1 ? kAhead : n * Packed::output_stride(m);
+      if (m.bits == 4)
+        run<4>(rows, n, m, block, blocks);
+      else
+        run<8>(rows, n, m, block, blocks);
+      for (int i = 0; i < rows; ++i) out[i] += 16 * n;
+      block += n * Packed::output_stride(m);
+      count -= n;
     }
   }
 
-  void product(int rows, const TrimMatrix& m, int64_t output_block, int64_t input_block,
-               int blocks) {
-    const uint8_t* block = m.data + output_block * Packed::output_stride(m) +
-                           input_block * Packed::input_stride(m);
-    const int64_t stride = Packed::input_stride(m);
-    if (m.bits == 4)
-      run<4>(rows, block, stride, blocks);
-    else
-      run<8>(rows, block, stride, blocks);
+ private:
+  template <int BITS>
+  void run(int rows, int beside, const TrimMatrix& m, const uint8_t* block, int blocks) {
+    if (beside == 1) return run<1, BITS>(rows, m, block, blocks);
+    run<Isa::kBeside, BITS>(rows, m, block, blocks);
+  }
+
+  template <int N, int BITS>
+  void run(int rows, const TrimMatrix& m, const uint8_t* block, int blocks) {
+    static_assert(kRows == 4, "one case for each number of rows");
+    const int64_t beside = Packed::output_stride(m), stride = Packed::input_stride(m);
+    switch (rows) {
+      case 1: return Isa::template tile<1, N, BITS>(block, beside, stride, blocks, *this);
+      case 2: return Isa::template tile<2, N, BITS>(block, beside, stride, blocks, *this);
+      case 3: return Isa::template tile<3, N, BITS>(block, beside, stride, blocks, *this);
+      case 4: return Isa::template tile<4, N, BITS>(block, beside, stride, blocks, *this);
+    }
   }
 };
 
-// out[row][0..16) += output block `block` of the matrix, for rows[0..count) whose inputs reach
-// `width[i]`, falling (null: all inputs). `place(row)` is where row's 16 outputs start.
+// How many output blocks are worked on at a time. With few rows memory sets the pace, and one after
+// the other is how it reads best.
+TRIM_INLINE int beside(int rows) { return rows > kRows ? Isa::kBeside : 1; }
+
+// Rows that a matrix is read for: rows[0..count), whose inputs reach `width[i]`, falling (null:
+// all inputs).
+struct Readers {
+  const int32_t *rows, *width;
+  int count;
+  Readers some(int first, int n) const { return {rows + first, width ? width + first : width, n}; }
+  int64_t reach(const TrimMatrix& m, int i) const { return up(width ? width[i] : m.inputs, 32) / 32; }
+};
+
+// out[row][0..16 * count) += output blocks `from..from + count`. `place(row)` is where they start.
 template <class Place>
-static void output_block(const TrimMatrix& matrix, int64_t block, const Quantised& inputs,
-                         const int32_t* rows, const int32_t* width, int count,
-                         const Place& place) {
-  for (int begin = 0; begin < count; begin += Isa::kRows) {
-    const int n = count - begin < Isa::kRows ? count - begin : Isa::kRows;
+static void tiles(const TrimMatrix& matrix, int64_t from, int64_t count, const Quantised& inputs,
+                  const Readers& readers, const Place& place) {
+  for (int first = 0; first < readers.count; first += kRows) {
+    const int n = least(readers.count - first, kRows);
     Tile tile;
     for (int m = 0; m < n; ++m) {
-      tile.input(m, inputs, rows[begin + m]);
-      tile.out[m] = place(rows[begin + m]);
+      tile.input(m, inputs, readers.rows[first + m]);
+      tile.out[m] = place(readers.rows[first + m]);
     }
-    const int64_t reach = width ? width[begin] : matrix.inputs;
-    tile.product(n, matrix, block, 0, (int)(up(reach, 32) / 32));
+    tile.product(n, matrix, from, count, beside(readers.count), 0,
+                 (int)readers.reach(matrix, first));
   }
 }
 
+constexpr int kFewRows = 16;
+constexpr int kTogether = 64;  // rows whose inputs stay in the cache from block to block
+
 // Whether so few rows read the matrix that memory sets the pace, and input blocks lie together.
 TRIM_INLINE bool streamed(const TrimMatrix& matrix, int rows) {
-  return matrix.input_major && rows <= 2 * Isa::kRows;
+  return matrix.input_major && rows <= kFewRows;
 }
 
 // The same for output blocks `begin..end`, in the order in which the matrix lies in memory.
 template <class Place>
 static void output_blocks(const TrimMatrix& matrix, int64_t begin, int64_t end,
-                          const Quantised& inputs, const int32_t* rows, const int32_t* width,
-                          int count, const Place& place) {
+                          const Quantised& inputs, const Readers& readers, const Place& place) {
   constexpr int kStream = 8;  // input blocks read side by side
-  if (!streamed(matrix, count)) {
-    for (int64_t b = begin; b < end; ++b)
-      output_block(matrix, b, inputs, rows, width, count,
-                   [&](int32_t row) { return place(row) + 16 * (b - begin); });
+  const int step = beside(readers.count);
+  if (!streamed(matrix, readers.count)) {
+    for (int first = 0; first < readers.count; first += kTogether)
+      for (int64_t b = begin; b < end; b += step)
+        tiles(matrix, b, least(end - b, step), inputs,
+              readers.some(first, least(readers.count - first, kTogether)),
+              [&](int32_t row) { return place(row) + 16 * (b - begin); });
     return;
   }
   // Few rows: stream the input blocks in order; outputs gather in memory, which is in the cache.
-  const int64_t all = up(width ? (count ? width[0] : 0) : matrix.inputs, 32) / 32;
+  const int64_t all = readers.count ? readers.reach(matrix, 0) : 0;
   for (int64_t from = 0; from < all; from += kStream) {
-    Tile tiles[2];
-    int sizes[2], blocks[2], groups = 0;
-    for (int first = 0; first < count; first += Isa::kRows, ++groups) {
-      const int64_t reach = up(width ? width[first] : matrix.inputs, 32) / 32;
+    Tile group[kFewRows / kRows];
+    int sizes[kFewRows / kRows], blocks[kFewRows / kRows], groups = 0;
+    for (int first = 0; first < readers.count; first += kRows, ++groups) {
+      const int64_t reach = readers.reach(matrix, first);
       if (reach <= from) break;
-      blocks[groups] = (int)((reach < from + kStream ? reach : from + kStream) - from);
-      sizes[groups] = count - first < Isa::kRows ? count - first : Isa::kRows;
-      tiles[groups].ahead = kStream * Packed::input_stride(matrix);
+      blocks[groups] = least(reach - from, kStream);
+      sizes[groups] = least(readers.count - first, kRows);
+      group[groups].ahead = kStream * Packed::input_stride(matrix);
       for (int m = 0; m < sizes[groups]; ++m) {
-        tiles[groups].input(m, inputs, rows[first + m], from);
-        tiles[groups].out[m] = place(rows[first + m]);
+        group[groups].input(m, inputs, readers.rows[first + m], from);
+        group[groups].out[m] = place(readers.rows[first + m]);
       }
     }
-    for (int64_t b = begin; b < end; ++b)
-      for (int g = 0; g < groups; ++g) {
-        tiles[g].product(sizes[g], matrix, b, from, blocks[g]);
-        for (int m = 0; m < sizes[g]; ++m) tiles[g].out[m] += 16;
-      }
+    for (int64_t b = begin; b < end; b += step)
+      for (int g = 0; g < groups; ++g)
+        group[g].product(sizes[g], matrix, b, least(end - b, step), step, from, blocks[g]);
   }
 }

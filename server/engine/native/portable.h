@@ -19,10 +19,11 @@ struct Isa : TwoHalves<Isa> {
     return sum;
   }
 
-  static constexpr int kRows = 4, kMixed = 1, kTiles = 1;
+  static constexpr int kBeside = 1, kMixed = 1, kTiles = 1;
 
-  template <int M, int BITS>
-  TRIM_INLINE void tile(const uint8_t* block, int64_t stride, int blocks, const Lines& in) {
+  template <int M, int N, int BITS>
+  TRIM_INLINE void tile(const uint8_t* block, int64_t, int64_t stride, int blocks,
+                        const Lines& in) {
     for (int k = 0; k < blocks; ++k, block += stride) {
       for (int m = 0; m < M; ++m) {
         int32_t sum[TRIM_OUTPUTS] = {};

@@ -113,7 +113,7 @@ class Rows {
   };
 
   Inputs normed(int index, Part part, const Members& who, const float* weight, Local& local) {
-    float* buffer = local.line.fit(most(hidden_, Isa::kRows * up(rank_, 16)));
+    float* buffer = local.line.fit(most(hidden_, kRows * up(rank_, 16)));
     Quantised& out = prepared(who, b_.normed, local.normed);
     Quantised& entered = prepared(who, b_.entered, local.entered);
     each_row(who, [&](int64_t from, int64_t to) {
@@ -140,8 +140,8 @@ class Rows {
       const TrimMatrix* shared = run.own ? matrix(*run.own) : nullptr;
       if (!shared) continue;
       const int64_t end = run.last < to ? run.last : to;
-      for (int64_t first = most(run.first, from); first < end; first += Isa::kRows)
-        body(*shared, first, first + Isa::kRows < end ? first + Isa::kRows : end);
+      for (int64_t first = most(run.first, from); first < end; first += kRows)
+        body(*shared, first, first + kRows < end ? first + kRows : end);
     }
   }
 
@@ -155,13 +155,12 @@ class Rows {
       const int64_t rank = up(m.outputs, 16);
       memset(line, 0, (last - first) * rank * sizeof(float));
       Tile tile;
-      for (int64_t i = first; i < last; ++i) tile.input(i - first, inputs, rows[i]);
-      for (int64_t block = 0; block < rank / 16; ++block) {
-        for (int64_t i = first; i < last; ++i)
-          tile.out[i - first] = line + (i - first) * rank + 16 * block;
-        const int64_t reach = widths ? widths[first] : m.inputs;
-        tile.product(last - first, m, block, 0, up(reach, 32) / 32);
+      for (int64_t i = first; i < last; ++i) {
+        tile.input(i - first, inputs, rows[i]);
+        tile.out[i - first] = line + (i - first) * rank;
       }
+      const int64_t reach = widths ? widths[first] : m.inputs;
+      tile.product(last - first, m, 0, rank / 16, 1, 0, up(reach, 32) / 32);
       for (int64_t i = first; i < last; ++i)
         quantise(line + (i - first) * rank, m.outputs, out, rows[i]);
     });
@@ -178,7 +177,7 @@ class Rows {
         tile.input(i - first, inner, who.row.get()[i]);
         tile.out[i - first] = place(i);
       }
-      tile.product(last - first, m, block, 0, Packed::input_blocks(m));
+      tile.product(last - first, m, block, 1, 1, 0, Packed::input_blocks(m));
     });
   }
 
@@ -218,11 +217,11 @@ class Rows {
         if (out_norm) memset(place(r), 0, 16 * (to - from) * sizeof(float));
         const TrimOwn* mine = own(r, index, part);
         if (mine && mine->replaces)
-          output_blocks(*mine->inner, from, to, inputs, &r, &who.width.get()[i], 1, place);
+          output_blocks(*mine->inner, from, to, inputs, {&r, &who.width.get()[i], 1}, place);
         else if (matrix.bias)
           add(place(r), matrix.bias, begin, 16 * to);
       }
-      output_blocks(matrix, from, to, inputs, rows, widths, shared, place);
+      output_blocks(matrix, from, to, inputs, {rows, widths, shared}, place);
       if (owned) own_parts(index, part, who, target, begin, 16 * to);
     });
     pool_.barrier();
@@ -256,9 +255,9 @@ class Rows {
       ranked = ranked || mine->outer;
     }
     if (!ranked) return owned;
-    float* line = local.line.fit(Isa::kRows * up(rank_, 16));
+    float* line = local.line.fit(kRows * up(rank_, 16));
     const int64_t each = (who.count + pool_.size() - 1) / pool_.size();
-    pool_.share(who.count, each < Isa::kRows ? each : Isa::kRows, [&](int64_t from, int64_t to) {
+    pool_.share(who.count, each < kRows ? each : kRows, [&](int64_t from, int64_t to) {
       narrow_rows(who, who.width.get(), from, to, inputs, b_.inner, line,
                   [](const TrimOwn& own) { return own.outer ? own.inner : nullptr; });
     });

@@ -71,15 +71,14 @@ class Step : public Attention {
 
   // Activations of 32 neurons at a time, quantised as soon as they are there.
   void neurons(int index, const Members& who, const Inputs& inputs, Local& local) {
-    constexpr int kGroup = Isa::kRows;
-    float* room = local.line.fit(64 * kGroup);
+    float* room = local.line.fit(64 * kRows);
     const int64_t units = up(who.width.get()[0], 32) / 32;
     pool_.share(units, pool_.grain(units), [&](int64_t from, int64_t to) {
       for (int64_t u = from; u < to; ++u) {
         const int reach = who.reach(32 * u);
-        for (int begin = 0; begin < who.count; begin += kGroup) {
-          const int n = begin + kGroup < who.count ? kGroup : who.count - begin;
-          const int here = reach - begin < n ? reach - begin : n;
+        for (int begin = 0; begin < who.count; begin += kRows) {
+          const int n = least(who.count - begin, kRows);
+          const int here = least(reach - begin, n);
           if (here > 0) gates(index, inputs, who, begin, here, u, room);
           for (int m = 0; m < n; ++m) {
             const int64_t r = who.row.get()[begin + m];
@@ -100,26 +99,21 @@ class Step : public Attention {
   void gates(int index, const Inputs& inputs, const Members& who, int begin, int n, int64_t u,
              float* room) {
     const TrimMatrix& gate_up = model_.layer[index].gate_up;
+    const int halves = 32 * u + 16 < model_.ffn ? 2 : 1;  // of 16 gates and their 16 ups
     Tile tile;
-    const int blocks = (int)Packed::input_blocks(gate_up);
-    for (int m = 0; m < n; ++m) tile.input(m, inputs.normed, who.row.get()[begin + m]);
-    for (int half = 0; half < 2 && 32 * u + 16 * half < model_.ffn; ++half) {
-      for (int side = 0; side < 2; ++side) {
-        const int64_t block = 4 * u + 2 * half + side;
-        for (int m = 0; m < n; ++m) {
-          float* out = tile.out[m] = room + 64 * m + 32 * side + 16 * half;
-          for (int o = 0; o < 16; ++o)
-            out[o] = gate_up.bias ? gate_up.bias[16 * block + o] : 0.0f;
-        }
-        tile.product(n, gate_up, block, 0, blocks);
-        enter(who, begin, begin + n, inputs, block,
-              [&](int64_t i) { return tile.out[i - begin]; });
-      }
+    for (int m = 0; m < n; ++m) {
+      tile.input(m, inputs.normed, who.row.get()[begin + m]);
+      start(gate_up, 4 * u, 2 * halves, tile.out[m] = room + 64 * m);
     }
+    tile.product(n, gate_up, 4 * u, 2 * halves, beside(who.count), 0,
+                 (int)Packed::input_blocks(gate_up));
+    for (int block = 0; block < 2 * halves; ++block)
+      enter(who, begin, begin + n, inputs, 4 * u + block,
+            [&](int64_t i) { return room + 64 * (i - begin) + 16 * block; });
     for (int m = 0; m < n; ++m)
-      for (int i = 0; i < 32; i += 8) {
-        float* gate = room + 64 * m + i;
-        store8(gate, activate(load8(gate)) * load8(gate + 32));
+      for (int i = 0; i < 16 * halves; i += 8) {
+        const float* gate = room + 64 * m + i + i / 16 * 16;
+        store8(room + 64 * m + i, activate(load8(gate)) * load8(gate + 16));
       }
   }
 };
