@@ -31,7 +31,7 @@ from server.engine.dense.graph_decoder import GraphDecoder
 from server.engine.dense.take_weights import take_weights
 from server.engine.dense.weights import BaseWeights
 from server.engine.packed import native_library
-from server.engine.packed.native_decoder import NativeDecoder
+from server.engine.packed.native_decoder import NativeDecoder, add_preview
 from server.engine.packed.packed_own import PackedOwnParts, packed_own_parts
 from server.engine.packed.packed_weights import (
     PackedWeights,
@@ -208,6 +208,7 @@ def _served(
     """Weights and own parts in 4 or 8 bits."""
     if _native():
         packed = pack_weights(weights, bits)
+        add_preview(packed)
         return packed, packed_own_parts(packed, corrections)
     log.warning("no native kernels: PyTorch computes with the %d-bit values in fp32", bits)
     rounded = round_weights(weights, bits)

@@ -7,7 +7,7 @@ from server.engine.cache.kv_cache import KVCache
 from server.engine.dense.corrections import own_parts
 from server.engine.dense.decoder import Decoder
 from server.engine.packed import native_library
-from server.engine.packed.native_decoder import NativeDecoder
+from server.engine.packed.native_decoder import NativeDecoder, add_preview
 from server.engine.packed.native_model import matrix_of, preview_of
 from server.engine.packed.packed_own import packed_own_parts
 from server.engine.packed.packed_weights import pack_weights, round_weights
@@ -73,7 +73,8 @@ def test_the_best_output_is_the_arg_max_of_the_product(isa, biased):
             weight[outputs // 2] = weight[outputs // 3]  # a tie, if it is the highest
             bias = torch.randn(outputs, generator=generator) if biased else None
             codes = quantise(weight, 8)
-            packed, coarse = pack(codes, bias), preview(codes)
+            packed = pack(codes, bias)
+            coarse = preview(codes, torch.randn(9, inputs, generator=generator))
             matrix = matrix_of(packed)
             for rows in (1, 3, 9):
                 x = torch.randn(rows, inputs, generator=generator)
@@ -88,15 +89,32 @@ def test_the_best_output_is_the_arg_max_of_the_product(isa, biased):
 
 
 def test_a_preview_is_no_further_off_than_it_says():
-    weight = torch.randn(3000, 160, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(3000, 150, generator=generator) + torch.randn(150, generator=generator)
     codes = quantise(weight * torch.linspace(0.5, 2, 3000)[:, None], 8)
-    found = preview(codes)
-    x = torch.randn(200, 160, generator=torch.Generator().manual_seed(2)).cumsum(0)
-    off = x @ (codes.values() - quantise(codes.values(), 4).values()).T
-    squares = x.square().unflatten(1, (-1, 32)).sum(2)
-    bound = (squares @ found.doubt).sqrt()[:, None] * found.spread[:3000]
-    assert 0.3 < (off.abs() / bound).max() < 0.9  # neither too bold nor of no use
-    assert preview(quantise(weight, 4)) is None
+    x = torch.randn(200, 150, generator=generator).cumsum(0)
+    found = preview(codes, x)
+    z = torch.nn.functional.pad(x, (0, 10))[:, found.order.long()] * found.factor
+    scale, blocks = found.scale[:3000], found.planes.repeat_interleave(32)
+    exact = codes.values() @ x.T - (found.mean[:150] @ x.T)
+    rough = scale[:, None] * ((coded(found, 3000) - (4.0**blocks - 1) / 2) @ z.T)
+    bound = (z.square().unflatten(1, (-1, 32)).sum(2) @ found.doubt).sqrt()
+    bound = bound * found.spread.repeat_interleave(16)[:3000, None]
+    assert 0.4 < ((exact - rough).abs() / bound).max() < 0.9  # neither too bold nor of no use
+
+
+def coded(found, outputs: int) -> torch.Tensor:
+    """The codes of a preview, by the description in `native.h`."""
+    planes = found.planes.tolist()
+    blocks = found.data.unflatten(0, (-1, sum(planes), 2, 16, 4))  # lines of 16 outputs
+    digits = torch.stack([blocks >> 2 * t & 3 for t in range(4)], dim=-2).transpose(2, 3)
+    digits = digits.flatten(3).float()  # [output blocks, planes, 16, 32]
+    parts, at = [], 0
+    for count in planes:
+        weights = 4.0 ** torch.arange(count - 1, -1, -1)
+        parts.append((digits[:, at : at + count] * weights[:, None, None]).sum(1))
+        at += count
+    return torch.cat(parts, dim=2).flatten(0, 1)[:outputs]
 
 
 def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.bfloat16, head_dim: int = 16):
@@ -124,6 +142,8 @@ def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.bfloat16, 
 @pytest.mark.parametrize("count", [1, 4, 5, 150])
 def test_the_best_tokens_of_any_number_of_rows(count):
     _, decoder, specs = decoders("llama", 8)
+    add_preview(decoder.weights)
+    decoder = NativeDecoder(decoder.weights, decoder.cache)
     prompt = PROMPTS[3][:count]
     cache = decoder.cache.open()
     assert cache.reserve(count)

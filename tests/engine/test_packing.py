@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from server.engine.packed.packing import BLOCK, GROUP, error, pack, quantise
+from server.engine.packed.packing import BLOCK, GROUP, error, pack, quantise, unpack
 
 SHAPES = [(64, 96), (16, 32), (50, 70), (1, 33)]
 
@@ -56,3 +56,11 @@ def unpacked(matrix) -> torch.Tensor:
 def test_a_packed_matrix_holds_its_values_where_the_kernels_look(shape, bits, input_major):
     codes = quantise(torch.randn(*shape, generator=torch.Generator().manual_seed(2)), bits)
     torch.testing.assert_close(unpacked(pack(codes, None, input_major)), codes.values())
+
+
+def test_unpacked_codes_are_those_that_were_packed():
+    codes = quantise(torch.randn(50, 70, generator=torch.Generator().manual_seed(1)), 8)
+    for input_major in (False, True):
+        found = unpack(pack(codes, None, input_major))
+        assert torch.equal(found.codes, codes.codes)
+        assert torch.equal(found.scales, codes.scales)

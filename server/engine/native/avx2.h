@@ -28,7 +28,56 @@ struct Isa : X86, TwoHalves<X86> {
     }
   }
 
+  // out[m][0..16) = the codes of one output block of a preview times row m of the inputs.
+  template <int M>
+  TRIM_INLINE void glance(const uint8_t* block, const int32_t* planes, int blocks,
+                          const Lines& in) {
+    for (int half = 0; half < 2; ++half) {
+      __m256 acc[M];
+      for (int m = 0; m < M; ++m) acc[m] = _mm256_setzero_ps();
+      const uint8_t* b = block + 32 * half;
+      for (int k = 0; k < blocks; ++k) {
+        __m256i sum[M];
+        for (int m = 0; m < M; ++m) sum[m] = _mm256_setzero_si256();
+        for (int p = 0; p < planes[k]; ++p, b += 128) {
+          __m256i plane[M];
+          quarters<M>(b, in.x, 32 * k, plane);
+          for (int m = 0; m < M; ++m)
+            sum[m] = _mm256_add_epi32(_mm256_slli_epi32(sum[m], 2), plane[m]);
+        }
+        for (int m = 0; m < M; ++m)
+          acc[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m]), _mm256_set1_ps(in.scales[m][k]),
+                                   acc[m]);
+      }
+      for (int m = 0; m < M; ++m) _mm256_storeu_ps(in.out[m] + 8 * half, acc[m]);
+    }
+  }
+
  private:
+  // One plane of a preview.
+  template <int M>
+  TRIM_INLINE void quarters(const uint8_t* b, const int8_t* const* x, int at, __m256i* sum) {
+    for (int m = 0; m < M; ++m) sum[m] = _mm256_setzero_si256();
+    for (int line = 0; line < 2; ++line) {
+      const __m256i raw = _mm256_loadu_si256((const __m256i*)(b + 64 * line));
+      for (int t = 0; t < 4; ++t) {
+        const __m256i code = _mm256_and_si256(_mm256_srli_epi16(raw, 2 * t), _mm256_set1_epi8(3));
+        for (int m = 0; m < M; ++m) {
+          const __m256i four = broadcast(x[m] + at + 16 * line + 4 * t);
+#ifdef TRIM_VNNI
+          sum[m] = TRIM_VNNI(sum[m], code, four);
+#else
+          sum[m] = _mm256_add_epi16(sum[m], _mm256_maddubs_epi16(code, four));
+#endif
+          TRIM_IN_ORDER(sum[m]);
+        }
+      }
+    }
+#ifndef TRIM_VNNI
+    for (int m = 0; m < M; ++m) sum[m] = _mm256_madd_epi16(sum[m], _mm256_set1_epi16(1));
+#endif
+  }
+
   TRIM_INLINE __m256i broadcast(const int8_t* p) {
     return _mm256_set1_epi32(four(p));
   }

@@ -83,6 +83,35 @@ struct Isa : X86 {
       for (int n = 0; n < N; ++n) _mm512_storeu_ps(in.out[m] + 16 * n, acc[m][n]);
   }
 
+  // out[m][0..16) = the codes of one output block of a preview times row m of the inputs.
+  template <int M>
+  TRIM_INLINE void glance(const uint8_t* b, const int32_t* planes, int blocks, const Lines& in) {
+    __m512 acc[M];
+    for (int m = 0; m < M; ++m) acc[m] = _mm512_setzero_ps();
+    for (int k = 0; k < blocks; ++k) {
+      __m512i sum[M];
+      for (int m = 0; m < M; ++m) sum[m] = _mm512_setzero_si512();
+      for (int p = 0; p < planes[k]; ++p) {
+        for (int m = 0; m < M; ++m) sum[m] = _mm512_slli_epi32(sum[m], 2);
+        for (int line = 0; line < 2; ++line, b += 64) {
+          const __m512i raw = _mm512_loadu_si512(b);
+          __builtin_prefetch(b + in.ahead, 0, 2);
+          for (int t = 0; t < 4; ++t) {
+            const __m512i code =
+                _mm512_and_si512(_mm512_srli_epi16(raw, 2 * t), _mm512_set1_epi8(3));
+            for (int m = 0; m < M; ++m)
+              sum[m] = _mm512_dpbusd_epi32(sum[m], code,
+                                           broadcast(in.x[m] + 32 * k + 16 * line + 4 * t));
+          }
+        }
+      }
+      for (int m = 0; m < M; ++m)
+        acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), _mm512_set1_ps(in.scales[m][k]),
+                                 acc[m]);
+    }
+    for (int m = 0; m < M; ++m) _mm512_storeu_ps(in.out[m], acc[m]);
+  }
+
  private:
   template <int BITS>
   static constexpr int kCodeBytes = BITS == 4 ? 256 : 512;

@@ -21,7 +21,10 @@ class Best {
     b_.normed.fit(rows, matrix.inputs);
     b_.owner.fit(rows);
     b_.y.fit(rows * blocks_);
-    b_.x.fit(rows);
+    if (!preview) return;
+    b_.reordered.fit(rows, matrix.inputs);
+    b_.coarse.fit(rows);
+    for (int k = 0; k < b_.reordered.blocks; ++k) bytes_ += 128 * preview->planes[k];
   }
 
   void run(const float* x, int32_t* best) {
@@ -30,7 +33,7 @@ class Best {
       local.rough.assign(rows_, {-INFINITY, INT32_MAX});
       local.highest.assign(rows_, {-INFINITY, INT32_MAX});
       pool_.share(rows_, 4, [&](int64_t from, int64_t to) {
-        for (int64_t r = from; r < to; ++r) prepare(x + r * matrix_.inputs, r);
+        for (int64_t r = from; r < to; ++r) prepare(x + r * matrix_.inputs, r, local);
       });
       pool_.barrier();
       pool_.share(blocks_, pool_.grain(blocks_),
@@ -41,9 +44,10 @@ class Best {
       for (int64_t r = 0; r < rows_; ++r) lowest[r] = value_of_roughly_highest(r);
       pool_.share(blocks_, pool_.grain(blocks_), [&](int64_t from, int64_t to) {
         for (int64_t b = from; b < to; ++b) {
-          const float off = spread(b);
+          const float off = preview_->spread[b];
           for (int64_t r = 0; r < rows_; ++r)
-            if (rough(r)[b] + b_.x.get()[r] * off >= lowest[r]) compute(r, b, local.highest[r]);
+            if (rough(r)[b] + b_.coarse.get()[r].doubt * off >= lowest[r])
+              compute(r, b, local.highest[r]);
         }
       });
     });
@@ -66,37 +70,47 @@ class Best {
     return found;
   }
 
-  void prepare(const float* x, int64_t row) {
+  void prepare(const float* x, int64_t row, Local& local) {
     b_.owner.get()[row] = (int32_t)row;
     quantise(x, matrix_.inputs, b_.normed, row);
     if (!preview_) return;
-    float doubt = 0;
-    for (int64_t k = 0; 32 * k < matrix_.inputs; ++k) {
-      float squares = 0;
-      for (int64_t i = 32 * k; i < 32 * (k + 1) && i < matrix_.inputs; ++i) squares += x[i] * x[i];
-      doubt += preview_->doubt[k] * squares;
+    const Quantised& out = b_.reordered;
+    float* z = local.line.fit(out.inputs);
+    Coarse all{0, 0, 0};
+    for (int64_t i = 0; i < out.inputs; ++i) {
+      all.shared += preview_->mean[i] * value(b_.normed, row, i);
+      z[i] = value(b_.normed, row, preview_->order[i]) * preview_->factor[i];
     }
-    b_.x.get()[row] = sqrtf(doubt);
-  }
-
-  void start(int64_t block, float* out) const {
-    for (int64_t o = 16 * block; o < 16 * (block + 1); ++o)
-      *out++ = matrix_.bias && o < matrix_.outputs ? matrix_.bias[o] : 0.0f;
+    quantise(z, out.inputs, b_.reordered, row);
+    for (int64_t k = 0; k < out.blocks; ++k) {
+      float squares = 0, lost = 0;
+      for (int64_t i = 32 * k; i < 32 * (k + 1); ++i) {
+        const float off = z[i] - value(out, row, i);
+        squares += z[i] * z[i];
+        lost += off * off;
+      }
+      all.doubt += preview_->doubt[k] * squares + preview_->loss[k] * lost;
+      all.centre += 0.5f * ((1 << 2 * preview_->planes[k]) - 1) * out.sum(row)[k];
+    }
+    all.doubt = sqrtf(all.doubt);
+    b_.coarse.get()[row] = all;
   }
 
   // The highest value of each block, coarse with a preview, and the highest of all.
   void look(int64_t from, int64_t to, Local& local) {
-    const TrimMatrix& matrix = preview_ ? preview_->coarse : matrix_;
     alignas(64) float values[kRows][16];
     for (int64_t b = from; b < to; ++b)
       for (int64_t first = 0; first < rows_; first += kRows) {
         const int n = least(rows_ - first, kRows);
         Tile tile;
         for (int m = 0; m < n; ++m) {
-          tile.input(m, b_.normed, first + m);
-          start(b, tile.out[m] = values[m]);
+          tile.input(m, preview_ ? b_.reordered : b_.normed, first + m);
+          start(matrix_, b, 1, tile.out[m] = values[m]);
         }
-        tile.product(n, matrix, b, 1, 1, 0, (int)Packed::input_blocks(matrix));
+        if (preview_)
+          glance(tile, first, n, b);
+        else
+          tile.product(n, matrix_, b, 1, 1, 0, (int)Packed::input_blocks(matrix_));
         for (int m = 0; m < n; ++m) {
           for (int64_t o = matrix_.outputs; o < 16 * (b + 1); ++o) values[m][o - 16 * b] = -INFINITY;
           const float high = highest8(max8(load8(values[m]), load8(values[m] + 8)));
@@ -108,6 +122,23 @@ class Best {
       }
   }
 
+  // Adds coarse values to what `tile` starts from.
+  void glance(Tile& tile, int64_t first, int rows, int64_t block) {
+    alignas(64) float found[kRows][16];
+    float* values[kRows];
+    for (int m = 0; m < rows; ++m) {
+      values[m] = tile.out[m];
+      tile.out[m] = found[m];
+    }
+    tile.glance(rows, preview_->data + block * bytes_, preview_->planes, (int)b_.reordered.blocks);
+    const float* scale = preview_->scale + 16 * block;
+    for (int m = 0; m < rows; ++m) {
+      const Coarse& all = b_.coarse.get()[first + m];
+      for (int o = 0; o < 16; ++o)
+        values[m][o] += all.shared + scale[o] * (found[m][o] - all.centre);
+    }
+  }
+
   float value_of_roughly_highest(int64_t row) const {
     const Highest rough = highest(&Local::rough, row);
     Highest found{-INFINITY, INT32_MAX};
@@ -115,15 +146,9 @@ class Best {
     return found.value;
   }
 
-  // By how much a block's coarse values may be off, over a row's doubt.
-  float spread(int64_t block) const {
-    const float* p = preview_->spread + 16 * block;
-    return highest8(max8(load8(p), load8(p + 8)));
-  }
-
   void compute(int64_t row, int64_t block, Highest& best) const {
     float values[16];
-    start(block, values);
+    start(matrix_, block, 1, values);
     Tile tile;
     tile.input(0, b_.normed, row);
     tile.out[0] = values;
@@ -135,6 +160,7 @@ class Best {
   const TrimMatrix& matrix_;
   const TrimPreview* preview_;  // or null
   const int64_t rows_, blocks_;
+  int64_t bytes_ = 0;  // of an output block of the preview
   Buffers& b_;
   Pool& pool_;
 };

@@ -90,6 +90,11 @@ struct Chunks {
   int count;
 };
 
+// What the coarse values of a row share, and how far they may be off over a block's spread.
+struct Coarse {
+  float shared, centre, doubt;
+};
+
 struct Highest {
   float value;
   int32_t output;
@@ -114,6 +119,8 @@ struct Buffers {
   Scratch<int32_t> owner;  // the segment
   Quantised normed, heads, neurons;
   Quantised entered, inner;  // what low ranks have in the middle
+  Quantised reordered;       // what a preview reads
+  Scratch<Coarse> coarse;
   std::vector<Chunks> parts;
   std::vector<Local> local;  // by thread
 };

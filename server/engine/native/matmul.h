@@ -41,6 +41,11 @@ TRIM_INLINE void quantise(const float* x, int64_t width, Quantised& q, int64_t r
   }
 }
 
+// What a quantised number stands for.
+TRIM_INLINE float value(const Quantised& q, int64_t row, int64_t i) {
+  return q.code(row)[i] * q.scale(row)[i / 32];
+}
+
 // What lies beyond a row's reach in block `block` counts as 0.
 TRIM_INLINE void nothing(Quantised& q, int64_t row, int64_t block) {
   memset(q.code(row) + 32 * block, 0, 32);
@@ -81,6 +86,17 @@ struct Tile : Lines {
       for (int i = 0; i < rows; ++i) out[i] += 16 * n;
       block += n * Packed::output_stride(m);
       count -= n;
+    }
+  }
+
+  // out[row][0..16) = one output block of a preview times row.
+  void glance(int rows, const uint8_t* block, const int32_t* planes, int blocks) {
+    static_assert(kRows == 4, "one case for each number of rows");
+    switch (rows) {
+      case 1: return Isa::template glance<1>(block, planes, blocks, *this);
+      case 2: return Isa::template glance<2>(block, planes, blocks, *this);
+      case 3: return Isa::template glance<3>(block, planes, blocks, *this);
+      case 4: return Isa::template glance<4>(block, planes, blocks, *this);
     }
   }
 

@@ -26,12 +26,21 @@ typedef struct {
   int32_t input_major;
 } TrimMatrix;
 
-// A coarse copy of a matrix. An output's value by it is off by less than
-// spread * sqrt(sum over input blocks of doubt * the sum of squares of the inputs).
+// A coarse copy of a matrix. With z[i] = x[order[i]] * factor[i], an output is about
+// mean . x + scale * (codes - centre) . z, off by less than its block's spread times the root of
+// sum(doubt * squares of z + loss * squares of what rounding z loses) over input blocks.
+// Codes have 2 bits for each of an input block's planes, the upper ones first, and their centre is
+// half of the highest. A plane is 2 lines of 64 bytes; byte i of an output in line l has inputs
+// 16l + i, 16l + 4 + i, 16l + 8 + i and 16l + 12 + i, from its lower bits on.
 typedef struct {
-  TrimMatrix coarse;
-  const float* spread;  // [outputs], padded to whole blocks
-  const float* doubt;   // [input blocks]
+  const uint8_t* data;    // output block after output block
+  const int32_t* planes;  // [input blocks], at most 4
+  const int32_t* order;   // [inputs], padded like the next to whole blocks
+  const float* factor;    // [inputs]
+  const float* mean;      // [inputs]
+  const float* scale;     // [outputs], padded to whole blocks
+  const float* spread;    // [output blocks]
+  const float *doubt, *loss;  // [input blocks]
 } TrimPreview;
 
 // What a variant has of its own in front of one sub-block: a norm in the place of the base's, and

@@ -52,4 +52,22 @@ struct Isa : TwoHalves<Isa> {
       }
     }
   }
+
+  template <int M>
+  TRIM_INLINE void glance(const uint8_t* b, const int32_t* planes, int blocks, const Lines& in) {
+    for (int m = 0; m < M; ++m) memset(in.out[m], 0, TRIM_OUTPUTS * sizeof(float));
+    for (int k = 0; k < blocks; b += 128 * planes[k++])
+      for (int m = 0; m < M; ++m)
+        for (int r = 0; r < TRIM_OUTPUTS; ++r) {
+          int32_t sum = 0;
+          for (int p = 0; p < planes[k]; ++p) {
+            sum *= 4;
+            for (int i = 0; i < TRIM_INPUTS; ++i) {
+              const uint8_t byte = b[128 * p + 64 * (i / 16) + 4 * r + i % 4];
+              sum += (byte >> 2 * (i % 16 / 4) & 3) * in.x[m][32 * k + i];
+            }
+          }
+          in.out[m][r] += sum * in.scales[m][k];
+        }
+  }
 };

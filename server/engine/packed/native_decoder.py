@@ -6,14 +6,18 @@ import torch
 from torch import Tensor
 
 from pruners.kv import QUERIES
+from pruners.variant import base_spec
 from server.engine.cache.kv_cache import KVCache
 from server.engine.packed import native_library as native
 from server.engine.packed.native_model import NativeModel
 from server.engine.packed.packed_own import PackedOwnParts
 from server.engine.packed.packed_weights import PackedWeights
+from server.engine.packed.packing import unpack
+from server.engine.packed.preview import preview
 from server.engine.segment import Segment
 
 _AT_ONCE = 64  # rows
+_LIKE = 64  # tokens from all over the vocabulary
 FEW = 4
 """Rows for which memory sets the pace; more would look at too much of the head anyway."""
 
@@ -88,3 +92,16 @@ class NativeDecoder:
             return [token for part in hidden.split(_AT_ONCE) for token in self.best(part)]
         preview = self._model.preview if len(hidden) <= FEW else None
         return self._engine.best(self._model.head, preview, hidden.contiguous())
+
+
+def add_preview(weights: PackedWeights) -> None:
+    """Gives the weights a preview of their head, for hidden states like those they give."""
+    if weights.head.bits == 4:
+        return
+    vocabulary = weights.embed.outputs
+    tokens = list(range(0, vocabulary, -(-vocabulary // _LIKE)))[: weights.context]
+    decoder = NativeDecoder(weights, KVCache(weights.shape, _LIKE, weights.dtype, weights.device))
+    cache = decoder.cache.open()
+    cache.reserve(len(tokens))
+    hidden = decoder.forward([Segment(tokens, cache, base_spec(weights.shape))])
+    weights.preview = preview(unpack(weights.head), hidden)

@@ -27,9 +27,8 @@ class Matrix(Structure):
 
 class Preview(Structure):
     _fields_ = (
-        ("coarse", Matrix),
-        ("spread", c_void_p),
-        ("doubt", c_void_p),
+        *((name, c_void_p) for name in ("data", "planes", "order", "factor", "mean")),
+        *((name, c_void_p) for name in ("scale", "spread", "doubt", "loss")),
     )
 
 

@@ -101,9 +101,7 @@ class NativeModel:
 
 def preview_of(preview: Preview) -> native.Preview:
     """The structure of a preview, which must outlive it."""
-    return native.Preview(
-        matrix_of(preview.coarse), preview.spread.data_ptr(), preview.doubt.data_ptr()
-    )
+    return native.Preview(*(tensor.data_ptr() for tensor in preview.tensors()))
 
 
 def matrix_of(packed: PackedMatrix) -> native.Matrix:

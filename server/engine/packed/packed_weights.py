@@ -11,7 +11,7 @@ from pruners.architecture import Shape
 from server.engine.dense.linear import DenseLinear
 from server.engine.dense.weights import BaseWeights, LayerWeights, Norm
 from server.engine.packed.packing import BLOCK, Bits, Codes, PackedMatrix, error, pack, quantise
-from server.engine.packed.preview import Preview, preview
+from server.engine.packed.preview import Preview
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ class PackedWeights:
     layers: list[PackedLayer]
     embed: PackedMatrix
     head: PackedMatrix
-    preview: Preview | None
     final_norm: Tensor
     rope: dict[str | None, tuple[Tensor, Tensor]]
     eps: float
@@ -49,6 +48,7 @@ class PackedWeights:
     context: int
     errors: dict[str, float]
     precision: str
+    preview: Preview | None = None
     dtype: torch.dtype = torch.bfloat16  # of the cache
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -84,8 +84,7 @@ def pack_weights(weights: BaseWeights, bits: Bits) -> PackedWeights:
     """
     packer = _Packer(bits, weights)
     layers = [packer.layer(layer) for layer in weights.layers]
-    head_codes = packer.codes(weights.head.weight)
-    head = packer.packed("head", head_codes, weights.head.weight, weights.head.bias)
+    head = packer.matrix("head", weights.head.weight, weights.head.bias)
     tied = weights.embed.data_ptr() == weights.head.weight.data_ptr()
     embed = head if tied else packer.matrix("embedding", weights.embed, None)
     for kind, relative in packer.errors.items():
@@ -95,7 +94,6 @@ def pack_weights(weights: BaseWeights, bits: Bits) -> PackedWeights:
         layers=layers,
         embed=embed,
         head=head,
-        preview=preview(head_codes),
         final_norm=_floats(weights.final_norm),
         rope={kind: (c.float(), s.float()) for kind, (c, s) in weights.rope.items()},
         eps=weights.final_norm.eps,
@@ -131,16 +129,7 @@ class _Packer:
     def matrix(
         self, kind: str, weight: Tensor, bias: Tensor | None, input_major: bool = False
     ) -> PackedMatrix:
-        return self.packed(kind, self.codes(weight), weight, bias, input_major)
-
-    def packed(
-        self,
-        kind: str,
-        codes: Codes,
-        weight: Tensor,
-        bias: Tensor | None,
-        input_major: bool = False,
-    ) -> PackedMatrix:
+        codes = self.codes(weight)
         self.errors[kind] = max(self.errors.get(kind, 0.0), error(codes, weight))
         self.bits[kind] = codes.bits
         return pack(codes, bias, input_major)

@@ -50,7 +50,8 @@ def quantise(weight: Tensor, bits: Bits) -> Codes:
         scale = (groups.abs().amax(-1) / 127).half()
         codes = (groups / _nonzero(scale.float())[..., None]).round().clamp(-127, 127)
         return Codes(8, codes.flatten(1).to(torch.int8), scale, None, weight.shape[1])
-    ranged = ranged4(groups)
+    least = groups.amin(-1)
+    ranged = _codes4(groups, ((groups.amax(-1) - least) / 15).half(), least.half())
     if bool((ranged[3] <= 1e-12 * groups.pow(2).sum(-1)).all()):  # a Q4_1 source
         return Codes(4, ranged[0].flatten(1).to(torch.uint8), *ranged[1:3], weight.shape[1])
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
@@ -61,15 +62,6 @@ def quantise(weight: Tensor, bits: Bits) -> Codes:
     scales = torch.where(better[..., 0], centred[1], ranged[1])
     lows = torch.where(better[..., 0], centred[2], ranged[2])
     return Codes(4, codes.flatten(1).to(torch.uint8), scales, lows, weight.shape[1])
-
-
-def ranged4(groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """4-bit codes between the least and the largest of each group of the last dimension.
-
-    Codes, scales, lows and the squared error of each group.
-    """
-    low, high = groups.amin(-1), groups.amax(-1)
-    return _codes4(groups, ((high - low) / 15).half(), low.half())
 
 
 def _codes4(groups: Tensor, scale: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -136,6 +128,22 @@ def pack(codes: Codes, bias: Tensor | None = None, input_major: bool = False) ->
     return PackedMatrix(
         data.contiguous().flatten(), found, outputs, codes.inputs, codes.bits, input_major
     )
+
+
+def unpack(matrix: PackedMatrix) -> Codes:
+    """The codes of a packed matrix of 8 bits."""
+    assert matrix.bits == 8
+    blocks, groups = -(-matrix.outputs // BLOCK), -(-matrix.inputs // GROUP)
+    shape = (groups, blocks) if matrix.input_major else (blocks, groups)
+    data = matrix.data.unflatten(0, (*shape, -1))
+    if matrix.input_major:
+        data = data.transpose(0, 1)
+    codes, scales = data[..., : BLOCK * GROUP], data[..., BLOCK * GROUP :]
+    # [output block, group, 8 lines, 16, 4] -> [output block, 16, group, 32]
+    lines = codes.unflatten(2, (8, BLOCK, 4)).permute(0, 3, 1, 2, 4)
+    found = lines.reshape(blocks * BLOCK, groups * GROUP).view(torch.int8)
+    scale = scales.contiguous().view(torch.float16).transpose(1, 2).flatten(0, 1)
+    return Codes(8, found[: matrix.outputs], scale[: matrix.outputs], None, matrix.inputs)
 
 
 def _bytes(tensor: Tensor) -> Tensor:
