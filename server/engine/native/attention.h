@@ -28,8 +28,8 @@ TRIM_INLINE void join(Partial& into, const Partial& other, int dim) {
     return;
   }
   const float most = into.most > other.most ? into.most : other.most;
-  const float mine = exp8(splat(into.most - most))[0];
-  const float theirs = exp8(splat(other.most - most))[0];
+  const v8f weights = Isa::exp(v8f{into.most - most, other.most - most});
+  const float mine = weights[0], theirs = weights[1];
   into.most = most;
   into.total = into.total * mine + other.total * theirs;
   for (int d = 0; d < dim; ++d) into.mixed[d] = into.mixed[d] * mine + other.mixed[d] * theirs;
@@ -113,7 +113,7 @@ TRIM_INLINE void soften(float* scores, int64_t count, int wide, Partial& out) {
   }
   v8f total = splat(0);
   for (int64_t j = 0; j < count; j += 8) {
-    const v8f raw = load8(scores + j), e = exp8(raw - out.most);
+    const v8f raw = load8(scores + j), e = Isa::exp(raw - out.most);
     const v8f p = raw > splat(-INFINITY) ? e : splat(0);
     store8(scores + j, p);
     total += p;

@@ -17,6 +17,19 @@ struct Isa : X86 {
     return _mm512_fmadd_ps(_mm512_set1_ps(factor), x, sum);
   }
 
+  // e^x to about one unit in the last place, by Cephes' polynomial.
+  TRIM_INLINE v8f exp(v8f x) {
+    const __m256 t = _mm256_mul_ps((__m256)x, _mm256_set1_ps(1.44269504f));
+    const __m256 n = _mm256_roundscale_ps(t, 0);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), (__m256)x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1.9875691500e-4f);
+    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                    5.0000001201e-1f, 1.0f, 1.0f})
+      p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+    return (v8f)_mm256_scalef_ps(p, n);
+  }
+
   static constexpr bool kTurns = true;
 
   // turned[d][0..16) = dimension d of 16 slots, which are `dim` numbers each.

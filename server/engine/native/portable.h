@@ -13,6 +13,7 @@ struct Isa : TwoHalves<Isa> {
     return v;
   }
   TRIM_INLINE v8f fma(v8f a, v8f b, v8f c) { return a * b + c; }
+  TRIM_INLINE v8f exp(v8f x) { return exp8(x); }
   TRIM_INLINE int32_t store_int8(int8_t* p, const v8f* v) {
     int32_t sum = 0;
     for (int i = 0; i < 32; ++i) sum += p[i] = (int8_t)lrintf(v[i / 8][i % 8]);

@@ -51,9 +51,11 @@ class Step : public Attention {
   }
 
   v8f activate(v8f x) const {
-    if (model_.activation == TRIM_SILU) return x / (1.0f + exp8(-x));
-    if (model_.activation == TRIM_GELU_TANH)
-      return 0.5f * x * (1.0f + tanh8(0.7978845608f * (x + 0.044715f * x * x * x)));
+    if (model_.activation == TRIM_SILU) return x / (1.0f + Isa::exp(-x));
+    if (model_.activation == TRIM_GELU_TANH) {
+      const v8f e = Isa::exp(1.5957691216f * (x + 0.044715f * x * x * x));
+      return x - x / (e + 1.0f);  // half of x times 1 and a tangent
+    }
     v8f y;
     for (int i = 0; i < 8; ++i) y[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.7071067812f));
     return y;

@@ -104,11 +104,6 @@ TRIM_INLINE v8f exp8(v8f x) {
   return p * scale;
 }
 
-TRIM_INLINE v8f tanh8(v8f x) {
-  const v8f e = exp8(x * 2.0f);
-  return 1.0f - 2.0f / (e + 1.0f);
-}
-
 // Columns become rows: eight vectors, in place.
 TRIM_INLINE void transpose8(v8f* r) {
   v8f t[8], u[8];

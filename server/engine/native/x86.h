@@ -12,6 +12,7 @@ struct X86 {
   TRIM_INLINE v8f fma(v8f a, v8f b, v8f c) {
     return (v8f)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
   }
+  TRIM_INLINE v8f exp(v8f x) { return exp8(x); }
   // 32 numbers of at most 127 either way, rounded to nearest; returns their sum.
   TRIM_INLINE int32_t store_int8(int8_t* p, const v8f* v) {
     __m256i i[4];
