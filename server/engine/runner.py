@@ -122,7 +122,12 @@ class Runner:
         sequence = item.sequence
         assert sequence.cache is not None
         tokens = sequence.next_tokens(item.count - len(item.guesses)) + list(item.guesses)
-        return Segment(tokens, sequence.cache, sequence.variant)
+        read: int | None = 1 + len(item.guesses)
+        if sequence.request.prompt_logprobs and not sequence.output:
+            read = None
+        elif sequence.pending + len(item.guesses) > len(tokens):
+            read = 0
+        return Segment(tokens, sequence.cache, sequence.variant, read)
 
     def _ready(self, work: list[Work], hidden: Tensor) -> list[tuple[Work, int, int]]:
         """Work whose sequence can be sampled from now, with its first such row and their number."""

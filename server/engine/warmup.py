@@ -50,7 +50,8 @@ def _step(
         for cache in caches:
             cache.seen = cache.held = cached
         started = time.perf_counter()
-        hidden = decoder.forward([Segment([0] * tokens, cache, variant) for cache in caches])
+        segments = [Segment([0] * tokens, cache, variant, read=1) for cache in caches]
+        hidden = decoder.forward(segments)
         decoder.best(hidden if tokens == 1 else hidden[-1:])
         return time.perf_counter() - started
     finally:

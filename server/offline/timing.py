@@ -141,7 +141,7 @@ def prefill(decoder: AnyDecoder, spec: VariantSpec, tokens: int) -> Callable[[],
         cache = decoder.cache.open()
         assert cache.reserve(tokens)
         started = time.perf_counter()
-        hidden = decoder.forward([Segment([5] * tokens, cache, spec)])
+        hidden = decoder.forward([Segment([5] * tokens, cache, spec, read=1)])
         decoder.best(hidden[-1:])
         _wait(decoder)
         seconds = time.perf_counter() - started

@@ -1,5 +1,7 @@
 """The native kernels against PyTorch on the same rounded weights, by instruction set."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -218,6 +220,27 @@ def test_a_row_is_the_same_bit_for_bit_whatever_it_is_batched_with(family, head_
         after.append(native.logits(native.forward([Segment([9], cache, spec)])))
         cache.close()
     assert torch.equal(mixed, torch.cat(alone + after))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("read", [0, 1, 3])
+def test_rows_that_nobody_reads_change_nothing(family, read):
+    _, native, specs = decoders(family, 4)
+    found = []
+    for wanted in (None, read):
+        segments = []
+        for prompt, spec in zip([*PROMPTS, [7]], itertools.cycle(specs.values()), strict=False):
+            cache = native.cache.open()
+            assert cache.reserve(len(prompt) + 1)
+            segments.append(Segment(prompt, cache, spec, wanted and min(wanted, len(prompt))))
+        segments[0].read = None
+        hidden = native.forward(segments).split([len(s.tokens) for s in segments])
+        rows = [part[max(0, len(part) - read) :] for part in hidden]
+        rows.append(native.forward([Segment([9], s.cache, s.variant) for s in segments]))
+        found.append(torch.cat([hidden[0], *rows]))
+        for segment in segments:
+            segment.cache.close()
+    assert torch.equal(*found)
 
 
 def test_instruction_sets_agree():

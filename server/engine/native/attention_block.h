@@ -24,7 +24,8 @@ class Attention : public Rows {
       project(index, who, normed(index, kAttention, who, layer.attention_norm, local));
       if (prompts_) cache_prompts(index, who);
       mix_values(index, local);
-      inputs = &collect(who, local);
+      if (last(index)) members(index, kAttention, who, true);
+      if (who.count) inputs = &collect(who, local);
       for (int i = 0; i < who.count; ++i) who.width.get()[i] *= model_.queries * model_.head_dim;
     }
     join_residual(index, kAttention, layer.o, *inputs, layer.attention_out_norm, local);
@@ -171,7 +172,9 @@ class Attention : public Rows {
     pool_.share(tasks, prompts_ ? 1 : pool_.grain(tasks), [&](int64_t from, int64_t to) {
       for (int64_t t = from; t < to; ++t) {
         const Task& task = tasks_[t];
-        if (task.group < units(task.segment, index, kAttention)) mix_task(index, task, local);
+        if (task.group >= units(task.segment, index, kAttention)) continue;
+        const bool read = task.row + task.tokens > first_read(task.segment);
+        if (read || task.chunk >= 0 || !last(index)) mix_task(index, task, local);
       }
     });
     pool_.barrier();

@@ -99,6 +99,7 @@ typedef struct {
   int32_t rows, segments;
   const int32_t *tokens, *positions, *slots;  // [rows]; slots are where new tokens are cached
   const int32_t* first;                       // [segments + 1]: rows of a segment
+  const int32_t* read;                        // [segments]: of how many last rows the result is read
   const TrimVariant* const* variants;         // [segments]
   const int32_t *start, *held;                // [segments]: cached slots, the new ones included
   // [segments]: the position of each held slot, [layers][cached_stride], null if 0, 1, 2, ...
@@ -115,7 +116,8 @@ TrimEngine* trim_open(const char* isa, int32_t threads);  // null: no such instr
 void trim_close(TrimEngine*);
 const char* trim_isa(const TrimEngine*);
 
-// Hidden states after the final norm, [rows][hidden]; keys and values are cached.
+// Hidden states after the final norm, [rows][hidden], of rows that are read; keys and values are
+// cached of all.
 void trim_step(TrimEngine*, const TrimModel*, const TrimCache*, const TrimBatch*, float* hidden);
 
 // y = matrix(x) for x [rows][inputs]; y is [rows][outputs].

@@ -43,8 +43,12 @@ class Rows {
     for (; i < width; ++i) out[i] = x[i] * factor * weight[i];
   }
 
-  // Rows by what they have of a sub-block, the widest first; whole segments, in batch order.
-  void members(int layer, Part part, Members& out) const {
+  // The first of a segment's rows whose result is read.
+  int first_read(int segment) const { return batch_.first[segment + 1] - batch_.read[segment]; }
+
+  // Rows by what they have of a sub-block, the widest first; whole segments, in batch order. With
+  // `read` only rows whose result is read.
+  void members(int layer, Part part, Members& out, bool read = false) const {
     out.row.fit(batch_.rows);
     out.width.fit(batch_.rows);
     out.count = 0;
@@ -63,7 +67,7 @@ class Rows {
         const TrimOwn* own = part == kAttention ? v.attention[layer] : v.mlp[layer];
         if (out.runs.empty() || out.runs.back().own != own)
           out.runs.push_back({out.count, out.count, own});
-        for (int r = batch_.first[s]; r < batch_.first[s + 1]; ++r) {
+        for (int r = read ? first_read(s) : batch_.first[s]; r < batch_.first[s + 1]; ++r) {
           out.row.get()[out.count] = r;
           out.width.get()[out.count++] = widest;
         }
@@ -72,6 +76,8 @@ class Rows {
       below = widest;
     }
   }
+
+  bool last(int layer) const { return layer == model_.layers - 1; }
 
   int units(int segment, int layer, Part part) const {
     const TrimVariant& v = *batch_.variants[segment];

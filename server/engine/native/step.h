@@ -64,7 +64,7 @@ class Step : public Attention {
   void mlp(int index, Local& local) {
     const TrimLayer& layer = model_.layer[index];
     Members& who = local.members;
-    members(index, kMlp, who);
+    members(index, kMlp, who, last(index));
     if (who.count) {
       neurons(index, who, normed(index, kMlp, who, layer.mlp_norm, local), local);
     }

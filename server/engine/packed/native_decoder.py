@@ -49,7 +49,7 @@ class NativeDecoder:
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        first, starts, held = [0], [], []
+        first, starts, held, read = [0], [], [], []
         cached, noted, strides = [0] * len(segments), [0] * len(segments), [0] * len(segments)
         for index, segment in enumerate(segments):
             cache, count = segment.cache, len(segment.tokens)
@@ -60,6 +60,7 @@ class NativeDecoder:
             first.append(first[-1] + count)
             starts.append(cache.start)
             held.append(cache.held)
+            read.append(count if segment.read is None else segment.read)
             if cache.positions is not None:
                 cached[index] = cache.positions.data_ptr()
                 strides[index] = cache.positions.shape[1]
@@ -67,7 +68,7 @@ class NativeDecoder:
                 noted[index] = cache.queries.data_ptr()
         variants = [self._model.variant(segment.variant) for segment in segments]
         arrays = [  # in the structure's order; they live until the step is done
-            *(array("i", values) for values in (tokens, positions, slots, first)),
+            *(array("i", values) for values in (tokens, positions, slots, first, read)),
             array("Q", variants),
             *(array("i", values) for values in (starts, held)),
             array("Q", cached),

@@ -101,7 +101,10 @@ class Batch(Structure):
     _fields_ = (
         ("rows", c_int32),
         ("segments", c_int32),
-        *((name, c_void_p) for name in ("tokens", "positions", "slots", "first", "variants")),
+        *(
+            (name, c_void_p)
+            for name in ("tokens", "positions", "slots", "first", "read", "variants")
+        ),
         *((name, c_void_p) for name in ("start", "held", "cached", "cached_stride", "noted")),
         ("query_window", c_int32),
     )
