@@ -44,10 +44,8 @@ class Best {
       for (int64_t r = 0; r < rows_; ++r) lowest[r] = value_of_roughly_highest(r);
       pool_.share(blocks_, pool_.grain(blocks_), [&](int64_t from, int64_t to) {
         for (int64_t b = from; b < to; ++b) {
-          const float off = preview_->spread[b];
           for (int64_t r = 0; r < rows_; ++r)
-            if (rough(r)[b] + b_.coarse.get()[r].doubt * off >= lowest[r])
-              compute(r, b, local.highest[r]);
+            if (ceiling(r)[b] >= lowest[r]) compute(r, b, local.highest[r]);
         }
       });
     });
@@ -58,7 +56,8 @@ class Best {
   }
 
  private:
-  float* rough(int64_t row) const { return b_.y.get() + row * blocks_; }
+  // How high the outputs of each block may be.
+  float* ceiling(int64_t row) const { return b_.y.get() + row * blocks_; }
 
   // Of what all threads have found.
   Highest highest(std::vector<Highest> Local::*by, int64_t row) const {
@@ -96,7 +95,7 @@ class Best {
     b_.coarse.get()[row] = all;
   }
 
-  // The highest value of each block, coarse with a preview, and the highest of all.
+  // The highest value, and with a preview how high those of each block may be.
   void look(int64_t from, int64_t to, Local& local) {
     alignas(64) float values[kRows][16];
     for (int64_t b = from; b < to; ++b)
@@ -115,11 +114,17 @@ class Best {
           for (int64_t o = matrix_.outputs; o < 16 * (b + 1); ++o) values[m][o - 16 * b] = -INFINITY;
           const float high = highest8(max8(load8(values[m]), load8(values[m] + 8)));
           Highest& best = local.rough[first + m];
-          if (preview_) rough(first + m)[b] = high;
+          if (preview_) ceiling(first + m)[b] = bound(values[m], first + m, b);
           if (high <= best.value) continue;
           for (int o = 0; o < 16; ++o) raise(best, values[m][o], (int32_t)(16 * b + o));
         }
       }
+  }
+
+  float bound(const float* values, int64_t row, int64_t block) const {
+    const float doubt = b_.coarse.get()[row].doubt, *spread = preview_->spread + 16 * block;
+    return highest8(max8(load8(values) + load8(spread) * doubt,
+                         load8(values + 8) + load8(spread + 8) * doubt));
   }
 
   // Adds coarse values to what `tile` starts from.

@@ -90,7 +90,7 @@ struct Chunks {
   int count;
 };
 
-// What the coarse values of a row share, and how far they may be off over a block's spread.
+// What the coarse values of a row share, and how far they may be off over their spreads.
 struct Coarse {
   float shared, centre, doubt;
 };

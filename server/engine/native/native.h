@@ -27,7 +27,7 @@ typedef struct {
 } TrimMatrix;
 
 // A coarse copy of a matrix. With z[i] = x[order[i]] * factor[i], an output is about
-// mean . x + scale * (codes - centre) . z, off by less than its block's spread times the root of
+// mean . x + scale * (codes - centre) . z, off by less than its spread times the root of
 // sum(doubt * squares of z + loss * squares of what rounding z loses) over input blocks.
 // Codes have 2 bits for each of an input block's planes, the upper ones first, and their centre is
 // half of the highest. A plane is 2 lines of 64 bytes; byte i of an output in line l has inputs
@@ -38,8 +38,7 @@ typedef struct {
   const int32_t* order;   // [inputs], padded like the next to whole blocks
   const float* factor;    // [inputs]
   const float* mean;      // [inputs]
-  const float* scale;     // [outputs], padded to whole blocks
-  const float* spread;    // [output blocks]
+  const float *scale, *spread;  // [outputs], padded to whole blocks
   const float *doubt, *loss;  // [input blocks]
 } TrimPreview;
 

@@ -74,7 +74,7 @@ def preview(codes: Codes, hidden: Tensor) -> Preview:
         sizes.append(coded.square().unflatten(1, (-1, GROUP)).mean(2).sum(0))
     lost = torch.cat(errors)  # [outputs, input blocks]
     doubt = lost.mean(0)
-    spread = F.pad((lost / doubt.clamp_min(1e-30)).mean(1).sqrt(), (0, -outputs % BLOCK))
+    spread = (lost / doubt.clamp_min(1e-30)).mean(1).sqrt()
     return Preview(
         torch.cat(data),
         torch.tensor(planes, dtype=torch.int32),
@@ -82,7 +82,7 @@ def preview(codes: Codes, hidden: Tensor) -> Preview:
         factor,
         mean,
         F.pad(torch.cat(scales), (0, -outputs % BLOCK)),
-        spread.unflatten(0, (-1, BLOCK)).amax(1),
+        F.pad(spread, (0, -outputs % BLOCK)),
         _SURE**2 * doubt,
         _SURE**2 * torch.stack(sizes).sum(0) / outputs,
     )
