@@ -105,6 +105,23 @@ def test_a_preview_is_no_further_off_than_it_says():
     assert 0.4 < ((exact - rough).abs() / bound).max() < 0.9  # neither too bold nor of no use
 
 
+@pytest.mark.parametrize("isa", instruction_sets() or [None])
+def test_one_input_may_say_more_than_all_others(isa):
+    """Then errors are not a sum of many: one far out is clipped by much, and must be found."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(6000, 128, generator=generator)
+    weight[1234, 100] = 9.0
+    codes = quantise(weight, 8)
+    like = torch.ones(1, 128)
+    like[:, 100] = 1e-3  # seems to say nothing
+    x = torch.full((1, 128), 1e-4)
+    x[:, 100] = 50.0
+    packed, coarse = pack(codes), preview(codes, like)
+    engine = native_library.NativeEngine(2, isa)
+    found = engine.best(matrix_of(packed), preview_of(coarse), x)
+    assert found == (codes.values() @ x[0]).argmax(0, keepdim=True).tolist() == [1234]
+
+
 def coded(found, outputs: int) -> torch.Tensor:
     """The codes of a preview, by the description in `native.h`."""
     planes = found.planes.tolist()

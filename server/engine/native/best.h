@@ -75,19 +75,21 @@ class Best {
     if (!preview_) return;
     const Quantised& out = b_.reordered;
     float* z = local.line.fit(out.inputs);
-    Coarse all{0, 0, 0};
+    Coarse all{0, 0, 0, 0};
     for (int64_t i = 0; i < out.inputs; ++i) {
       all.shared += preview_->mean[i] * value(b_.normed, row, i);
       z[i] = value(b_.normed, row, preview_->order[i]) * preview_->factor[i];
     }
     quantise(z, out.inputs, b_.reordered, row);
     for (int64_t k = 0; k < out.blocks; ++k) {
-      float squares = 0, lost = 0;
+      float squares = 0, lost = 0, largest = 0;
       for (int64_t i = 32 * k; i < 32 * (k + 1); ++i) {
         const float off = z[i] - value(out, row, i);
         squares += z[i] * z[i];
         lost += off * off;
+        if (fabsf(z[i]) > largest) largest = fabsf(z[i]);
       }
+      if (preview_->worst[k] * largest > all.worst) all.worst = preview_->worst[k] * largest;
       all.doubt += preview_->doubt[k] * squares + preview_->loss[k] * lost;
       all.centre += 0.5f * ((1 << 2 * preview_->planes[k]) - 1) * out.sum(row)[k];
     }
@@ -122,9 +124,13 @@ class Best {
   }
 
   float bound(const float* values, int64_t row, int64_t block) const {
-    const float doubt = b_.coarse.get()[row].doubt, *spread = preview_->spread + 16 * block;
-    return highest8(max8(load8(values) + load8(spread) * doubt,
-                         load8(values + 8) + load8(spread + 8) * doubt));
+    const Coarse& all = b_.coarse.get()[row];
+    v8f high = splat(-INFINITY);
+    for (int i = 0; i < 16; i += 8) {
+      const v8f off = max8(load8(preview_->spread + 16 * block + i) * all.doubt, splat(all.worst));
+      high = max8(high, load8(values + i) + off);
+    }
+    return highest8(high);
   }
 
   // Adds coarse values to what `tile` starts from.

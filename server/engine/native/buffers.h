@@ -90,9 +90,9 @@ struct Chunks {
   int count;
 };
 
-// What the coarse values of a row share, and how far they may be off over their spreads.
+// What the coarse values of a row share; they may be off by `doubt` times their spread or `worst`.
 struct Coarse {
-  float shared, centre, doubt;
+  float shared, centre, doubt, worst;
 };
 
 struct Highest {

@@ -28,7 +28,8 @@ typedef struct {
 
 // A coarse copy of a matrix. With z[i] = x[order[i]] * factor[i], an output is about
 // mean . x + scale * (codes - centre) . z, off by less than its spread times the root of
-// sum(doubt * squares of z + loss * squares of what rounding z loses) over input blocks.
+// sum(doubt * squares of z + loss * squares of what rounding z loses) over input blocks, or than
+// the largest of worst * z.
 // Codes have 2 bits for each of an input block's planes, the upper ones first, and their centre is
 // half of the highest. A plane is 2 lines of 64 bytes; byte i of an output in line l has inputs
 // 16l + i, 16l + 4 + i, 16l + 8 + i and 16l + 12 + i, from its lower bits on.
@@ -39,7 +40,7 @@ typedef struct {
   const float* factor;    // [inputs]
   const float* mean;      // [inputs]
   const float *scale, *spread;  // [outputs], padded to whole blocks
-  const float *doubt, *loss;  // [input blocks]
+  const float *doubt, *loss, *worst;  // [input blocks]
 } TrimPreview;
 
 // What a variant has of its own in front of one sub-block: a norm in the place of the base's, and

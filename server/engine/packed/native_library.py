@@ -28,7 +28,7 @@ class Matrix(Structure):
 class Preview(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("data", "planes", "order", "factor", "mean")),
-        *((name, c_void_p) for name in ("scale", "spread", "doubt", "loss")),
+        *((name, c_void_p) for name in ("scale", "spread", "doubt", "loss", "worst")),
     )
 
 

@@ -3,7 +3,7 @@
 As SVD-softmax (Shim et al., 2017) does with low ranks: look at everything roughly, then only at
 what may win. Roughly means that inputs with much to say are held in 8 and 4 bits and the others in
 2. How far that is off is a sum of hundreds of rounding errors, and with `_SURE` of its standard
-deviations nothing that may win is left out.
+deviations nothing that may win is left out; nor by the largest error of all in one input.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from torch import Tensor
 from server.engine.packed.packing import BLOCK, GROUP, Codes
 
 _SURE = 7.0
+_ALL = 1.5  # of the largest error in one input, for those in all others beside it
 _SHARES = {4: 1 / 18, 2: 5 / 18}  # of input blocks, by planes of 2 bits; the others have one
 _STEPS = {4: 0.0308, 2: 0.3352, 1: 0.9957}  # best for normal numbers (Max, 1960)
 _AT_ONCE = 2048  # outputs, so that what is in between stays in the processor's cache
@@ -27,7 +28,8 @@ class Preview:
 
     With `z` the inputs in their new order times `factor`, an output's coarse value is
     `mean . x + scale * (codes - centre) . z`, off by less than `spread` times the root of
-    `sum(doubt * squares of z + loss * squares of what rounding z loses)` over its input blocks.
+    `sum(doubt * squares of z + loss * squares of what rounding z loses)` over its input blocks, or
+    than the largest of `worst * z`, where a single input has more to say than all others.
     """
 
     data: Tensor
@@ -39,6 +41,7 @@ class Preview:
     spread: Tensor
     doubt: Tensor
     loss: Tensor
+    worst: Tensor
 
     def tensors(self) -> list[Tensor]:
         """What is resident."""
@@ -61,7 +64,7 @@ def preview(codes: Codes, hidden: Tensor) -> Preview:
     step = torch.tensor([_STEPS[count] for count in planes]).repeat_interleave(GROUP)
     factor = varied.sqrt()[order] * step
     highest = torch.tensor([4.0**count - 1 for count in planes]).repeat_interleave(GROUP)
-    data, scales, errors, sizes = [], [], [], []
+    data, scales, errors, sizes, worst = [], [], [], [], []
     for part in _parts(codes):
         wanted = (part - mean)[:, order] / factor.clamp_min(1e-30)
         scale = (wanted * step).square().mean(1, keepdim=True).sqrt()
@@ -70,7 +73,9 @@ def preview(codes: Codes, hidden: Tensor) -> Preview:
         coded = (found - highest / 2) * scale
         data.append(_packed(found.to(torch.uint8), planes))
         scales.append(scale[:, 0])
-        errors.append((coded - wanted).square().unflatten(1, (-1, GROUP)).mean(2))
+        off = (coded - wanted).unflatten(1, (-1, GROUP))
+        errors.append(off.square().mean(2))
+        worst.append(off.abs().amax((0, 2)))
         sizes.append(coded.square().unflatten(1, (-1, GROUP)).mean(2).sum(0))
     lost = torch.cat(errors)  # [outputs, input blocks]
     doubt = lost.mean(0)
@@ -85,6 +90,7 @@ def preview(codes: Codes, hidden: Tensor) -> Preview:
         F.pad(spread, (0, -outputs % BLOCK)),
         _SURE**2 * doubt,
         _SURE**2 * torch.stack(sizes).sum(0) / outputs,
+        _ALL * torch.stack(worst).amax(0),
     )
 
 
