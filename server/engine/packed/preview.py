@@ -54,10 +54,8 @@ def preview(codes: Codes, hidden: Tensor) -> Preview:
     Output values share a mean, which says nothing about which is the highest and is not coded.
     """
     outputs, inputs = codes.codes.shape  # padded
-    sums = torch.stack([part.sum(0) for part in _parts(codes)])
-    mean = sums.sum(0) / outputs
-    squares = torch.stack([(part - mean).square().sum(0) for part in _parts(codes)])
-    varied = squares.sum(0) / outputs
+    some = torch.cat(list(_parts(codes, max(1, outputs // _AT_ONCE))))  # to centre and scale by
+    mean, varied = some.mean(0), some.var(0, correction=0)
     energy = F.pad(hidden.float().square().mean(0), (0, inputs - hidden.shape[1]))
     order = (varied * energy).argsort(descending=True)
     planes = _planes(inputs // GROUP)
@@ -94,9 +92,10 @@ def preview(codes: Codes, hidden: Tensor) -> Preview:
     )
 
 
-def _parts(codes: Codes) -> Iterator[Tensor]:
+def _parts(codes: Codes, every: int = 1) -> Iterator[Tensor]:
     """Values of some outputs after the other."""
-    for some, scales in zip(codes.codes.split(_AT_ONCE), codes.scales.split(_AT_ONCE), strict=True):
+    parts = (codes.codes[::every].split(_AT_ONCE), codes.scales[::every].split(_AT_ONCE))
+    for some, scales in zip(*parts, strict=True):
         yield (some.unflatten(1, (-1, GROUP)) * scales.float()[..., None]).flatten(1)
 
 
