@@ -20,8 +20,8 @@ class Best {
         pool_(pool) {
     b_.normed.fit(rows, matrix.inputs);
     b_.owner.fit(rows);
-    b_.y.fit(rows * blocks_);
     if (!preview) return;
+    b_.y.fit(rows * blocks_);
     b_.reordered.fit(rows, matrix.inputs);
     b_.coarse.fit(rows);
     for (int k = 0; k < b_.reordered.blocks; ++k) bytes_ += 128 * preview->planes[k];

@@ -16,7 +16,6 @@ from server.engine.packed.packing import unpack
 from server.engine.packed.preview import preview
 from server.engine.segment import Segment
 
-_AT_ONCE = 64  # rows
 _LIKE = 64  # tokens from all over the vocabulary
 FEW = 4
 """Rows for which memory sets the pace; more would look at too much of the head anyway."""
@@ -89,8 +88,6 @@ class NativeDecoder:
 
     def best(self, hidden: Tensor) -> list[int]:
         """The arg-max of each row of `logits`, for few rows without computing all of them."""
-        if len(hidden) > _AT_ONCE:  # what the kernel notes of every output stays allocated
-            return [token for part in hidden.split(_AT_ONCE) for token in self.best(part)]
         preview = self._model.preview if len(hidden) <= FEW else None
         return self._engine.best(self._model.head, preview, hidden.contiguous())
 
