@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from controller import EngineLoad, SequenceLoad, StepRecord
 from pruners.variant import VariantSpec
 from server.engine.runner import Runner
-from server.engine.sequence import Delta, GenerationRequest, Sequence
+from server.engine.sequence import Delta, FinishReason, GenerationRequest, Sequence
 from server.engine.text import TextStream
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,10 @@ class IdleWork(Protocol):
 
 
 class Engine:
-    """Owns the engine thread. All methods may be called from any other thread."""
+    """Owns the engine thread. All methods may be called from any other thread.
+
+    `failure` says why the thread died; it is None while the engine works and after `stop`.
+    """
 
     def __init__(
         self,
@@ -95,8 +99,11 @@ class Engine:
         self._wake = threading.Condition()
         self._arrivals: list[Sequence] = []
         self._outbox: Outbox = []
+        self._open: set[Generation] = set()
         self._stopping = False
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._began: float | None = None
+        self.failure: str | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         """Starts the engine thread."""
@@ -105,7 +112,13 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether the engine can take requests."""
-        return self._thread.is_alive() and not self._stopping
+        return self._thread.is_alive() and not self._stopping and self.failure is None
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long the step in progress has been running; 0 while there is none."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
 
     def submit(self, request: GenerationRequest, inbox: Inbox) -> Generation:
         """Queues a request of the running event loop, whose answer comes to `inbox`.
@@ -128,6 +141,7 @@ class Engine:
             if line and tokens + len(request.prompt) > self._max_waiting_tokens:
                 raise QueueFullError(f"{tokens} tokens are waiting to be read, the limit is near")
             generation = Generation(sequence_of, self._outbox, inbox)
+            self._open.add(generation)
             self._arrivals.append(generation.sequence)
             self._wake.notify()
         return generation
@@ -164,29 +178,61 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(timeout=10)
 
-    def _loop(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
-        while not self._stopping:
-            with self._wake:
-                if self._arrivals and self._idle is not None:
-                    self._idle.make_way()
-                for sequence in self._arrivals:
-                    self._runner.scheduler.add(sequence)
-                self._arrivals.clear()
-            try:
-                busy = self._runner.step(self._on_step) or self._use_idle_moment()
-            except Exception:
-                # One failed step must not leave every client hanging.
-                log.exception("engine step failed")
-                self._runner.abort_all("the engine failed on this request")
-                busy = True
-            self._send()
-            if not busy:
-                with self._wake:
-                    if not self._arrivals and not self._stopping:
-                        self._wake.wait(timeout=0.5)
-        self._runner.abort_all("the server is shutting down")
+    def _run(self) -> None:
+        """Steps until stopped. However that ends, every open request gets its last delta."""
+        error = "the server is shutting down"
+        try:
+            if self._threads is not None:
+                torch.set_num_threads(self._threads)
+            while not self._stopping:
+                if not self._turn():
+                    with self._wake:
+                        if not self._arrivals and not self._stopping:
+                            self._wake.wait(timeout=0.5)
+        except BaseException as found:  # nobody else would hear of it
+            log.exception("the engine died")
+            error = f"the engine died: {type(found).__name__}: {found}"
+        with self._wake:  # no request comes in behind this
+            if not self._stopping:
+                self.failure = error
+            self._stopping = True
+        self._began = None
+        self._end_all(error)
+
+    def _turn(self) -> bool:
+        """Takes what arrived and runs one step; False if there was nothing to do."""
+        self._began = time.monotonic()
+        with self._wake:
+            if self._arrivals and self._idle is not None:
+                self._idle.make_way()
+            for sequence in self._arrivals:
+                self._runner.scheduler.add(sequence)
+            self._arrivals.clear()
+        try:
+            busy = self._runner.step(self._step_done) or self._use_idle_moment()
+        except Exception:
+            # One failed step must not leave every client hanging.
+            log.exception("engine step failed")
+            self._runner.abort_all("the engine failed on this request")
+            busy = True
+        self._send()
+        self._began = None
+        return busy
+
+    def _step_done(self, record: StepRecord) -> None:
+        """Tells who listens; their mistakes are not the requests'."""
+        try:
+            if self._on_step is not None:
+                self._on_step(record)
+        except Exception:
+            log.exception("a listener to the engine's steps failed")
+
+    def _end_all(self, error: str) -> None:
+        """Gives every open request an error, without a look at what the runner holds."""
+        self._send()
+        for generation in self._open:
+            generation.sequence.ended = True
+            self._outbox.append((generation, Delta(finish_reason=FinishReason.ERROR, error=error)))
         self._send()
 
     def _send(self) -> None:
@@ -196,7 +242,8 @@ class Engine:
             written.setdefault(generation.loop, []).append((generation, delta))
         self._outbox.clear()
         for loop, part in written.items():
-            if not loop.is_closed():  # as it may be at shutdown
+            self._open.difference_update(g for g, delta in part if delta.finish_reason is not None)
+            with suppress(RuntimeError):  # the loop is closed, as it may be at shutdown
                 loop.call_soon_threadsafe(_deliver, part)
 
     def _use_idle_moment(self) -> bool:
