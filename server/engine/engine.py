@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from controller import EngineLoad, SequenceLoad, StepRecord
 from pruners.variant import VariantSpec
+from server.engine.admission import check
 from server.engine.runner import Runner
 from server.engine.sequence import Delta, FinishReason, GenerationRequest, Sequence
 from server.engine.text import TextStream
@@ -123,8 +124,10 @@ class Engine:
     def submit(self, request: GenerationRequest, inbox: Inbox) -> Generation:
         """Queues a request of the running event loop, whose answer comes to `inbox`.
 
-        Raises `QueueFullError` or `EngineStoppedError`.
+        Raises `InvalidRequestError`, `QueueFullError` or `EngineStoppedError`.
         """
+        weights = self._runner.decoder.weights
+        check(request, weights.shape.vocab, weights.context)
 
         def sequence_of(emit: Callable[[Delta], None]) -> Sequence:
             return Sequence(request, TextStream(self._tokenizer, request.stop), emit)
