@@ -14,6 +14,7 @@ from server.api.service import Call, Service
 from server.engine.sequence import Delta, FinishReason, TokenLogprob
 
 DONE = "data: [DONE]\n\n"
+_FAILED = (FinishReason.ERROR, FinishReason.ABORT)
 
 
 @dataclass(slots=True)
@@ -46,8 +47,8 @@ async def collect(service: Service, call: Call, request: Request) -> list[Answer
 
     async def gather() -> None:
         async for index, delta in service.deltas(call):
-            if delta.finish_reason is FinishReason.ERROR:
-                raise ApiError(500, delta.error or "the engine failed")
+            if delta.finish_reason in _FAILED:
+                raise ApiError(500, delta.error or "the answer was aborted")
             answers[index].add(delta)
 
     work = asyncio.create_task(gather())
@@ -89,7 +90,7 @@ def stream(
                 yield _event(chunk)
             async for index, delta in deltas:
                 answers[index].add(delta)
-                if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                if delta.finish_reason in _FAILED:
                     yield _event(envelope(500, delta.error or "the answer was aborted"))
                     break
                 for chunk in chunks(index, delta, answers[index]):
@@ -118,9 +119,10 @@ def usage_tail(
 
 
 def usage(call: Call, answers: list[Answer]) -> dict[str, object]:
-    """The `usage` object."""
+    """The `usage` object. A prompt counts once, whatever the number of its answers."""
     written = sum(answer.tokens for answer in answers)
-    reused = sum(generation.sequence.reused for generation in call.generations)
+    firsts = [generation.sequence for generation in call.generations[:: call.choices]]
+    reused = sum(min(first.reused, len(first.request.prompt)) for first in firsts)
     return {
         "prompt_tokens": call.prompt_tokens,
         "completion_tokens": written,
@@ -130,4 +132,5 @@ def usage(call: Call, answers: list[Answer]) -> dict[str, object]:
 
 
 def _event(chunk: dict[str, object]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+    """One event, in ASCII: many clients end a line at U+2028 or U+0085, too."""
+    return f"data: {json.dumps(chunk)}\n\n"

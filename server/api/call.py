@@ -18,6 +18,7 @@ class Call:
     prompt_tokens: int
     features: PromptFeatures
     text: str
+    choices: int  # answers to each prompt; those of one prompt stand together
     inbox: Inbox = field(default_factory=asyncio.Queue)
 
     @property

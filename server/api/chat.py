@@ -10,12 +10,14 @@ from server.api.answers import Answer, collect, stream, usage, usage_tail
 from server.api.errors import ApiError
 from server.api.protocol import ChatBody
 from server.api.service import Ask, Call, Prompt, Service, call_id_of, variant_alias
+from server.api.token_text import LEAST, TokenText, shown
 from server.engine.sequence import Delta, TokenLogprob
 
 
 def router(service: Service) -> APIRouter:
     """The route, bound to a service."""
     routes = APIRouter()
+    texts = TokenText(service.model.tokenizer)
 
     @routes.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
@@ -40,7 +42,7 @@ def router(service: Service) -> APIRouter:
                 {
                     "index": index,
                     "message": {"role": "assistant", "content": answer.text},
-                    "logprobs": _logprobs(service, answer.logprobs) if body.logprobs else None,
+                    "logprobs": _logprobs(texts, answer.logprobs) if body.logprobs else None,
                     "finish_reason": answer.finish_reason,
                     "stop_reason": answer.stop_reason,
                 }
@@ -49,12 +51,15 @@ def router(service: Service) -> APIRouter:
             full = {**common, "object": "chat.completion", "choices": choices}
             full |= {"usage": usage(call, answers), "trimtab": call.disclosure()}
             return JSONResponse(full, headers=call.headers())
-        return _streamed(service, call, body, {**common, "object": "chat.completion.chunk"})
+        common["object"] = "chat.completion.chunk"
+        return _streamed(service, texts, call, body, common)
 
     return routes
 
 
-def _streamed(service: Service, call: Call, body: ChatBody, common: dict[str, object]) -> Response:
+def _streamed(
+    service: Service, texts: TokenText, call: Call, body: ChatBody, common: dict[str, object]
+) -> Response:
     options = body.stream_options
 
     def choice(index: int, delta: dict[str, str], **more: object) -> dict[str, object]:
@@ -74,7 +79,7 @@ def _streamed(service: Service, call: Call, body: ChatBody, common: dict[str, ob
             return
         more: dict[str, object] = {}
         if body.logprobs and delta.logprob is not None:
-            more["logprobs"] = _logprobs(service, [delta.logprob])
+            more["logprobs"] = _logprobs(texts, [delta.logprob])
         if delta.finish_reason is not None:
             more["finish_reason"] = delta.finish_reason.value
             more["stop_reason"] = delta.stop_reason
@@ -124,10 +129,10 @@ def _prompt(service: Service, body: ChatBody) -> Prompt:
     return Prompt(prompt.tokens, said[: len(prompt.text)])
 
 
-def _logprobs(service: Service, scored: list[TokenLogprob]) -> dict[str, object]:
+def _logprobs(texts: TokenText, scored: list[TokenLogprob]) -> dict[str, object]:
     def entry(token: int, value: float) -> dict[str, object]:
-        text = service.model.tokenizer.decode([token])
-        return {"token": text, "logprob": max(value, -9999.0), "bytes": list(text.encode())}
+        data = texts.data(token)
+        return {"token": shown(data), "logprob": max(value, LEAST), "bytes": list(data)}
 
     return {
         "content": [

@@ -6,18 +6,20 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from server.api.answers import Answer, collect, stream, usage, usage_tail
+from server.api.completion_scores import Scores
 from server.api.errors import ApiError
 from server.api.protocol import CompletionBody
 from server.api.service import Ask, Call, Prompt, Service, call_id_of, variant_alias
-from server.engine.sequence import Delta, TokenLogprob
+from server.api.token_text import TokenText
+from server.engine.sequence import Delta
 
 DEFAULT_MAX_TOKENS = 16
-_FLOOR = -9999.0  # JSON has no -inf
 
 
 def router(service: Service) -> APIRouter:
     """The route, bound to a service."""
     routes = APIRouter()
+    texts = TokenText(service.model.tokenizer)
 
     @routes.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
@@ -43,27 +45,35 @@ def router(service: Service) -> APIRouter:
             answers = await collect(service, call, request)
             if wanted == 0:
                 answers = [_without_output(answer) for answer in answers]
-            choices = [_choice(service, body, ask, i, a) for i, a in enumerate(answers)]
+            choices = [_choice(texts, body, ask, i, a) for i, a in enumerate(answers)]
             full = {**common, "choices": choices, "usage": usage(call, answers)}
             return JSONResponse({**full, "trimtab": call.disclosure()}, headers=call.headers())
-        return _streamed(service, call, body, ask, common)
+        return _streamed(service, texts, call, body, ask, common)
 
     return routes
 
 
 def _streamed(
-    service: Service, call: Call, body: CompletionBody, ask: Ask, common: dict[str, object]
+    service: Service,
+    texts: TokenText,
+    call: Call,
+    body: CompletionBody,
+    ask: Ask,
+    common: dict[str, object],
 ) -> Response:
     options = body.stream_options
-    offsets = [0] * len(call.generations)
+    scores = [Scores(texts) for _ in call.generations]
     echoed: set[int] = set()
 
     def chunks(index: int, delta: Delta, answer: Answer) -> Iterable[dict[str, object]]:
+        ended = delta.finish_reason is not None
         text = delta.text
         if body.echo and index not in echoed:
             echoed.add(index)
-            text = _prompt_text(service, ask, body, index) + text
-        if not text and delta.finish_reason is None and delta.logprob is None:
+            text = _prompt_text(texts, ask, body, index) + text
+        if delta.logprob is not None:
+            scores[index].written(delta.logprob)
+        if not text and not ended:
             return
         choice: dict[str, object] = {
             "index": index,
@@ -72,11 +82,10 @@ def _streamed(
             "finish_reason": None if delta.finish_reason is None else delta.finish_reason.value,
             "stop_reason": delta.stop_reason,
         }
-        if body.logprobs is not None and delta.logprob is not None:
-            choice["logprobs"] = _logprobs(service, [delta.logprob], offsets[index])
-            offsets[index] += len(service.model.tokenizer.decode([delta.logprob.token]))
+        if body.logprobs is not None:
+            choice["logprobs"] = scores[index].take(len(answer.text), ended)
         chunk: dict[str, object] = {**common, "choices": [choice]}
-        if answer.tokens <= 1 or delta.finish_reason is not None:
+        if answer.tokens <= 1 or ended:
             chunk["trimtab"] = call.disclosure()
         if options is not None and options.continuous_usage_stats:
             chunk["usage"] = usage(call, [answer])
@@ -114,9 +123,10 @@ def _from_ids(service: Service, ids: list[int]) -> Prompt:
     return Prompt(list(ids), service.model.tokenizer.decode(ids))
 
 
-def _prompt_text(service: Service, ask: Ask, body: CompletionBody, index: int) -> str:
+def _prompt_text(texts: TokenText, ask: Ask, body: CompletionBody, index: int) -> str:
+    """An echoed prompt as its tokens have it, special tokens included."""
     prompt = ask.prompts[index // (body.n or 1)]
-    return str(service.model.tokenizer.decode(prompt.tokens, skip_special_tokens=True))
+    return b"".join(texts.prompt(prompt.tokens)).decode(errors="replace")
 
 
 def _without_output(answer: Answer) -> Answer:
@@ -127,54 +137,20 @@ def _without_output(answer: Answer) -> Answer:
 
 
 def _choice(
-    service: Service, body: CompletionBody, ask: Ask, index: int, answer: Answer
+    texts: TokenText, body: CompletionBody, ask: Ask, index: int, answer: Answer
 ) -> dict[str, object]:
     text = answer.text
-    logprobs: dict[str, object] | None = None
+    scores = Scores(texts)
     if body.echo:
-        text = _prompt_text(service, ask, body, index) + text
-    if body.logprobs is not None:
-        scored: list[TokenLogprob | int] = []
-        if body.echo:
-            first = ask.prompts[index // (body.n or 1)].tokens[0]
-            scored = [first, *answer.prompt_logprobs]
-        logprobs = _logprobs(service, [*scored, *answer.logprobs], 0)
+        text = _prompt_text(texts, ask, body, index) + text
+        if body.logprobs is not None:
+            scores.prompt(ask.prompts[index // (body.n or 1)].tokens, answer.prompt_logprobs)
+    for score in answer.logprobs:
+        scores.written(score)
     return {
         "index": index,
         "text": text,
-        "logprobs": logprobs,
+        "logprobs": None if body.logprobs is None else scores.take(len(text), ended=True),
         "finish_reason": answer.finish_reason,
         "stop_reason": answer.stop_reason,
-    }
-
-
-def _logprobs(
-    service: Service, scored: list[TokenLogprob | int] | list[TokenLogprob], offset: int
-) -> dict[str, object]:
-    """The completions format; a bare token id is the first prompt token, which has no score."""
-    decode = service.model.tokenizer.decode
-    tokens: list[str] = []
-    values: list[float | None] = []
-    tops: list[dict[str, float] | None] = []
-    offsets: list[int] = []
-    for item in scored:
-        token = item if isinstance(item, int) else item.token
-        tokens.append(decode([token]))
-        offsets.append(offset)
-        offset += len(tokens[-1])
-        if isinstance(item, int):
-            values.append(None)
-            tops.append(None)
-            continue
-        values.append(max(item.logprob, _FLOOR))
-        # Tokens may decode to equal strings; the chosen one, listed first, keeps its place.
-        top: dict[str, float] = {}
-        for alternative, value in item.top:
-            top.setdefault(decode([alternative]), max(value, _FLOOR))
-        tops.append(top)
-    return {
-        "tokens": tokens,
-        "token_logprobs": values,
-        "top_logprobs": tops,
-        "text_offset": offsets,
     }

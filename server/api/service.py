@@ -109,7 +109,8 @@ class Service:
         self.accounts.decided(decision)
         generations: list[Generation] = []
         prompt_tokens = sum(len(p.tokens) for p in ask.prompts)
-        call = Call(call_id, int(time.time()), decision, generations, prompt_tokens, features, text)
+        now = int(time.time())
+        call = Call(call_id, now, decision, generations, prompt_tokens, features, text, count)
         try:
             if decision.refused:
                 raise QueueFullError(_TURNED_AWAY[decision.reason])
