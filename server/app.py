@@ -88,8 +88,6 @@ def build_runner(model: LoadedModel, settings: Settings, free_bytes: float | Non
     """
     weights = model.weights
     shape = weights.shape
-    if settings.step_tokens < settings.max_running:
-        raise SettingsError("step_tokens must be at least max_running")
     dtype = torch.int8 if settings.kv_cache == "int8" else weights.dtype
     if dtype == torch.int8 and not isinstance(weights, PackedWeights):
         raise SettingsError(f"kv_cache int8 needs int4 or int8 weights, not {weights.precision}")

@@ -2,21 +2,20 @@
 
 import gc
 import logging
+import os
 import socket
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import pydantic_settings
 import typer
 import uvicorn
-from pydantic import ValidationError
 
 from pruners.errors import UserError
 from server.engine.source import DEFAULT_MODEL, resolve_model
 from server.offline_cli import MODEL_HELP, UsageError, offline
 from server.policy_cli import policy as policy_commands
-from server.settings import Settings
+from server.settings import read_settings, unknown_variables
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,9 @@ def serve(
         "threads": threads,
         "context": context,
     }
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = read_settings(given, os.environ)
+    for line in unknown_variables(os.environ):
+        log.warning("%s", line)
     _check_free(settings.host, settings.port)
     # Imported here: other commands start without the HTTP stack.
     from server.app import create_app, load
@@ -127,10 +128,7 @@ def main() -> None:
         _fail(getattr(error, "format_message", error.__str__)())
     except typer.Abort:
         sys.exit(130)
-    except ValidationError as error:
-        first = error.errors()[0]
-        _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-    except (UserError, pydantic_settings.SettingsError) as error:
+    except UserError as error:
         _fail(str(error))
 
 

@@ -169,6 +169,9 @@ def sensitivity(
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
     limit: Annotated[int, typer.Option(min=40, help="Prompts at most.")] = 300,
     tokens: Annotated[int, typer.Option(min=8, help="Of an answer.")] = 48,
+    analyzer: Annotated[
+        Literal["patterns", "nltk", "spacy"], typer.Option(help="Reads prompts, as when serving.")
+    ] = "patterns",
 ) -> None:
     """Learn from real prompts what each variant will lose on a prompt, and say how well that works.
 
@@ -179,9 +182,8 @@ def sensitivity(
 
     from pruners.text.sources import read_corpus
     from server.offline.sensing import learn_sensitivity
-    from server.settings import Settings
 
-    corpus, analyzer = read_corpus(prompts), Settings().analyzer
+    corpus = read_corpus(prompts)
     found = learn_sensitivity(model, artefact, corpus, limit, tokens, analyzer)
     titles = ("variant", "predictor", "R2", "rank", "oracle's gain", "over random", "over length")
     for name, report in found.report["backends"].items():

@@ -33,9 +33,9 @@ def profile(
     """
     from pruners.text.sources import read_corpus
     from server.offline.profiling import make_profile, time_again
-    from server.settings import Settings
+    from server.settings import JobSettings
 
-    settings = Settings(model=model, artefact=artefact)
+    settings = JobSettings(model=model, artefact=artefact)
     if prompts is None:
         found = time_again(settings, out)
     else:
@@ -121,7 +121,7 @@ def train_policy(
     from pruners.progress import bars
     from pruners.text.sources import read_corpus
     from server.offline.profiling import make_profile
-    from server.settings import Settings
+    from server.settings import JobSettings
 
     try:
         from server.offline.training import Lesson, plan_of, try_again
@@ -129,7 +129,7 @@ def train_policy(
     except ImportError as error:
         raise UsageError(f"{error}: pip install 'trimtab[train]'") from error
 
-    settings = Settings(model=model, artefact=artefact)
+    settings = JobSettings(model=model, artefact=artefact)
     folder = profile or out / "profile"
     if folder.exists():
         table = load_profile(folder)

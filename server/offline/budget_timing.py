@@ -15,7 +15,7 @@ from server.engine.offline import answer_all
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest, Sequence
-from server.settings import Settings
+from server.settings import JobSettings
 
 ROWS = (1, 8)
 _TOKEN = 5  # any; which one takes no time
@@ -37,7 +37,7 @@ def time_budgets(
     if not jobs:
         return {}
     room = max(2 * budget * rows for budget, rows in jobs)
-    settings = Settings(kv_tokens=max(512, room), max_running=max(ROWS), speculate=False)
+    settings = JobSettings(kv_tokens=max(512, room), max_running=max(ROWS), speculate=False)
     runner = build_runner(model, settings, None)
     taken: dict[tuple[int, int, str], list[float]] = {}
     for _ in tracked(range(repeats), "Timing KV budgets", progress):

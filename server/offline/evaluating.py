@@ -33,7 +33,7 @@ from server.offline.memory import MemoryLog
 from server.offline.samples import sample_answers
 from server.offline.selftext import OwnText
 from server.offline.timing import time_variants
-from server.settings import Settings
+from server.settings import JobSettings
 
 SHARES = (0.25, 0.5, 0.75)
 """Of a long prompt, what KV budgets keep when scorers are compared."""
@@ -118,7 +118,7 @@ def _offline(
     """Everything that `transformers` measures: quality, tasks, eviction and cost."""
     decoder = locate(load_transformers(source, torch.float32))
     own, known = artefact.corrections, artefact.table.kv_quality
-    budgets = sorted({*known, *Settings().kv_budgets})  # what the server offers, too
+    budgets = sorted({*known, *JobSettings().kv_budgets})  # what the server offers, too
     readers = masked(decoder, artefact.variants, artefact.order, own)
     found = evaluate(decoder, readers, rows, progress=progress, journal=journal)
     base: dict[str, Reader] = {BASE: partial(final_hidden, decoder)}

@@ -23,7 +23,7 @@ from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest
 from server.offline.sweep import Asked, Swept, read_prompts, sweep
 from server.offline.timing import STEPS, decode_step, time_variants, zeroed_decoder
-from server.settings import Settings
+from server.settings import JobSettings
 from telemetry.energy import EnergyReader
 
 _ROWS = (1, 2, 4, 8, 16)
@@ -38,7 +38,7 @@ class ProfilingError(UserError):
 
 
 def make_profile(
-    settings: Settings, out: Path, corpus: Corpus, limit: int, answer_tokens: int
+    settings: JobSettings, out: Path, corpus: Corpus, limit: int, answer_tokens: int
 ) -> Profile:
     """Sweeps prompts through all variants, times these, and writes the profile's folder.
 
@@ -61,7 +61,7 @@ def make_profile(
     return found
 
 
-def time_again(settings: Settings, out: Path) -> Profile:
+def time_again(settings: JobSettings, out: Path) -> Profile:
     """Keeps what an existing profile knows of prompts, which no device changes, and times this one.
 
     Raises `ProfileError`, or `ProfilingError` if the variants are others by now.
@@ -75,7 +75,9 @@ def time_again(settings: Settings, out: Path) -> Profile:
     return found
 
 
-def _timed(model: LoadedModel, settings: Settings, prompts: Prompts, progress: Progress) -> Profile:
+def _timed(
+    model: LoadedModel, settings: JobSettings, prompts: Prompts, progress: Progress
+) -> Profile:
     assert model.artefact is not None
     times, names = _times(model, progress), list(model.variants)
     fitted = fit_rates(
@@ -106,7 +108,7 @@ def _times(model: LoadedModel, progress: Progress) -> dict[str, Any]:
 
 
 def _prompts(
-    model: LoadedModel, settings: Settings, asked: list[Asked], swept: list[Swept]
+    model: LoadedModel, settings: JobSettings, asked: list[Asked], swept: list[Swept]
 ) -> Prompts:
     analyze = Analyzer(settings.analyzer)
     features = [analyze(one.text) for one in asked]
@@ -122,7 +124,7 @@ def _prompts(
 
 
 def _predicted(
-    model: LoadedModel, settings: Settings, features: list[PromptFeatures]
+    model: LoadedModel, settings: JobSettings, features: list[PromptFeatures]
 ) -> np.ndarray:
     """`[prompts, variants]`, as the controller expects them."""
     known, predictor = catalogue(model, settings).variant_loss, sensitivity(model, settings)
@@ -139,7 +141,7 @@ def _bytes_read(artefact: Artefact, names: list[str]) -> tuple[float, ...]:
     return tuple(1.0 if name == BASE else cost[name].touched for name in names)
 
 
-def _overhead(model: LoadedModel, settings: Settings) -> float:
+def _overhead(model: LoadedModel, settings: JobSettings) -> float:
     """How much longer serving takes than the steps alone: scheduling, and making text of tokens."""
     count, prompt, output = 3 * settings.max_running, 48, 48
     runner = build_runner(
@@ -166,7 +168,7 @@ def _overhead(model: LoadedModel, settings: Settings) -> float:
     return (time.perf_counter() - started) / sum(steps)
 
 
-def _without_guesses(settings: Settings, kv_tokens: int) -> Settings:
+def _without_guesses(settings: JobSettings, kv_tokens: int) -> JobSettings:
     """The same without guessing ahead, which depends on the text."""
     return settings.model_copy(update={"speculate": False, "kv_tokens": max(512, 2 * kv_tokens)})
 

@@ -17,7 +17,7 @@ from server.engine.offline import answer_all
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest, Sequence
-from server.settings import Settings
+from server.settings import JobSettings
 
 _MARK = "\x00"
 _ROWS = 96  # sampled together at most; more are hardly faster
@@ -57,7 +57,7 @@ class OwnText:
         if self._model is None:
             self._model = load_model(self._folder, self._folder.name)
         length = min(length, self._model.weights.context)
-        limits = Settings(
+        limits = JobSettings(
             max_running=len(wanted),
             step_tokens=256,
             kv_tokens=max(512, len(wanted) * (length + 128)),

@@ -20,7 +20,7 @@ from server.engine.sampling import SamplingParams
 from server.engine.segment import Segment
 from server.engine.sequence import GenerationRequest
 from server.engine.sequence import Sequence as Answer
-from server.settings import Settings
+from server.settings import JobSettings
 
 _BATCH = 16  # prompts answered together
 _LONGEST = 512  # tokens of a prompt; longer ones are left out
@@ -93,7 +93,7 @@ def sweep(
     """
     variants = list(model.variants.values())
     room = (_LONGEST + answer_tokens) * (len(variants) + 1 + _BATCH)
-    limits = Settings(max_running=_BATCH, kv_tokens=room, speculate=False)
+    limits = JobSettings(max_running=_BATCH, kv_tokens=room, speculate=False)
     runner = build_runner(model, limits, None)
     task = progress.add_task("Measuring prompts", total=len(asked))
     rows: list[Swept] = []

@@ -63,9 +63,9 @@ def test_help_needs_no_torch():
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("TRIMTAB_PORT", "abc", "port"),
-        ("TRIMTAB_KV_BUDGETS", "abc", "kv_budgets"),
-        ("TRIMTAB_KV_BUDGETS", "[2]", "kv_budgets"),
+        ("TRIMTAB_PORT", "abc", "TRIMTAB_PORT: "),
+        ("TRIMTAB_KV_BUDGETS", "abc", "TRIMTAB_KV_BUDGETS: "),
+        ("TRIMTAB_KV_BUDGETS", "[2]", "TRIMTAB_KV_BUDGETS: "),
     ],
 )
 def test_bad_environment(monkeypatch, variable, value, says):
