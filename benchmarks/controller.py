@@ -33,8 +33,8 @@ from controller.load import StepRecord
 from policies import Objectives, RulePolicy
 from pruners.artefact import load_artefact
 from pruners.variant import BASE, base_spec
-from server.app import shipped_artefact
 from server.engine.source import DEFAULT_MODEL
+from server.prechecks import shipped_artefact
 from telemetry import default_sampler
 from telemetry.machine import describe
 

@@ -1,9 +1,10 @@
 """A variant as data: how wide each layer is. Width 0 means that the sub-block is skipped."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from pruners.architecture import Shape
+if TYPE_CHECKING:
+    from pruners.architecture import Shape  # it needs PyTorch, names do not
 
 BASE = "base"
 
@@ -34,7 +35,7 @@ class VariantSpec:
         # Variants are looked up thousands of times a second; the widths would be hashed each time.
         return hash(self.name)
 
-    def check(self, shape: Shape) -> None:
+    def check(self, shape: "Shape") -> None:
         """Raises `ValueError` if the widths do not fit a base of this shape."""
         for what, widths, full in (
             ("kv_groups", self.kv_groups, shape.kv_groups),
@@ -58,27 +59,27 @@ class VariantSpec:
             return replace(self, kv_groups=_with(self.kv_groups, block.layer, width))
         return replace(self, ffn=_with(self.ffn, block.layer, width))
 
-    def body_parameters(self, shape: Shape) -> int:
+    def body_parameters(self, shape: "Shape") -> int:
         """Matrix parameters touched for one token, without embedding and head."""
         per_group = shape.hidden * shape.head_dim * (2 * shape.queries_per_group + 2)
         per_neuron = shape.hidden * (3 if shape.gated else 2)
         return sum(self.kv_groups) * per_group + sum(self.ffn) * per_neuron
 
-    def kv_numbers(self, shape: Shape) -> int:
+    def kv_numbers(self, shape: "Shape") -> int:
         """Keys and values of one cached token, in numbers."""
         return 2 * shape.head_dim * sum(self.kv_groups)
 
-    def parameters(self, shape: Shape) -> int:
+    def parameters(self, shape: "Shape") -> int:
         """Matrix parameters touched for one generated token: the body and the head."""
         return self.body_parameters(shape) + shape.hidden * shape.vocab
 
 
-def base_spec(shape: Shape) -> VariantSpec:
+def base_spec(shape: "Shape") -> VariantSpec:
     """The unpruned model as a variant."""
     return VariantSpec(BASE, (shape.kv_groups,) * shape.layers, (shape.ffn,) * shape.layers)
 
 
-def width_spec(shape: Shape, keep: float, multiple: int = 32) -> VariantSpec:
+def width_spec(shape: "Shape", keep: float, multiple: int = 32) -> VariantSpec:
     """The same share of FFN neurons in every layer, rounded to `multiple`.
 
     Multiples of 32 keep every prefix on a block boundary of packed 4-bit weights.
@@ -88,7 +89,7 @@ def width_spec(shape: Shape, keep: float, multiple: int = 32) -> VariantSpec:
     return VariantSpec(name, (shape.kv_groups,) * shape.layers, (width,) * shape.layers)
 
 
-def depth_spec(shape: Shape, skipped: list[int]) -> VariantSpec:
+def depth_spec(shape: "Shape", skipped: list[int]) -> VariantSpec:
     """Whole layers skipped; the name counts those left."""
     gone = set(skipped)
     return VariantSpec(

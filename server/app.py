@@ -3,19 +3,16 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import resources
-from pathlib import Path
 
 import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from controller import Analyzer, Catalogue, Controller, StepModel, StepRecord
+from controller import Catalogue, Controller, StepModel, StepRecord
 from controller.audit import AuditLog
 from controller.sensitivity import Sensitivity, load_sensitivity
 from policies import ExploringPolicy, Objectives, Policy
 from pruners.artefact import ArtefactError, load_artefact
-from pruners.kv import KV_SCORERS
 from pruners.measure.table import Table
 from pruners.variant import BASE
 from server.api import chat, completions, errors, generate, page, system
@@ -34,6 +31,7 @@ from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.source import model_name, resolve_model
 from server.engine.warmup import measure_steps
 from server.policy_names import named_policy
+from server.prechecks import open_analyzer, shipped_artefact
 from server.settings import Settings, SettingsError
 from server.shadow import Answered, Shadow
 from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, default_sampler
@@ -44,21 +42,15 @@ _KV_SHARE = 0.25  # of the memory that is free at start, for the cache, unless i
 _LEAST_KV = 1024  # tokens, however little memory there is
 
 
-def shipped_artefact(name: str) -> Path | None:
-    """The artefact that comes with the package for a model of this name, if there is one."""
-    folder = Path(str(resources.files("pruners"))) / "shipped" / name.lower()
-    return folder if folder.exists() else None
-
-
 def load(settings: Settings) -> LoadedModel:
     """Loads the model and its artefact as the settings say."""
-    folder = resolve_model(settings.model)
     name = model_name(settings.model)
     given = settings.artefact or shipped_artefact(name)
     artefact = None if given is None else load_artefact(given)
+    device = _device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    device = _device(settings.device)
+    folder = resolve_model(settings.model)  # last: it may fetch or convert
     try:
         model = load_model(folder, name, settings.weights, artefact, settings.context, device)
     except ArtefactError:
@@ -162,9 +154,6 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
     latency.fit(measure_steps(runner, [model.variants[BASE], smallest]))
     longest = min(model.weights.context, runner.scheduler.cache.arena.capacity)
-    if settings.kv_scorer not in KV_SCORERS:
-        known = ", ".join(KV_SCORERS)
-        raise SettingsError(f"no kv_scorer '{settings.kv_scorer}'; there are: {known}")
     audit = None
     if settings.audit_log is not None:
         audit = AuditLog(settings.audit_log, settings.audit_max_bytes)
@@ -173,7 +162,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         model,
         engine,
         controller,
-        make_analyzer(settings, metrics),
+        open_analyzer(settings, lambda name: metrics.analyzer_fallbacks.labels(name).inc()),
         accounts,
         Narrowing(model, settings.narrow),
         longest,
@@ -227,16 +216,6 @@ def sensitivity(model: LoadedModel, settings: Settings) -> Sensitivity | None:
     if model.artefact is None or folder is None:
         return None
     return load_sensitivity(folder, model.fingerprint)
-
-
-def make_analyzer(settings: Settings, metrics: ServerMetrics) -> Analyzer:
-    """The analyzer of the settings. Raises `SettingsError` if a package for it is missing."""
-    try:
-        return Analyzer(
-            settings.analyzer, lambda name: metrics.analyzer_fallbacks.labels(name).inc()
-        )
-    except ImportError as error:
-        raise SettingsError(f"analyzer '{settings.analyzer}': {error}") from error
 
 
 def make_policy(model: LoadedModel, settings: Settings) -> Policy:

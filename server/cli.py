@@ -72,6 +72,9 @@ def serve(
     for line in unknown_variables(os.environ):
         log.warning("%s", line)
     _check_free(settings.host, settings.port)
+    from server.prechecks import check_settings
+
+    check_settings(settings)
     # Imported here: other commands start without the HTTP stack.
     from server.app import create_app, load
 

@@ -12,9 +12,9 @@ from pruners.fingerprint import fingerprint
 from pruners.slices.merge import merged_slice
 from pruners.slices.slice_folder import MANIFEST, save_slice
 from pruners.variant import VariantSpec
-from server.app import shipped_artefact
 from server.engine.load import load_tokenizer, load_transformers
 from server.engine.source import model_name, resolve_model
+from server.prechecks import shipped_artefact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

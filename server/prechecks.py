@@ -1,0 +1,75 @@
+"""What can be known to be wrong before a model is loaded, which may take minutes."""
+
+import json
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pruners.variant import BASE
+from server.engine.source import model_name
+from server.policy_names import named_policy
+from server.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from controller import Analyzer
+
+
+def shipped_artefact(name: str) -> Path | None:
+    """The artefact that comes with the package for a model of this name, if there is one."""
+    folder = Path(str(resources.files("pruners"))) / "shipped" / name.lower()
+    return folder if folder.exists() else None
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise `UserError` for a part of the server that these settings cannot have.
+
+    What is quick comes first: the policy is looked at without importing PyTorch.
+    """
+    folder = settings.artefact or shipped_artefact(model_name(settings.model))
+    if folder is not None and not folder.is_dir():
+        raise SettingsError(f"there is no artefact {folder}; make one with `trimtab build`")
+    fingerprint, variants = (None, [BASE]) if folder is None else declared(folder)
+    named_policy(settings.policy, variants, fingerprint, settings.force)
+    # Imported here: all of them need PyTorch.
+    from controller.audit import AuditLog
+    from controller.sensitivity import load_sensitivity
+    from pruners.kv import KV_SCORERS
+
+    if settings.kv_scorer not in KV_SCORERS:
+        known = ", ".join(KV_SCORERS)
+        raise SettingsError(f"no kv_scorer '{settings.kv_scorer}'; there are: {known}")
+    if folder is not None and fingerprint is not None:
+        load_sensitivity(folder, fingerprint)
+    open_analyzer(settings)
+    if settings.audit_log is not None:
+        AuditLog(settings.audit_log, settings.audit_max_bytes).close()
+
+
+def declared(folder: Path) -> tuple[str | None, list[str]]:
+    """Return the model's fingerprint and the variants' names that an artefact's folder declares.
+
+    The base is the first. Raises `SettingsError`. The rest of the folder is not read.
+    """
+    path = folder / "variants.json"
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        return str(body["model"]["fingerprint"]), [BASE, *(v["name"] for v in body["variants"])]
+    except OSError as error:
+        raise SettingsError(
+            f"artefact {folder}: cannot read {path.name}: {error.strerror}"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"artefact {folder}: {path.name} is damaged: {error!r}") from error
+
+
+def open_analyzer(
+    settings: Settings, fell_back: Callable[[str], None] = lambda name: None
+) -> "Analyzer":
+    """Return the analyzer of the settings. Raises `SettingsError` if a package is missing."""
+    from controller import Analyzer
+
+    try:
+        return Analyzer(settings.analyzer, fell_back)
+    except (ImportError, OSError) as error:
+        raise SettingsError(f"analyzer '{settings.analyzer}': {error}") from error

@@ -1,0 +1,81 @@
+"""What a server cannot have is said before its model is looked for."""
+
+import json
+import shutil
+
+import pytest
+
+from controller.analyzer import BACKENDS
+from policies.bundle import Bundle
+from pruners.errors import UserError
+from server.app import load
+from server.prechecks import check_settings
+from server.settings import Settings
+from tests.policies.test_bundle import network
+from tests.server.test_cli import one_line, trimtab
+
+NOWHERE = "no-such-model"  # whatever is said of it was not said first
+
+
+@pytest.fixture
+def artefact(varied_folders, tmp_path):
+    return shutil.copytree(varied_folders[1], tmp_path / "artefact")
+
+
+def refused(says, **given):
+    with pytest.raises(UserError) as error:
+        check_settings(Settings(model=NOWHERE, **given))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_fit_pass(artefact, tmp_path):
+    log = tmp_path / "logs" / "audit.jsonl"
+    for policy in ("rule", "random", "static:base", "static:ffn-67", "refusing:ffn-34"):
+        check_settings(Settings(model=NOWHERE, artefact=artefact, policy=policy, audit_log=log))
+
+
+def test_policies(artefact, tmp_path):
+    refused("no policy 'NOPE'", policy="NOPE")
+    refused("static:ffn-67", artefact=artefact, policy="static:nope")
+    refused("no policy 'static:ffn-67'; there are: rule, random, static:base,",
+            policy="static:ffn-67")  # fmt: skip
+    refused("policy.json", artefact=artefact, policy=str(tmp_path))
+    variants = ("base", "ffn-67", "ffn-34")
+    made = {"kind": "dqn", "variants": variants, "layers": network(), "report": {}}
+    folder = tmp_path / "policy"
+    Bundle(fingerprint="another", promoted=True, **made).save(folder)
+    refused("another model", artefact=artefact, policy=str(folder))
+    mine = json.loads((artefact / "variants.json").read_text())["model"]["fingerprint"]
+    Bundle(fingerprint=mine, promoted=False, **made).save(folder)
+    refused("--force serves it", artefact=artefact, policy=str(folder))
+    check_settings(Settings(model=NOWHERE, artefact=artefact, policy=str(folder), force=True))
+
+
+def test_parts(artefact, tmp_path, monkeypatch):
+    refused("there is no artefact", artefact=tmp_path / "none")
+    refused("variants.json", artefact=tmp_path)
+    refused("no kv_scorer 'nope'", kv_scorer="nope")
+    (tmp_path / "file").write_text("")
+    refused("cannot write the audit log", audit_log=tmp_path / "file" / "log")
+    (artefact / "sensitivity.json").write_text("{}")
+    refused("sensitivity.json is damaged", artefact=artefact)
+
+    def missing():
+        raise ImportError("No module named 'spacy'")
+
+    monkeypatch.setitem(BACKENDS, "spacy", missing)
+    refused("analyzer 'spacy': No module named 'spacy'", analyzer="spacy")
+
+
+@pytest.mark.parametrize("name", ["variants.json", "table.json", "order.safetensors"])
+def test_a_damaged_artefact_is_found_before_the_model_is_looked_for(artefact, name):
+    (artefact / name).write_text("{")
+    with pytest.raises(UserError, match="artefact"):
+        load(Settings(model=NOWHERE, artefact=artefact))
+
+
+def test_the_command_checks_first(artefact):
+    given = ("serve", "--model", NOWHERE, "--artefact", artefact)
+    one_line(trimtab(*given, "--policy", "NOPE"), "no policy 'NOPE'")
+    one_line(trimtab(*given, "--policy", "static:base"), "no such model")
