@@ -9,6 +9,7 @@ from pruners.architecture.base import (
     Decoder,
     Layer,
     Mlp,
+    Serving,
     Shape,
     UnsupportedModelError,
 )
@@ -34,13 +35,18 @@ def locate(model: nn.Module) -> Decoder:
             f"model family '{family}' is not supported; supported: {', '.join(_LOCATE)}; "
             f"found modules: {_found(model)}"
         )
+    if getattr(getattr(model, "config", None), "is_heterogeneous", False):
+        raise UnsupportedModelError("per_layer_config in config.json is not supported")
     try:
-        return _LOCATE[family](model)
+        decoder = _LOCATE[family](model)
     except AttributeError as error:
         raise UnsupportedModelError(
             f"this '{family}' model is not a language model as its family lays it out ({error}); "
             f"found modules: {_found(model)}"
         ) from error
+    if not decoder.layers:
+        raise UnsupportedModelError("a model of 0 layers is not supported (num_hidden_layers)")
+    return decoder
 
 
 def _found(model: nn.Module) -> str:
@@ -65,6 +71,7 @@ __all__ = [
     "Decoder",
     "Layer",
     "Mlp",
+    "Serving",
     "Shape",
     "UnsupportedModelError",
     "locate",

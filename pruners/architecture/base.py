@@ -22,8 +22,8 @@ class Attention:
     """The projections of one self-attention block. Weights are `[out, in]`.
 
     `module` is what computes attention from `q`, `k` and `v`; it returns a pair whose second part
-    are the attention weights. It keeps its number of query heads in `heads_attribute` and their
-    features in `width_attribute`, where the family has them.
+    are the attention weights. Scores are `scale * q k^T`. The module keeps its number of query
+    heads in `heads_attribute` and their features in `width_attribute`, where the family has them.
     """
 
     q: nn.Linear
@@ -31,6 +31,7 @@ class Attention:
     v: nn.Linear
     o: nn.Linear
     module: nn.Module
+    scale: float
     q_norm: nn.Module | None = None
     k_norm: nn.Module | None = None
     heads_attribute: str | None = None
@@ -108,16 +109,36 @@ class ConfigNames:
     """What a family's configuration calls its sizes.
 
     `heads` and `kv_groups` are None where the configuration cannot say how many heads there are
-    without changing their size. `layer_bound` says that a layer computes differently elsewhere.
-    `norm_shift` is what the family adds to a norm's stored weight.
+    without changing their size. `biases` are the fields that together give every projection a bias.
+    `layer_bound` says that a layer computes differently elsewhere. `norm_shift` is what the family
+    adds to a norm's stored weight.
     """
 
     layers: str = "num_hidden_layers"
     ffn: str = "intermediate_size"
     heads: str | None = None
     kv_groups: str | None = None
+    biases: tuple[str, ...] = ()
     layer_bound: bool = False
     norm_shift: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a served family computes with besides its weights, as its own modelling code reads it.
+
+    `activation` is the gate's, by the name that `transformers` has for it, and `activation_field`
+    where the configuration says it. Embeddings are multiplied by `embed_scale`. `rope_types` are
+    the ways in which rotary tables are made. `refusals` say, one line each with the field's name,
+    what the family reads and serving does not do; a model that has any is not served.
+    """
+
+    activation: str
+    activation_field: str
+    norm_eps: float
+    embed_scale: float
+    rope_types: frozenset[str]
+    refusals: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +147,7 @@ class Decoder:
 
     `final_norm` takes the last layer's output to the input of `head`; `norm_in_head` says that it
     stands outside the model's body. `causal` is false in an encoder, where every token sees every
-    other. `rotary` is None where positions are embedded.
+    other. `rotary` is None where positions are embedded, `serving` in families that are not served.
     """
 
     family: str
@@ -140,6 +161,7 @@ class Decoder:
     names: ConfigNames
     norm_in_head: bool = False
     causal: bool = True
+    serving: Serving | None = None
 
     def rope_tables(
         self, positions: torch.Tensor, kind: str | None = None

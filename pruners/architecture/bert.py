@@ -23,6 +23,7 @@ def _layer(module: HfModule) -> Layer:
             v=attention.value,
             o=module.attention.output.dense,
             module=attention,
+            scale=attention.scaling,
             heads_attribute="num_attention_heads",
             width_attribute="all_head_size",
         ),

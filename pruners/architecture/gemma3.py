@@ -2,37 +2,68 @@
 
 from dataclasses import replace
 
-from pruners.architecture.base import Decoder, HfModule, Layer
-from pruners.architecture.llama import NAMES, attention_of, mlp_of, shape_of, window_of
+from pruners.architecture.base import Decoder, HfModule, Layer, Serving
+from pruners.architecture.llama import (
+    NAMES,
+    attention_of,
+    is_causal,
+    mlp_of,
+    refusals_of,
+    shape_of,
+    windows_by_layer,
+)
 
 FAMILIES = ("gemma3_text",)
 
 
-def _layer(config: HfModule, index: int, module: HfModule) -> Layer:
+def _layer(module: HfModule, window: int | None, kind: str) -> Layer:
     return Layer(
         module=module,
-        attention=attention_of(module.self_attn),
+        attention=attention_of(module.self_attn, normed=True),
         mlp=mlp_of(module.mlp),
         attention_norm=module.input_layernorm,
         mlp_norm=module.pre_feedforward_layernorm,
         attention_out_norm=module.post_attention_layernorm,
         mlp_out_norm=module.post_feedforward_layernorm,
-        window=window_of(config, index),
-        rope=config.layer_types[index],
+        window=window,
+        rope=kind,
     )
+
+
+def _refusals(config: HfModule) -> list[str]:
+    found = refusals_of(config, windows_by_layer(config), config.layer_types)
+    if config.use_bidirectional_attention:
+        found.append("use_bidirectional_attention is not supported")
+    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, cap) is not None:
+            found.append(f"{cap} is not supported")
+    return found
 
 
 def locate(model: HfModule) -> Decoder:
     """Takes a `Gemma3ForCausalLM` apart."""
-    body = model.model
+    config, body = model.config, model.model
+    kinds = config.layer_types
     return Decoder(
-        family=model.config.model_type,
+        family=config.model_type,
         model=model,
-        shape=shape_of(model.config),
-        layers=[_layer(model.config, index, layer) for index, layer in enumerate(body.layers)],
+        shape=shape_of(config),
+        layers=[
+            _layer(*parts)
+            for parts in zip(body.layers, windows_by_layer(config), kinds, strict=True)
+        ],
         embed=body.embed_tokens,
         final_norm=body.norm,
         head=model.lm_head,
         rotary=body.rotary_emb,
         names=replace(NAMES, norm_shift=1.0),
+        causal=is_causal(config) and not config.use_bidirectional_attention,
+        serving=Serving(
+            activation=config.hidden_activation,
+            activation_field="hidden_activation",
+            norm_eps=config.rms_norm_eps,
+            embed_scale=config.hidden_size**0.5,
+            rope_types=frozenset(body.rotary_emb.rope_type[kind] for kind in kinds),
+            refusals=tuple(_refusals(config)),
+        ),
     )

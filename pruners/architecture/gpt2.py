@@ -26,6 +26,7 @@ def _layer(module: HfModule) -> Layer:
             v=v,
             o=Conv1DView(attention.c_proj),
             module=attention,
+            scale=attention.scaling,
             heads_attribute="num_heads",
             width_attribute="split_size",
         ),

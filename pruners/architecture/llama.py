@@ -1,5 +1,8 @@
 """Llama and the families that kept its module names: Mistral, Qwen2, Qwen3, SmolLM."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from pruners.architecture.base import (
     Attention,
     ConfigNames,
@@ -7,38 +10,41 @@ from pruners.architecture.base import (
     HfModule,
     Layer,
     Mlp,
+    Serving,
     Shape,
 )
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 NAMES = ConfigNames(heads="num_attention_heads", kv_groups="num_key_value_heads")
+
+Windows = list[int | None]
 
 
 def shape_of(config: HfModule) -> Shape:
     """Sizes from a Llama-like `transformers` configuration."""
-    heads = config.num_attention_heads
-    hidden = config.hidden_size
+    heads, hidden = config.num_attention_heads, config.hidden_size
     return Shape(
         layers=config.num_hidden_layers,
         hidden=hidden,
         heads=heads,
-        kv_groups=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or hidden // heads,
+        kv_groups=config.num_key_value_heads,
+        # Every one of these families reads a `head_dim`, Qwen2 one that is not among its fields.
+        head_dim=getattr(config, "head_dim", hidden // heads),
         ffn=config.intermediate_size,
         vocab=config.vocab_size,
     )
 
 
-def attention_of(module: HfModule) -> Attention:
-    """The projections of a Llama-named attention module, with the per-head norms it may have."""
+def attention_of(module: HfModule, normed: bool) -> Attention:
+    """The projections of a Llama-named attention module; `normed` if heads have their own norms."""
     return Attention(
         q=module.q_proj,
         k=module.k_proj,
         v=module.v_proj,
         o=module.o_proj,
         module=module,
-        q_norm=getattr(module, "q_norm", None),
-        k_norm=getattr(module, "k_norm", None),
+        scale=module.scaling,
+        q_norm=module.q_norm if normed else None,
+        k_norm=module.k_norm if normed else None,
     )
 
 
@@ -47,37 +53,92 @@ def mlp_of(module: HfModule) -> Mlp:
     return Mlp(gate=module.gate_proj, up=module.up_proj, down=module.down_proj)
 
 
-def window_of(config: HfModule, index: int) -> int | None:
-    """How many tokens a token of layer `index` sees, if its attention slides."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds and kinds[index] != "sliding_attention":
-        return None
-    window: int | None = getattr(config, "sliding_window", None)
-    return window
+def windows_by_layer(config: HfModule) -> Windows:
+    """How many tokens a token of each layer sees, where `layer_types` says which layers slide."""
+    return [
+        config.sliding_window if kind == "sliding_attention" else None
+        for kind in config.layer_types
+    ]
 
 
-def _layer(config: HfModule, index: int, module: HfModule) -> Layer:
+def windows_everywhere(config: HfModule) -> Windows:
+    """The same window in every layer, whatever `layer_types` may say."""
+    return [config.sliding_window] * config.num_hidden_layers
+
+
+def no_windows(config: HfModule) -> Windows:
+    """None in any layer."""
+    return [None] * config.num_hidden_layers
+
+
+_WINDOWS: dict[str, Callable[[HfModule], Windows]] = {
+    "llama": no_windows,
+    "mistral": windows_everywhere,
+    "qwen2": windows_by_layer,
+    "qwen3": windows_by_layer,
+}
+FAMILIES = tuple(_WINDOWS)
+
+
+def is_causal(config: HfModule) -> bool:
+    """Whether `transformers` masks what comes later; its masks read this for every family."""
+    return bool(getattr(config, "is_causal", True))
+
+
+def refusals_of(config: HfModule, windows: Windows, layer_types: list[str]) -> list[str]:
+    """What keeps a Llama-like model from being served. `layer_types` are those that it reads."""
+    found = []
+    if not is_causal(config):
+        found.append(f"is_causal {config.is_causal} is not supported")
+    groups = config.num_key_value_heads
+    if groups < 1 or config.num_attention_heads % groups:
+        found.append(f"num_key_value_heads {groups} do not divide num_attention_heads")
+    for kind in sorted(set(layer_types) - {"full_attention", "sliding_attention"}):
+        found.append(f"layer_types with '{kind}' is not supported")
+    if "sliding_attention" in layer_types and config.sliding_window is None:
+        found.append("layer_types has sliding_attention, but sliding_window is not set")
+    if any(window is not None and window < 1 for window in windows):
+        found.append(f"sliding_window {config.sliding_window} is not a number of tokens")
+    return found
+
+
+def _layer(family: str, module: HfModule, window: int | None) -> Layer:
     return Layer(
         module=module,
-        attention=attention_of(module.self_attn),
+        attention=attention_of(module.self_attn, normed=family == "qwen3"),
         mlp=mlp_of(module.mlp),
         attention_norm=module.input_layernorm,
         mlp_norm=module.post_attention_layernorm,
-        window=window_of(config, index),
+        window=window,
     )
 
 
 def locate(model: HfModule) -> Decoder:
     """Takes a `*ForCausalLM` of these families apart."""
-    body = model.model
+    config, body = model.config, model.model
+    family = config.model_type
+    windows = _WINDOWS[family](config)
+    layer_types = config.layer_types if _WINDOWS[family] is windows_by_layer else []
     return Decoder(
-        family=model.config.model_type,
+        family=family,
         model=model,
-        shape=shape_of(model.config),
-        layers=[_layer(model.config, index, layer) for index, layer in enumerate(body.layers)],
+        shape=shape_of(config),
+        layers=[
+            _layer(family, layer, window)
+            for layer, window in zip(body.layers, windows, strict=True)
+        ],
         embed=body.embed_tokens,
         final_norm=body.norm,
         head=model.lm_head,
         rotary=body.rotary_emb,
-        names=NAMES,
+        names=replace(NAMES, biases=("attention_bias", "mlp_bias")) if family == "llama" else NAMES,
+        causal=is_causal(config),
+        serving=Serving(
+            activation=config.hidden_act,
+            activation_field="hidden_act",
+            norm_eps=config.rms_norm_eps,
+            embed_scale=1.0,
+            rope_types=frozenset({body.rotary_emb.rope_type}),
+            refusals=tuple(refusals_of(config, windows, layer_types)),
+        ),
     )

@@ -25,6 +25,7 @@ def _layer(module: HfModule) -> Layer:
             v=attention.v_proj,
             o=attention.out_proj,
             module=attention,
+            scale=attention.scaling,
             heads_attribute="num_heads",
         ),
         mlp=Mlp(gate=None, up=module.fc1, down=module.fc2),

@@ -130,7 +130,7 @@ def _evict(
             values=values,
             queries=watch.queries[index],
             position=int(watch.now[0, -1]),
-            scale=float(getattr(layer.attention.module, "scaling", keys.shape[3] ** -0.5)),
+            scale=layer.attention.scale,
             rope=None if decoder.rotary is None else partial(decoder.rope_tables, kind=layer.rope),
         )
         kept = eviction.kept(seen, keep)

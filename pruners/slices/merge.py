@@ -14,9 +14,6 @@ from pruners.recovery import Correction, Entry, Materialised
 from pruners.slices.slice import Copies, SliceError, slice_into
 from pruners.variant import PARTS, Block, VariantSpec
 
-_FLAGS = ("attention_bias", "mlp_bias")
-"""Of a configuration that can give every projection a bias."""
-
 
 @torch.no_grad()
 def merged_slice(
@@ -54,8 +51,8 @@ def merged_slice(
                     )
                 _add_bias(before, correction.bias)
     config: Any = smaller.config
-    if corrections and all(hasattr(config, flag) for flag in _FLAGS):
-        for flag in _FLAGS:
+    if corrections and decoder.names.biases:
+        for flag in decoder.names.biases:
             setattr(config, flag, True)
         for layer in decoder.layers:
             for linear in _projections(layer):

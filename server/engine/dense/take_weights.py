@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pruners.architecture import Attention, Decoder, Layer, Shape, UnsupportedModelError
+from pruners.architecture import Attention, Decoder, Layer, Serving, Shape, UnsupportedModelError
 from server.engine.dense.linear import DenseLinear
 from server.engine.dense.weights import ACTIVATIONS, BaseWeights, LayerWeights, Norm
 
@@ -21,10 +21,8 @@ def take_weights(
     The source's matrices are released layer by layer, so the peak is one layer above the model.
     Permuting neurons and groups leaves the function unchanged up to rounding.
     """
-    config = decoder.model.config
-    _check_supported(decoder)
+    serving = _check_supported(decoder)
     dtype = decoder.embed.weight.dtype
-    gemma = decoder.family.startswith("gemma")
 
     def norm(module: nn.Module | None) -> Norm | None:
         if module is None:
@@ -32,7 +30,7 @@ def take_weights(
         weight = next(module.parameters()).detach()
         shift = decoder.names.norm_shift
         # A family that shifts its norms multiplies in fp32.
-        return Norm(shift + weight.float() if shift else weight, config.rms_norm_eps, dtype)
+        return Norm(shift + weight.float() if shift else weight, serving.norm_eps, dtype)
 
     layers = []
     with torch.no_grad():
@@ -42,19 +40,18 @@ def take_weights(
             layers.append(_take_layer(decoder, layer, kv, ffn, norm))
     final_norm = norm(decoder.final_norm)
     assert final_norm is not None
-    scale = getattr(config, "query_pre_attn_scalar", None) or decoder.shape.head_dim
     return BaseWeights(
         shape=decoder.shape,
         dtype=dtype,
         embed=decoder.embed.weight.detach(),
         # As the family rounds it: the scale is a tensor of the embedding's dtype.
-        embed_scale=float(torch.tensor(decoder.shape.hidden**0.5).to(dtype)) if gemma else 1.0,
+        embed_scale=float(torch.tensor(serving.embed_scale).to(dtype)),
         layers=layers,
         final_norm=final_norm,
         head=DenseLinear(decoder.head.weight.detach(), _bias(decoder.head)),
         rope=_rope_tables(decoder, context + _AHEAD),
-        softmax_scale=scale**-0.5,
-        activation_name=_activation_name(config),
+        softmax_scale=decoder.layers[0].attention.scale,
+        activation_name=serving.activation,
         context=context,
     )
 
@@ -148,30 +145,30 @@ def _rope_tables(decoder: Decoder, context: int) -> dict[str | None, tuple[Tenso
     with torch.no_grad():
         for kind in {layer.rope for layer in decoder.layers}:
             cos, sin = (t.clone() for t in decoder.rope_tables(torch.arange(context), kind))
+            if sin.shape[1] != decoder.shape.head_dim:
+                raise UnsupportedModelError(
+                    f"rotary tables of {sin.shape[1]} for heads of {decoder.shape.head_dim} "
+                    "(partial_rotary_factor or head_dim in config.json) are not supported"
+                )
             sin[:, : sin.shape[1] // 2].neg_()
             tables[kind] = (cos, sin)
     return tables
 
 
-def _activation_name(config: object) -> str:
-    name = getattr(config, "hidden_activation", None) or config.hidden_act  # type: ignore[attr-defined]
-    return str(name)
-
-
-def _check_supported(decoder: Decoder) -> None:
-    config = decoder.model.config
-    name = _activation_name(config)
-    if name not in ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"activation '{name}' is not supported; supported: {', '.join(ACTIVATIONS)}"
+def _check_supported(decoder: Decoder) -> Serving:
+    """What the family computes with. Raises `UnsupportedModelError` for what is not done here."""
+    serving = decoder.serving
+    if serving is None:
+        raise UnsupportedModelError(f"model family '{decoder.family}' is not served")
+    refusals = list(serving.refusals)
+    if serving.activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        refusals.append(
+            f"{serving.activation_field} '{serving.activation}' is not supported (but {known})"
         )
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in [rope] if "rope_type" in rope else rope.values():
-        kind = parameters.get("rope_type", "default") if isinstance(parameters, dict) else "default"
-        if kind not in _STATIC_ROPE:
-            raise UnsupportedModelError(
-                f"rope type '{kind}' is not supported; supported: {', '.join(sorted(_STATIC_ROPE))}"
-            )
-    for what in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(config, what, None):
-            raise UnsupportedModelError(f"{what} is not supported")
+    for kind in sorted(serving.rope_types - _STATIC_ROPE):
+        known = ", ".join(sorted(_STATIC_ROPE))
+        refusals.append(f"rope_parameters of type '{kind}' is not supported (but {known})")
+    if refusals:
+        raise UnsupportedModelError(f"config.json: {'; '.join(refusals)}")
+    return serving
