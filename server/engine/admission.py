@@ -29,7 +29,7 @@ def check(request: GenerationRequest, vocabulary: int, context: int) -> None:
     _check_ids("stop_token_ids", request.stop.token_ids, vocabulary)
     _check_ids("the EOS ids", request.eos_token_ids, vocabulary)
     _check_ids("logit_bias", request.sampling.logit_bias, vocabulary)
-    _check_sampling(request.sampling)
+    check_sampling(request.sampling)
 
 
 def _check_ids(where: str, ids: Collection[int], vocabulary: int) -> None:
@@ -38,8 +38,11 @@ def _check_ids(where: str, ids: Collection[int], vocabulary: int) -> None:
             raise InvalidRequestError(f"{where}: no token {extreme}, there are {vocabulary}")
 
 
-def _check_sampling(params: SamplingParams) -> None:
-    """Raise unless every parameter is a number in its range; comparisons with NaN are false."""
+def check_sampling(params: SamplingParams) -> None:
+    """Raise `InvalidRequestError` unless every parameter is in its range.
+
+    Comparisons with NaN are false.
+    """
     fine = {
         "temperature": 0 <= params.temperature <= _HOTTEST,
         "top_p": 0 <= params.top_p <= 1,

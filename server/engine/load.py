@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,6 +31,12 @@ from server.engine.dense.decoder import Decoder
 from server.engine.dense.graph_decoder import GraphDecoder
 from server.engine.dense.take_weights import take_weights
 from server.engine.dense.weights import BaseWeights
+from server.engine.generation_config import (
+    check_padding,
+    check_tokens,
+    end_token_ids,
+    sampling_defaults,
+)
 from server.engine.packed import native_library
 from server.engine.packed.native_decoder import NativeDecoder, add_preview
 from server.engine.packed.packed_own import PackedOwnParts, packed_own_parts
@@ -75,10 +82,14 @@ def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise UnsupportedModelError(
             f"model family '{config.model_type}' is not supported; supported: {known}"
         )
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModelError("config.json: quantization_config is not supported")
+    check_padding(config)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of a wrong configuration it raises whatever it stumbles over
         raise UnsupportedModelError(f"cannot load the model in {source}: {_line(error)}") from error
+    model.config.return_dict = True  # by name is how whoever measures reads outputs
     return model.eval().requires_grad_(False)
 
 
@@ -109,7 +120,7 @@ def load_outline(source: Path) -> PreTrainedModel:
 def _config(source: Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of a wrong value it raises whatever it stumbles over
         raise UnsupportedModelError(f"cannot read the model in {source}: {_line(error)}") from error
 
 
@@ -135,20 +146,16 @@ def load_model(
         decoder = locate(load_transformers(source, torch.bfloat16))
     if artefact is not None:
         artefact.check_base(identity)
+    tokenizer = load_tokenizer(source)
+    check_tokens(model.config, tokenizer)
+    ends = end_token_ids(source, model.config, tokenizer)
+    defaults = sampling_defaults(model.generation_config)
     longest = model.config.max_position_embeddings
-    eos = model.generation_config.eos_token_id or []
-    defaults = {
-        key: value
-        for key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        if (value := getattr(model.generation_config, key, None)) is not None
-    }
-    if getattr(model.generation_config, "do_sample", None) is not True:
-        defaults = {}
     weights = take_weights(
         decoder,
         None if artefact is None else artefact.ffn_order,
         None if artefact is None else artefact.kv_order,
-        min(longest, context or longest),
+        longest if context is None else min(longest, context),
     ).to(device)
     corrections = {} if artefact is None else artefact.corrections
     if precision in BITS:
@@ -161,8 +168,8 @@ def load_model(
         name=name,
         fingerprint=identity,
         weights=served,
-        tokenizer=load_tokenizer(source),
-        eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos),
+        tokenizer=tokenizer,
+        eos_token_ids=ends,
         variants={spec.name: spec for spec in specs},
         own=own,
         artefact=None if artefact is None else replace(artefact, corrections={}),
@@ -224,6 +231,11 @@ def _bf16_is_native() -> bool:
     return capability == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
+    """What is wrong, on one line."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        return _line(error.__cause__)
+    if isinstance(error, KeyError):
+        return f"nothing is known of {error}"
     text = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
     return text.strip().splitlines()[0] if text.strip() else type(error).__name__

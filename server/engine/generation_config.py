@@ -1,0 +1,121 @@
+"""What a model folder says about ending and sampling, from every file that says it."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from pruners.architecture import UnsupportedModelError
+from server.engine.admission import InvalidRequestError, check_sampling
+from server.engine.sampling import SamplingParams
+
+log = logging.getLogger(__name__)
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def end_token_ids(
+    folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """Return every id that ends an answer: those of both configurations and the tokenizer's.
+
+    A default of the family's configuration class counts only where none of them says anything. Ids
+    behind the vocabulary are dropped with a warning: no model writes them. Raises
+    `UnsupportedModelError` for what is no id.
+    """
+    said = {
+        name: _ids(name, _read(folder / name).get("eos_token_id"))
+        for name in ("config.json", "generation_config.json")
+    }
+    said["the tokenizer"] = _ids("the tokenizer", tokenizer.eos_token_id)
+    if not any(said.values()):
+        said["the model's family"] = _ids("the model's family", config.eos_token_id)
+    found: set[int] = set()
+    for name, ids in said.items():
+        for token in ids:
+            if 0 <= token < config.vocab_size:
+                found.add(token)
+            else:
+                log.warning(
+                    "%s: EOS id %d is not among the model's %d tokens and is ignored",
+                    name,
+                    token,
+                    config.vocab_size,
+                )
+    return frozenset(found)
+
+
+def sampling_defaults(generation: GenerationConfig | None) -> dict[str, float]:
+    """Return the sampling parameters of a model, if its configuration asks for sampling.
+
+    Raises `UnsupportedModelError` for one that no request could have.
+    """
+    if getattr(generation, "do_sample", None) is not True:
+        return {}
+    said = {name: getattr(generation, name, None) for name in _SAMPLING}
+    found = {name: value for name, value in said.items() if value is not None}
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UnsupportedModelError(f"generation_config.json: {name} {value!r} is no number")
+    try:
+        check_sampling(SamplingParams(**found))
+    except InvalidRequestError as error:
+        raise UnsupportedModelError(f"generation_config.json: {error}") from error
+    return found
+
+
+def check_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare a tokenizer with its model: one warning if it knows tokens that the model does not.
+
+    Raises `UnsupportedModelError` if it puts such a token into every prompt.
+    """
+    size = config.vocab_size
+    for token in tokenizer("").input_ids:
+        if token >= size:
+            raise UnsupportedModelError(
+                f"the tokenizer adds token {token} ('{tokenizer.convert_ids_to_tokens(token)}') to "
+                f"every prompt, but the model knows {size} tokens"
+            )
+    plain = tokenizer.vocab_size
+    added = sum(token >= max(size, plain) for token in tokenizer.added_tokens_decoder)
+    behind = max(plain - size, 0) + added
+    if behind:
+        log.warning(
+            "the tokenizer knows %d tokens behind the model's %d; prompts with them are refused",
+            behind,
+            size,
+        )
+
+
+def check_padding(config: PretrainedConfig) -> None:
+    """Raise `UnsupportedModelError` for a padding id with which no embedding can be built."""
+    token, size = config.pad_token_id, config.vocab_size
+    if token is not None and not -size <= token < size:
+        raise UnsupportedModelError(
+            f"config.json: pad_token_id {token} is not among the model's {size} tokens"
+        )
+
+
+def _ids(name: str, said: object) -> list[int]:
+    """What `eos_token_id` says, which may be nothing, an id or a list of ids."""
+    ids: list[int] = []
+    for token in said if isinstance(said, list) else [] if said is None else [said]:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise UnsupportedModelError(f"{name}: eos_token_id {token!r} is no id")
+        ids.append(token)
+    return ids
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(f"cannot read {path}: {error}") from error
+    if not isinstance(said, dict):
+        raise UnsupportedModelError(f"{path} holds no JSON object")
+    return said
