@@ -48,7 +48,7 @@ def locate(model: HfModule) -> Decoder:
             heads=config.n_head,
             kv_groups=config.n_head,
             head_dim=config.n_embd // config.n_head,
-            ffn=config.n_inner or 4 * config.n_embd,
+            ffn=4 * config.n_embd if config.n_inner is None else config.n_inner,
             vocab=config.vocab_size,
             gated=False,
         ),

@@ -121,7 +121,7 @@ class _Run:
             self._decoder, spec, order, own, training.tier, training.rank, training.seed
         ).to(self._decoder.embed.weight.device)
         scale = (training.batch_tokens / 2048) ** 0.5
-        rate = training.rate or scale * _RATES[training.tier]
+        rate = scale * _RATES[training.tier] if training.rate is None else training.rate
         trained = [p for p in student.parameters() if p.requires_grad and p.numel()]
         ranks = [p for p in trained if p.dim() == 2]
         vectors = [p for p in trained if p.dim() == 1]

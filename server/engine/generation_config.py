@@ -60,6 +60,8 @@ def sampling_defaults(generation: GenerationConfig | None) -> dict[str, float]:
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UnsupportedModelError(f"generation_config.json: {name} {value!r} is no number")
+    if "top_k" in found:
+        found["top_k"] = max(0, int(found["top_k"]))  # -1 is how some say that it is off
     try:
         check_sampling(SamplingParams(**found))
     except InvalidRequestError as error:
