@@ -1,13 +1,12 @@
 """The one place where a request's numbers are checked against the model, before it is queued."""
 
-import math
 from collections.abc import Collection
 
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest
 
 _SEEDS = range(-(2**63), 2**64)  # what a random generator takes
-_HOTTEST = 1e6
+_HUGE = 1e30  # far beyond any use, and finite in fp32
 
 
 class InvalidRequestError(ValueError):
@@ -44,14 +43,14 @@ def check_sampling(params: SamplingParams) -> None:
     Comparisons with NaN are false.
     """
     fine = {
-        "temperature": 0 <= params.temperature <= _HOTTEST,
+        "temperature": 0 <= params.temperature <= _HUGE,
         "top_p": 0 <= params.top_p <= 1,
         "top_k": params.top_k >= 0,
         "min_p": 0 <= params.min_p <= 1,
-        "repetition_penalty": 0 < params.repetition_penalty < math.inf,
-        "presence_penalty": math.isfinite(params.presence_penalty),
-        "frequency_penalty": math.isfinite(params.frequency_penalty),
-        "logit_bias": all(map(math.isfinite, params.logit_bias.values())),
+        "repetition_penalty": 0 < params.repetition_penalty <= _HUGE,
+        "presence_penalty": abs(params.presence_penalty) <= _HUGE,
+        "frequency_penalty": abs(params.frequency_penalty) <= _HUGE,
+        "logit_bias": all(abs(bias) <= _HUGE for bias in params.logit_bias.values()),
         "seed": params.seed is None or params.seed in _SEEDS,
     }
     for name, holds in fine.items():

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from controller import EngineLoad, SequenceLoad, StepRecord
 from pruners.variant import VariantSpec
 from server.engine.admission import check
-from server.engine.runner import Runner
+from server.engine.runner import Failure, Runner
 from server.engine.sequence import Delta, FinishReason, GenerationRequest, Sequence
 from server.engine.text import TextStream
 
@@ -89,12 +89,15 @@ class Engine:
         on_step: Callable[[StepRecord], None] | None = None,
         threads: int | None = None,
         idle: IdleWork | None = None,
+        on_failure: Callable[[Failure], None] | None = None,
     ) -> None:
         self._runner = runner
         self._tokenizer = tokenizer
         self._max_waiting = max_waiting
         self._max_waiting_tokens = max_waiting_tokens
         self._on_step = on_step
+        if on_failure is not None:
+            runner.on_failure = on_failure
         self._threads = threads
         self._idle = idle
         self._wake = threading.Condition()
@@ -130,12 +133,14 @@ class Engine:
         check(request, weights.shape.vocab, weights.context)
 
         def sequence_of(emit: Callable[[Delta], None]) -> Sequence:
-            return Sequence(request, TextStream(self._tokenizer, request.stop), emit)
+            text = TextStream(self._tokenizer, request.stop, request.prompt, request.min_tokens)
+            return Sequence(request, text, emit)
 
         with self._wake:
             if not self.alive:
                 raise EngineStoppedError("the engine is not running")
             line = [*self._arrivals, *self._runner.scheduler.waiting]
+            line = [sequence for sequence in line if not sequence.cancelled]
             waiting = len(line)
             free = self._runner.scheduler.limits.max_running - len(self._runner.scheduler.running)
             if waiting - max(0, free) >= self._max_waiting:
@@ -211,13 +216,7 @@ class Engine:
             for sequence in self._arrivals:
                 self._runner.scheduler.add(sequence)
             self._arrivals.clear()
-        try:
-            busy = self._runner.step(self._step_done) or self._use_idle_moment()
-        except Exception:
-            # One failed step must not leave every client hanging.
-            log.exception("engine step failed")
-            self._runner.abort_all("the engine failed on this request")
-            busy = True
+        busy = self._runner.step(self._step_done) or self._use_idle_moment()
         self._send()
         self._began = None
         return busy

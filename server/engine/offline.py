@@ -23,7 +23,7 @@ def answer_all(
     """
     sequences = []
     for request in requests:
-        stream = TextStream(tokenizer, StopRules())
+        stream = TextStream(tokenizer, StopRules(), request.prompt)
         sequences.append(Sequence(request, stream, lambda delta: None))
         runner.scheduler.add(sequences[-1])
     while runner.step(step_done):

@@ -1,11 +1,15 @@
-"""One step of the engine: schedule, run the decoder, sample, hand out what came of it."""
+"""One step of the engine: schedule, run the decoder, sample, hand out what came of it.
 
+What fails costs the requests that made it fail, and nobody else: a pass of the decoder is run again
+in parts, and what is done for one request alone ends that one.
+"""
+
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import Tensor
 
 from controller import StepRecord
 from pruners.variant import VariantSpec
@@ -13,11 +17,16 @@ from server.engine.cache.eviction import make_room
 from server.engine.drafting import Drafter
 from server.engine.load import AnyDecoder
 from server.engine.packed.native_decoder import NativeDecoder
+from server.engine.passes import Done, Passes
+from server.engine.sampling import SamplingError
 from server.engine.scheduler import Scheduler, Work
-from server.engine.segment import Segment
+from server.engine.scores import likeliest_or_sampled, prompt_scores
 from server.engine.sequence import Delta, FinishReason, Sequence, TokenLogprob
 
-_LOGIT_ROWS = 128  # prompt positions whose full-vocabulary logits exist at one time
+log = logging.getLogger(__name__)
+
+Failure = str
+"""What failed: a whole `step`, or what was done for one `request`."""
 
 
 @contextmanager
@@ -37,7 +46,8 @@ def torch_threads(count: int) -> Iterator[None]:
 class Runner:
     """Drives the scheduler and the decoder. Used by one thread at a time.
 
-    With a `drafter`, the base's answers may be guessed ahead by a variant.
+    With a `drafter`, the base's answers may be guessed ahead by a variant. `on_failure` hears of
+    everything that fails.
     """
 
     def __init__(
@@ -46,10 +56,15 @@ class Runner:
         self._drafter = drafter
         self.decoder = decoder
         self.scheduler = scheduler
+        self.on_failure: Callable[[Failure], None] = lambda failure: None
+        self._passes = Passes(decoder, self._fail, lambda: self.on_failure("step"))
         self._native = isinstance(decoder, NativeDecoder)
 
     def step(self, on_step: Callable[[StepRecord], None] | None = None) -> bool:
-        """Processes one batch; False if there was nothing to do."""
+        """Processes one batch; False if there was nothing to do.
+
+        Raises only if the decoder fails whatever it is given.
+        """
         with self.threads():
             return self._step(on_step)
 
@@ -59,25 +74,26 @@ class Runner:
         return torch_threads(1 if self._native else torch.get_num_threads())
 
     def _step(self, on_step: Callable[[StepRecord], None] | None) -> bool:
-        self._drop_cancelled()
+        for sequence in self.scheduler.take_cancelled():
+            sequence.emit(Delta(finish_reason=FinishReason.ABORT))
         work = self.scheduler.schedule(self._drafted(on_step))
+        while self.scheduler.broken:
+            self._fail(*self.scheduler.broken.pop())
         if not work:
             return False
         # Rows of equal variants stand together, the widest first: sub-batches are then slices.
-        work.sort(key=lambda item: _rank(item.sequence.variant), reverse=True)
+        work.sort(key=lambda item: _rank(item.variant), reverse=True)
         started = time.perf_counter()
-        hidden = self.decoder.forward([self._segment(item) for item in work])
-        ready = self._ready(work, hidden)
-        plain, sampled = self._scores(ready, hidden)
-        scored = sum(count for _, _, count in ready)
+        done = [one for one in self._passes.run(work) if self._isolated(one, self._settle)]
+        scored = sum(len(one.scores) for one in done)
         record = _record(work, scored, time.perf_counter() - started)
         if all(not item.sequence.in_prompt for item in work):
-            self.scheduler.cost.observe(len(hidden), record.seconds)
+            self.scheduler.cost.observe(sum(item.count for item in work), record.seconds)
         if on_step is not None:
             on_step(record)
-        for item, _, count in ready:
-            source = plain if item.sequence.plain else sampled
-            self._write(item, [next(source) for _ in range(count)])
+        for one in done:
+            if one.scores:
+                self._isolated(one, self._write)
         return True
 
     def _drafted(self, on_step: Callable[[StepRecord], None] | None) -> dict[Sequence, list[int]]:
@@ -92,83 +108,85 @@ class Runner:
         count = drafter.count(share) if answers else 0
         answers = [s for s in answers if s.cache is not None and s.cache.reserve(count + 1)]
         guesses: dict[Sequence, list[int]] = {answer: [] for answer in answers}
-        for _ in range(count if answers else 0):
-            started = time.perf_counter()
-            best = self.decoder.best(self.decoder.forward(drafter.segments(answers, guesses)))
-            for answer, token in zip(answers, best, strict=True):
-                guesses[answer].append(token)
-            if on_step is not None:
-                cached = sum(s.cache.held for s in answers if s.cache is not None)
-                rows = ((drafter.variant, len(answers), cached),)
-                on_step(StepRecord(time.perf_counter() - started, rows, len(answers)))
-        for answer in answers:
+        before = [answer.computed for answer in answers]
+        try:
+            for _ in range(count if answers else 0):
+                self._guess(drafter, guesses, on_step)
+        except Exception:
+            log.exception("guessing failed; going on without it")
+            self.on_failure("step")
+            self._drafter, guesses = None, {}
+        for answer, computed in zip(answers, before, strict=True):
             assert answer.cache is not None
-            answer.cache.rewind(count)
+            answer.cache.rewind(answer.computed - computed)
         return guesses
 
-    def abort_all(self, error: str) -> None:
-        """Ends every sequence with an error; used when a step failed."""
-        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
-            self.scheduler.remove(sequence, sound=False)
-            sequence.emit(Delta(finish_reason=FinishReason.ERROR, error=error))
+    def _guess(
+        self,
+        drafter: Drafter,
+        guesses: dict[Sequence, list[int]],
+        on_step: Callable[[StepRecord], None] | None,
+    ) -> None:
+        """One more token for each."""
+        started = time.perf_counter()
+        answers = list(guesses)
+        best = self.decoder.best(self.decoder.forward(drafter.segments(answers, guesses)))
+        if min(best) < 0:
+            raise SamplingError
+        for answer, token in zip(answers, best, strict=True):
+            guesses[answer].append(token)
+        if on_step is not None:
+            cached = sum(s.cache.held for s in answers if s.cache is not None)
+            rows = ((drafter.variant, len(answers), cached),)
+            on_step(StepRecord(time.perf_counter() - started, rows, len(answers)))
 
-    def _drop_cancelled(self) -> None:
-        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
-            if sequence.cancelled:
-                self.scheduler.remove(sequence)
-                sequence.emit(Delta(finish_reason=FinishReason.ABORT))
+    def _isolated(self, done: Done, act: Callable[[Done], None]) -> bool:
+        """Whether `act` went well; if it did not, that ends this one sequence."""
+        try:
+            act(done)
+        except Exception as error:
+            self._fail(done.item.sequence, error)
+            return False
+        return True
 
-    def _segment(self, item: Work) -> Segment:
-        sequence = item.sequence
-        assert sequence.cache is not None
-        tokens = sequence.next_tokens(item.count - len(item.guesses)) + list(item.guesses)
-        read: int | None = 1 + len(item.guesses)
-        if sequence.request.prompt_logprobs and not sequence.output:
-            read = None
-        elif sequence.pending + len(item.guesses) > len(tokens):
-            read = 0
-        return Segment(tokens, sequence.cache, sequence.variant, read)
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """Ends a sequence with an error."""
+        said = "the engine failed on this request"
+        if isinstance(error, SamplingError):
+            said = str(error)
+            log.warning("%s: %s", sequence.request.request_id, said)
+        else:
+            log.error("%s failed", sequence.request.request_id, exc_info=error)
+        self.on_failure("request")
+        self.scheduler.remove(sequence, sound=False)
+        try:
+            sequence.emit(Delta(finish_reason=FinishReason.ERROR, error=said))
+        except Exception:
+            log.exception("nobody hears of the failure of %s", sequence.request.request_id)
 
-    def _ready(self, work: list[Work], hidden: Tensor) -> list[tuple[Work, int, int]]:
-        """Work whose sequence can be sampled from now, with its first such row and their number."""
-        found = []
-        end = 0
-        for item in work:
-            begin, end = end, end + item.count
-            sequence = item.sequence
-            if sequence.request.prompt_logprobs and not sequence.output:
-                self._score_prompt(sequence, hidden[begin:end])
-            assert sequence.cache is not None
-            read = sequence.pending <= 0
-            make_room(sequence.cache, self.decoder.weights, sequence.variant, read)
-            if read:
-                count = 1 + len(item.guesses)
-                found.append((item, end - count, count))
-        return found
+    def _settle(self, done: Done) -> None:
+        """What goes with a sequence's tokens, whether or not there is more to read."""
+        sequence = done.item.sequence
+        request, cache = sequence.request, sequence.cache
+        assert cache is not None
+        if request.prompt_logprobs and not sequence.output:
+            first = sequence.computed - len(done.hidden)
+            sequence.prompt_logprobs += prompt_scores(self.decoder, sequence, first, done.hidden)
+        make_room(cache, self.decoder.weights, done.item.variant, sequence.prompt_read)
+        if request.max_tokens == 0 and sequence.prompt_read:
+            self.scheduler.remove(sequence)
+            scores = tuple(sequence.prompt_logprobs) if request.prompt_logprobs else None
+            sequence.emit(Delta(prompt_logprobs=scores, finish_reason=FinishReason.LENGTH))
 
-    def _scores(
-        self, ready: list[tuple[Work, int, int]], hidden: Tensor
-    ) -> tuple[Iterator[int | Tensor], Iterator[int | Tensor]]:
-        """The likeliest token of each row where that is all that counts, and others' logits."""
-        rows: dict[bool, list[int]] = {True: [], False: []}
-        for item, first, count in ready:
-            rows[item.sequence.plain] += range(first, first + count)
-
-        def chosen(plain: bool) -> Tensor:
-            return hidden if len(rows[plain]) == len(hidden) else hidden[rows[plain]]
-
-        best = self.decoder.best(chosen(True)) if rows[True] else []
-        logits = self.decoder.logits(chosen(False)) if rows[False] else ()
-        return iter(best), iter(logits)
-
-    def _write(self, item: Work, scores: list[int | Tensor]) -> None:
+    def _write(self, done: Done) -> None:
         """Samples the next token, and one more for each guess that the one before confirmed."""
+        item = done.item
         sequence, guesses = item.sequence, item.guesses
         assert sequence.cache is not None
         sequence.cache.rewind(len(guesses))
         accepted = 0
-        for row, found in enumerate(scores):
-            token, logprob = (found, None) if isinstance(found, int) else _sample(sequence, found)
+        for row, found in enumerate(done.scores):
+            token, logprob = likeliest_or_sampled(sequence, found)
             confirmed = row < len(guesses) and token == guesses[row]
             if confirmed:
                 accepted += 1
@@ -181,17 +199,6 @@ class Runner:
         if item.drafted and self._drafter is not None:
             self._drafter.verified(len(guesses), accepted)
 
-    def _score_prompt(self, sequence: Sequence, hidden: Tensor) -> None:
-        """Log-probabilities of the prompt tokens that follow the rows just processed."""
-        prompt, top = sequence.request.prompt, sequence.request.logprobs or 0
-        done = sequence.computed
-        first = done - len(hidden)
-        targets = list(prompt[first + 1 : done + 1])
-        for at in range(0, len(targets), _LOGIT_ROWS):
-            part = targets[at : at + _LOGIT_ROWS]
-            logits = self.decoder.logits(hidden[at : at + len(part)])
-            sequence.prompt_logprobs += _logprobs(logits, part, top)
-
     def _advance(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         now = time.monotonic()
         request = sequence.request
@@ -202,7 +209,7 @@ class Runner:
         sequence.last_token_at = now
         sequence.write(token)
         enough = len(sequence.output) >= request.min_tokens
-        ended = enough and (token in request.eos_token_ids or token in request.stop.token_ids)
+        ended = enough and token in sequence.final
         text = "" if ended and not request.stop.include_in_output else sequence.text.push(token)
         reason: FinishReason | None = None
         stop_reason: str | int | None = None
@@ -221,19 +228,6 @@ class Runner:
         sequence.emit(Delta(text, token, logprob, scores, reason, stop_reason))
 
 
-def _sample(sequence: Sequence, logits: Tensor) -> tuple[int, TokenLogprob | None]:
-    """The next token by these logits, `[vocab]`."""
-    request = sequence.request
-    scores = logits
-    if len(sequence.output) < request.min_tokens and request.eos_token_ids:
-        scores = scores.clone()
-        scores[list(request.eos_token_ids)] = -torch.inf
-    token = sequence.sampler(scores, list(request.prompt), sequence.output)
-    if request.logprobs is None:
-        return token, None
-    return token, _logprobs(logits[None], [token], request.logprobs)[0]
-
-
 def _rank(variant: VariantSpec) -> tuple[int, int, str]:
     return (sum(variant.ffn), sum(variant.kv_groups), variant.name)
 
@@ -241,25 +235,7 @@ def _rank(variant: VariantSpec) -> tuple[int, int, str]:
 def _record(work: list[Work], sampled: int, seconds: float) -> StepRecord:
     rows: dict[VariantSpec, tuple[int, int]] = {}
     for item in work:
-        variant, cache = item.sequence.variant, item.sequence.cache
+        variant, cache = item.variant, item.sequence.cache
         tokens, cached = rows.get(variant, (0, 0))
         rows[variant] = tokens + item.count, cached + (cache.held if cache is not None else 0)
     return StepRecord(seconds, tuple((v, *both) for v, both in rows.items()), sampled)
-
-
-def _logprobs(logits: Tensor, tokens: list[int], top: int) -> list[TokenLogprob]:
-    """Each row's log-probability of its token and of the `top` most likely ones.
-
-    All values come from one tensor, so that a client may compare them for equality.
-    """
-    scores = logits.log_softmax(-1)
-    picked = scores.gather(1, torch.tensor(tokens, device=scores.device)[:, None])[:, 0].tolist()
-    values, ids = scores.topk(min(top, scores.shape[1]), dim=-1)
-    found = []
-    for token, logprob, row, names in zip(
-        tokens, picked, values.tolist(), ids.tolist(), strict=True
-    ):
-        best = dict(zip(names, row, strict=True))
-        likeliest = tuple({token: logprob, **best}.items())
-        found.append(TokenLogprob(token, logprob, likeliest, top))
-    return found

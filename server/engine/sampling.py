@@ -1,16 +1,26 @@
 """From logits to the next token, with each request's own parameters and random stream."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 _NUCLEUS = 1024  # candidates looked at before the whole vocabulary is sorted
+_GREEDY_BELOW = 1e-5  # as in vLLM: what is colder differs from greedy by rounding only
+_FACTORS = (1e-30, 1e30)  # penalties beyond would not be finite in fp32
+
+
+class SamplingError(ArithmeticError):
+    """There is no finite number to choose the next token by. The message is for the client."""
+
+    def __init__(self) -> None:
+        super().__init__("the model gave no finite number for the next token")
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request samples. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
+    """How one request samples; `top_k` 0 and `top_p` 1 are off."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -23,9 +33,14 @@ class SamplingParams:
     seed: int | None = None
 
     @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature < _GREEDY_BELOW
+
+    @property
     def plain_greedy(self) -> bool:
         """Whether the next token is simply the arg-max of the logits."""
-        return self.temperature == 0 and not self.changes_logits
+        return self.greedy and not self.changes_logits
 
     @property
     def changes_logits(self) -> bool:
@@ -50,25 +65,35 @@ class Sampler:
             self._generator.manual_seed(params.seed)
 
     def __call__(self, logits: Tensor, prompt: list[int], output: list[int]) -> int:
-        """The next token for fp32 `logits` `[vocab]` after `prompt` and `output`."""
+        """The next token for fp32 `logits` `[vocab]` after `prompt` and `output`.
+
+        Raises `SamplingError` if the highest logit is not a finite number.
+        """
         if self.params.changes_logits:
             logits = self._penalise(logits.clone(), prompt, output)
-        if self.params.temperature == 0:
-            return int(logits.argmax())
-        # Divided by the maximum first: a tiny temperature must not overflow.
+        if self.params.greedy:
+            highest, token = logits.max(0)
+            if not math.isfinite(highest):
+                raise SamplingError
+            return int(token)
+        # Divided by the maximum first: a small temperature must not overflow.
         scaled = (logits - logits.max()) / self.params.temperature
         values, tokens = self._candidates(scaled)
         probabilities = values.softmax(0).cumsum(0)
         draw = torch.rand(1, generator=self._generator).to(logits.device) * probabilities[-1]
-        pick = torch.searchsorted(probabilities, draw, right=True)
-        return int(tokens[min(int(pick), len(tokens) - 1)])
+        pick = int(torch.searchsorted(probabilities, draw, right=True))
+        if pick == len(tokens):  # no number, or rounded up to the whole sum
+            if not math.isfinite(probabilities[-1]):
+                raise SamplingError
+            pick = int(torch.searchsorted(probabilities, probabilities[-1:]))
+        return int(tokens[pick])
 
     def _penalise(self, logits: Tensor, prompt: list[int], output: list[int]) -> Tensor:
         params = self.params
         if params.repetition_penalty != 1.0:
             seen = torch.tensor(sorted(set(prompt) | set(output)), device=logits.device)
             picked = logits[seen]
-            penalty = params.repetition_penalty
+            penalty = min(max(params.repetition_penalty, _FACTORS[0]), _FACTORS[1])
             logits[seen] = torch.where(picked > 0, picked / penalty, picked * penalty)
         if (params.presence_penalty or params.frequency_penalty) and output:
             tokens, counts = torch.tensor(output, device=logits.device).unique(return_counts=True)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pruners.variant import VariantSpec
 from server.engine.cache.kv_cache import KVCache, SequenceCache
 from server.engine.sequence import Sequence
 from server.engine.speculation import StepCost
@@ -22,11 +23,12 @@ class SchedulerLimits:
 class Work:
     """`count` tokens of one sequence, to be processed now; guesses of what follows are the last.
 
-    `drafted` says that a variant made them.
+    `variant` computes them; `drafted` says that another made the guesses.
     """
 
     sequence: Sequence
     count: int
+    variant: VariantSpec
     guesses: tuple[int, ...] = ()
     drafted: bool = False
 
@@ -39,6 +41,7 @@ class Scheduler:
         self.limits = limits
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.broken: list[tuple[Sequence, Exception]] = []  # that could not be let in
         self.preemptions = 0
         self.cost = StepCost()
 
@@ -56,12 +59,27 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
-        if sequence.cache is not None:
-            if sound and not sequence.narrowed:
-                self.cache.prefixes.keep(sequence.variant, sequence.history, sequence.cache)
-            else:
-                sequence.cache.close()
-            sequence.cache = None
+        self._release(sequence, sound)
+
+    def take_cancelled(self) -> list[Sequence]:
+        """Takes out all cancelled sequences, in one go however many wait."""
+        gone = dict.fromkeys(s for s in (*self.running, *self.waiting) if s.cancelled)
+        if gone:
+            self.running = [s for s in self.running if s not in gone]
+            self.waiting = [s for s in self.waiting if s not in gone]
+        for sequence in gone:
+            sequence.ended = True
+            self._release(sequence)
+        return list(gone)
+
+    def _release(self, sequence: Sequence, sound: bool = True) -> None:
+        cache, sequence.cache = sequence.cache, None
+        if cache is None:
+            return
+        if sound and not sequence.narrowed:
+            self.cache.prefixes.keep(sequence.variant, sequence.history, cache)
+        else:
+            cache.close()
 
     def schedule(self, drafted: Mapping[Sequence, list[int]]) -> list[Work]:
         """The next step's work, with guesses of a variant where `drafted` has some.
@@ -78,7 +96,7 @@ class Scheduler:
                 left -= self._take(sequence, 1 + len(guesses), work, guesses, bool(given))
         for sequence in list(self.running):
             if sequence in self.running and sequence.in_prompt and left > 0:
-                left -= self._take(sequence, min(left, sequence.pending), work)
+                left -= self._take(sequence, min(left, sequence.stretch), work)
         if preemptions == self.preemptions:
             self._admit(left, work)
         # A sequence preempted after it was given work has no cache any more.
@@ -87,24 +105,40 @@ class Scheduler:
     def _admit(self, left: int, work: list[Work]) -> None:
         while self.waiting and len(self.running) < self.limits.max_running and left > 0:
             sequence = self.waiting[0]
-            cache = self.cache.open(sequence.request.kv_budget)
-            # Room for the whole prompt, or wait: a newcomer never pushes out those who run.
-            if not cache.reserve(sequence.pending) and not self._squeeze_in(sequence, cache):
-                break
-            sequence.cache = cache
-            self._reuse(sequence, cache)
+            try:
+                if not self._open(sequence):
+                    break
+            except Exception as error:
+                self.broken.append((self.waiting.pop(0), error))
+                continue
             sequence.started_at = sequence.started_at or time.monotonic()
             self.running.append(self.waiting.pop(0))
-            count = min(left, sequence.pending)
-            work.append(Work(sequence, count))
+            count = min(left, sequence.stretch)
+            work.append(Work(sequence, count, sequence.next_variant()))
             left -= count
+
+    def _open(self, sequence: Sequence) -> bool:
+        """Gives it a cache with room for its whole prompt; False while there is none.
+
+        A newcomer never pushes out those who run.
+        """
+        cache = self.cache.open(sequence.request.kv_budget)
+        try:
+            if not cache.reserve(sequence.room) and not self._squeeze_in(sequence, cache):
+                return False
+            self._reuse(sequence, cache)
+        except BaseException:
+            cache.close()
+            raise
+        sequence.cache = cache
+        return True
 
     def _squeeze_in(self, sequence: Sequence, cache: SequenceCache) -> bool:
         """With a budget, a prompt that does not fit is evicted from while it is read."""
         if cache.eviction is None:
             return False
         most = cache.eviction.budget + self.limits.step_tokens
-        cache.crowded = cache.reserve(min(sequence.pending, most))
+        cache.crowded = cache.reserve(min(sequence.room, most))
         return cache.crowded
 
     def _reuse(self, sequence: Sequence, cache: SequenceCache) -> None:
@@ -143,11 +177,12 @@ class Scheduler:
             self._preempt(victim)
             if victim is sequence:
                 return 0
-        work.append(Work(sequence, count, guesses, drafted))
+        work.append(Work(sequence, count, sequence.next_variant(), guesses, drafted))
         return count
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.remove(sequence)
-        sequence.ended = False
+        sequence.restart()
+        self.running.remove(sequence)
+        self._release(sequence)
         self.waiting.insert(0, sequence)
         self.preemptions += 1

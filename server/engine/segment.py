@@ -1,6 +1,9 @@
 """What a decoder is given: some tokens of one sequence."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from pruners.variant import VariantSpec
 from server.engine.cache.kv_cache import SequenceCache
@@ -18,3 +21,20 @@ class Segment:
     cache: SequenceCache
     variant: VariantSpec
     read: int | None = None
+
+
+def check_rows(
+    tokens: list[int],
+    furthest: int,
+    vocabulary: int,
+    rope: Mapping[str | None, tuple[Tensor, Tensor]],
+) -> None:
+    """Raise `IndexError` if a token or the furthest position is behind the end of a table.
+
+    Kernels read there whatever they find.
+    """
+    if min(tokens) < 0 or max(tokens) >= vocabulary:
+        raise IndexError(f"a token is not among the vocabulary's {vocabulary}")
+    for cos, _ in rope.values():
+        if furthest >= len(cos):
+            raise IndexError(f"position {furthest} is not among {len(cos)}")

@@ -35,7 +35,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What the engine needs to know of one answer. Validated before it gets here."""
+    """What the engine needs to know of one answer. See `admission.check` for what is allowed.
+
+    With `max_tokens` 0 the prompt is read, and scored if that is asked for, and nothing is written.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
@@ -88,13 +91,20 @@ class Sequence:
         self.cancelled = False
         self.ended = False
         self.reused = 0  # tokens taken from the prefix cache
-        forced = request.min_tokens > 0 and bool(request.eos_token_ids)
+        self._furthest = 0  # tokens that were computed before a preemption
+        self._used = [(0, request.variant)]  # variants with the first tokens they computed
+        forced = request.min_tokens > 0 and bool(self.final)
         # Whether the likeliest token is all that it asks of a distribution.
         self.plain = request.sampling.plain_greedy and request.logprobs is None and not forced
         self.arrived = time.monotonic()
         self.started_at: float | None = None
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
+
+    @property
+    def final(self) -> frozenset[int]:
+        """Tokens that end the answer."""
+        return self.request.eos_token_ids | self.request.stop.token_ids
 
     @property
     def tokens(self) -> int:
@@ -119,6 +129,53 @@ class Sequence:
     def next_tokens(self, count: int) -> list[int]:
         """The next `count` tokens to process."""
         return self.history[self.computed : self.computed + count]
+
+    @property
+    def prompt_read(self) -> bool:
+        """Whether all of the prompt is computed."""
+        return self.computed >= len(self.request.prompt)
+
+    @property
+    def room(self) -> int:
+        """Slots that must be free before it starts, or starts again."""
+        budget = self.request.kv_budget
+        if budget is None:
+            return self.pending
+        return min(self.pending, max(len(self.request.prompt), budget.budget))
+
+    @property
+    def stretch(self) -> int:
+        """Pending tokens that may be computed at once.
+
+        After a preemption each is computed as it was before: with the same variant, and up to where
+        the cache was evicted from.
+        """
+        done, prompt = self.computed, len(self.request.prompt)
+        ends = [self.tokens, *(first for first, _ in self._used)]
+        if self._used[-1][1] != self.variant:
+            ends.append(self._furthest)
+        budget = self.request.kv_budget
+        if budget is not None and done < prompt:
+            ends.append(prompt)
+        elif budget is not None:
+            held = 0 if self.cache is None else self.cache.held
+            least = max(1, budget.budget - budget.interval - held + 1)
+            ends.append(done + least + (prompt - done - least) % budget.interval)
+        return min(end for end in ends if end > done) - done
+
+    def next_variant(self) -> VariantSpec:
+        """The variant that computes the next tokens."""
+        done = self.computed
+        if done >= self._furthest:
+            if self._used[-1][1] != self.variant:
+                self._used.append((done, self.variant))
+            return self.variant
+        return next(variant for first, variant in reversed(self._used) if first <= done)
+
+    def restart(self) -> None:
+        """Gives up what was computed, which is computed again as it was. What is written stays."""
+        self._furthest = max(self._furthest, self.computed)
+        self.prompt_logprobs.clear()
 
     @property
     def narrowed(self) -> bool:

@@ -16,7 +16,7 @@ from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import Delta, GenerationRequest, Sequence
-from server.engine.text import StopRules, TextStream
+from server.engine.text import TextStream
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -101,7 +101,7 @@ def submit(
         variant=variant,
         **{"sampling": GREEDY, **more},  # type: ignore[arg-type]
     )
-    text = TextStream(TOKENIZER, more.get("stop", StopRules()))  # type: ignore[arg-type]
+    text = TextStream(TOKENIZER, request.stop, prompt, request.min_tokens)
     sequence = Sequence(request, text, recorder)
     runner.scheduler.add(sequence)
     return sequence, recorder

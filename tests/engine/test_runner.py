@@ -129,16 +129,6 @@ def test_a_budget_and_a_preemption_together_still_end():
     assert runner.scheduler.cache.arena.used == 0
 
 
-def test_a_failed_step_ends_every_answer_and_frees_everything():
-    runner, variants = fresh()
-    _, recorder = submit(runner, [5, 6], variants["base"], 10)
-    runner.step()
-    runner.abort_all("broken")
-    assert recorder.last.finish_reason is FinishReason.ERROR
-    assert recorder.last.error == "broken"
-    assert runner.scheduler.cache.arena.used == 0
-
-
 @pytest.mark.parametrize("narrower", ["ffn-50", "mixed"])
 def test_a_sequence_may_go_on_with_a_nested_variant(narrower: str):
     """The oracle drives the decoder by hand: base for a while, then the narrow variant."""

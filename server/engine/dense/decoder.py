@@ -54,8 +54,9 @@ class Decoder:
         return self.weights.head(hidden).float()
 
     def best(self, hidden: Tensor) -> list[int]:
-        """The likeliest token of each row."""
-        found: list[int] = self.logits(hidden).argmax(-1).tolist()
+        """The likeliest token of each row; -1 where its logit is no finite number."""
+        values, tokens = self.logits(hidden).max(-1)
+        found: list[int] = tokens.masked_fill(~values.isfinite(), -1).tolist()
         return found
 
     def _sites(self, step: Step, index: int, layer: LayerWeights) -> tuple[Site, Site]:

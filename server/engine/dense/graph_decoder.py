@@ -17,7 +17,7 @@ from server.engine.dense.batched_step import BatchedStep
 from server.engine.dense.corrections import OwnParts
 from server.engine.dense.decoder import Decoder
 from server.engine.dense.weights import BaseWeights
-from server.engine.segment import Segment
+from server.engine.segment import Segment, check_rows
 
 if TYPE_CHECKING:
     from torch.cuda.graphs import _POOL_HANDLE
@@ -77,6 +77,8 @@ class GraphDecoder(Decoder):
             (slot,) = cache.slots(1)
             rows.append((segment.tokens[0], cache.seen, slot, cache.start, cache.held + 1))
             cache.advance(1)
+        tokens, furthest = [row[0] for row in rows], max(row[1] for row in rows)
+        check_rows(tokens, furthest, self.weights.shape.vocab, self.weights.rope)
         longest = max(row[-1] for row in rows)
         shape = (variant, _power(len(rows)), max(_SHORTEST, _power(longest)))
         filling = [self._filling] * (shape[1] - len(rows))

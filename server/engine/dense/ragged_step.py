@@ -8,7 +8,7 @@ from pruners.kv import QUERIES
 from server.engine.dense.ladder import Rows, RowSets
 from server.engine.dense.step import View
 from server.engine.dense.weights import BaseWeights
-from server.engine.segment import Segment
+from server.engine.segment import Segment, check_rows
 
 
 class RaggedStep:
@@ -21,7 +21,10 @@ class RaggedStep:
         device = weights.device
         self._segments = segments
         lengths = [len(s.tokens) for s in segments]
-        self.tokens = torch.tensor([t for s in segments for t in s.tokens], device=device)
+        tokens = [t for s in segments for t in s.tokens]
+        furthest = max(s.cache.seen + len(s.tokens) for s in segments) - 1
+        check_rows(tokens, furthest, weights.shape.vocab, weights.rope)
+        self.tokens = torch.tensor(tokens, device=device)
         self.sets = RowSets(lengths, [s.variant for s in segments], device)
         ranges = [torch.arange(s.cache.seen, s.cache.seen + len(s.tokens)) for s in segments]
         self._positions = torch.cat(ranges)

@@ -51,7 +51,7 @@ class Best {
     });
     for (int64_t r = 0; r < rows_; ++r) {
       const Highest found = highest(preview_ ? &Local::highest : &Local::rough, r);
-      best[r] = found.output == INT32_MAX ? 0 : found.output;  // nothing is higher than no number
+      best[r] = std::isfinite(found.value) ? found.output : -1;
     }
   }
 

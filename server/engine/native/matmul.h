@@ -26,12 +26,14 @@ TRIM_INLINE void quantise(const float* x, int64_t width, Quantised& q, int64_t r
       for (int i = 0; i < 32; ++i) tail[i] = 32 * block + i < width ? p[i] : 0.0f;
       p = tail;
     }
-    v8f v[4], most = splat(0);
+    v8f v[4];
+    v8i most = {};
     for (int i = 0; i < 4; ++i) {
       v[i] = load8(p + 8 * i);
-      most = max8(most, max8(v[i], -v[i]));
+      most = max8(most, bits8(v[i]) & 0x7fffffff);
     }
-    const float highest = highest8(most), scale = highest / 127.0f;
+    // As bits, what is no number is the highest: then neither is the scale, nor any product.
+    const float highest = highest_bits8(most), scale = highest / 127.0f;
     const v8f inverse = splat(highest > 0 ? 127.0f / highest : 0.0f);
     for (int i = 0; i < 4; ++i) v[i] *= inverse;
     const int32_t sum = Isa::store_int8(codes + 32 * block, v);

@@ -117,13 +117,14 @@ void trim_close(TrimEngine*);
 const char* trim_isa(const TrimEngine*);
 
 // Hidden states after the final norm, [rows][hidden], of rows that are read; keys and values are
-// cached of all.
+// cached of all. A token outside the vocabulary gives numbers that are none, in its own row.
 void trim_step(TrimEngine*, const TrimModel*, const TrimCache*, const TrimBatch*, float* hidden);
 
 // y = matrix(x) for x [rows][inputs]; y is [rows][outputs].
 void trim_project(TrimEngine*, const TrimMatrix*, const float* x, int32_t rows, float* y);
 
-// The output that is highest in what trim_project would give, [rows]. The preview may be null.
+// The output that is highest in what trim_project would give, [rows], or -1 where that is no finite
+// number. The preview may be null.
 void trim_best(TrimEngine*, const TrimMatrix*, const TrimPreview*, const float* x, int32_t rows,
                int32_t* best);
 

@@ -32,6 +32,10 @@ class Step : public Attention {
     const TrimMatrix& m = model_.embed;
     float* x = b_.x.get() + row * hidden_;
     const int64_t token = batch_.tokens[row], lane = token % 16;
+    if (token < 0 || token >= m.outputs) {
+      for (int i = 0; i < model_.hidden; ++i) x[i] = NAN;
+      return;
+    }
     const uint8_t* block = m.data + token / 16 * Packed::output_stride(m);
     for (int64_t k = 0; k < Packed::input_blocks(m); ++k, block += Packed::input_stride(m)) {
       for (int i = 0; i < 32 && 32 * k + i < model_.hidden; ++i) {

@@ -24,6 +24,12 @@ TRIM_INLINE void store8(float* p, v8f v) { memcpy(p, &v, sizeof v); }
 TRIM_INLINE v8f splat(float x) { return v8f{x, x, x, x, x, x, x, x}; }
 TRIM_INLINE v8f max8(v8f a, v8f b) { return a > b ? a : b; }
 TRIM_INLINE v8f min8(v8f a, v8f b) { return a < b ? a : b; }
+TRIM_INLINE v8i max8(v8i a, v8i b) { return a > b ? a : b; }
+TRIM_INLINE v8i bits8(v8f v) {
+  v8i bits;
+  memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
 TRIM_INLINE float sum8(v8f v) {
   return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
 }
@@ -31,6 +37,16 @@ TRIM_INLINE float highest8(v8f v) {
   v = max8(v, TRIM_SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
   v = max8(v, TRIM_SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
   return v[0] > v[1] ? v[0] : v[1];
+}
+
+// The highest of non-negative floats by their bits.
+TRIM_INLINE float highest_bits8(v8i v) {
+  v = max8(v, TRIM_SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+  v = max8(v, TRIM_SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+  const int32_t bits = v[0] > v[1] ? v[0] : v[1];
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
 }
 
 // bf16, which the cache holds: the upper half of a float, rounded to nearest, ties to even.

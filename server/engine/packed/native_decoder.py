@@ -14,7 +14,7 @@ from server.engine.packed.packed_own import PackedOwnParts
 from server.engine.packed.packed_weights import PackedWeights
 from server.engine.packed.packing import unpack
 from server.engine.packed.preview import preview
-from server.engine.segment import Segment
+from server.engine.segment import Segment, check_rows
 
 _LIKE = 64  # tokens from all over the vocabulary
 FEW = 4
@@ -65,6 +65,7 @@ class NativeDecoder:
                 strides[index] = cache.positions.shape[1]
             if cache.queries is not None:
                 noted[index] = cache.queries.data_ptr()
+        check_rows(tokens, max(positions), self.weights.shape.vocab, self.weights.rope)
         variants = [self._model.variant(segment.variant) for segment in segments]
         arrays = [  # in the structure's order; they live until the step is done
             *(array("i", values) for values in (tokens, positions, slots, first, read)),
@@ -87,7 +88,10 @@ class NativeDecoder:
         return found
 
     def best(self, hidden: Tensor) -> list[int]:
-        """The arg-max of each row of `logits`, for few rows without computing all of them."""
+        """The arg-max of each row of `logits`, for few rows without computing all of them.
+
+        It is -1 where that is no finite number.
+        """
         preview = self._model.preview if len(hidden) <= FEW else None
         return self._engine.best(self._model.head, preview, hidden.contiguous())
 

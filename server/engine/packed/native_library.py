@@ -188,7 +188,10 @@ class NativeEngine:
         self._library.trim_project(self._handle, matrix, x.data_ptr(), len(x), y.data_ptr())
 
     def best(self, matrix: Matrix, preview: Preview | None, x: Tensor) -> list[int]:
-        """The highest output of each row of `matrix(x)`, `x` fp32 and contiguous."""
+        """The highest output of each row of `matrix(x)`, `x` fp32 and contiguous.
+
+        It is -1 where that is no finite number.
+        """
         found = (c_int32 * len(x))()
         self._library.trim_best(self._handle, matrix, preview, x.data_ptr(), len(x), found)
         return list(found)

@@ -54,8 +54,12 @@ class NativeModel:
         )
 
     def variant(self, spec: VariantSpec) -> int:
-        """The address of a variant's widths and own parts, which are made once."""
+        """The address of a variant's widths and own parts, which are made once.
+
+        Raises `ValueError` if it is wider than the base: the kernels would read what is not there.
+        """
         if spec not in self._variants:
+            self._check(spec)
             groups, ffn = native.int32s(spec.kv_groups), native.int32s(spec.ffn)
             attention, mlp = self._owns(spec, "attention"), self._owns(spec, "mlp")
             found = native.Variant(
@@ -67,6 +71,12 @@ class NativeModel:
             self._kept += [groups, ffn, attention, mlp, found]
             self._variants[spec] = ctypes.addressof(found)
         return self._variants[spec]
+
+    def _check(self, spec: VariantSpec) -> None:
+        shape = self.weights.shape
+        for widths, most in ((spec.kv_groups, shape.kv_groups), (spec.ffn, shape.ffn)):
+            if len(widths) != shape.layers or not all(0 <= width <= most for width in widths):
+                raise ValueError(f"variant '{spec.name}' is no part of this model")
 
     def _owns(self, spec: VariantSpec, part: Part) -> "ctypes.Array[ctypes._Pointer[native.Own]]":
         owns = (POINTER(native.Own) * len(spec.ffn))()
