@@ -17,8 +17,11 @@ from pruners.measure.table import Table
 from pruners.variant import BASE
 from server.api import chat, completions, errors, generate, page, system
 from server.api.accounting import Accounts
+from server.api.chat_template import open_template
 from server.api.limits import Limits
 from server.api.narrowing import Narrowing
+from server.api.prompt_encoder import PromptEncoder
+from server.api.prompts import PromptReader
 from server.api.service import Service
 from server.engine.dense.linear import nbytes
 from server.engine.drafting import drafter
@@ -158,6 +161,8 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     if settings.audit_log is not None:
         audit = AuditLog(settings.audit_log, settings.audit_max_bytes)
     accounts = Accounts(metrics, controller, shadow, snapshot, audit, settings.audit_prompts)
+    encoder = PromptEncoder(model.tokenizer, model.weights.shape.vocab, longest)
+    prompts = PromptReader(encoder, open_template(model.tokenizer), longest)
     service = Service(
         model,
         engine,
@@ -168,6 +173,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         longest,
         settings.max_answers,
         settings.kv_scorer,
+        prompts,
     )
 
     def refresh() -> None:
@@ -184,6 +190,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         engine.start()
         yield
         engine.stop()
+        prompts.close()
         sampler.stop()
         accounts.close()
 

@@ -9,6 +9,7 @@ from controller.analyzer.with_nltk import NltkBackend
 from controller.analyzer.with_spacy import SpacyBackend
 
 _KEPT = 1024  # prompts whose features are remembered
+_LONGEST_KEPT = 10_000  # characters of one
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "spacy": SpacyBackend,
@@ -38,6 +39,8 @@ class Analyzer:
             self._known.move_to_end(text)
             return self._known[text]
         found = self._read(text)
+        if len(text) > _LONGEST_KEPT:
+            return found
         self._known[text] = found
         if len(self._known) > _KEPT:
             self._known.popitem(last=False)

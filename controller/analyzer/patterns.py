@@ -10,7 +10,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SENTENCE = re.compile(r"[.!?]+(?=\s|$)")
 _CODE = re.compile(
-    r"```|\b(?:def \w+\(|class \w+[:(]|import \w+|return\b.*[;)]|SELECT\b.+\bFROM\b)|#include"
+    r"```|\b(?:def \w+\(|class \w+[:(]|import \w+|return\b.*[;)]|SELECT\b.{1,200}\bFROM\b)|#include"
     r"|</?\w+>|[{};]\s*$|=>|==|!=",
     re.MULTILINE,
 )
@@ -22,7 +22,7 @@ _CODE_SIGNS = (
 # These two read lowered text, which is quicker than to ignore the case at every character.
 _STEPS = re.compile(
     r"\b(?:step[- ]by[- ]step|first(?:ly)?|second(?:ly)?|then|next|finally|after that)\b"
-    r"|^\s*(?:\d+[.)]|[-*])\s",
+    r"|^[^\S\n]*(?:\d+[.)]|[-*])\s",
     re.MULTILINE,
 )
 _CUES = """why how prove derive explain compare analyse analyze evaluate calculate solve justify

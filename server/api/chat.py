@@ -4,26 +4,28 @@ from collections.abc import Iterable
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from jinja2.exceptions import TemplateError
 
 from server.api.answers import Answer, collect, stream, usage, usage_tail
 from server.api.errors import ApiError
+from server.api.prompts import Prompt
 from server.api.protocol import ChatBody
-from server.api.service import Ask, Call, Prompt, Service, call_id_of, variant_alias
+from server.api.request_body import JsonRoute
+from server.api.service import Ask, Call, Service, call_id_of, encoding, variant_alias
 from server.api.token_text import LEAST, TokenText, shown
+from server.api.unsupported import refuse_unsupported
 from server.engine.sequence import Delta, TokenLogprob
 
 
 def router(service: Service) -> APIRouter:
     """The route, bound to a service."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
     texts = TokenText(service.model.tokenizer)
 
     @routes.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
         _check(body)
         ask = Ask(
-            prompts=[_prompt(service, body)],
+            prompts=[await _prompt(service, body)],
             body=body,
             max_tokens=body.max_completion_tokens or body.max_tokens,
             variant=variant_alias(service, body.model),
@@ -95,38 +97,32 @@ def _streamed(
 
 
 def _check(body: ChatBody) -> None:
+    refuse_unsupported(body.model_extra or {}, body.n or 1)
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options needs stream: true", "stream_options")
-    if body.tools and body.tool_choice != "none":
-        raise ApiError(400, "tools are not supported", "tools")
-    if body.response_format is not None and body.response_format.get("type") != "text":
-        raise ApiError(400, "only response_format text is supported", "response_format")
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
     if not body.messages:
         raise ApiError(400, "messages is empty", "messages")
 
 
-def _prompt(service: Service, body: ChatBody) -> Prompt:
-    tokenizer = service.model.tokenizer
-    if tokenizer.chat_template is None:
-        raise ApiError(400, "this model has no chat template; use /v1/completions", "messages")
-    if body.continue_final_message and "add_generation_prompt" not in body.model_fields_set:
-        body.add_generation_prompt = False
-    try:
-        text = tokenizer.apply_chat_template(
-            [message.for_template() for message in body.messages],
-            tokenize=False,
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
-            **(body.chat_template_kwargs or {}),
+async def _prompt(service: Service, body: ChatBody) -> Prompt:
+    continued = body.continue_final_message
+    begun = body.add_generation_prompt
+    if continued and "add_generation_prompt" not in body.model_fields_set:
+        begun = False
+    if continued and begun:
+        raise ApiError(
+            400,
+            "continue_final_message and add_generation_prompt exclude each other",
+            "continue_final_message",
         )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise ApiError(400, f"the chat template refused the messages: {error}") from error
-    prompt = service.tokenize(text, special=False)
-    # The analyzer reads what the user said, not the template's frame around it.
-    said = "\n".join(str(message.for_template()["content"]) for message in body.messages)
-    return Prompt(prompt.tokens, said[: len(prompt.text)])
+    variables = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    messages = [message.for_template() for message in body.messages]
+    how = encoding(body, special=False)
+    return await service.prompts.chat(messages, variables, how, begun, continued)
 
 
 def _logprobs(texts: TokenText, scored: list[TokenLogprob]) -> dict[str, object]:

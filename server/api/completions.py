@@ -1,6 +1,7 @@
 """`POST /v1/completions`, as the OpenAI API has it."""
 
 from collections.abc import Iterable
+from typing import cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -8,9 +9,12 @@ from fastapi.responses import JSONResponse, Response
 from server.api.answers import Answer, collect, stream, usage, usage_tail
 from server.api.completion_scores import Scores
 from server.api.errors import ApiError
+from server.api.prompts import Prompt
 from server.api.protocol import CompletionBody
-from server.api.service import Ask, Call, Prompt, Service, call_id_of, variant_alias
+from server.api.request_body import JsonRoute
+from server.api.service import Ask, Call, Service, call_id_of, encoding, variant_alias
 from server.api.token_text import TokenText
+from server.api.unsupported import refuse_unsupported
 from server.engine.sequence import Delta
 
 DEFAULT_MAX_TOKENS = 16
@@ -18,17 +22,18 @@ DEFAULT_MAX_TOKENS = 16
 
 def router(service: Service) -> APIRouter:
     """The route, bound to a service."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
     texts = TokenText(service.model.tokenizer)
 
     @routes.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
         _check(body)
-        wanted = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        wanted = body.max_tokens
         ask = Ask(
-            prompts=_prompts(service, body),
+            prompts=await _prompts(service, body),
             body=body,
-            max_tokens=max(1, wanted),
+            max_tokens=None if wanted is None else max(1, wanted),
+            default_tokens=DEFAULT_MAX_TOKENS,
             variant=variant_alias(service, body.model),
             logprobs=body.logprobs,
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
@@ -95,6 +100,7 @@ def _streamed(
 
 
 def _check(body: CompletionBody) -> None:
+    refuse_unsupported(body.model_extra or {}, body.n or 1)
     if body.suffix:
         raise ApiError(400, "suffix is not supported", "suffix")
     if body.stream_options is not None and not body.stream:
@@ -105,22 +111,16 @@ def _check(body: CompletionBody) -> None:
         raise ApiError(400, "max_tokens 0 needs echo, and no stream", "max_tokens")
 
 
-def _prompts(service: Service, body: CompletionBody) -> list[Prompt]:
-    given = body.prompt
-    if isinstance(given, str):
-        return [service.tokenize(given)]
+async def _prompts(service: Service, body: CompletionBody) -> list[Prompt]:
+    given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if not given:
         raise ApiError(400, "the prompt is empty", "prompt")
-    if isinstance(given[0], int):
-        return [_from_ids(service, given)]
-    return [service.tokenize(p) if isinstance(p, str) else _from_ids(service, p) for p in given]
-
-
-def _from_ids(service: Service, ids: list[int]) -> Prompt:
-    vocab = service.model.weights.shape.vocab
-    if any(token >= vocab for token in ids):
-        raise ApiError(400, f"prompt: the vocabulary has {vocab} tokens", "prompt")
-    return Prompt(list(ids), service.model.tokenizer.decode(ids))
+    many = cast(list[list[int]], given if isinstance(given[0], list) else [given])
+    if isinstance(given[0], str):
+        service.check_count(len(given), body)
+        return await service.prompts.texts(given, encoding(body, special=True))
+    service.check_count(len(many), body)
+    return await service.prompts.ids(many)
 
 
 def _prompt_text(texts: TokenText, ask: Ask, body: CompletionBody, index: int) -> str:

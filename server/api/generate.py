@@ -8,7 +8,9 @@ from fastapi.responses import JSONResponse, Response
 from server.api.answers import Answer, collect, stream, usage
 from server.api.errors import ApiError
 from server.api.protocol import GenerateBody
-from server.api.service import Ask, Service, call_id_of
+from server.api.request_body import JsonRoute
+from server.api.service import Ask, Service, call_id_of, encoding, variant_alias
+from server.api.unsupported import refuse_unsupported
 from server.engine.sequence import Delta
 
 DEFAULT_MAX_TOKENS = 128
@@ -16,14 +18,19 @@ DEFAULT_MAX_TOKENS = 128
 
 def router(service: Service) -> APIRouter:
     """The route, bound to a service."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
 
     @routes.post("/generate")
     async def generate(body: GenerateBody, request: Request) -> Response:
         if (body.n or 1) != 1:
             raise ApiError(400, "/generate gives one answer; use /v1/completions for more", "n")
+        refuse_unsupported(body.model_extra or {}, 1)
         ask = Ask(
-            [service.tokenize(body.prompt)], body, max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS
+            await service.prompts.texts([body.prompt], encoding(body, special=True)),
+            body,
+            body.max_tokens,
+            DEFAULT_MAX_TOKENS,
+            variant_alias(service, body.model),
         )
         call = service.start(ask, call_id_of(request, "gen"))
 

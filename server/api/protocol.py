@@ -1,18 +1,52 @@
-"""The request bodies. Unknown fields are accepted, as clients send many; ours are strict."""
+"""The request bodies. Unknown fields are accepted, as clients send many; ours are strict.
+
+Every list and mapping has a bound, and the first entry that is wrong ends its check.
+"""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+
+MOST_MESSAGES = 4096  # and parts of one
+MOST_IDS = 1024  # in stop_token_ids and logit_bias
 
 Temperature = Annotated[float, Field(ge=0, le=100)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Stop = str | Annotated[list[str], Field(max_length=16)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+StopString = Annotated[str, Field(max_length=512)]
+Stop = StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
+
+
+def _kind(value: object) -> str | None:
+    """Which kind of prompt it is, by its first entry, so that the others are not tried."""
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else ""
+    return "texts" if isinstance(first, str) else "ids" if isinstance(first, list) else "tokens"
+
+
+AnyPrompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Field(fail_fast=True), Tag("texts")]
+    | Annotated[TokenIds, Tag("tokens")]
+    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("ids")],
+    Discriminator(
+        _kind,
+        custom_error_type="prompt_type",
+        custom_error_message="a prompt is a text, a list of texts, or a list or lists of token ids",
+    ),
+]
 
 
 class TrimtabHints(BaseModel):
     """What a request may ask of the controller: pins, objectives, a bound on the loss.
 
     `max_loss` is in nats per token against the base; `narrow` allows a narrower variant midway.
+    Names of control tokens in a prompt or a message act as control tokens, as they do in other
+    servers; with `plain_text` they are text like any other, so that what users write cannot end
+    their turn or begin another one.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -24,6 +58,7 @@ class TrimtabHints(BaseModel):
     max_loss: float | None = Field(default=None, ge=0)
     deadline_ms: float | None = Field(default=None, gt=0)
     narrow: bool = False
+    plain_text: bool = False
 
 
 class SamplingBody(BaseModel):
@@ -38,16 +73,25 @@ class SamplingBody(BaseModel):
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        Annotated[
+            dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MOST_IDS)
+        ]
+        | None
+    ) = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stop | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MOST_IDS, fail_fast=True)] | None = (
+        None
+    )
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int = Field(default=0, ge=0)
     max_tokens: int | None = Field(default=None, ge=1)
     n: int | None = Field(default=None, ge=1)
     stream: bool | None = None
+    # Whether the tokenizer puts its own tokens around the prompt: yes, but not around a template.
+    add_special_tokens: bool | None = None
     trimtab: TrimtabHints = TrimtabHints()
 
     @field_validator("trimtab", mode="before")
@@ -66,6 +110,7 @@ class SamplingBody(BaseModel):
 class GenerateBody(SamplingBody):
     """`POST /generate`."""
 
+    model: str | None = None
     prompt: str
 
 
@@ -80,7 +125,7 @@ class CompletionBody(SamplingBody):
     """`POST /v1/completions`."""
 
     model: str | None = None
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: AnyPrompt
     # 0 is allowed with echo: score the prompt and write nothing.
     max_tokens: int | None = Field(default=None, ge=0)
     echo: bool | None = None
@@ -102,28 +147,31 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: (
+        str | Annotated[list[TextPart], Field(max_length=MOST_MESSAGES, fail_fast=True)] | None
+    ) = None
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it, its content one string."""
         content = self.content
         if isinstance(content, list):
             content = "".join(part.text for part in content)
-        return {**self.model_dump(exclude={"content"}), "content": content or ""}
+        extra = {
+            name: value for name, value in (self.model_extra or {}).items() if value is not None
+        }
+        return {"role": self.role, **extra, "content": content or ""}
 
 
 class ChatBody(SamplingBody):
     """`POST /v1/chat/completions`."""
 
     model: str | None = None
-    messages: list[ChatMessage]
+    messages: Annotated[list[ChatMessage], Field(max_length=MOST_MESSAGES, fail_fast=True)]
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None  # for templates that read it
     stream_options: StreamOptions | None = None

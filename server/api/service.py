@@ -2,12 +2,12 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from controller import Analyzer, Controller, Decision, Hints, Newcomer
+from controller import Analyzer, Controller, Hints, Newcomer
 from policies import Objectives, Reason
 from pruners.kv import served_eviction
 from pruners.variant import BASE
@@ -15,14 +15,15 @@ from server.api.accounting import Accounts
 from server.api.call import Call
 from server.api.errors import ApiError
 from server.api.narrowing import Narrowing
+from server.api.prompts import Encoding, Prompt, PromptReader
 from server.api.protocol import SamplingBody, TrimtabHints
-from server.engine.engine import Engine, EngineStoppedError, Generation, QueueFullError
+from server.engine.admission import InvalidRequestError
+from server.engine.engine import Engine, EngineStoppedError, QueueFullError
 from server.engine.load import LoadedModel
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Delta, FinishReason, GenerationRequest
 from server.engine.text import StopRules
 
-_ANALYSED_CHARACTERS = 100_000
 _TURNED_AWAY = {
     Reason.LATE: "too many are waiting to answer in time, even with the smallest variant",
     Reason.FLOOR: "too many are waiting to keep both the objectives and max_loss",
@@ -30,20 +31,28 @@ _TURNED_AWAY = {
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """A tokenised prompt and the text that the analyzer reads."""
+class _Plan:
+    """What is settled before anything is decided."""
 
-    tokens: list[int]
-    text: str
+    longest: Prompt
+    max_tokens: int
+    hints: Hints
+    sampling: tuple[SamplingParams, ...]  # by the answer's index
+    stop: StopRules
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One HTTP call, tokenised: its prompts, its parameters, and what of each token is wanted."""
+    """One HTTP call, tokenised: its prompts, its parameters, and what of each token is wanted.
+
+    `default_tokens` holds where `max_tokens` is None, and is cut to the room that the prompt
+    leaves; None stands for all of that room.
+    """
 
     prompts: list[Prompt]
     body: SamplingBody
-    max_tokens: int | None  # None: up to the end of the context
+    max_tokens: int | None
+    default_tokens: int | None = None
     variant: str | None = None  # from a model name like `base@mix-80`
     logprobs: int | None = None
     prompt_logprobs: bool = False
@@ -63,6 +72,7 @@ class Service:
         longest: int,
         max_answers: int,
         kv_scorer: str,
+        prompts: PromptReader,
     ) -> None:
         self.model = model
         self.engine = engine
@@ -73,63 +83,41 @@ class Service:
         self.longest = longest  # prompt and answer together, in tokens
         self._max_answers = max_answers
         self._kv_scorer = kv_scorer
+        self.prompts = prompts
 
-    def tokenize(self, text: str, special: bool = True) -> Prompt:
-        """Text to tokens; `special` adds what the tokenizer puts around plain text."""
-        tokens = self.model.tokenizer.encode(text, add_special_tokens=special)
-        return Prompt(tokens, text[:_ANALYSED_CHARACTERS])
+    def check_count(self, prompts: int, body: SamplingBody) -> None:
+        """Raise `ApiError` for more answers than one call may ask for. Before any work on them."""
+        if prompts * (body.n or 1) > self._max_answers:
+            raise ApiError(400, f"at most {self._max_answers} answers in one call", "n")
 
     def start(self, ask: Ask, call_id: str) -> Call:
-        """Validates, decides and queues. Raises `ApiError`."""
-        body, count = ask.body, ask.body.n or 1
-        if len(ask.prompts) * count > self._max_answers:
-            raise ApiError(400, f"at most {self._max_answers} answers in one call", "n")
-        longest = max((p.tokens for p in ask.prompts), key=len, default=[])
-        if not all(p.tokens for p in ask.prompts) or not longest:
-            raise ApiError(400, "the prompt is empty", "prompt")
-        room = self.longest - len(longest)
-        max_tokens = room if ask.max_tokens is None else ask.max_tokens
-        if room < 1 or max_tokens > room:
-            wanted = f" and {ask.max_tokens} to write" if ask.max_tokens else ""
-            raise ApiError(
-                400,
-                f"this model's context is {self.longest} tokens; the prompt has {len(longest)}"
-                f"{wanted}",
-                "prompt" if room < 1 else "max_tokens",
-                "context_length_exceeded",
-            )
-        hints = self._hints(body.trimtab, ask.variant)
+        """Validate, then decide, then queue. Raise `ApiError`: 400 only before the decision."""
+        plan = self._plan(ask)
         text = max((p.text for p in ask.prompts), key=len)
         features = self._analyzer(text)
         cached = [self.engine.reusable(p.tokens) for p in ask.prompts]  # by variant
-        known = next(c for c, p in zip(cached, ask.prompts, strict=True) if p.tokens is longest)
+        known = next(c for c, p in zip(cached, ask.prompts, strict=True) if p is plan.longest)
         decision = self.controller.decide(
-            Newcomer(features, len(longest), max_tokens, hints, known)
+            Newcomer(features, len(plan.longest.tokens), plan.max_tokens, plan.hints, known)
         )
         self.accounts.decided(decision)
-        generations: list[Generation] = []
         prompt_tokens = sum(len(p.tokens) for p in ask.prompts)
-        now = int(time.time())
-        call = Call(call_id, now, decision, generations, prompt_tokens, features, text, count)
+        now, count = int(time.time()), ask.body.n or 1
+        call = Call(call_id, now, decision, [], prompt_tokens, features, text, count)
         try:
-            if decision.refused:
-                raise QueueFullError(_TURNED_AWAY[decision.reason])
-            for index in range(len(ask.prompts) * count):
-                at = index // count
-                reusable = cached[at].get(decision.action.variant, 0)
-                request = self._request(
-                    ask, ask.prompts[at], reusable, max_tokens, decision, call_id, index
-                )
-                generations.append(self.engine.submit(request, call.inbox))
-        except (QueueFullError, EngineStoppedError) as error:
-            for generation in generations:
+            self._submit(ask, plan, call, cached)
+        except Exception as error:
+            for generation in call.generations:
                 generation.cancel()
             self.accounts.refused(call)
-            raise ApiError(
-                503, str(error), retry_after=max(1.0, decision.observation.wait)
-            ) from error
+            if isinstance(error, (QueueFullError, EngineStoppedError)):
+                wait = max(1.0, decision.observation.wait)
+                raise ApiError(503, str(error), retry_after=wait) from error
+            if isinstance(error, InvalidRequestError):
+                raise ApiError(400, str(error)) from error
+            raise
         self._narrowing.follow(decision)
-        self._narrowing.add(call, body.trimtab.narrow)
+        self._narrowing.add(call, ask.body.trimtab.narrow)
         return call
 
     async def deltas(self, call: Call) -> AsyncIterator[tuple[int, Delta]]:
@@ -151,6 +139,77 @@ class Service:
                 generation.cancel()
                 self.accounts.ended(call, generation, FinishReason.ABORT)
 
+    def _plan(self, ask: Ask) -> _Plan:
+        """All that can be wrong with a call, found before it costs anybody else anything."""
+        body = ask.body
+        count = body.n or 1
+        self.check_count(len(ask.prompts), body)
+        if not ask.prompts or not all(p.tokens for p in ask.prompts):
+            raise ApiError(400, "the prompt is empty", "prompt")
+        longest = max(ask.prompts, key=lambda p: len(p.tokens))
+        max_tokens = self._max_tokens(ask, len(longest.tokens))
+        if body.min_tokens > max_tokens:
+            raise ApiError(
+                400, f"min_tokens is above the {max_tokens} tokens to write", "min_tokens"
+            )
+        self._check_ids("stop_token_ids", body.stop_token_ids or ())
+        self._check_ids("logit_bias", body.logit_bias or ())
+        stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        return _Plan(
+            longest,
+            max_tokens,
+            self._hints(body.trimtab, ask.variant),
+            tuple(self._sampling(body, index) for index in range(len(ask.prompts) * count)),
+            StopRules(
+                tuple(stop), frozenset(body.stop_token_ids or ()), body.include_stop_str_in_output
+            ),
+        )
+
+    def _max_tokens(self, ask: Ask, prompt: int) -> int:
+        """How many tokens an answer may have. Raise `ApiError` if the context has no room."""
+        room = self.longest - prompt
+        if room < 1 or (ask.max_tokens is not None and ask.max_tokens > room):
+            wanted = f" and {ask.max_tokens} to write" if ask.max_tokens else ""
+            raise ApiError(
+                400,
+                f"this model's context is {self.longest} tokens; the prompt has {prompt}{wanted}",
+                "prompt" if room < 1 else "max_tokens",
+                "context_length_exceeded",
+            )
+        if ask.max_tokens is not None:
+            return ask.max_tokens
+        return room if ask.default_tokens is None else min(room, ask.default_tokens)
+
+    def _check_ids(self, name: str, tokens: Iterable[int]) -> None:
+        vocab = self.model.weights.shape.vocab
+        wrong = next((token for token in tokens if token >= vocab), None)
+        if wrong is not None:
+            raise ApiError(400, f"{name}: no token {wrong}; the vocabulary has {vocab}", name)
+
+    def _submit(self, ask: Ask, plan: _Plan, call: Call, cached: list[dict[str, int]]) -> None:
+        """Queue all answers of a call. Raise `QueueFullError` or `EngineStoppedError`."""
+        decision, body = call.decision, ask.body
+        if decision.refused:
+            raise QueueFullError(_TURNED_AWAY[decision.reason])
+        variant, budget = decision.action.variant, decision.action.kv_budget
+        for index, sampling in enumerate(plan.sampling):
+            at = index // (body.n or 1)
+            request = GenerationRequest(
+                request_id=f"{call.call_id}-{index}",
+                prompt=tuple(ask.prompts[at].tokens),
+                max_tokens=plan.max_tokens,
+                variant=self.model.variants[variant],
+                kv_budget=None if budget is None else served_eviction(budget, self._kv_scorer),
+                sampling=sampling,
+                stop=plan.stop,
+                eos_token_ids=frozenset() if body.ignore_eos else self.model.eos_token_ids,
+                min_tokens=body.min_tokens,
+                logprobs=ask.logprobs,
+                prompt_logprobs=ask.prompt_logprobs,
+                reusable=cached[at].get(variant, 0),
+            )
+            call.generations.append(self.engine.submit(request, call.inbox))
+
     def _hints(self, hints: TrimtabHints, alias: str | None) -> Hints:
         variant = hints.variant or alias
         if variant is not None and variant not in self.model.variants:
@@ -167,42 +226,8 @@ class Service:
             hints.kv_budget,
         )
 
-    def _request(
-        self,
-        ask: Ask,
-        prompt: Prompt,
-        reusable: int,
-        max_tokens: int,
-        decision: Decision,
-        call_id: str,
-        index: int,
-    ) -> GenerationRequest:
-        body = ask.body
-        budget = decision.action.kv_budget
-        stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-        return GenerationRequest(
-            request_id=f"{call_id}-{index}",
-            prompt=tuple(prompt.tokens),
-            max_tokens=max_tokens,
-            variant=self.model.variants[decision.action.variant],
-            kv_budget=None if budget is None else served_eviction(budget, self._kv_scorer),
-            sampling=self._sampling(body, index),
-            stop=StopRules(
-                tuple(stop), frozenset(body.stop_token_ids or ()), body.include_stop_str_in_output
-            ),
-            eos_token_ids=frozenset() if body.ignore_eos else self.model.eos_token_ids,
-            min_tokens=body.min_tokens,
-            logprobs=ask.logprobs,
-            prompt_logprobs=ask.prompt_logprobs,
-            reusable=reusable,
-        )
-
     def _sampling(self, body: SamplingBody, index: int) -> SamplingParams:
         """User over the model's generation config over the OpenAI defaults, as vLLM has it."""
-        vocab = self.model.weights.shape.vocab
-        bias = body.logit_bias or {}
-        if any(token >= vocab for token in bias):
-            raise ApiError(400, f"logit_bias: the vocabulary has {vocab} tokens", "logit_bias")
 
         def pick(name: str, default: float) -> float:
             given = getattr(body, name)
@@ -216,7 +241,7 @@ class Service:
             repetition_penalty=pick("repetition_penalty", 1.0),
             presence_penalty=body.presence_penalty or 0.0,
             frequency_penalty=body.frequency_penalty or 0.0,
-            logit_bias=bias,
+            logit_bias=body.logit_bias or {},
             # Answers to one seeded call differ from each other, and each is reproducible.
             seed=None if body.seed is None else body.seed + index,
         )
@@ -228,6 +253,12 @@ def call_id_of(request: Request, prefix: str) -> str:
     if given and len(given) <= 128 and given.isascii() and given.isprintable():
         return given
     return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def encoding(body: SamplingBody, special: bool) -> Encoding:
+    """How a body wants its text encoded; `special` is the route's habit."""
+    given = body.add_special_tokens
+    return Encoding(special if given is None else given, body.trimtab.plain_text)
 
 
 def variant_alias(service: Service, model: str | None) -> str | None:

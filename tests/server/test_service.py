@@ -3,8 +3,9 @@
 from types import SimpleNamespace
 
 from policies import Action, Reason
+from server.api.prompts import Prompt
 from server.api.protocol import CompletionBody
-from server.api.service import Ask, Prompt, Service
+from server.api.service import Ask, Service
 
 _CACHED = {2: {"base": 1, "small": 2}, 3: {"small": 3}, 1: {}}  # by the length of the prompt
 
@@ -39,7 +40,7 @@ def test_each_prompt_brings_what_is_cached_of_it_for_the_chosen_variant():
     )
     engine, controller = _Engine(), _Controller()
     service = Service(
-        model, engine, controller, lambda text: text, nothing, nothing, 64, 8, "scorer"
+        model, engine, controller, lambda text: text, nothing, nothing, 64, 8, "scorer", None
     )
     prompts = [Prompt(list(range(length)), "x" * length) for length in (2, 3, 1)]
     service.start(Ask(prompts, CompletionBody(prompt="", n=2), 4), "call")

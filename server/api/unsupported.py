@@ -1,0 +1,96 @@
+"""Parameters of other servers that change the answer and are not supported: 400, by their name.
+
+Parameters that only change speed, caching or accounting, and names that nobody knows, are ignored.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from server.api.errors import ApiError
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """`neutral` values ask for nothing, as null and false do; `hint` names what to use instead."""
+
+    neutral: tuple[object, ...] = ("", [], {})
+    hint: str = ""
+
+
+def _of(names: str, *neutral: object, hint: str = "") -> dict[str, Parameter]:
+    """The same for several names. Without `neutral`: whatever is empty."""
+    entry = Parameter(neutral, hint) if neutral else Parameter(hint=hint)
+    return dict.fromkeys(names.split(), entry)
+
+
+_KNOWN: dict[str, Parameter] = {
+    # What the answer must look like
+    **_of("response_format", {"type": "text"}),
+    **_of("structured_outputs grammar json_schema regex ebnf structural_tag format"),
+    **_of("functions tools mcp_servers"),
+    **_of("function_call tool_choice", "none", "auto"),
+    **_of("audio web_search_options"),
+    **_of("modalities", ["text"], []),
+    **_of("verbosity", "medium"),
+    **_of("thinking_token_budget thinking_budget_tokens reasoning_budget", -1),
+    # How tokens are chosen
+    **_of("best_of", 1, hint="use n"),
+    **_of("use_beam_search early_stopping watermark mirostat samplers sampler_seq"),
+    **_of("num_beams beam_width", 1),
+    **_of("length_penalty", 1, 1.0),
+    **_of("typical_p typ_p tfs_z encoder_repetition_penalty guidance_scale", 1, 1.0),
+    **_of("repeat_penalty", 1, 1.0, hint="use repetition_penalty"),
+    **_of("top_a dry_multiplier xtc_probability dynatemp_range smoothing_factor", 0, 0.0),
+    **_of("epsilon_cutoff eta_cutoff penalty_alpha no_repeat_ngram_size", 0, 0.0),
+    **_of("top_n_sigma adaptive_target", -1, -1.0, 0, 0.0),
+    **_of("do_sample", True, hint="use temperature: 0"),
+    **_of("bad_words bad_words_ids allowed_token_ids suppress_tokens", hint="use logit_bias"),
+    **_of("logits_processors logits_processor negative_prompt vllm_xargs custom_params"),
+    # How long it may be
+    **_of("n_predict max_new_tokens max_completion_tokens num_predict", hint="use max_tokens"),
+    **_of("max_length max_time t_max_predict_ms n_indent", hint="use max_tokens"),
+    **_of("min_new_tokens min_length", 0, hint="use min_tokens"),
+    **_of("stop_regex stop_sequences", hint="use stop"),
+    **_of("no_stop_trim", hint="use include_stop_str_in_output"),
+    # What is read
+    **_of("truncate_prompt_tokens truncate chat_template documents prompt_embeds"),
+    **_of("input_ids inputs", hint="use prompt"),
+    **_of("images image_data video_data audio_data multimodal_data mm_processor_kwargs"),
+    **_of("lora lora_path lora_request adapter_id", hint="use trimtab.variant"),
+    **_of("sampling_params parameters options", hint="its members go into the body itself"),
+    # What is told of it
+    **_of("echo suffix return_full_text", hint="see /v1/completions"),
+    **_of("logprobs", hint="see /v1/completions"),
+    **_of("top_logprobs", 0, hint="use logprobs of /v1/completions"),
+    **_of("prompt_logprobs", hint="use echo and logprobs of /v1/completions"),
+    **_of("n_probs top_n_tokens top_logprobs_num", 0, hint="use logprobs"),
+    **_of("return_logprob post_sampling_probs details decoder_input_details"),
+    **_of("return_token_ids return_tokens return_tokens_as_token_ids return_hidden_states"),
+    **_of("skip_special_tokens spaces_between_special_tokens detokenize", True),
+    **_of("include_reasoning separate_reasoning", True),
+}
+_GUIDED = Parameter()  # guided_json, guided_choice and their kin
+
+
+def refuse_unsupported(extra: Mapping[str, object], n: int) -> None:
+    """Raise `ApiError` 400 if the fields that a body does not declare ask for what we cannot do.
+
+    `n` is the number of answers that are asked for.
+    """
+    for name, value in extra.items():
+        known = _GUIDED if name.startswith("guided_") else _KNOWN.get(name)
+        if known is None or value is None or _is_one_of(value, known.neutral):
+            continue
+        if (name, value) == ("best_of", n):
+            continue
+        if name == "tools" and extra.get("tool_choice") == "none":
+            continue
+        hint = f"; {known.hint}" if known.hint else ""
+        raise ApiError(400, f"{name} is not supported{hint}", name)
+
+
+def _is_one_of(value: object, neutral: tuple[object, ...]) -> bool:
+    """Whether it asks for nothing: one of these and of its type (0 is not False), or a plain no."""
+    if value is False:
+        return not any(other is True for other in neutral)
+    return any(value == other and type(value) is type(other) for other in neutral)
