@@ -10,7 +10,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SENTENCE = re.compile(r"[.!?]+(?=\s|$)")
 _CODE = re.compile(
-    r"```|\b(?:def \w+\(|class \w+[:(]|import \w+|return\b.{0,200}[;)]|SELECT\b.{1,200}\bFROM\b)|#include"
+    r"```|\b(?:def \w+\(|class \w+[:(]|import \w+|return\b.{0,200}[;)])"
+    r"|\bSELECT\b.{1,200}\bFROM\b|#include"
     r"|</?\w+>|[{};]\s*$|=>|==|!=",
     re.MULTILINE,
 )
