@@ -1,15 +1,16 @@
 """Arrivals: recorded traffic or drawn, at a rate that fits the machine."""
 
-import csv
-import json
+import math
 import random
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from policies.simulation.rates import Rates
 from pruners.errors import UserError
+from pruners.text.readers import csv_rows, json_lines
 
 _LEAST = 8
 
@@ -38,25 +39,24 @@ def synthetic(requests: int, seed: int) -> list[Arrival]:
 
 
 def read_trace(path: Path, requests: int | None = None) -> list[Arrival]:
-    """The first requests of a trace, times from 0. Raises `TrafficError`.
+    """The first requests of a trace, times from 0. Raises `TrafficError` or `ReadError`.
 
-    Azure's CSV (`TIMESTAMP`, `ContextTokens`, `GeneratedTokens`), BurstGPT's (`Timestamp`, `Request
-    tokens`, `Response tokens`) or Mooncake's JSON lines (`timestamp` in milliseconds,
-    `input_length`, `output_length`).
+    Azure's CSV (`TIMESTAMP`, in UTC where it names no zone, `ContextTokens`, `GeneratedTokens`),
+    BurstGPT's (`Timestamp`, `Request tokens`, `Response tokens`) or Mooncake's JSON lines
+    (`timestamp` in milliseconds, `input_length`, `output_length`).
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as lines:
-            if path.suffix == ".jsonl":
-                rows = [json.loads(line) for line in lines if line.strip()]
-            else:
-                rows = list(csv.DictReader(lines))
-        made = [_arrival(row) for row in rows[:requests]]
-    except OSError as error:
-        raise TrafficError(f"cannot read {path}: {error.strerror}") from error
-    except (KeyError, ValueError, TypeError) as error:
-        raise TrafficError(
-            f"{path}: expected a trace as Azure, BurstGPT or Mooncake publish them ({error!r})"
-        ) from error
+    rows = json_lines(path) if path.suffix.lower() == ".jsonl" else csv_rows(path)
+    made = []
+    for number, row in islice(rows, requests):
+        try:
+            made.append(_arrival(row))
+        except KeyError as error:
+            raise TrafficError(
+                f"{path} line {number}: no {error}; expected a trace as Azure, BurstGPT or "
+                "Mooncake publish them"
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise TrafficError(f"{path} line {number}: {error}") from error
     if len(made) < _LEAST:
         raise TrafficError(f"{path} holds {len(made)} requests; at least {_LEAST} are needed")
     made.sort(key=lambda one: one.at)
@@ -64,14 +64,35 @@ def read_trace(path: Path, requests: int | None = None) -> list[Arrival]:
     return [Arrival(one.at - start, one.prompt, one.output) for one in made]
 
 
-def _arrival(row: dict[str, Any]) -> Arrival:
+def _arrival(row: object) -> Arrival:
+    """Raises `KeyError`, `ValueError` or `TypeError`."""
+    if not isinstance(row, Mapping):
+        raise TypeError("no object")
     if "TIMESTAMP" in row:
-        at = datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp()
-        return Arrival(at, int(row["ContextTokens"]), int(row["GeneratedTokens"]))
+        moment = datetime.fromisoformat(str(row["TIMESTAMP"]).strip())
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        lengths = _tokens(row["ContextTokens"]), _tokens(row["GeneratedTokens"])
+        return Arrival(moment.timestamp(), *lengths)
     if "Timestamp" in row:
-        lengths = int(row["Request tokens"]), int(row["Response tokens"])
-        return Arrival(float(row["Timestamp"]), *lengths)
-    return Arrival(row["timestamp"] / 1e3, int(row["input_length"]), int(row["output_length"]))
+        lengths = _tokens(row["Request tokens"]), _tokens(row["Response tokens"])
+        return Arrival(_seconds(row["Timestamp"]), *lengths)
+    lengths = _tokens(row["input_length"]), _tokens(row["output_length"])
+    return Arrival(_seconds(row["timestamp"]) / 1e3, *lengths)
+
+
+def _seconds(value: Any) -> float:  # noqa: ANN401
+    found = float(value)
+    if not math.isfinite(found):
+        raise ValueError(f"{value} is no time")
+    return found
+
+
+def _tokens(value: Any) -> int:  # noqa: ANN401
+    found = int(value)
+    if found < 0 or isinstance(value, bool | float):
+        raise ValueError(f"{value} is no number of tokens")
+    return found
 
 
 def shortened(arrivals: Sequence[Arrival], prompt: int, output: int) -> list[Arrival]:

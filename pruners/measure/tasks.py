@@ -1,6 +1,5 @@
 """Multiple-choice and last-word tasks from JSONL files, by log-likelihood."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pruners.journal import Journal
 from pruners.measure.evaluate import Reader
 from pruners.measure.table import Accuracy
 from pruners.progress import tracked
+from pruners.text.readers import json_lines
 from pruners.text.rows import Batch, grouped, padded
 
 if TYPE_CHECKING:
@@ -47,45 +47,64 @@ class Item:
 
 
 def read_task(path: Path, limit: int | None = None) -> list[Item]:
-    """The first `limit` questions of a JSONL file. Raises `TaskError`.
+    """The first `limit` questions of a JSONL file. Raises `TaskError` or `ReadError`.
 
     A line is one of `{query, choices, gold}` (ARC, PIQA: answered behind "Answer:"), HellaSwag's
     own fields, `{context_options, continuation, gold}` (WinoGrande), or `{context, continuation}`
     (LAMBADA).
     """
     items: list[Item] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
+    for number, row in json_lines(path):
         if len(items) == limit:
             break
-        if line.strip():
-            try:
-                items.append(_item(json.loads(line)))
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                raise TaskError(f"{path.name} line {number} is no task: {error!r}") from error
+        try:
+            items.append(_item(row))
+        except KeyError as error:
+            raise TaskError(f"{path.name} line {number} is no task: no field {error}") from error
+        except (ValueError, TypeError) as error:
+            raise TaskError(f"{path.name} line {number} is no task: {error}") from error
     if not items:
         raise TaskError(f"{path.name} holds no questions")
     return items
 
 
-def _item(row: Mapping[str, Any]) -> Item:
+def _item(row: Any) -> Item:  # noqa: ANN401
+    """Raises `KeyError`, `ValueError` or `TypeError`."""
+    if not isinstance(row, dict):
+        raise ValueError("no object")
     if "choices" in row:
-        context = f"{row['query'].rstrip()}\nAnswer:"
-        return _choice([Option(context, f" {choice}") for choice in row["choices"]], row["gold"])
+        context = f"{_text(row, 'query').rstrip()}\nAnswer:"
+        options = [Option(context, f" {choice}") for choice in _texts(row, "choices")]
+        return _choice(options, row["gold"])
     if "endings" in row:
-        start = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-        endings = [f" {_clean(ending)}" for ending in row["endings"]]
-        return _choice([Option(_clean(start), ending) for ending in endings], int(row["label"]))
+        first, second = _text(row, "ctx_a"), _text(row, "ctx_b").capitalize()
+        start = _clean(f"{_text(row, 'activity_label')}: {first} {second}")
+        endings = [f" {_clean(ending)}" for ending in _texts(row, "endings")]
+        return _choice([Option(start, ending) for ending in endings], int(row["label"]))
+    continuation = f" {_text(row, 'continuation')}"
     if "context_options" in row:
-        contexts = row["context_options"]
-        return _choice([Option(c, f" {row['continuation']}") for c in contexts], row["gold"])
-    return Item((Option(row["context"], f" {row['continuation']}"),), None)
+        options = [Option(context, continuation) for context in _texts(row, "context_options")]
+        return _choice(options, row["gold"])
+    return Item((Option(_text(row, "context"), continuation),), None)
 
 
-def _choice(options: Sequence[Option], gold: int) -> Item:
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row[name]
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is no text")
+    return value
+
+
+def _texts(row: Mapping[str, Any], name: str) -> list[str]:
+    value = row[name]
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise TypeError(f"{name} is no list of texts")
+    return value
+
+
+def _choice(options: Sequence[Option], gold: object) -> Item:
+    if type(gold) is not int:
+        raise TypeError(f"gold {gold!r} is no whole number")
     if not 0 <= gold < len(options) or len(options) < 2:
         raise ValueError(f"gold {gold} of {len(options)} choices")
     if not all(option.continuation.strip() for option in options):

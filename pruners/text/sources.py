@@ -1,9 +1,7 @@
 """Text from the user: a file of plain text, JSON lines or CSV, or a Hugging Face dataset."""
 
-import csv
 import importlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pruners.errors import UserError
+from pruners.text.readers import csv_rows, json_lines, read_text
 from pruners.text.rows import text_rows, wikitext2_rows
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class Corpus:
 
 
 def read_corpus(source: str) -> Corpus:
-    """Reads `source`: a path, or `hf:NAME[:SPLIT[:COLUMN]]`. Raises `SourceError`.
+    """Reads `source`: a path, or `hf:NAME[:SPLIT[:COLUMN]]`. Raises `SourceError` or `ReadError`.
 
     `.jsonl` holds an object a line: `messages`, or `instruction` with `context` and `response`, or
     one of `text`, `content`, `prompt`. `.csv` has a header with one of the latter, or its first
@@ -92,15 +91,14 @@ def read_corpus(source: str) -> Corpus:
     if source.startswith(HUB):
         return Corpus(source, tuple(_some(source, _from_hub(source))))
     path = Path(source)
-    readers: dict[str, Callable[[str], Iterable[Any]]] = {".jsonl": _json_lines, ".csv": _csv}
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = readers.get(path.suffix, lambda whole: [whole])(text)
-        documents = tuple(_some(path.name, found))
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"cannot read {source}: {error}") from error
+    match path.suffix.lower():
+        case ".jsonl":
+            found: Iterable[Any] = _json_lines(path)
+        case ".csv":
+            found = _csv(path)
+        case _:
+            found = [read_text(path)]
+    documents = tuple(_some(path.name, found))
     return Corpus(path.name, documents, wikitext=path.suffix == ".raw")
 
 
@@ -114,33 +112,63 @@ def _some(name: str, documents: Iterable[Any]) -> Iterator[Any]:
         raise SourceError(f"{name} holds no text")
 
 
-def _json_lines(text: str) -> Iterator[Any]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            row = json.loads(line)
+def _json_lines(path: Path) -> Iterator[Any]:
+    for number, row in json_lines(path):
+        try:
             document = _document(row) if isinstance(row, dict) else None
-            if document is None:
-                raise SourceError(f"line {number} has none of the fields {', '.join(_TEXT_FIELDS)}")
-            yield document
+        except ValueError as error:
+            raise SourceError(f"{path.name} line {number}: {error}") from error
+        if document is None:
+            fields = ", ".join(_TEXT_FIELDS)
+            raise SourceError(f"{path.name} line {number} has none of the fields {fields}")
+        yield document
 
 
-def _csv(text: str) -> Iterator[str]:
-    rows = csv.DictReader(text.splitlines(keepends=True))
-    names = rows.fieldnames or [""]
-    column = next((name for name in _TEXT_FIELDS if name in names), names[0])
-    return (row[column] or "" for row in rows)
+def _csv(path: Path) -> Iterator[str]:
+    for _, row in csv_rows(path):
+        yield next((row[name] for name in _TEXT_FIELDS if name in row), next(iter(row.values())))
 
 
 def _document(row: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
-    if isinstance(row.get("messages"), list):
-        return [{"role": str(m["role"]), "content": str(m["content"])} for m in row["messages"]]
-    if "instruction" in row:
-        asked = "\n\n".join(str(row[k]) for k in ("instruction", "context") if row.get(k))
-        turns = [{"role": "user", "content": asked}]
-        answer = row.get("response") or row.get("output")
-        return [*turns, {"role": "assistant", "content": str(answer)}] if answer else turns
-    field = next((name for name in _TEXT_FIELDS if isinstance(row.get(name), str)), None)
-    return None if field is None else str(row[field])
+    """Raises `ValueError` for parts that are no text."""
+    if row.get("messages") is not None:
+        if not isinstance(row["messages"], list):
+            raise ValueError("messages is no list")
+        return [_message(number, one) for number, one in enumerate(row["messages"], 1)]
+    if row.get("instruction") is not None:
+        parts = [_said(row, name) for name in ("instruction", "context")]
+        turns = [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
+        answer = _said(row, "response") or _said(row, "output")
+        return [*turns, {"role": "assistant", "content": answer}] if answer else turns
+    return next((row[name] for name in _TEXT_FIELDS if isinstance(row.get(name), str)), None)
+
+
+def _said(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is no text")
+    return value
+
+
+def _message(number: int, message: object) -> dict[str, str]:
+    """A turn whose content is one string; parts of type `text` are joined, as the server does."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise ValueError(f"message {number} has no role")
+    content = message.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(map(_is_text, parts)):
+        raise ValueError(f"message {number} has content that is no text")
+    return {"role": message["role"], "content": "".join(part["text"] for part in parts)}
+
+
+def _is_text(part: object) -> bool:
+    return (
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+    )
 
 
 def _from_hub(source: str) -> Iterator[Any]:
@@ -155,7 +183,7 @@ def _from_hub(source: str) -> Iterator[Any]:
     try:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True)
         for row in rows:
-            document = row[column] if column else _document(row)
+            document = _document(row) if not column else _column(row[column])
             if document is None:
                 raise SourceError(f"{source}: no text among {', '.join(row)}; name the column")
             yield document
@@ -164,6 +192,13 @@ def _from_hub(source: str) -> Iterator[Any]:
     except Exception as error:  # the library raises whatever its transports do
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SourceError(f"cannot read {source}: {reason}") from error
+
+
+def _column(value: object) -> str | list[dict[str, str]] | None:
+    """A column that was named: text, or a conversation. Raises `ValueError`."""
+    if isinstance(value, list):
+        return _document({"messages": value})
+    return value if isinstance(value, str) else None
 
 
 def _plain(document: str | list[dict[str, str]]) -> str:

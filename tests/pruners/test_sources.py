@@ -3,6 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from pruners.errors import UserError
+from pruners.text.readers import ReadError
 from pruners.text.sources import SourceError, read_corpus
 from tests.tiny import tiny_tokenizer
 
@@ -77,8 +79,8 @@ def test_a_dataset_is_streamed(monkeypatch):
     ("name", "content", "message"),
     [
         ("a.txt", b"", "holds no text"),
-        ("a.txt", b"\xff\xfe\xff", "cannot read"),
-        ("a.jsonl", b"{", "cannot read"),
+        ("a.txt", b"\xff\xfe\xff", "is not UTF-8 text"),
+        ("a.jsonl", b"{", "line 1: not JSON"),
         ("a.jsonl", b'{"id": 1}', "line 1 has none of the fields text"),
         ("a.jsonl", b"[1]", "line 1 has none"),
         ("a.csv", b"text\n", "holds no text"),
@@ -86,13 +88,13 @@ def test_a_dataset_is_streamed(monkeypatch):
 )
 def test_refuses_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(SourceError, match=message) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         read_corpus(str(tmp_path / name))
     assert "\n" not in str(refused.value)
 
 
 def test_refuses_what_is_not_there(tmp_path, monkeypatch):
-    with pytest.raises(SourceError, match="cannot read"):
+    with pytest.raises(ReadError, match="cannot read"):
         read_corpus(str(tmp_path / "nothing.txt"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SourceError, match="pip install"):

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from pruners.architecture import locate
+from pruners.errors import UserError
 from pruners.journal import Journal
 from pruners.mask import mask
 from pruners.measure.evaluate import reading
-from pruners.measure.tasks import Item, Option, TaskError, accuracies, read_task
+from pruners.measure.tasks import Item, Option, accuracies, read_task
 from pruners.order import identity
 from pruners.replay import final_hidden
+from pruners.text.readers import ReadError
 from pruners.variant import VariantSpec
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -119,7 +121,7 @@ def test_answers_are_noted_and_not_asked_again(tmp_path):
     ("content", "message"),
     [
         ("", "holds no questions"),
-        ("{", "line 1 is no task"),
+        ("{", "line 1: not JSON"),
         ("[]", "line 1 is no task"),
         ('{"query": "q", "choices": ["a"], "gold": 0}', "line 1 is no task"),
         ('{"query": "q", "choices": ["a", "b"], "gold": 2}', "line 1 is no task"),
@@ -129,8 +131,8 @@ def test_answers_are_noted_and_not_asked_again(tmp_path):
 )
 def test_refuses_in_one_line(tmp_path, content, message):
     (tmp_path / "t.jsonl").write_text(content)
-    with pytest.raises(TaskError, match=message) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         read_task(tmp_path / "t.jsonl")
     assert "\n" not in str(refused.value)
-    with pytest.raises(TaskError, match="cannot read"):
+    with pytest.raises(ReadError, match="cannot read"):
         read_task(tmp_path / "nothing.jsonl")

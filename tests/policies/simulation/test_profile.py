@@ -1,6 +1,7 @@
 """The profile on disk, rates from measured times, and traces as they are published."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from policies.simulation.profile import ProfileError, load_profile
 from policies.simulation.rates import Rates, fit_rates
 from policies.simulation.traffic import TrafficError, at_load, read_trace, shortened, synthetic
+from pruners.errors import UserError
+from pruners.text.readers import ReadError
 from tests.policies.paper import RATES, profile
 
 
@@ -103,10 +106,51 @@ def test_traces_as_they_are_published(tmp_path, name):
 @pytest.mark.parametrize("text", ["", "a,b\n" + "1,2\n" * 9, "TIMESTAMP\nx\n"])
 def test_another_file_is_no_trace(tmp_path, text):
     (tmp_path / "trace.csv").write_text(text)
-    with pytest.raises(TrafficError):
+    with pytest.raises(UserError, match=r"trace\.csv"):
         read_trace(tmp_path / "trace.csv")
-    with pytest.raises(TrafficError, match="cannot read"):
+    with pytest.raises(ReadError, match="cannot read"):
         read_trace(tmp_path / "none.csv")
+
+
+ZONES = {"": "", "Z": "Z", "utc": "+00:00", "east": "+05:30", "west": "-0800"}
+
+
+@pytest.mark.parametrize("timezone", ["UTC", "America/New_York", "Asia/Kolkata"])
+@pytest.mark.parametrize("zone", ZONES.values(), ids=ZONES.keys())
+def test_times_are_the_same_with_any_zone_and_on_any_host(tmp_path, monkeypatch, timezone, zone):
+    """Clocks go forward in New York at 2:00 on this day; fractions are of any length."""
+    monkeypatch.setenv("TZ", timezone)
+    time.tzset()
+    stamps = [
+        f"2024-03-10 0{hour}:30:00{part}" for hour in range(5) for part in ("", ".25", ".1234567")
+    ]
+    rows = "".join(f"{stamp}{zone},100,20\n" for stamp in stamps)
+    (tmp_path / "azure.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    try:
+        found = [one.at for one in read_trace(tmp_path / "azure.csv")]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    wanted = sorted(3600 * hour + part for hour in range(5) for part in (0, 0.25, 0.123456))
+    assert found == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("nan,1,1", "nan is no time"),
+        ("1e999,1,1", "1e999 is no time"),
+        ("3,-1,1", "-1 is no number of tokens"),
+        ("3,1.5,1", "invalid literal"),
+        ("3,,1", "invalid literal"),
+        ("3,1", "2 fields under a header of 3"),
+    ],
+)
+def test_a_bad_line_of_a_trace_is_named(tmp_path, row, message):
+    head, good = "Timestamp,Request tokens,Response tokens\n", "1,2,3\n"
+    (tmp_path / "trace.csv").write_text(head + good * 9 + row + "\n")
+    with pytest.raises(UserError, match=f"trace.csv line 11: {message}"):
+        read_trace(tmp_path / "trace.csv")
 
 
 def test_a_load_is_work_over_time():
