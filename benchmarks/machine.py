@@ -1,13 +1,14 @@
 """What the figures were measured on, and how results are kept."""
 
 import argparse
-import json
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+
+from pruners.files import TargetError, check_file, write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,8 +33,17 @@ def spread(values: list[float]) -> float:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Options that every benchmark has."""
     found = argparse.ArgumentParser(description=description)
-    found.add_argument("--json", type=Path, help="the result's file; default benchmarks/results")
+    found.add_argument("--json", type=_target, help="the result's file; default benchmarks/results")
     return found
+
+
+def _target(name: str) -> Path:
+    path = Path(name)
+    try:
+        check_file(path)
+    except TargetError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -49,5 +59,4 @@ def save(name: str, result: dict[str, Any], path: Path | None = None) -> Path:
     """Writes a result as JSON to `path`, by default into `benchmarks/results/`."""
     path = path or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    return path
+    return write_json(path, result)

@@ -7,9 +7,6 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,12 +18,22 @@ from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape
 from pruners.errors import UserError
+from pruners.files import Kind, replaced_folder, write_json
 from pruners.measure.table import SCHEMA, Table, read_table
 from pruners.order import Order
 from pruners.recovery import Correction, LowRank, RecoveryError, from_tensors, to_tensors
 from pruners.variant import Block, VariantSpec
 
 _ORDER, _CORRECTIONS = "order.safetensors", "corrections.safetensors"
+ARTEFACT = Kind(
+    "artefact",
+    marks=("variants.json",),
+    holds=(
+        "variants.json", "table.json", _ORDER, _CORRECTIONS, "sensitivity.json", "report/",
+        "report/report.md", "report/*.png",
+    ),
+)  # fmt: skip
+"""What may lie in the folder, with what the server's other commands add to it."""
 _RANK_AXIS = {"up": 1, "down": 0}
 _SCALE = ".scale"
 
@@ -59,18 +66,15 @@ class Artefact:
         return Order(self.ffn_order.long(), self.kv_order.long())
 
     def save(self, folder: Path) -> None:
-        """Writes the folder under a temporary name and renames it, replacing what was there."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        staging.chmod(0o755)
+        """Writes the folder under a temporary name and renames it, replacing an earlier artefact.
+
+        Raises `TargetError` for anything else that is in the way.
+        """
         order = {
             "ffn_order": self.ffn_order.to(torch.int32).contiguous(),
             "kv_order": self.kv_order.to(torch.int32).contiguous(),
         }
-        save_file(order, staging / _ORDER)
         own, shared = _once(self.corrections)
-        if self.corrections:
-            save_file(own, staging / _CORRECTIONS, self._binding())
         variants = {
             "schema": SCHEMA,
             "model": {
@@ -85,15 +89,12 @@ class Artefact:
                 for v in self.variants
             ],
         }
-        (staging / "variants.json").write_text(_dump(variants))
-        self.table.save(staging / "table.json")
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / folder.name)
-            os.replace(staging, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(staging, folder)
+        with replaced_folder(folder, ARTEFACT) as staging:
+            save_file(order, staging / _ORDER)
+            if self.corrections:
+                save_file(own, staging / _CORRECTIONS, self._binding())
+            write_json(staging / "variants.json", variants)
+            self.table.save(staging / "table.json")
 
     def identity(self) -> str:
         """Equal for artefacts that would be measured alike: 32 hexadecimal digits."""
@@ -271,7 +272,3 @@ def _misfit(
     if not all(bool(tensor.isfinite().all()) for tensor in correction.tensors()):
         return "is not finite"
     return None
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, indent=1, sort_keys=False) + "\n"

@@ -21,7 +21,7 @@ class UsageError(UserError):
 
 @offline.command()
 def build(
-    out: Annotated[Path, typer.Option(help="The artefact's folder; replaced if it exists.")],
+    out: Annotated[Path, typer.Option(help="Its folder; an earlier artefact is replaced.")],
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
     text: Annotated[
         str | None,
@@ -148,10 +148,13 @@ def evaluate(
     """
     from rich.console import Console
 
+    from pruners.files import check_file
     from pruners.measure.report import render
     from pruners.text.sources import read_corpus
     from server.offline.evaluating import Plan, evaluate_artefact
 
+    if json is not None:
+        check_file(json, artefact, *(tasks or ()), *map(Path, filter(None, (model, text))))
     corpus = None if text is None else read_corpus(text)
     plan = Plan(corpus, tuple(tasks or ()), window, limit, task_limit, kv_prompt, timing)
     found = evaluate_artefact(model, artefact, plan)
@@ -217,10 +220,12 @@ def lm_eval(
     json: Annotated[Path | None, typer.Option(help="Write the results here too.")] = None,
 ) -> None:
     """Run EleutherAI's evaluation harness on the base or a variant."""
-    from pruners.files import write_json
+    from pruners.files import check_file, write_json
     from server.offline.lm_evaluating import Exam, examine, examine_served
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    if json is not None:
+        check_file(json, *filter(None, (artefact, include, Path(model))))
     exam = Exam(names, limit, shots, include)
     if url is None:
         found = examine(model, artefact, variant, exam)

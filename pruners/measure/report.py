@@ -8,12 +8,13 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from pruners.artefact import Artefact
-from pruners.files import write_text
+from pruners.files import Kind, write_text
 from pruners.measure.front import front, hull
 from pruners.measure.plots import draw
 from pruners.measure.table import Quality, Table
 from pruners.variant import BASE
 
+REPORT = Kind("report", ("report.md",))
 Columns = list[tuple[str, Callable[[str], str]]]
 
 

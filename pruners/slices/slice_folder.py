@@ -8,11 +8,7 @@ one of `transformers`. Otherwise its weights lie in `trimtab_slice.safetensors`,
 
 import copy
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +17,10 @@ import transformers
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruners.architecture import locate
+from pruners.files import Kind, replaced_folder, write_json
 from pruners.fingerprint import fingerprint
 from pruners.order import identity
 from pruners.slices.slice import SliceError, slice_model
@@ -32,15 +29,30 @@ from pruners.variant import VariantSpec
 SCHEMA = 2
 MANIFEST = "trimtab_slice.json"
 WEIGHTS = "trimtab_slice.safetensors"
+SLICE = Kind(
+    "slice",
+    marks=(MANIFEST,),
+    holds=(
+        MANIFEST, WEIGHTS, "config.json", "generation_config.json", "model*.safetensors",
+        "model.safetensors.index.json", "tokenizer*", "chat_template.jinja", "merges.txt",
+        "vocab.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model",
+        "additional_chat_templates/", "additional_chat_templates/*.jinja",
+    ),
+)  # fmt: skip
 _PLAIN = "transformers from_pretrained"
 _OWN = "pruners.slices.slice_folder.load_slice"
 
 
-def save_slice(model: PreTrainedModel, spec: VariantSpec, folder: Path) -> None:
-    """Writes `slice_model`'s result under a temporary name and renames it.
+def save_slice(
+    model: PreTrainedModel,
+    spec: VariantSpec,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Writes `slice_model`'s result, with a tokenizer, under a temporary name and renames it.
 
-    `spec` is what the model was cut to. Replaces an earlier slice; raises `SliceError` if anything
-    else is in the way or if `model` is not as wide as `spec` says.
+    `spec` is what the model was cut to. Replaces an earlier slice; raises `TargetError` if anything
+    else is in the way, `SliceError` if `model` is not as wide as `spec` says.
     """
     spec = _without_gaps(spec)
     biases = _biases(model, _rebuilt(type(model), model.config, spec))
@@ -57,7 +69,7 @@ def save_slice(model: PreTrainedModel, spec: VariantSpec, folder: Path) -> None:
         "ffn": list(spec.ffn),
         "biases": biases,
     }
-    with _replacing(folder) as staging:
+    with replaced_folder(folder, SLICE) as staging:
         if plain:
             model.save_pretrained(staging)
         else:
@@ -66,7 +78,9 @@ def save_slice(model: PreTrainedModel, spec: VariantSpec, folder: Path) -> None:
                 model.generation_config.save_pretrained(staging)
             tensors = {name: t.detach().contiguous() for name, t in _tensors(model).items()}
             save_file(tensors, staging / WEIGHTS, metadata={"format": "pt"})
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)
+        write_json(staging / MANIFEST, manifest)
 
 
 def load_slice(folder: Path) -> PreTrainedModel:
@@ -181,19 +195,3 @@ def _fill(model: PreTrainedModel, stored: dict[str, torch.Tensor]) -> None:
     names = _first_names(model)
     model.load_state_dict({name: stored[first] for name, first in names.items()}, assign=True)
     model.tie_weights()
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` if all went well."""
-    if folder.exists() and not (folder / MANIFEST).exists():
-        raise SliceError(f"{folder} exists and is no slice; it will not be replaced")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        staging, old = Path(scratch) / "new", Path(scratch) / "old"
-        staging.mkdir()
-        yield staging
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(staging, folder)
-        shutil.rmtree(old, ignore_errors=True)

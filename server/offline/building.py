@@ -9,9 +9,10 @@ from rich.progress import Progress
 
 from pruners.allocation import Latency
 from pruners.architecture import locate
-from pruners.artefact import Artefact
+from pruners.artefact import ARTEFACT, Artefact
 from pruners.build import Sources, build
-from pruners.journal import Journal
+from pruners.files import check_folder
+from pruners.journal import JOURNAL, Journal
 from pruners.progress import bars
 from pruners.recipe import Recipe
 from pruners.text.rows import rows_hash
@@ -47,19 +48,20 @@ def build_artefact(
     """Builds variants of a model into the folder `out`, calibrated on the user's text or its own.
 
     Layers are computed on `device`, one at a time, or else on the CPU. An interrupted call goes on
-    where it stopped, from a folder beside `out`. Raises `BuildError`, `SourceError`,
-    `ModelSourceError` or `UnsupportedModelError`.
+    where it stopped, from a folder beside `out`; a refused one leaves nothing. Raises
+    `TargetError`, `BuildError`, `SourceError`, `ModelSourceError` or `UnsupportedModelError`.
     """
+    check_folder(out, ARTEFACT)
+    check_folder(_journal(out), JOURNAL)
     folder = resolve_model(model)
     recipe.check(locate(load_outline(folder)).shape)  # before minutes of sampling
     longest = 2 * max(recipe.kv_budgets, default=_ROW // 2)
     piece = min(longest, recipe.calibration_tokens // _PIECES)
-    with bars() as progress:
-        identity = {"model": str(folder), "recipe": asdict(recipe), "build": 1}
-        if corpus is not None:
-            calibration, held_out = _text_rows(folder, corpus, recipe, piece, longest)
-            identity["text"] = [rows_hash(rows) for rows in (calibration, held_out)]
-        journal = Journal(out.parent / f".{out.name}-build", identity)
+    identity = {"model": str(folder), "recipe": asdict(recipe), "build": 1}
+    if corpus is not None:
+        calibration, held_out = _text_rows(folder, corpus, recipe, piece, longest)
+        identity["text"] = [rows_hash(rows) for rows in (calibration, held_out)]
+    with bars() as progress, Journal(_journal(out), identity) as journal:
         if corpus is None:
             text = OwnText(folder, journal, progress)
             number = _HELD_OUT_ROWS + -(-recipe.calibration_tokens // longest)
@@ -79,9 +81,12 @@ def build_artefact(
             device,
             seconds,
         )
-    artefact.save(out)
-    journal.close()
+        artefact.save(out)
     return artefact
+
+
+def _journal(out: Path) -> Path:
+    return out.parent / f".{out.name}-build"
 
 
 def _seconds(folder: Path, journal: Journal, progress: Progress) -> Latency:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pruners.architecture import Decoder, locate
 from pruners.artefact import Artefact, load_artefact
+from pruners.files import check_file, check_folder
 from pruners.fingerprint import fingerprint
 from pruners.journal import Journal
 from pruners.kv import KV_SCORERS, Eviction
@@ -17,9 +19,9 @@ from pruners.kv.evict import evicted
 from pruners.kv.quality import budget_quality
 from pruners.measure.cost import cost_of
 from pruners.measure.evaluate import Reader, evaluate, masked
-from pruners.measure.report import write_report
+from pruners.measure.report import REPORT, write_report
 from pruners.measure.table import Quality, Table
-from pruners.measure.tasks import Item, accuracies, read_task
+from pruners.measure.tasks import Item, TaskError, accuracies, read_task
 from pruners.progress import bars
 from pruners.replay import final_hidden
 from pruners.text.rows import rows_hash
@@ -64,7 +66,9 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
     `SourceError`, `TaskError`, `ModelSourceError` or `UnsupportedModelError`.
     """
     artefact = load_artefact(folder)
-    items = {path.stem: read_task(path, plan.task_limit) for path in plan.tasks}
+    check_file(folder / "table.json")
+    check_folder(folder / "report", REPORT)
+    items = _questions(plan)
     source = resolve_model(model)
     artefact.check_base(fingerprint(load_transformers(source, torch.float32)))
     memory = MemoryLog()
@@ -76,11 +80,12 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
             raise SourceError(f"{plan.corpus.name} is shorter than a window of {plan.window}")
     identity = {
         "artefact": artefact.identity(),
-        "plan": [plan.window, plan.limit, plan.task_limit, plan.kv_prompt, sorted(items)],
+        "plan": [plan.window, plan.limit, plan.kv_prompt],
+        "tasks": {name: sha256(repr(task).encode()).hexdigest() for name, task in items.items()},
         "text": None if rows is None else rows_hash(rows),
     }
-    journal = Journal(folder.parent / f".{folder.name}-evaluate", identity)
-    with bars() as progress:
+    kept = folder.parent / f".{folder.name}-evaluate"
+    with bars() as progress, Journal(kept, identity) as journal:
         if rows is None:
             limit = plan.limit or _OWN_ROWS * plan.window
             wanted = max(1, limit // plan.window)
@@ -98,11 +103,20 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
                 found["kv"] = time_budgets(loaded, table.kv_quality, progress=progress)
             speed = {**artefact.table.speed, **speed}
             table = replace(table, speed=speed, samples=sample_answers(loaded))
-    artefact = replace(artefact, table=table)
-    table.save(folder / "table.json")
-    write_report(artefact, folder / "report")
-    journal.close()
+        artefact = replace(artefact, table=table)
+        table.save(folder / "table.json")
+        write_report(artefact, folder / "report")
     return artefact
+
+
+def _questions(plan: Plan) -> dict[str, list[Item]]:
+    """By task, which is called as its file is."""
+    items: dict[str, list[Item]] = {}
+    for path in plan.tasks:
+        if path.stem in items:
+            raise TaskError(f"two files of tasks are named {path.stem}; rename one")
+        items[path.stem] = read_task(path, plan.task_limit)
+    return items
 
 
 def _offline(

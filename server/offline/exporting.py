@@ -1,6 +1,5 @@
 """`trimtab export`: a variant as a folder that `transformers` reads."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,9 +7,11 @@ import torch
 
 from pruners.architecture import locate
 from pruners.artefact import ArtefactError, load_artefact
+from pruners.files import check_folder
 from pruners.fingerprint import fingerprint
 from pruners.slices.merge import merged_slice
-from pruners.slices.slice_folder import MANIFEST, save_slice
+from pruners.slices.slice_folder import MANIFEST, SLICE, save_slice
+from pruners.text.readers import read_json
 from pruners.variant import VariantSpec
 from server.engine.load import load_tokenizer, load_transformers
 from server.engine.source import model_name, resolve_model
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 def export_variant(model: str, folder: Path | None, variant: str, out: Path) -> str:
     """Writes the variant with its corrections merged, and the tokenizer; says what loads it.
 
-    Raises `ArtefactError`, `SliceError`, `ModelSourceError` or `UnsupportedModelError`.
+    Raises `TargetError`, `ArtefactError`, `SliceError`, `ModelSourceError` or
+    `UnsupportedModelError`.
     """
+    check_folder(out, SLICE)
     smaller, spec = merged_variant(model, folder, variant)
-    save_slice(smaller, spec, out)
-    load_tokenizer(resolve_model(model)).save_pretrained(out)
-    loader: str = json.loads((out / MANIFEST).read_text())["loader"]
+    save_slice(smaller, spec, out, load_tokenizer(resolve_model(model)))
+    loader: str = read_json(out / MANIFEST)["loader"]
     return loader
 
 

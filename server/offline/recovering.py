@@ -9,11 +9,12 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder, locate
-from pruners.artefact import Artefact, load_artefact
+from pruners.artefact import ARTEFACT, Artefact, load_artefact
 from pruners.distill import Trained, Training, quick_dtype, train
 from pruners.errors import UserError
+from pruners.files import check_folder
 from pruners.fingerprint import fingerprint
-from pruners.journal import Journal
+from pruners.journal import JOURNAL, Journal
 from pruners.measure.cost import cost_of
 from pruners.measure.evaluate import Evaluation, evaluate, masked
 from pruners.measure.front import front
@@ -55,9 +56,12 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
 
     All variants are measured anew on fresh text of the base; those that were not trained and that
     another beats in bytes and loss are left out. An interrupted call goes on from its last check,
-    from a folder beside `out`. Raises `ArtefactError`, `RecoverError`,
+    from a folder beside `out`. Raises `TargetError`, `ArtefactError`, `RecoverError`,
     `RecoveryError`, `SourceError` or `UnsupportedModelError`.
     """
+    kept = out.parent / f".{out.name}-recover"
+    check_folder(out, ARTEFACT)
+    check_folder(kept, JOURNAL)
     if request.tokens < request.training.batch_tokens:
         raise RecoverError(
             f"{request.tokens} tokens are less than a batch of {request.training.batch_tokens}"
@@ -76,22 +80,21 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
     }
     with bars() as progress:
         rows, held_out, measured, what = _text(source, artefact, request, progress)
-        journal = Journal(out.parent / f".{out.name}-recover", {**identity, "text": what})
-        dtype = quick_dtype(request.device)
-        base.to(device=request.device, dtype=dtype)
-        trained = train(
-            decoder, specs, artefact.order, artefact.corrections, rows, held_out,
-            request.training, journal.path("state.safetensors"), progress,
-        )  # fmt: skip
-        if request.device.type != "cpu" or dtype != torch.float32:  # measured as it was before
-            decoder = locate(load_transformers(source, torch.float32))
-        corrections = artefact.corrections | {n: t.corrections for n, t in trained.items()}
-        better = replace(artefact, corrections={n: c for n, c in corrections.items() if c})
-        readers = masked(decoder, better.variants, better.order, better.corrections)
-        found = evaluate(decoder, readers, measured, progress=progress, journal=journal)
-    better = _with_results(better, decoder, found, measured, what, request, trained)
-    better.save(out)
-    journal.close()
+        with Journal(kept, {**identity, "text": what}) as journal:
+            dtype = quick_dtype(request.device)
+            base.to(device=request.device, dtype=dtype)
+            trained = train(
+                decoder, specs, artefact.order, artefact.corrections, rows, held_out,
+                request.training, journal.path("state.safetensors"), progress,
+            )  # fmt: skip
+            if request.device.type != "cpu" or dtype != torch.float32:  # measured as it was before
+                decoder = locate(load_transformers(source, torch.float32))
+            corrections = artefact.corrections | {n: t.corrections for n, t in trained.items()}
+            better = replace(artefact, corrections={n: c for n, c in corrections.items() if c})
+            readers = masked(decoder, better.variants, better.order, better.corrections)
+            found = evaluate(decoder, readers, measured, progress=progress, journal=journal)
+            better = _with_results(better, decoder, found, measured, what, request, trained)
+            better.save(out)
     return better
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from controller.analyzer import BACKENDS, Analyzer
 from controller.judging import judge
-from controller.sensitivity import Sensitivity, fit
+from controller.sensitivity import FILE, Sensitivity, fit
 from pruners.artefact import load_artefact
 from pruners.errors import UserError
+from pruners.files import check_file
 from pruners.journal import Journal
 from pruners.progress import bars
 from pruners.text.sources import Corpus
@@ -34,32 +35,33 @@ def learn_sensitivity(
     `SensingError`, `SourceError`, `ArtefactError` or `ModelSourceError`.
     """
     artefact = load_artefact(folder)
+    check_file(folder / FILE)
     source = resolve_model(model)
     loaded = load_model(source, artefact.model_name, artefact=artefact)
     asked = read_prompts(corpus, loaded.tokenizer, limit)
     if len(asked) < _LEAST:
         raise SensingError(f"{corpus.name} has {len(asked)} usable prompts; {_LEAST} are needed")
     identity = [artefact.identity(), [one.tokens for one in asked], answer_tokens]
-    journal = Journal(folder.parent / f".{folder.name}-sensitivity", identity)
-    with bars() as progress:
-        swept = sweep(loaded, asked, answer_tokens, journal, progress)
-    losses = {
-        name: [one.kl[number] for one in swept]
-        for number, name in enumerate(loaded.variants)
-        if name != BASE
-    }
-    prompt_loss = [one.prompt for one in swept]
-    features, reports = {}, {}
-    for backend in reversed(BACKENDS):
-        try:
-            analyze = Analyzer(backend)
-        except ImportError:
-            continue
-        features[backend] = [analyze(one.text) for one in asked]
-        reports[backend] = judge(features[backend], losses, prompt_loss)
-    fitted = fit(features[analyzer], losses, artefact.fingerprint, analyzer)
-    about = {"prompts": corpus.name, "count": len(asked), "answer_tokens": answer_tokens}
-    found = replace(fitted, report={**about, "backends": reports})
-    found.save(folder)
-    journal.close()
+    kept = folder.parent / f".{folder.name}-sensitivity"
+    with Journal(kept, identity) as journal:
+        with bars() as progress:
+            swept = sweep(loaded, asked, answer_tokens, journal, progress)
+        losses = {
+            name: [one.kl[number] for one in swept]
+            for number, name in enumerate(loaded.variants)
+            if name != BASE
+        }
+        prompt_loss = [one.prompt for one in swept]
+        features, reports = {}, {}
+        for backend in reversed(BACKENDS):
+            try:
+                analyze = Analyzer(backend)
+            except ImportError:
+                continue
+            features[backend] = [analyze(one.text) for one in asked]
+            reports[backend] = judge(features[backend], losses, prompt_loss)
+        fitted = fit(features[analyzer], losses, artefact.fingerprint, analyzer)
+        about = {"prompts": corpus.name, "count": len(asked), "answer_tokens": answer_tokens}
+        found = replace(fitted, report={**about, "backends": reports})
+        found.save(folder)
     return found

@@ -17,7 +17,7 @@ def test_only_a_newline_ends_a_line(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = [{"text": ODD}, {"text": "second"}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    path.write_bytes("\r\n".join(lines).replace("\\u000b", "\\u000b").encode())
+    path.write_bytes("\r\n".join(lines).encode())
     assert read_corpus(str(path)).documents == (ODD, "second")
     assert [number for number, _ in json_lines(path)] == [1, 2]
     task = {"context": ODD, "continuation": "x"}

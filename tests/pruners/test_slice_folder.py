@@ -7,6 +7,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from pruners.architecture import UnsupportedModelError, locate
+from pruners.files import TargetError
 from pruners.order import identity
 from pruners.slices.slice import SliceError, slice_model
 from pruners.slices.slice_folder import MANIFEST, WEIGHTS, load_slice, save_slice
@@ -111,7 +112,7 @@ def test_replaces_a_slice_and_nothing_else(tmp_path: Path):
     saved(tmp_path / "slice", UNIFORM)
     sliced = saved(tmp_path / "slice", MIXED)
     assert torch.equal(logits(load_slice(tmp_path / "slice"), ROWS), logits(sliced, ROWS))
-    with pytest.raises(SliceError, match="will not be replaced"):
+    with pytest.raises(TargetError, match="will not be replaced"):
         saved(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["slice"]
 
