@@ -102,12 +102,17 @@ def sample_rows(
 
 
 def _starts(model: LoadedModel) -> list[list[int]]:
-    """Where rows begin: the special tokens that start a text, and an opened user turn."""
-    tokenizer = model.tokenizer
+    """Where rows begin: the special tokens that start a text, and an opened user turn.
+
+    Only with tokens that the model knows; some tokenizers have more.
+    """
+    tokenizer, vocabulary = model.tokenizer, model.weights.shape.vocab
     special = (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    texts = [[token] for token in dict.fromkeys(special) if token is not None][:1] or [[0]]
+    known = [token for token in special if token is not None and token < vocabulary]
+    texts = [known[:1] or [0]]
     if tokenizer.chat_template is None:
         return texts
     frame = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False)
     opened = str(frame).split(_MARK)[0]
-    return [*texts, tokenizer.encode(opened, add_special_tokens=False)]
+    turn = tokenizer.encode(opened, add_special_tokens=False)
+    return [*texts, turn] if max(turn, default=vocabulary) < vocabulary else texts

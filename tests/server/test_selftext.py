@@ -5,6 +5,7 @@ from rich.progress import Progress
 
 from pruners.journal import Journal
 from server.offline.selftext import OwnText
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def test_rows_are_kept_and_never_too_few_or_too_many(tiny_folder, tmp_path):
@@ -24,3 +25,16 @@ def test_rows_are_kept_and_never_too_few_or_too_many(tiny_folder, tmp_path):
     assert not torch.equal(rows(3, seed=2)[0], three[0])
     # A row in three begins as a text, one as an opened conversation, and so on.
     assert three[0][0] != three[1][0] or not torch.equal(three[0][:3], three[1][:3])
+
+
+def test_rows_begin_with_tokens_that_the_model_knows(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"unk_token": "<unk>"})
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    size = tokenizer.unk_token_id
+    tiny_model(vocab_size=size).save_pretrained(tmp_path / "tiny")
+    with Progress(disable=True) as progress:
+        own = OwnText(tmp_path / "tiny", Journal(tmp_path / "text", "tiny"), progress)
+        rows = own.rows(2, 12, 1)
+    assert rows[0][0] == tokenizer.bos_token_id
+    assert all(int(row.max()) < size for row in rows)
