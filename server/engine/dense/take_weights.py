@@ -21,7 +21,7 @@ def take_weights(
     The source's matrices are released layer by layer, so the peak is one layer above the model.
     Permuting neurons and groups leaves the function unchanged up to rounding.
     """
-    serving = _check_supported(decoder)
+    serving = check_served(decoder)
     dtype = decoder.embed.weight.dtype
 
     def norm(module: nn.Module | None) -> Norm | None:
@@ -54,6 +54,25 @@ def take_weights(
         activation_name=serving.activation,
         context=context,
     )
+
+
+def check_served(decoder: Decoder) -> Serving:
+    """Return what the family computes with. Raises `UnsupportedModelError` for what is not done."""
+    serving = decoder.serving
+    if serving is None:
+        raise UnsupportedModelError(f"model family '{decoder.family}' is not served")
+    refusals = list(serving.refusals)
+    if serving.activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        refusals.append(
+            f"{serving.activation_field} '{serving.activation}' is not supported (but {known})"
+        )
+    for kind in sorted(serving.rope_types - _STATIC_ROPE):
+        known = ", ".join(sorted(_STATIC_ROPE))
+        refusals.append(f"rope_parameters of type '{kind}' is not supported (but {known})")
+    if refusals:
+        raise UnsupportedModelError(f"config.json: {'; '.join(refusals)}")
+    return serving
 
 
 def _take_layer(
@@ -153,22 +172,3 @@ def _rope_tables(decoder: Decoder, context: int) -> dict[str | None, tuple[Tenso
             sin[:, : sin.shape[1] // 2].neg_()
             tables[kind] = (cos, sin)
     return tables
-
-
-def _check_supported(decoder: Decoder) -> Serving:
-    """What the family computes with. Raises `UnsupportedModelError` for what is not done here."""
-    serving = decoder.serving
-    if serving is None:
-        raise UnsupportedModelError(f"model family '{decoder.family}' is not served")
-    refusals = list(serving.refusals)
-    if serving.activation not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        refusals.append(
-            f"{serving.activation_field} '{serving.activation}' is not supported (but {known})"
-        )
-    for kind in sorted(serving.rope_types - _STATIC_ROPE):
-        known = ", ".join(sorted(_STATIC_ROPE))
-        refusals.append(f"rope_parameters of type '{kind}' is not supported (but {known})")
-    if refusals:
-        raise UnsupportedModelError(f"config.json: {'; '.join(refusals)}")
-    return serving
