@@ -5,9 +5,9 @@ estimate (Dudik et al. 2011, arXiv 1103.4601), with clipped weights. Both judge 
 what a policy would have done to the queue behind a request is not in the log.
 """
 
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from policies.explore import label_of
 from policies.observation import Observation, Policy, read_observation
 from policies.view import REFUSE
 from pruners.errors import UserError
+from pruners.text.readers import parse_json, raw_lines
 
 _RESAMPLES = 1000
 
@@ -53,31 +54,56 @@ class Estimate:
     largest: float
 
 
-def read_log(paths: Iterable[Path], lost: float = -0.5) -> list[Logged]:
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The decisions of audit logs, and how many of their lines were torn and left out."""
+
+    decisions: list[Logged]
+    torn: int
+
+
+def read_log(paths: Iterable[Path], lost: float = -0.5) -> Log:
     """The decisions of audit logs; pinned ones say nothing and are left out.
 
     A request that kept its objectives is worth exp(-loss), the loss as the shadow measured it or,
-    where it did not, as it was predicted; another is worth `lost`. Raises `LogError`.
+    where it did not, as it was predicted; another is worth `lost`. A line that a crash or a full
+    disk has torn is counted and left out. Raises `LogError` or `ReadError`.
     """
-    answers: list[dict[str, Any]] = []
+    answers: list[tuple[str, dict[str, Any]]] = []
     measured: dict[str, float] = {}
+    torn = 0
     for path in paths:
-        try:
-            with path.open(encoding="utf-8") as lines:
-                for line in lines:
-                    entry = json.loads(line)
-                    if entry["kind"] == "shadow":
-                        measured[entry["id"]] = float(entry["kl"])
-                    elif entry["reason"] != "pinned":
-                        answers.append(entry)
-        except OSError as error:
-            raise LogError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise LogError(f"{path} has lines that are not of an audit log ({error!r})") from error
+        whole = False
+        for number, line in raw_lines(path):
+            place = f"{path} line {number}"
+            try:
+                entry = parse_json(line.decode())
+            except ValueError:
+                torn += 1
+                continue
+            whole = True
+            with _damage_named(place):
+                if entry["kind"] == "shadow":
+                    measured[entry["answer"]] = float(entry["kl"])
+                elif entry["reason"] != "pinned":
+                    answers.append((place, entry))
+        if torn and not whole:
+            raise LogError(f"{path} is no audit log: none of its lines can be read")
+    decisions = []
+    for place, entry in answers:
+        with _damage_named(place):
+            decisions.append(_logged(entry, measured.get(entry["answer"]), lost))
+    return Log(decisions, torn)
+
+
+@contextmanager
+def _damage_named(place: str) -> Iterator[None]:
     try:
-        return [_logged(entry, measured.get(entry["id"]), lost) for entry in answers]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LogError(f"an entry of the audit log is damaged: {error!r}") from error
+        yield
+    except KeyError as error:
+        raise LogError(f"{place} is not of this version's audit log: no {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise LogError(f"{place} is not of an audit log: {error}") from error
 
 
 def _logged(entry: dict[str, Any], measured: float | None, lost: float) -> Logged:
@@ -96,7 +122,10 @@ def _logged(entry: dict[str, Any], measured: float | None, lost: float) -> Logge
     if kept:
         loss = entry["predicted"]["loss"] if measured is None else measured
         value = math.exp(-float(loss or 0.0))
-    return Logged(observation, label, float(entry["propensities"][label]), value)
+    propensity = float(entry["propensities"][label])
+    if not 0 < propensity <= 1:
+        raise ValueError(f"a propensity of {propensity:g}")
+    return Logged(observation, label, propensity, value)
 
 
 def estimate(

@@ -159,7 +159,9 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     longest = min(model.weights.context, runner.scheduler.cache.arena.capacity)
     audit = None
     if settings.audit_log is not None:
-        audit = AuditLog(settings.audit_log, settings.audit_max_bytes)
+        audit = AuditLog(
+            settings.audit_log, settings.audit_max_bytes, on_lost=metrics.audit_lines_lost.inc
+        )
     accounts = Accounts(metrics, controller, shadow, snapshot, audit, settings.audit_prompts)
     encoder = PromptEncoder(model.tokenizer, model.weights.shape.vocab, longest)
     prompts = PromptReader(encoder, open_template(model.tokenizer), longest)

@@ -60,20 +60,23 @@ def estimate(
     from policies.offpolicy import estimate as judged
     from server.policy_names import named_policy
 
-    logged = read_log(log, lost)
+    found = read_log(log, lost)
+    logged = found.decisions
+    if found.torn:
+        typer.echo(f"{found.torn} torn lines were left out", err=True)
     if not logged:
         raise LogError(f"{', '.join(map(str, log))} holds no decision")
     seen = logged[-1].observation.candidates
     variants = list(dict.fromkeys(c.action.variant for c in seen))
     target = named_policy(policy_name, variants, None, force=True)
-    found = judged(logged, target, lost, clip)
-    typer.echo(f"{target.name}: {found.decisions} decisions, {found.effective:.0f} effective")
+    worth = judged(logged, target, lost, clip)
+    typer.echo(f"{target.name}: {worth.decisions} decisions, {worth.effective:.0f} effective")
     for name, value, (low, high) in (
-        ("SNIPS", found.snips, found.snips_95),
-        ("doubly robust", found.doubly_robust, found.doubly_robust_95),
+        ("SNIPS", worth.snips, worth.snips_95),
+        ("doubly robust", worth.doubly_robust, worth.doubly_robust_95),
     ):
         typer.echo(f"{name}: {value:.4f} a request, 95 %: {low:.4f} to {high:.4f}")
-    typer.echo(f"largest weight {found.largest:.1f}, clipped at {clip:g}")
+    typer.echo(f"largest weight {worth.largest:.1f}, clipped at {clip:g}")
 
 
 @policy.command("train-policy")

@@ -17,9 +17,12 @@ _WAITING = 64
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer as it was given, by one variant throughout and without a KV budget."""
+    """An answer as it was given, by one variant throughout and without a KV budget.
 
-    request_id: str
+    `answer_id` is no other answer's.
+    """
+
+    answer_id: str
     variant: VariantSpec
     prompt: tuple[int, ...]
     output: tuple[int, ...]

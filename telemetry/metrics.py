@@ -100,6 +100,9 @@ class ServerMetrics:
         self.variant_trusted = gauge(
             "variant_trusted", "1 while production loses no more than the table says.", "variant"
         )
+        self.audit_lines_lost = counter(
+            "audit_lines_lost_total", "Lines of the audit log that could not be written."
+        )
         # Exposed as trimtab_policy_info.
         self.policy = Info("trimtab_policy", "What decides.", registry=registry)
 

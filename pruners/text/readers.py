@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from pruners.errors import UserError
 
@@ -27,9 +27,9 @@ def read_text(path: Path) -> str:
 
     Raises `ReadError`.
     """
+    _check(path)
     try:
-        with _opened(path) as file:
-            text = file.read().removeprefix(_BOM).decode()
+        text = path.read_bytes().removeprefix(_BOM).decode()
     except UnicodeDecodeError as error:
         raise ReadError(f"{path}: byte {error.start} is not UTF-8") from error
     except OSError as error:
@@ -48,6 +48,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each line that is not blank. Raises `ReadError`."""
+    _check(path)
     for number, line in raw_lines(path):
         try:
             yield number, parse_json(line.decode())
@@ -63,7 +64,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises `ReadError`.
     """
     try:
-        with _opened(path) as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 line = line.removeprefix(_BOM) if number == 1 else line
                 if line.strip():
@@ -77,9 +78,9 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
     Raises `ReadError`, for rows with more or fewer fields than the header too.
     """
+    _check(path)
     csv.field_size_limit(_FIELD)
     try:
-        _opened(path).close()
         with path.open(newline="", encoding="utf-8-sig") as file:
             yield from _rows(path, csv.reader(file, strict=True))
     except UnicodeDecodeError as error:
@@ -147,15 +148,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """The file at its start, if it does not look like something other than UTF-8 text."""
-    file = path.open("rb")
-    head = file.read(_HEAD)
+def _check(path: Path) -> None:
+    """Raises `ReadError` for a file that starts like something other than UTF-8 text."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if b"\0" in head or head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        file.close()
         raise ReadError(f"{path} is not UTF-8 text (binary, or UTF-16?); save it as UTF-8")
-    file.seek(0)
-    return file
 
 
 def _undecodable(path: Path) -> int:

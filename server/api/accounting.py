@@ -1,6 +1,7 @@
 """What is kept of each call: metrics, the audit log, the shadow's sample and the latest answers."""
 
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,7 +52,7 @@ class Accounts:
     def refused(self, call: Call) -> None:
         """A call that was turned away."""
         self.metrics.requests.labels(call.decision.action.variant, "refused").inc()
-        self._note(call, call.call_id, {"finish_reason": "refused"})
+        self._note(call, _unique(), call.call_id, {"finish_reason": "refused"})
 
     def ended(self, call: Call, generation: Generation, reason: FinishReason) -> None:
         """One answer that ended, however it did."""
@@ -89,10 +90,11 @@ class Accounts:
             "seconds": duration,
             "last_variant": sequence.variant.name,
         }
-        self._note(call, request.request_id, outcome)
+        answer_id = _unique()
+        self._note(call, answer_id, request.request_id, outcome)
         if whole and not sequence.narrowed and request.kv_budget is None:
             output = tuple(sequence.output)
-            answer = Answered(request.request_id, request.variant, request.prompt, output)
+            answer = Answered(answer_id, request.variant, request.prompt, output)
             self._shadow.offer(answer)
 
     def reread(self, answer: Answered, found: Reread) -> None:
@@ -107,7 +109,7 @@ class Accounts:
         metrics.variant_trusted.labels(name).set(trust.trusted(name))
         if self._audit is not None:
             self._audit.shadow(
-                answer.request_id,
+                answer.answer_id,
                 name,
                 {
                     "tokens": found.tokens,
@@ -123,7 +125,7 @@ class Accounts:
         if self._audit is not None:
             self._audit.close()
 
-    def _note(self, call: Call, request_id: str, outcome: dict[str, Any]) -> None:
+    def _note(self, call: Call, answer_id: str, request_id: str, outcome: dict[str, Any]) -> None:
         decision = call.decision
         self.recent.appendleft(
             {
@@ -138,7 +140,14 @@ class Accounts:
         )
         if self._audit is not None:
             text = call.text if self._audit_prompts else None
-            self._audit.answer(request_id, decision, call.features, self._snapshot(), outcome, text)
+            self._audit.answer(
+                answer_id, request_id, decision, call.features, self._snapshot(), outcome, text
+            )
+
+
+def _unique() -> str:
+    """Joins lines of the audit log; a client may send the same request id twice."""
+    return uuid.uuid4().hex
 
 
 def _objectives(

@@ -1,6 +1,11 @@
 """The audit log: whole lines, rotated, and nothing that nobody asked for."""
 
+import errno
 import json
+import os
+import stat
+import threading
+from itertools import count
 
 import pytest
 
@@ -22,9 +27,9 @@ def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
     features = Analyzer()("secret words")
     decision = host.controller().decide(Newcomer(features, 40, 100))
     log = AuditLog(tmp_path / "logs" / "audit.jsonl")
-    log.answer("one", decision, features, host.snapshot, {"output_tokens": 7})
-    log.answer("two", decision, features, host.snapshot, {}, prompt="secret words")
-    log.shadow("one", "ffn-50", {"kl": 0.5})
+    log.answer("a1", "same", decision, features, host.snapshot, {"output_tokens": 7})
+    log.answer("a2", "same", decision, features, host.snapshot, {}, prompt="secret words")
+    log.shadow("a1", "ffn-50", {"kl": 0.5})
     log.close()
     first, second, shadow = written(tmp_path / "logs")
     assert first["kind"] == "answer"
@@ -37,7 +42,11 @@ def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
     assert first["host"]["battery_charge_ratio"] is None
     assert "secret" not in json.dumps(first)
     assert second["prompt"] == "secret words"
-    assert (shadow["kind"], shadow["id"], shadow["kl"]) == ("shadow", "one", 0.5)
+    assert (shadow["kind"], shadow["answer"], shadow["kl"]) == ("shadow", "a1", 0.5)
+    assert [(one["answer"], one["id"]) for one in (first, second)] == [
+        ("a1", "same"),
+        ("a2", "same"),
+    ]
     again = settle(read_observation(first["observation"]), RulePolicy(), 1.0)
     assert again == (decision.action, decision.reason)
 
@@ -48,6 +57,104 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
         AuditLog(tmp_path / "file" / "audit.jsonl")
 
 
+@pytest.mark.parametrize("kind", ["folder", "link", "fifo"])
+def test_a_place_that_is_no_plain_file_is_one_line(tmp_path, kind):
+    path = tmp_path / "audit.jsonl"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        (tmp_path / "other").write_text("mine")
+        path.symlink_to("other")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(AuditError, match="it is no plain file"):
+        AuditLog(path)
+    assert kind != "link" or (tmp_path / "other").read_text() == "mine"
+
+
+def test_its_owner_alone_may_read_it(tmp_path):
+    for name in ("audit.jsonl", "audit.jsonl.1"):
+        (tmp_path / name).write_text("{}\n")
+        (tmp_path / name).chmod(0o644)
+    log = AuditLog(tmp_path / "audit.jsonl", max_bytes=4096, keep=3)
+    for number in range(100):
+        log.shadow(str(number), "v", {"kl": 0.0})
+    log.close()
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    assert len(modes) == 4
+    assert set(modes.values()) == {0o600}
+
+
+def test_nothing_is_glued_to_a_line_that_a_crash_has_torn(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    path.write_text('{"kind": "ans')
+    log = AuditLog(path)
+    log.shadow("a1", "v", {"kl": 0.0})
+    log.close()
+    torn, line = path.read_text().splitlines()
+    assert torn == '{"kind": "ans'
+    assert json.loads(line)["answer"] == "a1"
+
+
+def test_a_full_disk_costs_lines_and_one_warning_without_their_content(
+    tmp_path, monkeypatch, caplog
+):
+    """Every other write is cut short in its middle, as a disk does that has just become full."""
+    path, lost, write, calls = tmp_path / "audit.jsonl", [], os.write, count()
+
+    def full(file: int, data: bytes) -> int:
+        if b"secret" not in data:
+            return write(file, data)
+        if next(calls) % 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data[:20])
+
+    log = AuditLog(path, on_lost=lambda: lost.append(1))
+    with monkeypatch.context() as patched, caplog.at_level("WARNING"):
+        patched.setattr("controller.rotation.os.write", full)
+        for number in range(50):
+            log.shadow(f"secret {number}", "v", {"kl": 0.0})
+            log.shadow(str(number), "v", {"kl": 0.0})
+        log.close()
+    assert len(lost) == 50
+    (warning,) = caplog.records
+    assert "No space left" in warning.getMessage()
+    assert "secret" not in caplog.text
+    assert [line["answer"] for line in written(tmp_path)] == [str(n) for n in range(50)]
+
+
+def test_a_disk_that_hangs_delays_nobody_and_holds_a_bounded_number_of_lines(tmp_path, monkeypatch):
+    lost, hung = [], threading.Event()
+    monkeypatch.setattr("controller.audit._WAITING", 10)
+    monkeypatch.setattr("controller.audit._CLOSE", 0.1)
+    log = AuditLog(tmp_path / "audit.jsonl", on_lost=lambda: lost.append(1))
+    monkeypatch.setattr(log._file, "append", lambda line: hung.wait(60))
+    for _ in range(100):
+        log.shadow("a1", "v", {"kl": 0.0})
+    assert 89 <= len(lost) <= 90  # one may be on its way to the disk
+    log.close()
+    hung.set()
+
+
+def test_a_file_that_cannot_be_opened_anew_is_tried_again(tmp_path, monkeypatch):
+    """Renamed once, not once for each line: older files must not be pushed out."""
+    path, lost = tmp_path / "audit.jsonl", []
+    log = AuditLog(path, max_bytes=4096, keep=5, on_lost=lambda: lost.append(1))
+    file, opened, fails = log._file, log._file._opened, iter(range(20))
+
+    def refuse() -> int:
+        if next(fails, None) is not None:
+            raise OSError(errno.ENOSPC, "full")
+        return opened()
+
+    monkeypatch.setattr(file, "_opened", refuse)
+    for number in range(100):
+        log.shadow(str(number), "v", {"kl": 0.0})
+    log.close()
+    assert len(lost) == 20
+    assert len(written(tmp_path)) == 80
+
+
 def test_files_are_rotated_between_lines(tmp_path):
     log = AuditLog(tmp_path / "audit.jsonl", max_bytes=4096, keep=2)
     for number in range(300):
@@ -55,5 +162,5 @@ def test_files_are_rotated_between_lines(tmp_path):
     log.close()
     assert len(list(tmp_path.iterdir())) == 3
     assert all(file.stat().st_size <= 4096 for file in tmp_path.iterdir())
-    numbers = [int(line["id"]) for line in written(tmp_path)]
+    numbers = [int(line["answer"]) for line in written(tmp_path)]
     assert numbers == list(range(numbers[0], 300))

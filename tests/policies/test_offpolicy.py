@@ -11,6 +11,7 @@ from policies.offpolicy import LogError, Logged, estimate, read_log
 from policies.simulation.environment import ALONE
 from policies.simulation.traffic import at_load, synthetic
 from policies.simulation.world import World
+from pruners.text.readers import ReadError
 from tests.policies.paper import RATES, VARIANTS, profile
 
 COUNT = 1500
@@ -98,7 +99,7 @@ def test_a_policy_that_the_log_never_followed_is_an_error(logged):
 def entry(seen, **changes):
     return {
         "kind": "answer",
-        "id": "one",
+        "answer": "one",
         "reason": "explored",
         "action": "half",
         "propensities": {"half": 0.25},
@@ -114,21 +115,64 @@ def test_a_log_is_read_with_what_the_shadow_measured(logged, tmp_path):
     late = {"finish_reason": "stop", "ttft": 1.4, "tpot": 0.02, "seconds": 2.0}
     lines = [
         entry(seen),
-        {"kind": "shadow", "id": "one", "kl": 0.1},
-        entry(seen, id="two"),
-        entry(seen, id="three", outcome=late),
-        entry(seen, id="four", reason="pinned"),
+        {"kind": "shadow", "answer": "one", "kl": 0.1},
+        entry(seen, answer="two"),
+        entry(seen, answer="three", outcome=late),
+        entry(seen, answer="four", reason="pinned"),
         entry(
-            seen, id="five", reason="late", propensities={"refuse": 1.0},
+            seen, answer="five", reason="late", propensities={"refuse": 1.0},
             outcome={"finish_reason": "refused"},
         ),
     ]  # fmt: skip
     path = tmp_path / "audit.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = read_log([path])
+    log = read_log([path])
+    found = log.decisions
+    assert log.torn == 0
     assert [one.label for one in found] == ["half", "half", "half", "refuse"]
     assert [one.value for one in found] == pytest.approx([np.exp(-0.1), np.exp(-0.3), -0.5, -0.5])
     assert found[0].propensity == 0.25
+
+
+def test_equal_request_ids_join_nothing(logged, tmp_path):
+    """A client may send the same `X-Request-Id` twice; the shadow measured the first answer."""
+    seen = logged[0][0].observation
+    lines = [
+        entry(seen, id="same", answer="one"),
+        entry(seen, id="same", answer="two"),
+        {"kind": "shadow", "answer": "one", "kl": 0.1},
+    ]
+    path = tmp_path / "audit.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    values = [one.value for one in read_log([path]).decisions]
+    assert values == pytest.approx([np.exp(-0.1), np.exp(-0.3)])
+
+
+def test_torn_lines_are_counted_and_left_out(logged, tmp_path):
+    whole = json.dumps(entry(logged[0][0].observation)).encode() + b"\n"
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(whole + whole[:90] + b"\n" + whole + b"\xff\x00\n" + whole[:40])
+    found = read_log([path])
+    assert (len(found.decisions), found.torn) == (2, 3)
+    path.write_bytes(whole[:90])
+    with pytest.raises(LogError, match="none of its lines can be read"):
+        read_log([path])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"propensities": {"half": 0.0}}, "line 2 is not of an audit log: a propensity of 0"),
+        ({"propensities": {}}, "line 2 is not of this version's audit log: no 'half'"),
+        ({"observation": 3}, "line 2 is not of an audit log"),
+    ],
+)
+def test_a_damaged_decision_is_named(logged, tmp_path, changes, message):
+    seen = logged[0][0].observation
+    path = tmp_path / "audit.jsonl"
+    path.write_text(f"{json.dumps(entry(seen))}\n{json.dumps(entry(seen, **changes))}\n")
+    with pytest.raises(LogError, match=message):
+        read_log([path])
 
 
 @pytest.mark.parametrize(
@@ -140,5 +184,5 @@ def test_another_file_is_one_line(tmp_path, text):
     with pytest.raises(LogError) as error:
         read_log([path])
     assert "\n" not in str(error.value)
-    with pytest.raises(LogError, match="cannot read"):
+    with pytest.raises(ReadError, match="cannot read"):
         read_log([tmp_path / "none"])

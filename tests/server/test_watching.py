@@ -41,7 +41,8 @@ def crowd(client: httpx.Client, count: int) -> Iterator[list[Future]]:
 def test_answers_of_variants_are_read_again_by_the_base(client, audit_log: Path):
     def lines(request_id: str) -> dict[str, dict]:
         every = [json.loads(line) for line in audit_log.read_text().splitlines()]
-        return {line["kind"]: line for line in every if line["id"] == request_id}
+        (own,) = {line["answer"] for line in every if line.get("id") == request_id}
+        return {line["kind"]: line for line in every if line["answer"] == own}
 
     loss = 'trimtab_shadow_loss_nats_sum{variant="ffn-67"}'
     before, lost = metric(client, "trimtab_shadow_tokens_total"), metric(client, loss)
