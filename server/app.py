@@ -135,6 +135,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         on_step,
         settings.threads,
         shadow,
+        metrics.failed,
     )
 
     controller = Controller(

@@ -1,5 +1,7 @@
 """What the server counts, as Prometheus metrics in a registry of its own."""
 
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -63,6 +65,12 @@ class ServerMetrics:
         )
         self.queue = histogram("queue_seconds", "Arrival to first scheduling.", _QUEUE)
         self.step = histogram("step_seconds", "One engine step.", _TOKEN)
+        self.step_failures = counter(
+            "engine_step_failures_total", "Steps that failed and were run again in parts."
+        )
+        self.request_failures = counter(
+            "engine_request_failures_total", "Requests that the engine ended with an error."
+        )
 
         self.decisions = counter(
             "decisions_total", "Controller decisions, by main reason.", "variant", "reason"
@@ -128,6 +136,10 @@ class ServerMetrics:
         self.variant = Info(
             "trimtab_variant", "What a variant is made of.", ["variant"], registry=registry
         )
+
+    def failed(self, what: Literal["step", "request"]) -> None:
+        """Count something that failed in the engine."""
+        (self.step_failures if what == "step" else self.request_failures).inc()
 
     def finished(
         self,

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
 
 import torch
 
@@ -25,7 +26,7 @@ from server.engine.sequence import Delta, FinishReason, Sequence, TokenLogprob
 
 log = logging.getLogger(__name__)
 
-Failure = str
+Failure = Literal["step", "request"]
 """What failed: a whole `step`, or what was done for one `request`."""
 
 
