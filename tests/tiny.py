@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -99,6 +99,40 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 4, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<s>")
+    fast.chat_template = CHAT
+    return fast
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """As Llama 2 and Mistral have them: words begin with their space, other bytes are tokens."""
+    special = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    words = [
+        "\u2581",
+        "\u2581is",
+        "\u2581Paris",
+        "\u2581the",
+        "\u2581of",
+        "\u2581capital",
+        "\u2581France",
+    ]
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    scores = [*((word, -1.0) for word in words), *((letter, -4.0) for letter in letters)]
+    vocabulary = [*((one, 0.0) for one in special), *((one, -9.0) for one in pieces), *scores]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     fast.chat_template = CHAT
     return fast
 

@@ -9,7 +9,7 @@ _UNFINISHED = "\ufffd"  # what a tokenizer shows for half a UTF-8 character
 _PARTS = 3  # bytes of a character that is not finished, at most
 _GARBAGE = 16  # tokens that end in no whole character, before decoding starts behind them
 _TAIL = range(6, 25)  # tokens of the prompt that decoding starts from
-_EMPTY = 16  # tokens without text that decoding still starts before
+_LONGEST = 48  # tokens of context
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,9 @@ class TextStream:
         before, now, start = self._decoded()
         unfinished = min(len(now) - len(now.rstrip(_UNFINISHED)), _PARTS)
         if unfinished == 0:
-            # A token without text is no context for the next one: the one before it stays.
-            if now != before or len(self._tokens) - self._context > _EMPTY:
+            # Without text of its own, or in mid-character, a token is no context for the next.
+            usable = now != before and not before.endswith(_UNFINISHED)
+            if usable or len(self._tokens) - self._context > _LONGEST:
                 self._context = self._read
             self._read, self._early = len(self._tokens), 0
             return self._release(now[start:])

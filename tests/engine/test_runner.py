@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from pruners.kv import served_eviction
+from server.engine.drafting import Drafter
 from server.engine.sampling import SamplingParams
 from server.engine.segment import Segment
 from server.engine.sequence import FinishReason
 from server.engine.text import StopRules
 from server.engine.warmup import measure_steps
 from tests.engine.driving import (
+    GREEDY,
     TOKENIZER,
     reference,
     run,
@@ -97,6 +99,93 @@ def test_prompt_and_token_logprobs_equal_transformers():
         likeliest = sorted(dict(item.top).values(), reverse=True)[:3]
         assert likeliest == pytest.approx(best.values.tolist(), abs=2e-3)
         assert item.top[0] == (item.token, item.logprob)
+
+
+@pytest.mark.parametrize("state", ["waiting", "mid-prompt", "decoding", "drafted", "preempted"])
+def test_a_cancelled_answer_holds_nothing_after_one_step(state):
+    runner, variants = fresh(running=1 if state == "waiting" else 8, step_tokens=16)
+    base = variants["base"]
+    if state == "drafted":
+        runner._drafter = Drafter(variants["ffn-75"], 0.9, 0.0)
+    _, other = submit(runner, [5, 6], base, 40)
+    runner.step()
+    prompt = range(100) if state == "mid-prompt" else [7, 8, 9]
+    sequence, recorder = submit(runner, prompt, base, 200)
+    for _ in range(1 if state in ("waiting", "mid-prompt") else 4):
+        runner.step()
+    if state == "preempted":
+        runner.scheduler._preempt(sequence)
+    assert (sequence.cache is None) == (state in ("waiting", "preempted"))
+    assert sequence.in_prompt == (state in ("waiting", "mid-prompt", "preempted"))
+    sequence.cancelled = True
+    runner.step()
+    assert recorder.last.finish_reason is FinishReason.ABORT
+    assert sequence.cache is None
+    assert sequence not in [*runner.scheduler.running, *runner.scheduler.waiting]
+    run(runner)
+    assert other.last.finish_reason is FinishReason.LENGTH
+    assert runner.scheduler.cache.arena.used == runner.scheduler.cache.prefixes.slots
+
+
+def test_many_cancelled_ones_in_the_line_are_gone_in_one_step():
+    runner, variants = fresh(running=2)
+    base = variants["base"]
+    alive = [submit(runner, [5, 6], base, 4)[1] for _ in range(3)]
+    gone = [submit(runner, [7, 8], base, 4) for _ in range(3000)]
+    alive.append(submit(runner, [5, 6], base, 4)[1])
+    for sequence, _ in gone:
+        sequence.cancelled = True
+    runner.step()
+    assert all(r.last.finish_reason is FinishReason.ABORT for _, r in gone)
+    assert len(runner.scheduler.waiting) == 2
+    run(runner)
+    assert all(len(r.tokens) == 4 for r in alive)
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_prompt_that_fills_the_context_can_be_read_without_writing(scored):
+    model = tiny_model()
+    prompt = [(31 * i) % 384 for i in range(model.config.max_position_embeddings)]
+    runner, variants = fresh(capacity=len(prompt))
+    sequence, recorder = submit(
+        runner, prompt, variants["base"], 0, prompt_logprobs=scored, logprobs=1
+    )
+    run(runner)
+    (only,) = recorder.deltas
+    assert (only.finish_reason, only.token, only.text) == (FinishReason.LENGTH, None, "")
+    assert sequence.ended
+    assert not sequence.output
+    if scored:
+        logits = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        found = only.prompt_logprobs
+        assert [one.token for one in found] == prompt[1:]
+        wanted = logits[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+        assert [one.logprob for one in found] == pytest.approx(wanted.tolist(), abs=2e-3)
+    else:
+        assert only.prompt_logprobs is None
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0, seed=2)])
+def test_nothing_ends_an_answer_before_its_least_length(sampling):
+    runner, variants = fresh()
+    base = variants["base"]
+    _, free = submit(runner, [5, 9], base, 12, sampling=sampling)
+    run(runner)
+    pieces = tuple({TOKENIZER.decode([token]) for token in free.tokens} - {""})
+    every = frozenset(free.tokens)
+    for more in ({"eos_token_ids": every}, {"stop": StopRules(token_ids=every)}):
+        _, found = submit(runner, [5, 9], base, 12, sampling=sampling, min_tokens=6, **more)
+        run(runner)
+        assert len(found.tokens) >= 6
+        assert not every & set(found.tokens[:6])
+    _, found = submit(
+        runner, [5, 9], base, 12, sampling=sampling, min_tokens=6, stop=StopRules(pieces)
+    )
+    run(runner)
+    assert found.tokens[:6] == free.tokens[:6], "stop strings forbid no token"
+    assert 6 < len(found.tokens) <= 12
+    assert found.last.stop_reason in pieces
+    assert found.text.startswith(TOKENIZER.decode(free.tokens[:5], skip_special_tokens=True))
 
 
 def test_finish_reasons():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from server.engine.sampling import Sampler, SamplingParams
+from server.engine.sampling import Sampler, SamplingError, SamplingParams
 
 LOGITS = torch.tensor([2.0, 1.5, 0.5, 0.0, -1.0, -3.0])
 
@@ -84,3 +84,73 @@ def test_penalties_and_biases_move_the_right_tokens():
     assert choose([], [0], presence_penalty=2.0) == 1
     assert choose([], [0, 0, 1], frequency_penalty=0.6) == 1
     assert choose([], [], logit_bias={5: 100.0}) == 5
+
+
+EXTREMES = {
+    "temperature": [0.0, -0.0, 1e-46, 1e-30, 1e-5, 100.0, 1e30],
+    "top_p": [0.0, 1e-46, 1e-8, 0.5, 1.0],
+    "min_p": [0.0, -0.0, 1e-46, 1.0],
+    "top_k": [0, 1, len(LOGITS), 2**62],
+    "repetition_penalty": [1e-46, 1e-30, 1.0, 10.0, 1e30],
+    "presence_penalty": [-1e30, -2.0, -0.0, 1e-46, 2.0, 1e30],
+    "frequency_penalty": [-1e30, -2.0, -0.0, 1e-46, 2.0, 1e30],
+    "logit_bias": [{0: -100.0, 1: 100.0}, {5: 1e-46}, dict.fromkeys(range(6), -1e30), {4: 1e30}],
+    "seed": [-(2**63), 0, 2**63, 2**64 - 1],
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize("temperature", [0.0, 1e-46, 0.01, 1.0, 100.0])
+def test_at_both_ends_of_every_parameter_there_is_a_token(name, temperature):
+    for value in EXTREMES[name]:
+        params = SamplingParams(**{"temperature": temperature, "seed": 4, name: value})
+        sampler = Sampler(params)
+        for logits in (LOGITS, LOGITS * 1e4, torch.zeros(6)):
+            for _ in range(20):
+                assert 0 <= sampler(logits, [0, 5], [0, 1, 1]) < len(LOGITS), value
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.0, 5e-324, 1e-46, 1e-38, 9e-6])
+def test_what_is_nearly_zero_is_greedy(temperature):
+    params = SamplingParams(temperature=temperature, seed=1)
+    assert params.plain_greedy
+    ties = torch.tensor([1.0, 2.0, 2.0, 0.0])
+    assert [Sampler(params)(ties, [], []) for _ in range(20)] == [1] * 20
+
+
+@pytest.mark.parametrize(
+    ("params", "allowed"),
+    [
+        ({"top_k": 1}, {0}),
+        ({"top_p": 1e-46}, {0}),
+        ({"min_p": 1.0}, {0}),
+        ({"logit_bias": {0: -1e30, 3: 1e30}}, {3}),
+        ({"repetition_penalty": 1e-46}, {1}),
+        ({"presence_penalty": -1e30, "top_k": 1}, {4}),
+        ({"temperature": 1e30}, set(range(6))),
+    ],
+)
+def test_extremes_mean_what_they_say(params, allowed):
+    seen, output = ([1], []) if "repetition_penalty" in params else ([], [4])
+    sampler = Sampler(SamplingParams(**{"temperature": 1.0, "seed": 2, **params}))
+    assert {sampler(LOGITS, seen, output) for _ in range(200)} == allowed
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, "all"])
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.1}]
+)
+def test_what_is_no_number_is_refused(bad, params):
+    logits = LOGITS.clone()
+    if bad == "all":
+        logits.fill_(-torch.inf)
+    else:
+        logits[3] = bad
+    with pytest.raises(SamplingError):
+        Sampler(SamplingParams(seed=0, **params))(logits, [], [])
+
+
+def test_a_draw_at_the_very_end_never_takes_what_has_no_probability(monkeypatch):
+    logits = torch.tensor([0.0, 1.0, -torch.inf])
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.ones(1))
+    assert Sampler(SamplingParams(seed=0))(logits, [], []) == 1
