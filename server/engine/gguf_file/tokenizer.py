@@ -1,0 +1,136 @@
+"""The tokenizer that a GGUF file describes."""
+
+import tempfile
+from pathlib import Path
+
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from pruners.architecture import UnsupportedModelError
+from server.engine.gguf_file.parts import GgufModel
+
+# How a byte-level vocabulary splits text: llama.cpp's names that `transformers` knows.
+_SPLITS = frozenset(
+    {
+        "gpt-2",
+        "llama3",
+        "llama-v3",
+        "llama-bpe",
+        "falcon3",
+        "pixtral",
+        "midm-2.0",
+        "dbrx",
+        "smaug-bpe",
+        "tekken",
+        "qwen2",
+        "deepseek-r1-qwen",
+        "kormo",
+        "megrez",
+        "gpt-4o",
+    }
+)
+_DIGITS = "smollm"  # and one that it does not: every digit stands alone
+_APPLIED = frozenset(
+    {
+        "model",
+        "pre",
+        "tokens",
+        "scores",
+        "token_type",
+        "merges",
+        "add_bos_token",
+        "add_eos_token",
+        "add_space_prefix",
+        "bos_token_id",
+        "eos_token_id",
+        "unknown_token_id",
+        "padding_token_id",
+    }
+)
+# Names of tokens, and what only other kinds of vocabulary read.
+_HARMLESS = frozenset(
+    {
+        "eot_token_id",
+        "eom_token_id",
+        "eog_token_ids",
+        "seperator_token_id",
+        "separator_token_id",
+        "cls_token_id",
+        "mask_token_id",
+        "prefix_token_id",
+        "suffix_token_id",
+        "middle_token_id",
+        "fim_pre_token_id",
+        "fim_suf_token_id",
+        "fim_mid_token_id",
+        "fim_pad_token_id",
+        "fim_rep_token_id",
+        "fim_sep_token_id",
+        "token_type_count",
+        "precompiled_charsmap",
+        "remove_extra_whitespaces",
+        "add_sep_token",
+    }
+)
+
+
+def tokenizer_of(model: GgufModel) -> PreTrainedTokenizerBase:
+    """Build the tokenizer. Raises `UnsupportedModelError` with the key that is in the way."""
+    where = model.path.name
+    stated = {
+        key.removeprefix("tokenizer.ggml."): value
+        for key, value in model.metadata.items()
+        if key.startswith("tokenizer.ggml.")
+    }
+    for key in stated:
+        if key not in _APPLIED | _HARMLESS:
+            raise _refused(where, key, stated[key])
+    kind, split = stated.get("model"), stated.get("pre")
+    if kind not in ("gpt2", "llama"):
+        raise _refused(where, "model", kind)
+    splits = {*_SPLITS, _DIGITS} if kind == "gpt2" else {None, "default"}
+    if split not in splits:
+        raise _refused(where, "pre", split)
+    if kind == "llama" and stated.get("add_space_prefix", True) is not _spaced(model):
+        raise _refused(where, "add_space_prefix", stated.get("add_space_prefix"))
+    rows = int(model.tensors["token_embd.weight"].shape[1])
+    if stated.get("tokens", 0) > rows:
+        raise UnsupportedModelError(
+            f"{where}: tokenizer.ggml.tokens holds {stated['tokens']} tokens, the model {rows}"
+        )
+    tokenizer = _read(model.path)
+    if split == _DIGITS:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+    return tokenizer
+
+
+def _spaced(model: GgufModel) -> bool:
+    """Whether the family's tokenizer puts a space in front of a text."""
+    return not str(model.metadata["general.architecture"]).startswith("gemma")
+
+
+def _refused(where: str, key: str, value: object) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{where}: GGUF key tokenizer.ggml.{key} = {value!r} is not supported"
+    )
+
+
+def _read(path: Path) -> PreTrainedTokenizerBase:
+    # From a folder of its own: what lies beside the file is not part of it.
+    with tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / path.name).symlink_to(path.resolve())
+        try:
+            made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                alone, gguf_file=path.name, trust_remote_code=False
+            )
+        except Exception as error:  # it raises whatever it stumbles over
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UnsupportedModelError(
+                f"cannot read the tokenizer of {path.name}: {reason}"
+            ) from error
+    return made
