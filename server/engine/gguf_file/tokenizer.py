@@ -9,26 +9,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from pruners.architecture import UnsupportedModelError
 from server.engine.gguf_file.parts import GgufModel
 
-# How a byte-level vocabulary splits text: llama.cpp's names that `transformers` knows.
-_SPLITS = frozenset(
-    {
-        "gpt-2",
-        "llama3",
-        "llama-v3",
-        "llama-bpe",
-        "falcon3",
-        "pixtral",
-        "midm-2.0",
-        "dbrx",
-        "smaug-bpe",
-        "tekken",
-        "qwen2",
-        "deepseek-r1-qwen",
-        "kormo",
-        "megrez",
-        "gpt-4o",
-    }
-)
+# How a byte-level vocabulary splits text: llama.cpp's names that `transformers` knows. Those of
+# Llama 3 take a piece that is a token whole, and begin with BOS unless the file says otherwise.
+_LLAMA3 = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "tekken"})
+_OTHERS = frozenset({"gpt-2", "dbrx", "smaug-bpe", "qwen2", "deepseek-r1-qwen", "kormo", "megrez"})
 _DIGITS = "smollm"  # and one that it does not: every digit stands alone
 _APPLIED = frozenset(
     {
@@ -88,17 +72,21 @@ def tokenizer_of(model: GgufModel) -> PreTrainedTokenizerBase:
     kind, split = stated.get("model"), stated.get("pre")
     if kind not in ("gpt2", "llama"):
         raise _refused(where, "model", kind)
-    splits = {*_SPLITS, _DIGITS} if kind == "gpt2" else {None, "default"}
+    splits = {*_LLAMA3, *_OTHERS, _DIGITS} if kind == "gpt2" else {None, "default"}
     if split not in splits:
         raise _refused(where, "pre", split)
-    if kind == "llama" and stated.get("add_space_prefix", True) is not _spaced(model):
-        raise _refused(where, "add_space_prefix", stated.get("add_space_prefix"))
+    spaced = stated.get("add_space_prefix", True)
+    if kind == "llama" and spaced is not _spaced(model):
+        raise _refused(where, "add_space_prefix", spaced)
     rows = int(model.tensors["token_embd.weight"].shape[1])
     if stated.get("tokens", 0) > rows:
         raise UnsupportedModelError(
             f"{where}: tokenizer.ggml.tokens holds {stated['tokens']} tokens, the model {rows}"
         )
-    tokenizer = _read(model.path)
+    begins = {"add_bos_token": stated.get("add_bos_token", True)} if split in _LLAMA3 else {}
+    tokenizer = _read(model.path, begins)
+    if split in _LLAMA3:
+        tokenizer.backend_tokenizer.model.ignore_merges = True
     if split == _DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -120,13 +108,13 @@ def _refused(where: str, key: str, value: object) -> UnsupportedModelError:
     )
 
 
-def _read(path: Path) -> PreTrainedTokenizerBase:
+def _read(path: Path, begins: dict[str, bool]) -> PreTrainedTokenizerBase:
     # From a folder of its own: what lies beside the file is not part of it.
     with tempfile.TemporaryDirectory() as alone:
         (Path(alone) / path.name).symlink_to(path.resolve())
         try:
             made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                alone, gguf_file=path.name, trust_remote_code=False
+                alone, gguf_file=path.name, trust_remote_code=False, **begins
             )
         except Exception as error:  # it raises whatever it stumbles over
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
