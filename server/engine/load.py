@@ -37,6 +37,7 @@ from server.engine.generation_config import (
     end_token_ids,
     sampling_defaults,
 )
+from server.engine.model_files import check_code, check_report, check_weights
 from server.engine.packed import native_library
 from server.engine.packed.native_decoder import NativeDecoder, add_preview
 from server.engine.packed.packed_own import PackedOwnParts, packed_own_parts
@@ -75,7 +76,10 @@ def preferred_device() -> torch.device:
 
 
 def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Loads a decoder folder with `transformers`. Raises `UnsupportedModelError` for others."""
+    """Loads a decoder folder with `transformers`. Raises `UnsupportedModelError` for others.
+
+    Every parameter comes from a safetensors file, and everything in the files is a parameter.
+    """
     config = _config(source)
     if config.model_type not in SERVED_FAMILIES:
         known = ", ".join(SERVED_FAMILIES)
@@ -84,19 +88,33 @@ def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
         )
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModelError("config.json: quantization_config is not supported")
+    if getattr(config, "transformers_weights", None) is not None:
+        raise UnsupportedModelError("config.json: transformers_weights is not supported")
     check_padding(config)
+    check_weights(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused by name
+            output_loading_info=True,
+        )
     except Exception as error:  # of a wrong configuration it raises whatever it stumbles over
         raise UnsupportedModelError(f"cannot load the model in {source}: {_line(error)}") from error
+    check_report(source, model, report)
     model.config.return_dict = True  # by name is how whoever measures reads outputs
     return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     """A model folder's tokenizer. Raises `UnsupportedModelError`."""
+    check_code(source)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModelError(f"no tokenizer in {source}: {_line(error)}") from error
     return tokenizer
@@ -112,14 +130,15 @@ def load_outline(source: Path) -> PreTrainedModel:
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return auto.from_config(config)
+            return auto.from_config(config, trust_remote_code=False)
     except ValueError as error:
         raise UnsupportedModelError(f"no language model in {source}: {_line(error)}") from error
 
 
 def _config(source: Path) -> PretrainedConfig:
+    check_code(source)
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # of a wrong value it raises whatever it stumbles over
         raise UnsupportedModelError(f"cannot read the model in {source}: {_line(error)}") from error
 

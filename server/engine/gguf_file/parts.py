@@ -1,7 +1,6 @@
 """Open a GGUF model, which may be split over several files."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from gguf import GGUFReader
 
 from pruners.architecture import UnsupportedModelError
+from server.engine.model_files import listing
 
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
@@ -35,7 +35,7 @@ def part_paths(path: Path) -> list[Path]:
     missing = [name for name in names if not (path.parent / name).is_file()]
     if missing:
         raise UnsupportedModelError(
-            f"{path.name} is one of {count} parts; not found beside it: {_listed(missing)}"
+            f"{path.name} is one of {count} parts; not found beside it: {listing(missing)}"
         )
     return [path.parent / name for name in names]
 
@@ -94,9 +94,3 @@ def _metadata(reader: GGUFReader) -> dict[str, Any]:
         key: len(field.data) if key in (*long, "tokenizer.ggml.merges") else field.contents()
         for key, field in reader.fields.items()
     }
-
-
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

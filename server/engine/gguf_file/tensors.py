@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from pruners.architecture import UnsupportedModelError
 from server.engine.gguf_file.config import ROPE_FACTORS
 from server.engine.gguf_file.parts import GgufModel
+from server.engine.model_files import listing
 
 Floats = NDArray[np.float32]
 _OUTSIDE = {
@@ -54,15 +55,15 @@ def tensor_names(model: GgufModel, config: PretrainedConfig) -> dict[str, str]:
         names[name] = _gguf_name(name, _IN_GEMMA_LAYER if gemma else _IN_LAYER)
         shapes[names[name]] = shape
     where = model.path.name
-    missing = sorted(shapes.keys() - model.tensors.keys())
+    missing = shapes.keys() - model.tensors.keys()
     if missing:
-        raise UnsupportedModelError(f"{where}: {_some('missing', missing)}")
+        raise UnsupportedModelError(f"{where}: tensors missing: {listing(missing)}")
     extra = model.tensors.keys() - shapes.keys()
     if config.model_type == "llama":
         extra -= {ROPE_FACTORS}
     if extra:
         why = f"not part of a '{config.model_type}' of {config.num_hidden_layers} layers"
-        raise UnsupportedModelError(f"{where}: {_some(why, sorted(extra))}")
+        raise UnsupportedModelError(f"{where}: tensors {why}: {listing(extra)}")
     for name, shape in shapes.items():
         tensor = model.tensors[name]
         found = tuple(int(size) for size in reversed(tensor.shape.tolist()))
@@ -128,8 +129,3 @@ def _can_read(kind: gguf.GGMLQuantizationType) -> bool:
     except NotImplementedError:
         return False
     return block > 1
-
-
-def _some(what: str, names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"tensors {what}: {', '.join(names[:3])}{more}"
