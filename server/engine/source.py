@@ -51,7 +51,9 @@ def resolve_model(model: str) -> Path:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)
-        raise ModelSourceError(f"cannot obtain {model}: {where}{reason}") from error
+        raise ModelSourceError(
+            f"cannot obtain {model}: {where}{reason} (models are kept in {cache_folder()})"
+        ) from error
 
 
 def _named(model: str) -> Path:
