@@ -1,0 +1,324 @@
+"""One HTTP/1.1 connection: uvicorn's protocol, with limits on what a client may send and when."""
+
+import asyncio
+import json
+import logging
+from asyncio import Transport
+from collections.abc import Callable
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from server.api.errors import envelope
+from server.http.connections import Connections
+
+log = logging.getLogger(__name__)
+
+MAX_FIELDS = 100
+MAX_HEAD_BYTES = 64 * 2**10  # of the request line and the headers
+_SLICE = 16 * 2**10  # bytes parsed at once
+_AHEAD = 64 * 2**10  # bytes kept of later requests while one is being answered
+_PIPELINED = 32  # requests in one slice
+_FRAMING_PER_BYTE = 8  # a body in chunks of one byte has six bytes around each
+
+
+class _RefusedError(Exception):
+    """A request that is not read any further."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Protocol(HttpToolsProtocol):
+    """Adds to uvicorn's protocol what a server that is open to strangers needs.
+
+    Heads are bounded in size and time, bodies in time (their size is for `Limits`), and answers
+    in the time that they may stay unread. While one request is answered, the following bytes of
+    the connection wait unparsed. A client that hangs up cancels all requests of the connection;
+    an end of its data counts as hanging up, since nothing tells the two apart.
+    """
+
+    def __init__(self, connections: Connections, **uvicorn: Any) -> None:  # noqa: ANN401
+        super().__init__(**uvicorn)
+        self._all = connections
+        self._patience = connections.patience
+        self.timeout_keep_alive = connections.patience.idle  # type: ignore[assignment]
+        self._pending = bytearray()  # received, not parsed yet
+        self._deaf = False  # whatever else comes is thrown away
+        self._ended = False  # the last answer is written
+        self._active: RequestResponseCycle | None = None
+        self._in_head = False
+        self._messages = 0
+        self._fields = 0
+        self._unparsed = 0  # bytes of a head that has not ended
+        self._framing = 0  # bytes of a message that are neither head nor body
+        self._body = 0
+        self._phase: tuple[str, int] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    # What the transport calls.
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        count = len(self.connections)
+        if self._all.make_room(count):
+            self._watch()
+        elif self._all.may_linger(count):
+            self._refuse(503, "too many connections; try again later", retry_after=1)
+        else:
+            self._deaf = self._ended = True
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.works(self)
+        for cycle in (self._active, *(queued for queued, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
+        self._pending.clear()
+        self._deaf = self._ended = True
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._pending += data
+        if self._ahead() and len(self._pending) > _AHEAD:
+            # Not read any more it could not be seen to hang up.
+            self.transport.abort()
+            return
+        self._parse()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self._patience.unread, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= _PIPELINED:
+            raise _RefusedError(400, "too many requests before the first is answered")
+        self._unset_keepalive_if_required()
+        self._in_head = True
+        self._messages += 1
+        self._fields = self._unparsed = self._framing = self._body = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        if self._fields > MAX_FIELDS:
+            raise _RefusedError(431, f"more than {MAX_FIELDS} header fields")
+        if self._in_head:  # those after a body are dropped
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEAD_BYTES:
+            raise _RefusedError(431, _TOO_LARGE)
+        self._in_head = False
+        super().on_headers_complete()
+        self.cycle.transport = _Ending(self.transport, self._finish)  # type: ignore[assignment]
+        if self.pipeline:
+            self.flow.resume_reading()  # else nobody would see it hang up
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        super().on_body(body)
+
+    # What the answer calls.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        if self._ended:
+            return
+        super().on_response_complete()
+        self._watch()
+        if self._pending:
+            self.loop.call_soon(self._parse)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    # What the server asks and does at its end.
+
+    @property
+    def busy(self) -> bool:
+        """Whether a complete request of it is being answered."""
+        return self._ahead() and not self.transport.is_closing()
+
+    def shutdown(self) -> None:
+        """Close, now that no more is to come; what is written is still sent."""
+        self._deaf = self._ended = True
+        self._close()
+
+    # Reading.
+
+    def _ahead(self) -> bool:
+        """Whether what follows belongs to later requests than the one being answered."""
+        cycle = self.cycle
+        if self.pipeline:
+            return True
+        return cycle is not None and not cycle.response_complete and not cycle.more_body
+
+    def _parse(self) -> None:
+        while self._pending and not self._deaf and not self._ahead():
+            part = bytes(self._pending[:_SLICE])
+            del self._pending[:_SLICE]
+            body = self._body
+            try:
+                self.parser.feed_data(part)
+            except httptools.HttpParserUpgrade:
+                # No other protocol is spoken: answer this request and read no more.
+                self._deaf = True
+                self.cycle.keep_alive = False
+            except httptools.HttpParserError as error:
+                refused = error.__context__
+                if not isinstance(refused, _RefusedError):
+                    refused = _RefusedError(400, "this is not a valid HTTP request")
+                self._refuse(refused.status, refused.message)
+            else:
+                self._count(len(part), self._body - body)
+        self._watch()
+
+    def _count(self, received: int, body: int) -> None:
+        """Refuse what is neither the end of a head nor of a body for too long."""
+        if self._in_head:
+            self._unparsed += received
+            if self._unparsed > MAX_HEAD_BYTES + _SLICE:  # a part of it may be of the one before
+                self._refuse(431, _TOO_LARGE)
+        else:
+            self._framing += max(0, received - body)
+            if self._framing > MAX_HEAD_BYTES + _SLICE + _FRAMING_PER_BYTE * self._body:
+                self._refuse(400, "the chunks of the body hold too little of it")
+
+    # Time.
+
+    def _watch(self) -> None:
+        """Set the time limit for what the client must do next, if it has changed."""
+        if self._ended:
+            return
+        phase = self._phase_now()
+        if phase is None or phase[0] != "answer":
+            self._all.waits(self)
+        else:
+            self._all.works(self)
+        if phase == self._phase:
+            return
+        self._phase = phase
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if phase is not None and phase[0] == "head":
+            self._timer = self.loop.call_later(self._patience.header, self._late)
+        elif phase is not None and phase[0] == "body":
+            self._timer = self.loop.call_later(self._patience.body, self._late)
+
+    def _phase_now(self) -> tuple[str, int] | None:
+        """What happens in which message; None between messages."""
+        if self._ahead():
+            return "answer", self._messages
+        if self._in_head or not self._messages:
+            return "head", max(1, self._messages)
+        if self.cycle is not None and not self.cycle.response_complete:
+            return "body", self._messages
+        return None
+
+    def _late(self) -> None:
+        if self._messages:
+            what = "headers" if self._in_head else "body"
+            self._refuse(408, f"the {what} of the request did not come in time")
+        else:
+            self.transport.abort()
+
+    # Ending.
+
+    def _refuse(self, status: int, message: str, retry_after: int | None = None) -> None:
+        """Answer with an error instead of what is being read, and close."""
+        log.debug("%s: %d %s", self.client, status, message)
+        self._deaf = True
+        self._pending.clear()
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if self._ahead() and not cycle.more_body:
+                cycle.keep_alive = False  # closes after the answers to the requests before
+                return
+            if cycle is not self._active or cycle.response_started:
+                self.transport.abort()
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        body = json.dumps(envelope(status, message)).encode()
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        if retry_after is not None:
+            headers.append((b"retry-after", b"%d" % retry_after))
+        lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in headers), b"\r\n"]
+        self.transport.write(b"".join(lines) + body)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Close once the client has read its answer, or does not.
+
+        Closed with bytes unread, the client would get a reset, and might never see the answer.
+        """
+        self._deaf = self._ended = True
+        self._pending.clear()
+        self.pipeline.clear()
+        self._all.works(self)
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.more_body and not self._in_head:
+            self._close()
+            return
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._abort_after(self._patience.linger)
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._abort_after(self._patience.unread)
+
+    def _abort_after(self, seconds: float) -> None:
+        """Give up on a client that does not read what was written to it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, self.transport.abort)
+
+
+_TOO_LARGE = f"the headers are larger than {MAX_HEAD_BYTES} bytes"
+
+
+class _Ending:
+    """A transport as an answer sees it, which closes by way of its connection."""
+
+    def __init__(self, transport: Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
