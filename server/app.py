@@ -18,10 +18,12 @@ from pruners.variant import BASE
 from server.api import chat, completions, errors, generate, page, system
 from server.api.accounting import Accounts
 from server.api.chat_template import open_template
+from server.api.door import Door
 from server.api.limits import Limits
 from server.api.narrowing import Narrowing
 from server.api.prompt_encoder import PromptEncoder
 from server.api.prompts import PromptReader
+from server.api.readiness import Readiness
 from server.api.service import Service
 from server.engine.dense.linear import nbytes
 from server.engine.drafting import drafter
@@ -42,6 +44,7 @@ from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, defa
 log = logging.getLogger(__name__)
 
 _KV_SHARE = 0.25  # of the memory that is free at start, for the cache, unless it is set
+_JOIN_SECONDS = 1.0  # for the step in progress, at the end
 _LEAST_KV = 1024  # tokens, however little memory there is
 
 
@@ -192,16 +195,23 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
-        engine.stop()
+        engine.stop(_JOIN_SECONDS)
         prompts.close()
         sampler.stop()
         accounts.close()
 
     app = FastAPI(title="Trimtab", lifespan=lifespan)
+    readiness = Readiness(engine, settings.stall_seconds)
     app.state.service = service
-    app.add_middleware(Limits, max_body_bytes=settings.max_body_bytes, api_key=settings.api_key)
+    app.state.readiness = readiness
+    app.add_middleware(
+        Limits,
+        max_body_bytes=settings.max_body_bytes,
+        door=Door(settings.api_key, settings.host, settings.allowed_hosts),
+        draining=lambda: readiness.draining,
+    )
     errors.install(app)
-    app.include_router(system.public_router(service))
+    app.include_router(system.public_router(service, readiness))
     app.include_router(page.public_router())
     for routes in (
         system.router(service, registry, refresh),

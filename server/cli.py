@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import uvicorn
 
 from pruners.errors import UserError
 from server.engine.source import DEFAULT_MODEL, resolve_model
@@ -77,18 +76,16 @@ def serve(
     check_settings(settings)
     # Imported here: other commands start without the HTTP stack.
     from server.app import create_app, load
+    from server.http import connections_of
+    from server.http import serve as run
+
+    connections = connections_of(settings)
 
     app = create_app(load(settings), settings)
     gc.collect()
     gc.freeze()  # what is loaded stays: it need not be searched for garbage ever again
     log.info("serving %s on http://%s:%s", settings.model, settings.host, settings.port)
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        timeout_graceful_shutdown=int(settings.drain_seconds),
-    )
+    sys.exit(run(app, settings, connections))
 
 
 @cli.command()

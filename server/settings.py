@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: str | None = None
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # names to be called by, with or without a port
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if PyTorch sees one
     weights: Precision = "auto"
@@ -75,6 +76,10 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     max_answers: int = Field(default=64, ge=1)  # prompts times `n` in one call
+    max_connections: int | None = Field(default=None, ge=1)  # None: as files may be opened
+    header_seconds: float = Field(default=10.0, gt=0)  # for a request's headers to come in
+    body_seconds: float = Field(default=30.0, gt=0)
+    stall_seconds: float = Field(default=5.0, gt=0)  # of one step, until `/health` says 503
     drain_seconds: float = Field(default=30.0, ge=0)
     telemetry_seconds: float = Field(default=0.5, gt=0)
 
@@ -85,6 +90,21 @@ class Settings(BaseSettings):
             return json.loads(value) if isinstance(value, str) else value
         except ValueError as error:
             raise ValueError("expected a JSON list such as [1024, 512]") from error
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _hosts(cls, value: object) -> object:
+        names = value.split(",") if isinstance(value, str) else value
+        if isinstance(names, list | tuple) and any(not n or "/" in n or " " in n for n in names):
+            raise ValueError("expected names such as models.example,localhost:3000")
+        return names
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_can_be_sent(cls, key: str | None) -> str | None:
+        if key is not None and (not key or key != key.strip() or not key.isprintable()):
+            raise ValueError("must not be empty, nor hold space at its ends or control characters")
+        return key
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

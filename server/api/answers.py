@@ -48,7 +48,7 @@ async def collect(service: Service, call: Call, request: Request) -> list[Answer
     async def gather() -> None:
         async for index, delta in service.deltas(call):
             if delta.finish_reason in _FAILED:
-                raise ApiError(500, delta.error or "the answer was aborted")
+                raise _failure(service, delta)
             answers[index].add(delta)
 
     work = asyncio.create_task(gather())
@@ -63,6 +63,14 @@ async def collect(service: Service, call: Call, request: Request) -> list[Answer
             task.cancel()
         await asyncio.gather(work, gone, return_exceptions=True)
     return answers
+
+
+def _failure(service: Service, delta: Delta) -> ApiError:
+    """Return the error of an answer that failed: 503 where all do, since the server is ending."""
+    message = delta.error or "the answer was aborted"
+    if service.engine.alive:
+        return ApiError(500, message)
+    return ApiError(503, message, retry_after=1)
 
 
 async def _disconnected(request: Request) -> None:
@@ -91,7 +99,8 @@ def stream(
             async for index, delta in deltas:
                 answers[index].add(delta)
                 if delta.finish_reason in _FAILED:
-                    yield _event(envelope(500, delta.error or "the answer was aborted"))
+                    failure = _failure(service, delta)
+                    yield _event(envelope(failure.status, failure.message))
                     break
                 for chunk in chunks(index, delta, answers[index]):
                     yield _event(chunk)

@@ -1,41 +1,47 @@
-"""What every request passes before its route: the size of its body and the API key."""
+"""What every request passes before its route: the door, the size of its body, the drain."""
 
-import hmac
 import json
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.door import HEALTH, Door
 from server.api.errors import envelope
-from server.api.page import PUBLIC
-
-_PUBLIC = {"/health", *PUBLIC}
+from server.api.readiness import DRAINING
 
 
 class Limits:
-    """ASGI middleware. A body is counted as it arrives, so that none is held that is too large."""
+    """ASGI middleware. A body is counted as it arrives, so that none is held that is too large.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, api_key: str | None) -> None:
+    While `draining()`, whatever would be new work is refused, and so is `/health`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, max_body_bytes: int, door: Door, draining: Callable[[], bool]
+    ) -> None:
         self._app = app
         self._max = max_body_bytes
-        self._key = None if api_key is None else f"Bearer {api_key}".encode()
+        self._door = door
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 401 or 413 itself, else passes the request on."""
+        """Answers a refusal itself, else passes the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        given = headers.get(b"authorization", b"")
-        public = scope["path"] in _PUBLIC
-        if self._key is not None and not public and not hmac.compare_digest(given, self._key):
-            await _answer(send, 401, "a valid API key is needed: Authorization: Bearer KEY")
+        refusal = self._door.refusal(scope)
+        if refusal is not None:
+            await _answer(send, *refusal)
             return
         try:
-            body = await self._read(headers, receive)
+            body = await self._read(scope["headers"], receive)
         except ConnectionAbortedError:
             return
         if body is None:
             await _answer(send, 413, f"the body is larger than {self._max} bytes")
+            return
+        if self._draining() and (scope["method"] == "POST" or scope["path"] == HEALTH):
+            await _answer(send, 503, DRAINING, retry_after=1)
             return
         replayed = False
 
@@ -48,8 +54,8 @@ class Limits:
 
         await self._app(scope, replay, send)
 
-    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        declared = headers.get(b"content-length", b"")
+    async def _read(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes | None:
+        declared = dict(headers).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self._max:
             return None
         parts, size, more = [], 0, True
@@ -65,9 +71,11 @@ class Limits:
         return b"".join(parts)
 
 
-async def _answer(send: Send, status: int, message: str) -> None:
+async def _answer(send: Send, status: int, message: str, retry_after: int | None = None) -> None:
     body = json.dumps(envelope(status, message)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if retry_after is not None:
+        headers.append((b"retry-after", str(retry_after).encode()))
     # The rest of a body that was not read must not be taken for the next request.
     headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -24,11 +24,13 @@ class Readiness:
     def trouble(self) -> str | None:
         """Why no work is taken now; None if all is well."""
         if self.failure is not None:
-            return f"the engine died: {self.failure}"
+            return self.failure
         if self.draining:
             return DRAINING
         if self.stalled:
-            return f"the engine has been busy with one step for {self._engine.stalled_seconds:.0f} s"
+            return (
+                f"the engine has been busy with one step for {self._engine.stalled_seconds:.0f} s"
+            )
         return None if self._engine.alive else "the engine is not running"
 
 

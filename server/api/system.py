@@ -8,18 +8,20 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry
 
 from server.api.errors import ApiError
+from server.api.readiness import Readiness
 from server.api.service import Service
 from telemetry import render
 
 
-def public_router(service: Service) -> APIRouter:
+def public_router(service: Service, readiness: Readiness) -> APIRouter:
     """`GET /health`, open to all: 200 while the engine takes requests, else 503."""
     routes = APIRouter()
 
     @routes.get("/health")
     async def health() -> JSONResponse:
-        if not service.engine.alive:
-            raise ApiError(503, "the engine is not running", retry_after=1)
+        trouble = readiness.trouble()
+        if trouble is not None:
+            raise ApiError(503, trouble, retry_after=1)
         load = service.engine.load()
         return JSONResponse({"status": "ok", "running": load.running, "waiting": load.waiting})
 

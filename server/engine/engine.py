@@ -175,16 +175,18 @@ class Engine:
             kv_capacity=scheduler.cache.arena.capacity,
         )
 
-    def stop(self, drain_seconds: float = 0.0) -> None:
-        """Takes no more requests, waits for those in flight, then ends the thread."""
-        deadline = time.monotonic() + drain_seconds
-        while time.monotonic() < deadline and self._thread.is_alive() and self.load().sequences:
-            time.sleep(0.02)
+    def stop(self, join_seconds: float = 10.0) -> None:
+        """Takes no more requests, ends those in flight with an error, then the thread.
+
+        A thread whose step hangs for longer than `join_seconds` is left behind.
+        """
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if self._thread.is_alive():
-            self._thread.join(timeout=10)
+            self._thread.join(join_seconds)
+            if self._thread.is_alive():  # its step hangs: tell the clients without it
+                self._end_all("the server is shutting down")
 
     def _run(self) -> None:
         """Steps until stopped. However that ends, every open request gets its last delta."""
@@ -232,7 +234,7 @@ class Engine:
     def _end_all(self, error: str) -> None:
         """Gives every open request an error, without a look at what the runner holds."""
         self._send()
-        for generation in self._open:
+        for generation in tuple(self._open):
             generation.sequence.ended = True
             self._outbox.append((generation, Delta(finish_reason=FinishReason.ERROR, error=error)))
         self._send()

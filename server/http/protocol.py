@@ -1,39 +1,28 @@
 """One HTTP/1.1 connection: uvicorn's protocol, with limits on what a client may send and when."""
 
 import asyncio
-import json
 import logging
 from asyncio import Transport
-from collections.abc import Callable
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
-from server.api.errors import envelope
 from server.http.connections import Connections
+from server.http.refusal import Ending, RefusedError, refusal
 
 log = logging.getLogger(__name__)
 
 MAX_FIELDS = 100
 MAX_HEAD_BYTES = 64 * 2**10  # of the request line and the headers
+_TOO_LARGE = f"the headers are larger than {MAX_HEAD_BYTES} bytes"
 _SLICE = 16 * 2**10  # bytes parsed at once
 _AHEAD = 64 * 2**10  # bytes kept of later requests while one is being answered
 _PIPELINED = 32  # requests in one slice
 _FRAMING_PER_BYTE = 8  # a body in chunks of one byte has six bytes around each
-
-
-class _RefusedError(Exception):
-    """A request that is not read any further."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
 
 class Protocol(HttpToolsProtocol):
@@ -116,7 +105,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= _PIPELINED:
-            raise _RefusedError(400, "too many requests before the first is answered")
+            raise RefusedError(400, "too many requests before the first is answered")
         self._unset_keepalive_if_required()
         self._in_head = True
         self._messages += 1
@@ -126,23 +115,31 @@ class Protocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields += 1
         if self._fields > MAX_FIELDS:
-            raise _RefusedError(431, f"more than {MAX_FIELDS} header fields")
+            raise RefusedError(431, f"more than {MAX_FIELDS} header fields")
         if self._in_head:  # those after a body are dropped
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD_BYTES:
-            raise _RefusedError(431, _TOO_LARGE)
+            raise RefusedError(431, _TOO_LARGE)
         self._in_head = False
+        if self.parser.get_method() == b"CONNECT":
+            raise RefusedError(400, "this server is no proxy")
+        if self.parser.should_upgrade():
+            return  # parsed again, see `_without_upgrade`
         super().on_headers_complete()
-        self.cycle.transport = _Ending(self.transport, self._finish)  # type: ignore[assignment]
+        self.cycle.transport = Ending(self.transport, self._finish)  # type: ignore[assignment]
         if self.pipeline:
             self.flow.resume_reading()  # else nobody would see it hang up
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     # What the answer calls.
 
@@ -189,18 +186,27 @@ class Protocol(HttpToolsProtocol):
             body = self._body
             try:
                 self.parser.feed_data(part)
-            except httptools.HttpParserUpgrade:
-                # No other protocol is spoken: answer this request and read no more.
-                self._deaf = True
-                self.cycle.keep_alive = False
+            except httptools.HttpParserUpgrade as upgrade:
+                self._pending[:0] = self._without_upgrade() + part[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
             except httptools.HttpParserError as error:
                 refused = error.__context__
-                if not isinstance(refused, _RefusedError):
-                    refused = _RefusedError(400, "this is not a valid HTTP request")
+                if not isinstance(refused, RefusedError):
+                    refused = RefusedError(400, "this is not a valid HTTP request")
                 self._refuse(refused.status, refused.message)
             else:
                 self._count(len(part), self._body - body)
         self._watch()
+
+    def _without_upgrade(self) -> bytes:
+        """The head just parsed, less the offer of another protocol: none is spoken here.
+
+        The parser would take the body for that protocol's.
+        """
+        fields = (field for field in self.headers if field[0] != b"upgrade")
+        lines = [b"%s: %s\r\n" % field for field in fields]
+        start = b"%s %s HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
+        return start + b"".join(lines) + b"\r\n"
 
     def _count(self, received: int, body: int) -> None:
         """Refuse what is neither the end of a head nor of a body for too long."""
@@ -269,17 +275,9 @@ class Protocol(HttpToolsProtocol):
                 return
             cycle.disconnected = True
             cycle.message_event.set()
-        body = json.dumps(envelope(status, message)).encode()
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        if retry_after is not None:
-            headers.append((b"retry-after", b"%d" % retry_after))
-        lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in headers), b"\r\n"]
-        self.transport.write(b"".join(lines) + body)
+        self.transport.write(
+            refusal(status, message, self.server_state.default_headers, retry_after)
+        )
         self._finish()
 
     def _finish(self) -> None:
@@ -310,15 +308,3 @@ class Protocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_later(seconds, self.transport.abort)
-
-
-_TOO_LARGE = f"the headers are larger than {MAX_HEAD_BYTES} bytes"
-
-
-class _Ending:
-    """A transport as an answer sees it, which closes by way of its connection."""
-
-    def __init__(self, transport: Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-        self.close = close

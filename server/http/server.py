@@ -74,7 +74,9 @@ class Server(uvicorn.Server):
                 log.info("shutting down: %d requests may end in %g s", busy, self._drain_seconds)
             await self._quiet(self._drain_seconds)
         backstop = _end_after(_FAREWELL_SECONDS + _CLEANUP_SECONDS, self.exit_code or 1)
-        threading.Thread(target=self._engine.stop, name="engine-stop", daemon=True).start()
+        threading.Thread(
+            target=self._engine.stop, args=(_FAREWELL_SECONDS / 2,), daemon=True
+        ).start()
         await self._quiet(_FAREWELL_SECONDS)
         for server in self.servers:
             server.close()

@@ -1,0 +1,45 @@
+"""Answers that the connection gives itself, before or instead of the app."""
+
+import json
+from asyncio import Transport
+from collections.abc import Callable, Iterable
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from server.api.errors import envelope
+
+
+class RefusedError(Exception):
+    """A request that is not read any further."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def refusal(
+    status: int, message: str, headers: Iterable[tuple[bytes, bytes]], retry_after: int | None
+) -> bytes:
+    """A whole response with the error envelope, after which the connection is closed."""
+    body = json.dumps(envelope(status, message)).encode()
+    fields = [
+        *headers,
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    if retry_after is not None:
+        fields.append((b"retry-after", b"%d" % retry_after))
+    return (
+        STATUS_LINE[status] + b"".join(b"%s: %s\r\n" % field for field in fields) + b"\r\n" + body
+    )
+
+
+class Ending:
+    """A transport as an answer sees it, which closes by way of its connection."""
+
+    def __init__(self, transport: Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
