@@ -30,4 +30,4 @@ def tiny_server(
     log = tmp_path_factory.mktemp("log") / "server.log"
     server = ServerProcess("--model", str(tiny_folder), log=log, TRIMTAB_THREADS="1")
     yield server.wait()
-    server.stop()
+    assert server.stop() == 0

@@ -28,9 +28,8 @@ class Readiness:
         if self.draining:
             return DRAINING
         if self.stalled:
-            return (
-                f"the engine has been busy with one step for {self._engine.stalled_seconds:.0f} s"
-            )
+            seconds = self._engine.stalled_seconds
+            return f"the engine has been busy with one step for {seconds:.1f} s"
         return None if self._engine.alive else "the engine is not running"
 
 

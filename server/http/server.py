@@ -24,6 +24,7 @@ _FAREWELL_SECONDS = 1.0  # for the errors of those who are cut off, to be sent
 _FORCED_SECONDS = 0.8  # from a second signal to the end, whatever hangs
 _CLEANUP_SECONDS = 5.0  # for files and threads, after the last answer
 _POLL_SECONDS = 0.02
+_CLOSING_POLLS = 10
 
 
 class Server(uvicorn.Server):
@@ -54,7 +55,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Whether it is time to end; called ten times a second."""
         if self._readiness.failure is not None:
-            log.critical("ending, since the engine died: %s", self._readiness.failure)
+            log.critical("ending: %s", self._readiness.failure)
             self.exit_code = 1
             return True
         stalled = self._readiness.stalled
@@ -82,18 +83,26 @@ class Server(uvicorn.Server):
             server.close()
         if busy := self._busy():
             log.warning("shutting down: %d requests are cut off", busy)
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
-        for task in list(self.server_state.tasks):
-            task.cancel()
-        if not self.force_exit:
-            await self.lifespan.shutdown()
+        await self._close_all()
+        await self.lifespan.shutdown()
         backstop.cancel()
 
     async def _quiet(self, seconds: float) -> None:
         """Wait until nothing is being answered, for some seconds at most."""
         deadline = time.monotonic() + seconds
         while self._busy() and time.monotonic() < deadline and not self.force_exit:
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _close_all(self) -> None:
+        """Close every connection, which ends the tasks that still answer on them."""
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        for waited in range(_CLOSING_POLLS):
+            if not self.server_state.connections and not self.server_state.tasks:
+                return
+            if waited == _CLOSING_POLLS // 2:  # it does not read what it was sent
+                for connection in list(self.server_state.connections):
+                    connection.transport.abort()
             await asyncio.sleep(_POLL_SECONDS)
 
     def _busy(self) -> int:

@@ -1,0 +1,235 @@
+"""How a server ends: by a signal, by a second one, with its engine dead, or hanging."""
+
+import contextlib
+import json
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from benchmarks.live import ServerProcess
+from server.app import create_app, load
+from server.http.connections import connections_of
+from server.http.server import Server, server_config
+from server.settings import Settings
+
+LONG = {"prompt": "word", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
+ENDING = "the server is shutting down"
+
+
+class Live:
+    """A server in a thread of this process, with an engine whose steps can be slowed down."""
+
+    def __init__(self, folder, **settings):
+        chosen = Settings(
+            model=str(folder), threads=1, shadow_share=0, port=0, context=512, **settings
+        )
+        app = create_app(load(chosen), chosen)
+        self.engine = app.state.service.engine
+        self.pause = 0.0
+        step = self.engine._runner.step
+
+        def paced(*arguments):
+            busy = step(*arguments)
+            time.sleep(self.pause if busy else 0)
+            return busy
+
+        self.engine._runner.step = paced
+        config = server_config(app, chosen, connections_of(chosen))
+        self.server = Server(config, self.engine, app.state.readiness, chosen.drain_seconds)
+        self._thread = threading.Thread(target=self.server.run, daemon=True)
+        self._thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def signal(self):
+        self.server.handle_exit(15, None)
+
+    def health(self):
+        return httpx.get(f"{self.url}/health", timeout=5)
+
+    def ended(self, seconds):
+        self._thread.join(timeout=seconds)
+        return not self._thread.is_alive()
+
+    def busy(self, count):
+        deadline = time.monotonic() + 20
+        while len(self.engine.load().sequences) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def live(tiny_folder, monkeypatch):
+    # A server that does not end must not take the tests with it.
+    monkeypatch.setattr("server.http.server._end_after", lambda *_: threading.Timer(0, print))
+    started = []
+
+    def start(**settings):
+        started.append(Live(tiny_folder, **settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.server.should_exit = one.server.force_exit = True
+        one.ended(10)
+
+
+def plain(url, body=LONG):
+    return httpx.post(f"{url}/generate", json=body, timeout=60)
+
+
+def streamed(url, path="/v1/completions"):
+    """The data of all events."""
+    with httpx.stream("POST", url + path, json={**LONG, "stream": True}, timeout=60) as response:
+        assert response.status_code == 200
+        return [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
+
+
+def begun(port):
+    """Connections that say nothing, half a head, and half a body."""
+    parts = (b"", b"POST /generate HTT", b"POST /generate HTTP/1.1\r\nHost: localhost\r\n"
+             b"Content-Length: 99\r\n\r\n{")  # fmt: skip
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in parts]
+    for client, part in zip(clients, parts, strict=True):
+        client.sendall(part)
+    return clients
+
+
+def test_a_drain_lets_answers_end_and_refuses_what_is_new(live):
+    one = live(drain_seconds=30)
+    one.pause = 0.004
+    with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
+        for client in begun(one.port):
+            stack.enter_context(client)
+        answer, events = pool.submit(plain, one.url), pool.submit(streamed, one.url)
+        one.busy(2)
+        one.signal()
+        while (health := one.health()).status_code == 200:
+            time.sleep(0.01)
+        refused = plain(one.url)
+        assert one.engine.load().sequences
+        one.pause = 0.0
+        for response in (health, refused):
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+            assert response.json()["error"]["message"] == ENDING
+        assert answer.result().json()["usage"]["completion_tokens"] == 200
+        assert events.result()[-1] == "[DONE]"
+        assert "error" not in events.result()[-2]
+        assert one.ended(5)  # the half-sent ones do not hold it up
+        assert one.server.exit_code == 0
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize("seconds", [0, 0.3])
+def test_at_the_end_of_the_drain_everybody_is_told(live, seconds, hangs):
+    one = live(drain_seconds=seconds)
+    one.pause = 0.05
+    with ThreadPoolExecutor(3) as pool:
+        answer = pool.submit(plain, one.url)
+        streams = [
+            pool.submit(streamed, one.url, path) for path in ("/generate", "/v1/completions")
+        ]
+        one.busy(3)
+        one.pause = 5 if hangs else 0.05
+        time.sleep(0.2)
+        began = time.monotonic()
+        one.signal()
+        refused = answer.result()
+        assert refused.status_code == 503, refused.text
+        assert refused.json()["error"]["message"] == ENDING
+        for events in streams:
+            *_, error, done = events.result()
+            assert json.loads(error)["error"]["message"] == ENDING
+            assert done == "[DONE]"
+        assert seconds <= time.monotonic() - began < seconds + 2.5
+        assert one.ended(5)
+        assert one.server.exit_code == 0
+
+
+def test_a_step_that_hangs_is_seen_and_forgiven(live, caplog):
+    one = live(stall_seconds=0.3)
+    one.pause = 1.5
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(plain, one.url, {**LONG, "max_tokens": 1})
+        one.busy(1)
+        assert one.health().status_code == 200
+        time.sleep(0.8)
+        found = one.health()
+        assert found.status_code == 503
+        assert found.headers["retry-after"] == "1"
+        assert "one step for" in found.json()["error"]["message"]
+        assert answer.result().status_code == 200
+    time.sleep(0.3)
+    assert one.health().status_code == 200
+    found = [r.message for r in caplog.records if r.name == "server.http.server"]
+    assert len(found) == 2, found
+
+
+def test_a_dead_engine_tells_everybody_and_ends_the_process(live, caplog, monkeypatch):
+    one = live(drain_seconds=30)
+    one.pause = 0.05
+    with ThreadPoolExecutor(2) as pool, caplog.at_level(logging.CRITICAL, "server.http"):
+        answer, events = pool.submit(plain, one.url), pool.submit(streamed, one.url)
+        one.busy(2)
+        began = time.monotonic()
+        monkeypatch.setattr(one.engine, "_turn", lambda: 1 / 0)
+        assert answer.result().status_code == 503
+        assert "the engine died" in json.loads(events.result()[-2])["error"]["message"]
+        assert events.result()[-1] == "[DONE]"
+        assert time.monotonic() - began < 2
+    assert one.ended(5)
+    assert one.server.exit_code == 1
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.CRITICAL] == [
+        f"ending: {one.engine.failure}"
+    ]
+
+
+def test_a_second_signal_ends_the_process_at_once(tiny_folder, tmp_path):
+    server = ServerProcess(
+        "--model", str(tiny_folder), log=tmp_path / "log",
+        TRIMTAB_THREADS="1", TRIMTAB_DRAIN_SECONDS="60",
+    ).wait()  # fmt: skip
+
+    def ask_on():
+        with contextlib.suppress(httpx.HTTPError):
+            while plain(server.url).status_code == 200:
+                pass
+
+    crowd = [threading.Thread(target=ask_on) for _ in range(16)]
+    clients = begun(server.port)
+    for one in crowd:
+        one.start()
+    deadline = time.monotonic() + 20
+    while not server.metrics()["trimtab_requests_running"]:
+        assert time.monotonic() < deadline
+    server.process.terminate()
+    time.sleep(0.05)
+    server.process.terminate()
+    began = time.monotonic()
+    assert server.process.wait(timeout=10) == 1
+    assert time.monotonic() - began < 2
+    assert "Traceback" not in server.log()
+    for one in crowd:
+        one.join()
+    for client in clients:
+        client.close()
+
+
+def test_a_key_of_nothing_is_refused_before_anything_is_loaded(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "server.cli", "serve"], env={"TRIMTAB_API_KEY": " "},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert found.returncode == 2
+    assert len(found.stderr.splitlines()) == 1
+    assert "api_key" in found.stderr
