@@ -37,7 +37,9 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: str | None = None
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # names to be called by, with or without a port
+    allowed_hosts: Annotated[
+        tuple[str, ...], NoDecode
+    ] = ()  # names to be called by, with or without a port
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if PyTorch sees one
     weights: Precision = "auto"

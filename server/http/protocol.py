@@ -11,18 +11,15 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from server.api.readiness import DRAINING
 from server.http.connections import Connections
 from server.http.refusal import Ending, RefusedError, refusal
+from server.http.sizes import SLICE, Sizes
 
 log = logging.getLogger(__name__)
 
-MAX_FIELDS = 100
-MAX_HEAD_BYTES = 64 * 2**10  # of the request line and the headers
-_TOO_LARGE = f"the headers are larger than {MAX_HEAD_BYTES} bytes"
-_SLICE = 16 * 2**10  # bytes parsed at once
 _AHEAD = 64 * 2**10  # bytes kept of later requests while one is being answered
 _PIPELINED = 32  # requests in one slice
-_FRAMING_PER_BYTE = 8  # a body in chunks of one byte has six bytes around each
 
 
 class Protocol(HttpToolsProtocol):
@@ -43,12 +40,8 @@ class Protocol(HttpToolsProtocol):
         self._deaf = False  # whatever else comes is thrown away
         self._ended = False  # the last answer is written
         self._active: RequestResponseCycle | None = None
-        self._in_head = False
+        self._sizes = Sizes(in_head=False)
         self._messages = 0
-        self._fields = 0
-        self._unparsed = 0  # bytes of a head that has not ended
-        self._framing = 0  # bytes of a message that are neither head nor body
-        self._body = 0
         self._phase: tuple[str, int] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -70,8 +63,7 @@ class Protocol(HttpToolsProtocol):
         self._all.works(self)
         for cycle in (self._active, *(queued for queued, _ in self.pipeline)):
             if cycle is not None and not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+                _drop(cycle)
         self.pipeline.clear()
         self._pending.clear()
         self._deaf = self._ended = True
@@ -107,23 +99,17 @@ class Protocol(HttpToolsProtocol):
         if len(self.pipeline) >= _PIPELINED:
             raise RefusedError(400, "too many requests before the first is answered")
         self._unset_keepalive_if_required()
-        self._in_head = True
         self._messages += 1
-        self._fields = self._unparsed = self._framing = self._body = 0
+        self._sizes = Sizes(in_head=True)
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields += 1
-        if self._fields > MAX_FIELDS:
-            raise RefusedError(431, f"more than {MAX_FIELDS} header fields")
-        if self._in_head:  # those after a body are dropped
+        self._sizes.field()
+        if self._sizes.in_head:  # those after a body are dropped
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > MAX_HEAD_BYTES:
-            raise RefusedError(431, _TOO_LARGE)
-        self._in_head = False
+        self._sizes.head(self.url, self.headers)
         if self.parser.get_method() == b"CONNECT":
             raise RefusedError(400, "this server is no proxy")
         if self.parser.should_upgrade():
@@ -134,7 +120,7 @@ class Protocol(HttpToolsProtocol):
             self.flow.resume_reading()  # else nobody would see it hang up
 
     def on_body(self, body: bytes) -> None:
-        self._body += len(body)
+        self._sizes.body(len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -166,7 +152,14 @@ class Protocol(HttpToolsProtocol):
         return self._ahead() and not self.transport.is_closing()
 
     def shutdown(self) -> None:
-        """Close, now that no more is to come; what is written is still sent."""
+        """Close, after an error for a request whose answer has not begun.
+
+        What is written already is still sent.
+        """
+        active = self._active
+        if self.busy and active is not None and not active.response_started:
+            _drop(active)
+            self._write_refusal(503, DRAINING, retry_after=1)
         self._deaf = self._ended = True
         self._close()
 
@@ -181,21 +174,21 @@ class Protocol(HttpToolsProtocol):
 
     def _parse(self) -> None:
         while self._pending and not self._deaf and not self._ahead():
-            part = bytes(self._pending[:_SLICE])
-            del self._pending[:_SLICE]
-            body = self._body
+            part = bytes(self._pending[:SLICE])
+            del self._pending[:SLICE]
             try:
                 self.parser.feed_data(part)
+                self._sizes.parsed(len(part))
             except httptools.HttpParserUpgrade as upgrade:
                 self._pending[:0] = self._without_upgrade() + part[upgrade.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
-            except httptools.HttpParserError as error:
-                refused = error.__context__
-                if not isinstance(refused, RefusedError):
-                    refused = RefusedError(400, "this is not a valid HTTP request")
-                self._refuse(refused.status, refused.message)
-            else:
-                self._count(len(part), self._body - body)
+            except (RefusedError, httptools.HttpParserError) as error:
+                # The parser wraps what its callbacks raise.
+                cause = error if isinstance(error, RefusedError) else error.__context__
+                if isinstance(cause, RefusedError):
+                    self._refuse(cause.status, cause.message)
+                else:
+                    self._refuse(400, "this is not a valid HTTP request")
         self._watch()
 
     def _without_upgrade(self) -> bytes:
@@ -207,17 +200,6 @@ class Protocol(HttpToolsProtocol):
         lines = [b"%s: %s\r\n" % field for field in fields]
         start = b"%s %s HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
         return start + b"".join(lines) + b"\r\n"
-
-    def _count(self, received: int, body: int) -> None:
-        """Refuse what is neither the end of a head nor of a body for too long."""
-        if self._in_head:
-            self._unparsed += received
-            if self._unparsed > MAX_HEAD_BYTES + _SLICE:  # a part of it may be of the one before
-                self._refuse(431, _TOO_LARGE)
-        else:
-            self._framing += max(0, received - body)
-            if self._framing > MAX_HEAD_BYTES + _SLICE + _FRAMING_PER_BYTE * self._body:
-                self._refuse(400, "the chunks of the body hold too little of it")
 
     # Time.
 
@@ -245,7 +227,7 @@ class Protocol(HttpToolsProtocol):
         """What happens in which message; None between messages."""
         if self._ahead():
             return "answer", self._messages
-        if self._in_head or not self._messages:
+        if self._sizes.in_head or not self._messages:
             return "head", max(1, self._messages)
         if self.cycle is not None and not self.cycle.response_complete:
             return "body", self._messages
@@ -253,7 +235,7 @@ class Protocol(HttpToolsProtocol):
 
     def _late(self) -> None:
         if self._messages:
-            what = "headers" if self._in_head else "body"
+            what = "headers" if self._sizes.in_head else "body"
             self._refuse(408, f"the {what} of the request did not come in time")
         else:
             self.transport.abort()
@@ -273,12 +255,13 @@ class Protocol(HttpToolsProtocol):
             if cycle is not self._active or cycle.response_started:
                 self.transport.abort()
                 return
-            cycle.disconnected = True
-            cycle.message_event.set()
-        self.transport.write(
-            refusal(status, message, self.server_state.default_headers, retry_after)
-        )
+            _drop(cycle)
+        self._write_refusal(status, message, retry_after)
         self._finish()
+
+    def _write_refusal(self, status: int, message: str, retry_after: int | None) -> None:
+        headers = self.server_state.default_headers
+        self.transport.write(refusal(status, message, headers, retry_after))
 
     def _finish(self) -> None:
         """Close once the client has read its answer, or does not.
@@ -291,7 +274,7 @@ class Protocol(HttpToolsProtocol):
         self._all.works(self)
         if self.transport.is_closing():
             return
-        if self.cycle is not None and not self.cycle.more_body and not self._in_head:
+        if self.cycle is not None and not self.cycle.more_body and not self._sizes.in_head:
             self._close()
             return
         self.flow.resume_reading()
@@ -308,3 +291,9 @@ class Protocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_later(seconds, self.transport.abort)
+
+
+def _drop(cycle: RequestResponseCycle) -> None:
+    """Make an answer end as if its client had hung up."""
+    cycle.disconnected = True
+    cycle.message_event.set()

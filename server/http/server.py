@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from server.api.readiness import Readiness
 from server.engine.engine import Engine
-from server.http.connections import Connections, connections_of
+from server.http.connections import Connections
 from server.http.protocol import Protocol
 from server.settings import Settings
 
@@ -111,9 +111,8 @@ class Server(uvicorn.Server):
         return sum(connection.busy for connection in connections)
 
 
-def serve(app: FastAPI, settings: Settings) -> int:
-    """Serve until the end; return the exit code. Raises `SettingsError`."""
-    connections = connections_of(settings)
+def serve(app: FastAPI, settings: Settings, connections: Connections) -> int:
+    """Serve until the end; return the exit code."""
     server = Server(
         server_config(app, settings, connections),
         app.state.service.engine,

@@ -232,4 +232,4 @@ def test_a_key_of_nothing_is_refused_before_anything_is_loaded(tmp_path):
     )  # fmt: skip
     assert found.returncode == 2
     assert len(found.stderr.splitlines()) == 1
-    assert "api_key" in found.stderr
+    assert "TRIMTAB_API_KEY" in found.stderr
