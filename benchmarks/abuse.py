@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +31,7 @@ from telemetry.machine import describe
 HEALTH_P99 = 0.05  # seconds
 _DESCRIPTORS = 8192  # open files that are asked for, for us and the server
 _SPARE = 512  # of them, for everything but the flood
-_LONGEST = 1200  # seconds
+_LONGEST = 1800  # seconds, if even the load generator hangs
 
 
 def attack(server: ServerProcess, options: argparse.Namespace) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def attack(server: ServerProcess, options: argparse.Namespace) -> dict[str, Any]
                 stdout=subprocess.PIPE, check=True, timeout=_LONGEST,
             )  # fmt: skip
         finally:
-            samples = json.loads(probe.communicate()[0])
+            samples = json.loads(probe.communicate()[0])  # it ends, as its input does
     found: dict[str, Any] = json.loads(load.stdout)
     begun, abused, ended = found.pop("begun"), found.pop("abused"), found.pop("ended")
     found["seconds"] = ended - abused
@@ -102,6 +103,8 @@ def _left_behind(server: ServerProcess) -> list[str]:
         metrics = server.metrics()
         names = ("requests_running", "requests_waiting", "kv_cache_usage_ratio")
         found += [f"{name} is {metrics[f'trimtab_{name}']:g} in the end" for name in names]
+    except httpx.TransportError as error:
+        found.append(f"/metrics: {type(error).__name__}")
     if (count := server.log().count("Traceback")) > 0:
         found.append(f"{count} tracebacks in the server's log")
     return found

@@ -54,7 +54,7 @@ async def connected(
         writer.transport.abort()
 
 
-async def exchange(server: Server, payload: bytes, seconds: float = 120) -> tuple[str, bytes]:
+async def exchange(server: Server, payload: bytes, seconds: float = 60) -> tuple[str, bytes]:
     """Send a payload while the answer is read; what came of it, and the answer's body."""
     try:
         async with asyncio.timeout(seconds), connected(server.port) as (reader, writer):

@@ -26,6 +26,7 @@ _GREEDY = {**_BASE, "temperature": 0}
 _WORKERS = 12  # hostile requests under way at once
 _TRIES = 10  # of a good request that is told to come back later
 _PAUSE = 0.1  # seconds between a good client's requests
+_LONGEST = 120.0  # seconds for what has not ended when all has begun
 _SLOW_START = 10.0  # seconds in which the slow ones begin
 
 GOOD: tuple[tuple[str, dict[str, object]], ...] = (
@@ -72,7 +73,7 @@ def _said(answer: dict[str, Any]) -> dict[str, str]:
     choices: list[dict[str, Any]] = answer.get("choices", [answer])
     found = {}
     for choice in choices:
-        message = choice.get("message") or choice.get("delta") or choice
+        message = next((choice[name] for name in ("message", "delta") if name in choice), choice)
         found[str(choice.get("index", 0))] = message.get("text") or message.get("content") or ""
     return found
 
@@ -85,7 +86,7 @@ async def _ask_well(
         try:
             text = await _text(client, path, body)
         except aiohttp.ClientResponseError as error:
-            later = (error.headers or {}).get("Retry-After")
+            later = error.headers.get("Retry-After") if error.headers else None
             if error.status == 503 and later is not None:
                 good.put_off += 1
                 await asyncio.sleep(int(later))
@@ -109,6 +110,14 @@ class Kind:
     expected: frozenset[str]
     act: Callable[[int], Awaitable[str]]
     seen: Counter[str] = field(default_factory=Counter)
+
+    async def try_once(self, number: int) -> None:
+        """Counts what came of it; `held` if the time is up before."""
+        seen = "held"
+        try:
+            seen = await self.act(number)
+        finally:
+            self.seen[seen] += 1
 
     @property
     def wrong(self) -> list[str]:
@@ -152,11 +161,11 @@ async def _abuse(server: Server, count: int, rate: float, slow: bool) -> list[Ki
 
     async def soon(kind: Kind) -> None:
         await asyncio.sleep(server.chance.uniform(0, _SLOW_START))
-        kind.seen[await kind.act(0)] += 1
+        await kind.try_once(0)
 
     async def placed(kind: Kind, number: int) -> None:
         async with places:
-            kind.seen[await kind.act(number)] += 1
+            await kind.try_once(number)
 
     work = [asyncio.create_task(soon(kind)) for kind in lasting]
     turns = [divmod(number, len(fast)) for number in range(count - len(lasting))]
@@ -164,7 +173,12 @@ async def _abuse(server: Server, count: int, rate: float, slow: bool) -> list[Ki
     for turn, at in turns:
         work.append(asyncio.create_task(placed(fast[at], turn)))
         await asyncio.sleep(1 / rate)
-    await asyncio.gather(*work)
+    await asyncio.wait(work, timeout=_LONGEST)
+    for task in work:
+        task.cancel()
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
     return [kind for kind in (*fast, *lasting) if kind.seen]
 
 
@@ -173,7 +187,7 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
     server = Server(options.port, options.flood, random.Random(options.seed))
     good, over = Good(), asyncio.Event()
     async with aiohttp.ClientSession(
-        f"http://{LOOPBACK}:{options.port}", timeout=aiohttp.ClientTimeout(300)
+        f"http://{LOOPBACK}:{options.port}", timeout=aiohttp.ClientTimeout(120)
     ) as client:
         known = [await _text(client, path, body) for path, body in GOOD]
 

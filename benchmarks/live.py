@@ -46,9 +46,14 @@ class ServerProcess:
         return self._log.read_text()
 
     def stop(self) -> int:
+        """The exit code. A server that does not end is killed; raises `TimeoutExpired` then."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        try:
+            return self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
 
     def idle(self, seconds: float = 10) -> dict[str, float]:
         """Waits until nothing runs and the cache is empty; returns the metrics."""
