@@ -144,7 +144,7 @@ def main() -> int:
     console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
         model = _tiny(Path(folder)) if arguments.tiny else ()
-        server = ServerProcess(*model, log=Path(folder) / "server.log").wait()
+        server = ServerProcess(*model, log=Path(folder) / "server.log").wait(300)
         try:
             found = attack(server, arguments)
         finally:

@@ -40,6 +40,7 @@ class ServerProcess:
                     return self
             except httpx.TransportError:
                 time.sleep(0.1)
+        self.process.kill()
         raise RuntimeError(f"the server did not start:\n{self.log()}")
 
     def log(self) -> str:

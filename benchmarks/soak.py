@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.table import Table
 
@@ -87,7 +87,7 @@ def main() -> int:
     console = Console(width=120)
     chosen = ("--model", arguments.model) if arguments.model else ()
     with tempfile.TemporaryDirectory() as folder:
-        server = ServerProcess(*chosen, log=Path(folder) / "server.log").wait()
+        server = ServerProcess(*chosen, log=Path(folder) / "server.log").wait(300)
         try:
             found = soak(server, arguments)
         finally:

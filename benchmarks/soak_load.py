@@ -12,9 +12,10 @@ import aiohttp
 
 PATHS = ("/generate", "/v1/completions", "/v1/chat/completions")
 _WORDS = (
-    "river stone apple window seven quickly under blue the and of music letter paper green "
-    "mountain ship garden seldom when morning number table old write little city water"
-).split()
+    "river", "stone", "apple", "window", "seven", "quickly", "under", "blue", "the", "and", "of",
+    "music", "letter", "paper", "green", "mountain", "ship", "garden", "seldom", "when", "morning",
+    "number", "table", "old", "write", "little", "city", "water",
+)  # fmt: skip
 _INVALID: tuple[dict[str, object], ...] = (
     {"temperature": -1}, {"top_p": 7}, {"max_tokens": -5}, {"max_tokens": 10**7}, {"stop": ""},
     {"n": 10**6}, {"trimtab": {"variant": "nope"}}, {"logit_bias": {"999999999": 1}},
