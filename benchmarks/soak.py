@@ -33,7 +33,7 @@ def soak(server: ServerProcess, options: argparse.Namespace) -> dict[str, Any]:
     process = psutil.Process(server.process.pid)
     memory: list[int] = []  # bytes, after each request
 
-    def on_done(_: int) -> None:
+    def on_done() -> None:
         memory.append(process.memory_info().rss)
 
     work = jobs(options.requests, options.longest, options.seed)
@@ -54,6 +54,7 @@ def soak(server: ServerProcess, options: argparse.Namespace) -> dict[str, Any]:
         "prompt_tokens": [min(found.lengths, default=0), max(found.lengths, default=0)],
         "twins": pairs,
         "equal": equal,
+        "curve": memory[:: max(1, len(memory) // 30)],
         "memory": {"warm": warm, "last": last, "most": max(memory), "growth": last - warm},
         "faults": faults,
     }
@@ -83,11 +84,14 @@ def main() -> int:
     options = parser(__doc__)
     add_options(options)
     options.add_argument("--model", help="another model than the default one")
+    # Small enough for the warm-up to touch all of it, which is no growth.
+    options.add_argument("--kv-tokens", type=int, default=32_768, help="the server's cache")
     arguments = options.parse_args()
     console = Console(width=120)
     chosen = ("--model", arguments.model) if arguments.model else ()
     with tempfile.TemporaryDirectory() as folder:
-        server = ServerProcess(*chosen, log=Path(folder) / "server.log").wait(300)
+        cache = {"TRIMTAB_KV_TOKENS": str(arguments.kv_tokens)}
+        server = ServerProcess(*chosen, log=Path(folder) / "server.log", **cache).wait(300)
         try:
             found = soak(server, arguments)
         finally:

@@ -44,7 +44,6 @@ class Found:
     texts: dict[int, list[str]] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    done: int = 0
 
     @property
     def twins(self) -> tuple[int, int]:
@@ -88,8 +87,8 @@ def _good(chance: random.Random, longest: int) -> tuple[str, dict[str, object]]:
     }
 
 
-async def send(url: str, work: list[Job], at_once: int, on_done: Callable[[int], None]) -> Found:
-    """All jobs, so many at once; `on_done` hears how many are over."""
+async def send(url: str, work: list[Job], at_once: int, on_done: Callable[[], None]) -> Found:
+    """All jobs, so many at once; `on_done` is called after each."""
     found, left = Found(), iter(work)
     timeout = aiohttp.ClientTimeout(600)
     connector = aiohttp.TCPConnector(limit=0)
@@ -99,7 +98,7 @@ async def send(url: str, work: list[Job], at_once: int, on_done: Callable[[int],
 
 
 async def _worker(
-    client: aiohttp.ClientSession, left: Iterator[Job], found: Found, on_done: Callable[[int], None]
+    client: aiohttp.ClientSession, left: Iterator[Job], found: Found, on_done: Callable[[], None]
 ) -> None:
     for job in left:
         try:
@@ -108,8 +107,7 @@ async def _worker(
             outcome = "broken"
             found.faults.append(f"{job.kind} {job.path}: {type(error).__name__} {error}"[:300])
         found.outcomes[f"{job.kind}: {outcome}"] += 1
-        found.done += 1
-        on_done(found.done)
+        on_done()
 
 
 async def _do(client: aiohttp.ClientSession, job: Job, found: Found) -> str:
