@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.aftermath import left_behind
 from benchmarks.live import ServerProcess
 from benchmarks.machine import given, parser, save
 from telemetry.machine import describe
@@ -54,7 +54,7 @@ def attack(server: ServerProcess, options: argparse.Namespace) -> dict[str, Any]
         "calm": _latencies([s for s in samples if begun <= s[0] < abused]),
         "abused": _latencies([s for s in samples if abused <= s[0] < ended]),
     }
-    found["faults"] = [*_faults(found), *_left_behind(server)]
+    found["faults"] = [*_faults(found), *left_behind(server)]
     return found
 
 
@@ -90,24 +90,6 @@ def _faults(found: dict[str, Any]) -> list[str]:
     if health["failed"]:
         faults.append(f"/health failed {health['failed']} times")
     return faults
-
-
-def _left_behind(server: ServerProcess) -> list[str]:
-    """What should be over and is not."""
-    if server.process.poll() is not None:
-        return [f"the server ended with code {server.process.returncode}"]
-    found = []
-    try:
-        server.idle(seconds=30)
-    except AssertionError:
-        metrics = server.metrics()
-        names = ("requests_running", "requests_waiting", "kv_cache_usage_ratio")
-        found += [f"{name} is {metrics[f'trimtab_{name}']:g} in the end" for name in names]
-    except httpx.TransportError as error:
-        found.append(f"/metrics: {type(error).__name__}")
-    if (count := server.log().count("Traceback")) > 0:
-        found.append(f"{count} tracebacks in the server's log")
-    return found
 
 
 def _table(found: dict[str, Any]) -> Table:

@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.aftermath import left_behind
 from benchmarks.live import ServerProcess
 from benchmarks.machine import given, parser, save
 from benchmarks.soak_load import jobs, send
@@ -46,7 +46,7 @@ def soak(server: ServerProcess, options: argparse.Namespace) -> dict[str, Any]:
         faults.append(f"{pairs - equal} of {pairs} twins differ")
     if not pairs:
         faults.append("no twins were answered")
-    faults += _left_behind(server)
+    faults += left_behind(server)
     warm, last = memory[len(memory) // 3], process.memory_info().rss
     return {
         "seconds": seconds,
@@ -58,17 +58,6 @@ def soak(server: ServerProcess, options: argparse.Namespace) -> dict[str, Any]:
         "memory": {"warm": warm, "last": last, "most": max(memory), "growth": last - warm},
         "faults": faults,
     }
-
-
-def _left_behind(server: ServerProcess) -> list[str]:
-    """What should be over and is not."""
-    try:
-        server.idle(seconds=30)
-    except (AssertionError, httpx.TransportError) as error:
-        return [f"not idle in the end: {error}"]
-    if (count := server.log().count("Traceback")) > 0:
-        return [f"{count} tracebacks in the server's log"]
-    return []
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
