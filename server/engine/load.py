@@ -115,7 +115,7 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of a damaged file it raises whatever it stumbles over
         raise UnsupportedModelError(f"no tokenizer in {source}: {_line(error)}") from error
     return tokenizer
 
@@ -131,7 +131,7 @@ def load_outline(source: Path) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             return auto.from_config(config, trust_remote_code=False)
-    except ValueError as error:
+    except Exception as error:  # of a wrong configuration it raises whatever it stumbles over
         raise UnsupportedModelError(f"no language model in {source}: {_line(error)}") from error
 
 

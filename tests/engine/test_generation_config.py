@@ -9,10 +9,12 @@ from transformers import AutoConfig, GenerationConfig
 
 from pruners.architecture import UnsupportedModelError
 from server.engine.generation_config import check_tokens, end_token_ids, sampling_defaults
+from server.engine.gguf_file import convert_gguf
 from server.engine.load import load_model, load_tokenizer, open_decoder
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from tests.engine.driving import run, submit
+from tests.engine.gguf_tiny import write_gguf
 from tests.tiny import VOCAB, save_tiny, tiny_model, tiny_tokenizer
 
 ABSENT = object()
@@ -168,3 +170,20 @@ def test_a_sampling_default_that_no_request_could_have_is_refused(name: str, wro
     setattr(generation, name, wrong)
     with pytest.raises(UnsupportedModelError, match=f"generation_config.json: {name}"):
         sampling_defaults(generation)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, {1}),
+        ({"eos": 0}, {0, 1}),  # `<|end|>` by its name
+        ({"eos": 0, "eot": 2, "eom": 4}, {0, 1, 2, 4}),
+        ({"eos": None, "eot": 3}, {1, 3}),
+    ],
+)
+def test_all_ends_of_a_gguf_file_are_united(tmp_path: Path, keys: dict, expected: set[int]):
+    general = {f"tokenizer.ggml.{key}_token_id": token for key, token in keys.items()}
+    convert_gguf(write_gguf(tmp_path / "tiny.gguf", **general), tmp_path / "model")
+    assert ends(tmp_path / "model") == expected
+    # And `transformers` adds no token of its own.
+    assert load_tokenizer(tmp_path / "model").get_vocab() == tiny_tokenizer().get_vocab()

@@ -10,7 +10,7 @@ from server.engine.gguf_file.config import config_of, end_token_ids
 from server.engine.gguf_file.parts import open_gguf
 from server.engine.gguf_file.safetensors_writer import write_safetensors
 from server.engine.gguf_file.tensors import quantised_types, tensor_names, values
-from server.engine.gguf_file.tokenizer import tokenizer_of
+from server.engine.gguf_file.tokenizer import named_ends, tokenizer_of
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     (folder / TYPES).write_text(json.dumps(types, indent=1) + "\n")
     config.save_pretrained(folder)
     generation = GenerationConfig.from_model_config(config)
-    ends = end_token_ids(model)
+    ends = sorted({*end_token_ids(model), *named_ends(tokenizer)})
     generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None
     generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,9 +1,10 @@
 """The tokenizer that a GGUF file describes."""
 
+import json
 import tempfile
 from pathlib import Path
 
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pruners.architecture import UnsupportedModelError
@@ -56,6 +57,20 @@ _HARMLESS = frozenset(
         "add_sep_token",
     }
 )
+# The names of the served families' control tokens at which llama.cpp stops.
+_ENDS = frozenset(
+    {
+        "</s>",
+        "<eos>",
+        "<end_of_turn>",
+        "<|end|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+        "<|im_end|>",
+    }
+)
 
 
 def tokenizer_of(model: GgufModel) -> PreTrainedTokenizerBase:
@@ -84,7 +99,7 @@ def tokenizer_of(model: GgufModel) -> PreTrainedTokenizerBase:
             f"{where}: tokenizer.ggml.tokens holds {stated['tokens']} tokens, the model {rows}"
         )
     begins = {"add_bos_token": stated.get("add_bos_token", True)} if split in _LLAMA3 else {}
-    tokenizer = _read(model.path, begins)
+    tokenizer = _without_strangers(_read(model.path, begins), int(stated.get("tokens", 0)))
     if split in _LLAMA3:
         tokenizer.backend_tokenizer.model.ignore_merges = True
     if split == _DIGITS:
@@ -94,6 +109,26 @@ def tokenizer_of(model: GgufModel) -> PreTrainedTokenizerBase:
                 pre_tokenizers.ByteLevel(add_prefix_space=False),
             ]
         )
+    return tokenizer
+
+
+def named_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the control tokens whose names say that a text, turn or message ends.
+
+    As llama.cpp has it: many files leave out the keys for them.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    return [token for token, entry in added if entry.special and entry.content in _ENDS]
+
+
+def _without_strangers(tokenizer: PreTrainedTokenizerBase, count: int) -> PreTrainedTokenizerBase:
+    """Take away what `transformers` adds to the file's `count` tokens; no model knows it."""
+    for name, text in list(tokenizer.special_tokens_map.items()):
+        if isinstance(text, str) and tokenizer.convert_tokens_to_ids(text) >= count:
+            setattr(tokenizer, name, None)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [added for added in state["added_tokens"] if added["id"] < count]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
     return tokenizer
 
 
