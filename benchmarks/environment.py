@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.machine import parser, save, spread
 from policies.simulation.environment import TrafficEnvironment
-from policies.simulation.profile import Profile, Prompts
+from policies.simulation.profile import Origin, Profile, Prompts
 from policies.simulation.rates import Rates
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import synthetic
@@ -32,7 +32,8 @@ def made_up() -> Profile:
     )  # fmt: skip
     stream, row, prompt, cached = (tuple(costs * s) for s in (3.6e-3, 6.4e-4, 7e-4, 1.7e-6))
     return Profile(
-        "made up", "", "", {}, tuple(f"v{i}" for i in range(VARIANTS)), prompts,
+        "made up", "made up", "", Origin("made up", "", PROMPTS, 48), "", {},
+        tuple(f"v{i}" for i in range(VARIANTS)), prompts,
         Rates(stream, row, prompt, cached), tuple(costs), {512: 0.02, 256: 0.04}, None, {},
     )  # fmt: skip
 

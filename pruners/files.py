@@ -4,6 +4,7 @@ A command replaces what it or its like has written, and nothing else. `check_fol
 `check_file` say so before the work begins.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -207,3 +208,9 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: object) -> Path:
     """The same for a value as JSON, one entry a line; what is not plain is written as its name."""
     return write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

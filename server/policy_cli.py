@@ -13,6 +13,10 @@ policy = typer.Typer()
 _PROMPTS_HELP = "Text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 ArtefactFolder = Annotated[Path | None, typer.Option(help="A folder by `trimtab build`.")]
+MaxRunning = Annotated[
+    int, typer.Option(min=1, max=256, help="Answers written at once, as when serving.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads of the model.")]
 
 
 @policy.command()
@@ -26,6 +30,17 @@ def profile(
     artefact: ArtefactFolder = None,
     limit: Annotated[int, typer.Option(min=40, help="Prompts at most.")] = 500,
     tokens: Annotated[int, typer.Option(min=8, help="Of an answer.")] = 48,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="To measure on, as it is served.")
+    ] = "auto",
+    weights: Annotated[
+        Literal["auto", "fp32", "bf16", "int8", "int4"], typer.Option(help="As they are served.")
+    ] = "auto",
+    threads: Threads = None,
+    analyzer: Annotated[
+        Literal["patterns", "nltk", "spacy"], typer.Option(help="Reads prompts, as when serving.")
+    ] = "patterns",
+    max_running: MaxRunning = 16,
 ) -> None:
     """Sweep real prompts through every variant and time these: what policies are trained on.
 
@@ -35,7 +50,10 @@ def profile(
     from server.offline.profiling import make_profile, time_again
     from server.settings import JobSettings
 
-    settings = JobSettings(model=model, artefact=artefact)
+    settings = JobSettings(
+        model=model, artefact=artefact, device=device, weights=weights, threads=threads,
+        analyzer=analyzer, max_running=max_running,
+    )  # fmt: skip
     if prompts is None:
         found = time_again(settings, out)
     else:
@@ -81,20 +99,29 @@ def estimate(
 
 @policy.command("train-policy")
 def train_policy(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="The folder of the policy and its report.")],
     prompts: Annotated[
-        str | None, typer.Option(help=f"Makes the profile if there is none. {_PROMPTS_HELP}")
+        str | None,
+        typer.Option(
+            help=f"Makes the profile if there is none; with --mode test: others to try it on. "
+            f"{_PROMPTS_HELP}"
+        ),
     ] = None,
     profile: Annotated[
         Path | None, typer.Option(help="By `trimtab profile`. Default: OUT/profile.")
     ] = None,
     mode: Annotated[
-        Literal["train", "test"], typer.Option(help="Test: only judge again.")
+        Literal["train", "test"],
+        typer.Option(help="Test: only judge again, with what it was trained with."),
     ] = "train",
+    results: Annotated[
+        Path | None, typer.Option(help="Where a test's report goes. Default: OUT/test.")
+    ] = None,
     kind: Annotated[Literal["dqn", "bandit"], typer.Option(help="What learns.")] = "dqn",
-    episodes: Annotated[int, typer.Option(min=10, help="Of 256 decisions each.")] = 500,
+    episodes: Annotated[int, typer.Option(min=10, help="Of 256 decisions; by tens.")] = 500,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="To go on from. Default: OUT/checkpoint.safetensors.")
+        Path | None, typer.Option(help="A folder to go on from. Default: OUT/checkpoint.")
     ] = None,
     train_samples: Annotated[int | None, typer.Option(min=10, help="Prompts at most.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.")] = 400,
@@ -109,50 +136,33 @@ def train_policy(
         bool, typer.Option(help="Also train blind for the host, and for the prompt.")
     ] = True,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings to compare.")] = 3,
+    max_running: MaxRunning = 16,
     model: Model = DEFAULT_MODEL,
     artefact: ArtefactFolder = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train a policy in simulated traffic, judge it on held-out traffic and prompts, and say
     whether it may replace the rule.
 
     An interrupted training goes on from its last checkpoint.
     """
-    from policies.simulation.engine import Limits
-    from policies.simulation.profile import load_profile
-    from policies.simulation.rewards import Reward
-    from pruners.progress import bars
-    from pruners.text.sources import read_corpus
-    from server.offline.profiling import make_profile
-    from server.settings import JobSettings
-
     try:
-        from server.offline.training import Lesson, plan_of, try_again
-        from server.offline.training import train_policy as trained
+        from server.offline.schooling import test, train
     except ImportError as error:
         raise UsageError(f"{error}: pip install 'trimtab[train]'") from error
 
-    settings = JobSettings(model=model, artefact=artefact)
-    folder = profile or out / "profile"
-    if folder.exists():
-        table = load_profile(folder)
-    elif prompts is None:
-        raise UsageError(f"there is no profile {folder}: give --prompts, or --profile")
-    else:
-        limit = train_samples or 500
-        table = make_profile(settings, folder, read_corpus(prompts), limit, min(48, max_new_tokens))
-    limits = Limits(settings.max_running, settings.step_tokens)
-    plan = plan_of(kind, episodes, Reward(reward, lost), ttft_ms / 1e3, seed, limits)
-    lesson = Lesson(plan, train_samples, max_new_tokens, trace, requests, ablations, seeds)
-    with bars() as progress:
-        if mode == "test":
-            found = try_again(table, out, lesson, progress)
-        else:
-            path = checkpoint or out / "checkpoint.safetensors"
-            found = trained(table, out, lesson, path, progress)
-    verdict = found["verdict"]
+    options = context.params
+    given = {name for name in options if _on_command_line(context, name)}
+    verdict, report = (train if mode == "train" else test)(options, given)
     for text, key in (("the rule", "over_rule"), (verdict["best_static"], "over_best_static")):
         low, high = verdict[key]
         typer.echo(f"gain over {text}, reward a request, 95 %: {low:+.4f} to {high:+.4f}")
     word = "promoted" if verdict["promoted"] else "not promoted: the rule stays the default"
-    typer.echo(f"{out / 'report.md'}: {word}")
+    if mode == "test":
+        word = "better than both" if verdict["promoted"] else "not better than both"
+    typer.echo(f"{report}: {word}")
+
+
+def _on_command_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -61,7 +61,8 @@ class BanditTrainer:
 
     def restore(self, state: Tensors) -> None:
         """See `Trainer`."""
-        if state["inverse"].shape != self._inverse.shape:
+        shapes = state["inverse"].shape, state["earned"].shape
+        if shapes != (self._inverse.shape, self._earned.shape):
             raise ValueError("it is of other features or choices")
         self._inverse, self._earned = state["inverse"].copy(), state["earned"].copy()
 

@@ -3,7 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -18,9 +20,13 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a training goes on from. `identity` says what was being trained, on what and how."""
+    """What a training goes on from.
+
+    `identity` says what was being trained, on what and how; `about` says it to people.
+    """
 
     identity: str
+    about: str
     rounds: int
     rewards: list[float]
     state: Tensors
@@ -28,21 +34,45 @@ class Checkpoint:
     def save(self, path: Path) -> None:
         """Writes the file under a temporary name and renames it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"identity": self.identity, "rounds": self.rounds, "rewards": self.rewards}
-        replaced(path, lambda it: save_file(self.state, it, {"about": json.dumps(about)}))
+        known = {name: getattr(self, name) for name in ("identity", "about", "rounds", "rewards")}
+        replaced(path, lambda it: save_file(self.state, it, {"checkpoint": json.dumps(known)}))
 
 
 def load_checkpoint(path: Path, identity: str) -> Checkpoint | None:
-    """The training's own, if there is one. Raises `CheckpointError` for another's."""
+    """The training's own, if there is one. Raises `CheckpointError` for anything else."""
     if not path.exists():
         return None
     try:
         with safe_open(path, "numpy") as file:
-            about = json.loads(file.metadata()["about"])
+            known = (file.metadata() or {}).get("checkpoint")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found = Checkpoint(about["identity"], about["rounds"], about["rewards"], state)
+        if known is None:
+            raise CheckpointError(
+                f"{path} is no checkpoint of a training; name another --checkpoint"
+            )
+        found = _checked(json.loads(known), state)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}; delete it to start anew") from error
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged: {error}; delete it to start anew") from error
     if found.identity != identity:
-        raise CheckpointError(f"{path} is of another training; delete it to start anew")
+        raise CheckpointError(
+            f"{path} is of another training ({found.about}): go on with the same options, profile "
+            "and traffic, or delete it to start anew"
+        )
+    return found
+
+
+def _checked(known: dict[str, Any], state: Tensors) -> Checkpoint:
+    """Raises `KeyError`, `TypeError` or `ValueError`."""
+    found = Checkpoint(
+        str(known["identity"]),
+        str(known["about"]),
+        int(known["rounds"]),
+        [float(one) for one in known["rewards"]],
+        state,
+    )
+    for name, values in state.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"{name} holds numbers that are none")
     return found

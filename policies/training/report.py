@@ -17,6 +17,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+SCHEMA = 1
 _FIGURES = (
     "attained", "quality", "best_quality", "quality_lost_half", "best_quality_lost_half",
     "loss", "refused", "reward",
@@ -38,7 +39,8 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = choices(profile.variants)
-    body = {**found, "episode_rewards": list(rewards), "confusion": confusion(runs[name], names)}
+    learned = {"episode_rewards": list(rewards), "confusion": confusion(runs[name], names)}
+    body = {"schema": SCHEMA, **found, **learned}
     write_json(folder / "report.json", body)
     write_text(folder / "report.md", _markdown(found, name))
     _figure(folder / "report.png", names, runs, name, rewards)

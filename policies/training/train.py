@@ -16,7 +16,7 @@ from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import Arrival
 from policies.training.bandit import BanditTrainer
-from policies.training.checkpoint import Checkpoint, load_checkpoint
+from policies.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from policies.training.dqn import DqnSettings, DqnTrainer
 from policies.training.trainer import Trainer
 from policies.view import hidden_columns
@@ -39,6 +39,14 @@ class Plan:
     dqn: DqnSettings = field(default_factory=DqnSettings)
     blind: Blind | None = None
     seed: int = 0
+
+    def __str__(self) -> str:
+        """The plan in a few words."""
+        blind = "" if self.blind is None else f" without {self.blind}"
+        return (
+            f"{self.kind}{blind}, {self.episodes} episodes, seed {self.seed}, reward "
+            f"{self.reward.name} with {self.reward.lost:g} for a lost request"
+        )
 
 
 def train(
@@ -63,11 +71,17 @@ def train(
         hidden_columns(plan.blind, profile.variants),
     )
     trainer = _trainer(environment, plan)
-    identity = _identity(profile, trace, prompts, plan)
+    identity = identity_of(profile, trace, prompts, plan)
     found = None if checkpoint is None else load_checkpoint(checkpoint, identity)
     rounds, rewards = 0, []
     if found is not None:
-        trainer.restore(found.state)
+        try:
+            trainer.restore(found.state)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise CheckpointError(
+                f"{checkpoint} is damaged: {reason}; delete it to start anew"
+            ) from error
         rounds, rewards = found.rounds, list(found.rewards)
         tick(rounds * ROUND)
     wanted = max(1, plan.episodes // ROUND)
@@ -75,7 +89,8 @@ def train(
     for number in range(rounds, wanted):
         rewards += trainer.round(int(seeds[number]), number / wanted)
         if checkpoint is not None:
-            Checkpoint(identity, number + 1, rewards, trainer.state()).save(checkpoint)
+            state = trainer.state()
+            Checkpoint(identity, str(plan), number + 1, rewards, state).save(checkpoint)
         tick(ROUND)
     return _blinded(trainer.layers(), environment.hidden), rewards
 
@@ -94,10 +109,10 @@ def _blinded(layers: Layers, hidden: np.ndarray) -> Layers:
     return ((weight, bias), *rest)
 
 
-def _identity(profile: Profile, trace: Sequence[Arrival], prompts: np.ndarray, plan: Plan) -> str:
+def identity_of(profile: Profile, trace: Sequence[Arrival], prompts: np.ndarray, plan: Plan) -> str:
+    """Equal for trainings that come to the same weights: 32 hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode())
-    digest.update(profile.prompts.loss.tobytes() + prompts.tobytes())
-    digest.update(json.dumps([asdict(profile.rates), profile.artefact]).encode())
+    digest.update(profile.identity.encode() + prompts.tobytes())
     digest.update(json.dumps(list(trace)).encode())
     return digest.hexdigest()[:32]
 

@@ -21,7 +21,7 @@ class Trainer(Protocol):
         ...
 
     def restore(self, state: Tensors) -> None:
-        """Takes up a state. Raises `KeyError` or `ValueError` if it is another training's."""
+        """Takes up a state. `KeyError`, `ValueError` or `RuntimeError` if it does not fit."""
         ...
 
     def layers(self) -> Layers:

@@ -1,5 +1,7 @@
 """`trimtab profile`: what every variant loses on real prompts, and what it takes on this device."""
 
+import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,11 @@ import numpy as np
 from rich.progress import Progress
 
 from controller.analyzer import Analyzer, PromptFeatures
-from policies.simulation.profile import Profile, Prompts, load_profile
+from policies.simulation.profile import PROFILE, Origin, Profile, Prompts, load_profile
 from policies.simulation.rates import fit_rates
 from pruners.artefact import Artefact
 from pruners.errors import UserError
+from pruners.files import check_folder
 from pruners.journal import Journal
 from pruners.progress import bars
 from pruners.text.sources import Corpus
@@ -21,8 +24,10 @@ from server.engine.load import LoadedModel
 from server.engine.offline import answer_all
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest
+from server.engine.source import model_name
 from server.offline.sweep import Asked, Swept, read_prompts, sweep
 from server.offline.timing import STEPS, decode_step, time_variants, zeroed_decoder
+from server.prechecks import declared
 from server.settings import JobSettings
 from telemetry.energy import EnergyReader
 
@@ -45,20 +50,62 @@ def make_profile(
     An interrupted call goes on where it stopped, from a folder beside `out`. Raises
     `ProfilingError`, `SourceError`, `ArtefactError` or `ModelSourceError`.
     """
+    check_folder(out, PROFILE)
     model = load(settings)
     if model.artefact is None or len(model.variants) == 1:
         raise ProfilingError(f"{model.name} has no variants to profile; see `trimtab build`")
     asked = read_prompts(corpus, model.tokenizer, limit)
     if len(asked) < _LEAST:
         raise ProfilingError(f"{corpus.name} has {len(asked)} usable prompts; {_LEAST} are needed")
-    identity = [model.artefact.identity(), [one.tokens for one in asked], answer_tokens]
-    journal = Journal(out.parent / f".{out.name}-profile", identity)
-    with bars() as progress:
-        swept = sweep(model, asked, answer_tokens, journal, progress)
-        found = _timed(model, settings, _prompts(model, settings, asked, swept), progress)
-    found.save(out)
-    journal.close()
+    origin = Origin(corpus.name, corpus_hash(corpus), limit, answer_tokens)
+    weights = model.weights
+    identity = [
+        model.fingerprint, model.artefact.identity(), weights.precision, weights.device.type,
+        [one.tokens for one in asked], answer_tokens,
+    ]  # fmt: skip
+    with Journal(out.parent / f".{out.name}-profile", identity) as journal:
+        with bars() as progress:
+            swept = sweep(model, asked, answer_tokens, journal, progress)
+            prompts = _prompts(model, settings, asked, swept)
+            found = _timed(model, settings, origin, prompts, progress)
+        found.save(out)
     return found
+
+
+def corpus_hash(corpus: Corpus) -> str:
+    """Return the SHA-256 of all documents, whatever file they came from."""
+    return hashlib.sha256(json.dumps(corpus.documents).encode()).hexdigest()
+
+
+def check_profile(
+    found: Profile,
+    folder: Path,
+    corpus: Corpus | None = None,
+    model: str | None = None,
+    artefact: Path | None = None,
+) -> None:
+    """Raise `ProfilingError` if a profile was made from something else than is asked for.
+
+    What is None was not asked for.
+    """
+    origin = found.origin
+    if corpus is not None and corpus_hash(corpus) != origin.sha256:
+        raise ProfilingError(
+            f"the profile {folder} was made from {origin.name} (SHA-256 {origin.sha256[:12]}), not "
+            f"from this {corpus.name}: leave --prompts out, or name a folder for another profile"
+        )
+    if model is not None and model_name(model) != found.model:
+        raise ProfilingError(
+            f"the profile {folder} is of the model {found.model}: leave --model out, or name a "
+            "folder for another profile"
+        )
+    if artefact is not None:
+        fingerprint, variants = declared(artefact)
+        if (fingerprint, tuple(variants)) != (found.fingerprint, found.variants):
+            raise ProfilingError(
+                f"the profile {folder} is of other variants than {artefact}: leave --artefact out, "
+                "or name a folder for another profile"
+            )
 
 
 def time_again(settings: JobSettings, out: Path) -> Profile:
@@ -66,17 +113,23 @@ def time_again(settings: JobSettings, out: Path) -> Profile:
 
     Raises `ProfileError`, or `ProfilingError` if the variants are others by now.
     """
-    known, model = load_profile(out), load(settings)
+    known = load_profile(out)
+    check_folder(out, PROFILE)
+    model = load(settings)
     if model.artefact is None or known.artefact != model.artefact.identity():
         raise ProfilingError(f"{out} is of other variants; make it again with --prompts")
     with bars() as progress:
-        found = _timed(model, settings, known.prompts, progress)
+        found = _timed(model, settings, known.origin, known.prompts, progress)
     found.save(out)
     return found
 
 
 def _timed(
-    model: LoadedModel, settings: JobSettings, prompts: Prompts, progress: Progress
+    model: LoadedModel,
+    settings: JobSettings,
+    origin: Origin,
+    prompts: Prompts,
+    progress: Progress,
 ) -> Profile:
     assert model.artefact is not None
     times, names = _times(model, progress), list(model.variants)
@@ -86,6 +139,8 @@ def _timed(
     factor = _overhead(model, settings)
     return Profile(
         fingerprint=model.fingerprint,
+        model=model.name,
+        origin=origin,
         artefact=model.artefact.identity(),
         device=times["device"],
         machine=times["machine"],

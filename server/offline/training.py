@@ -1,7 +1,7 @@
 """`train-policy`: from a profile and traffic to a policy, its report and the verdict on it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,100 +9,147 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from policies import LearnedPolicy, Objectives, Policy
-from policies.bundle import Bundle, Kind, load_policy
-from policies.simulation.engine import Limits
-from policies.simulation.environment import Episodes
-from policies.simulation.host import BATTERY, HOT, MAINS
+from policies import LearnedPolicy, Policy
+from policies.bundle import TEXT, Bundle, load_policy
 from policies.simulation.profile import Profile
-from policies.simulation.rewards import Reward
-from policies.simulation.traffic import Arrival, read_trace, shortened, synthetic
+from policies.simulation.traffic import Arrival
+from policies.training.checkpoint import CheckpointError, load_checkpoint
 from policies.training.report import write_report
-from policies.training.train import BLIND, Plan, split, train
+from policies.training.train import BLIND, Plan, identity_of, train
 from policies.training.trial import Trial, interval, run_all, summary, verdict
-from pruners.errors import UserError
+from pruners.files import Kind
+from server.offline.lesson import LEAST, Lesson, LessonError, Note
 
-_PROMPT, _OUTPUT = 80, 60  # medians that a trace's lengths are scaled to
+_SWEEP = ".profile-profile/identity.json"  # of an interrupted one
+POLICY = Kind("policy", (TEXT, "profile/profile.json", _SWEEP, "checkpoint/*.safetensors"))
+TEST = Kind(
+    "test of a policy",
+    ("report.json", "profile/profile.json", _SWEEP),
+    (
+        "report.json", "report.md", "report.png", "profile/", "profile/profile.json",
+        "profile/profile.safetensors", ".profile-profile/", ".profile-profile/*",
+    ),
+)  # fmt: skip
 _STATICS = 4  # policies that are tried beside every static one
-_LEAST = 5
-
-
-class TrainingError(UserError):
-    """Too little to learn from. One clear line."""
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """What to train with and on. `samples` prompts of the profile at most; answers of at most
-    `longest` tokens; `trace` None: drawn arrivals. What comes of `seeds` trainings is compared;
-    the first one's policy is kept."""
+class Course:
+    """All trainings of a lesson: plans by name, the policy's own first, and what they see."""
 
-    plan: Plan = field(default_factory=Plan)
-    samples: int | None = None
-    longest: int = 400
-    trace: Path | None = None
-    requests: int = 6000
-    ablations: bool = True
-    seeds: int = 3
+    plans: dict[str, Plan]
+    again: tuple[str, ...]  # the same from other seeds
+    blind: dict[str, str]  # names of ablations, and what they do not see
+    traffic: Sequence[Arrival]
+    later: Sequence[Arrival]
+    learned: np.ndarray
+    held: np.ndarray
+
+    def checkpoint(self, folder: Path, name: str) -> Path:
+        """The file of one training."""
+        return folder / f"{name.replace(' ', '-')}{_SUFFIX}"
+
+
+def course_of(profile: Profile, lesson: Lesson) -> Course:
+    """Raises `TrafficError` or `LessonError`."""
+    plan = lesson.plan()
+    (traffic, later), (learned, held) = lesson.traffic(), lesson.prompts(profile)
+    again = {f"{plan.kind} seed {s}": s for s in range(plan.seed + 1, plan.seed + lesson.seeds)}
+    plans = {plan.kind: plan} | {name: replace(plan, seed=seed) for name, seed in again.items()}
+    blind = {f"{plan.kind} without {what}": what for what in BLIND if lesson.ablations}
+    plans |= {name: replace(plan, blind=what) for name, what in blind.items()}
+    return Course(plans, tuple(again), dict(blind), traffic, later, learned, held)
+
+
+def check_checkpoints(profile: Profile, course: Course, folder: Path) -> int:
+    """How many checkpoints of a course there are. Raises `CheckpointError` for others."""
+    found = 0
+    for name, plan in course.plans.items():
+        identity = identity_of(profile, course.traffic, course.learned, plan)
+        found += load_checkpoint(course.checkpoint(folder, name), identity) is not None
+    return found
+
+
+def check_given(folder: Path) -> None:
+    """Raises `CheckpointError` for a `--checkpoint` that nothing can be gone on from."""
+    over = folder if folder.is_dir() else folder.parent
+    if folder.exists() and (over / TEXT).exists():
+        raise CheckpointError(
+            f"{folder} is a finished policy, no checkpoint: serve it with --policy {over}, judge "
+            "it with --mode test, or leave --checkpoint out to train anew"
+        )
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file: name the folder that holds the checkpoints")
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no checkpoint {folder} to go on from; leave --checkpoint out to start anew"
+        )
 
 
 def train_policy(
-    profile: Profile, out: Path, lesson: Lesson, checkpoint: Path, progress: Progress
+    profile: Profile, out: Path, lesson: Lesson, course: Course, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Trains, tries the policy on held-out traffic and prompts, and writes bundle and report.
 
-    An interrupted call goes on from `checkpoint`. Raises `TrafficError`, `TrainingError` or
-    `CheckpointError`.
+    An interrupted call goes on from the checkpoints in `folder`. Raises `CheckpointError`.
     """
-    plan = lesson.plan
-    (traffic, later), (learned, held) = _traffic(lesson), _prompts(profile, lesson)
-    trained: dict[str, Policy] = {}
-    plans: dict[str, Plan] = {plan.kind: plan}
-    again = {f"{plan.kind} seed {s}": s for s in range(plan.seed + 1, plan.seed + lesson.seeds)}
-    plans |= {name: replace(plan, seed=seed) for name, seed in again.items()}
-    blind = {f"{plan.kind} without {what}": what for what in BLIND if lesson.ablations}
-    plans |= {name: replace(plan, blind=what) for name, what in blind.items()}
+    trained: dict[str, LearnedPolicy] = {}
     rewards: dict[str, list[float]] = {}
-    checkpoints = [
-        checkpoint.with_name(f"{checkpoint.stem}-{number}{checkpoint.suffix}")
-        for number in range(len(plans))
-    ]
-    for number, (name, one) in enumerate(plans.items()):
-        task = progress.add_task(f"Training {name}", total=one.episodes)
+    for name, plan in course.plans.items():
+        task = progress.add_task(f"Training {name}", total=plan.episodes)
         layers, rewards[name] = train(
-            profile, traffic, learned, one, checkpoints[number], partial(progress.advance, task)
-        )
+            profile, course.traffic, course.learned, plan, course.checkpoint(folder, name),
+            partial(progress.advance, task),
+        )  # fmt: skip
         trained[name] = LearnedPolicy(plan.kind, profile.variants, layers)
-        if number == 0:
-            # Kept at once: what follows only judges it.
-            Bundle(plan.kind, profile.fingerprint, profile.variants, layers, False, {}).save(out)
-    found, runs = _tried(profile, later, held, lesson, trained, progress)
-    found["verdict"] = verdict(runs, plan.kind, list(again))
+    found, runs = _tried(profile, course.later, course.held, lesson, trained, progress)
+    kind = lesson.kind
+    found["verdict"] = verdict(runs, kind, course.again)
     found["ablations"] = {
-        what: interval(runs[name], runs[plan.kind]) for name, what in blind.items()
+        what: interval(runs[name], runs[kind]) for name, what in course.blind.items()
     }
-    write_report(out, profile, found, runs, plan.kind, rewards[plan.kind])
-    kept = trained[plan.kind]
-    assert isinstance(kept, LearnedPolicy)
+    write_report(out, profile, found, runs, kind, rewards[kind])
     Bundle(
-        plan.kind, profile.fingerprint, profile.variants, kept.layers,
-        found["verdict"]["promoted"], found,
+        kind, profile.fingerprint, profile.variants, trained[kind].layers,
+        found["verdict"]["promoted"], Note.of(lesson, profile).model_dump(), found,
     ).save(out)  # fmt: skip
-    for done in checkpoints:
-        done.unlink()
+    for name in course.plans:
+        course.checkpoint(folder, name).unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
     return found
 
 
-def try_again(profile: Profile, out: Path, lesson: Lesson, progress: Progress) -> dict[str, Any]:
-    """Tries the policy in `out` again, without training, and writes its report anew.
+def try_again(
+    profile: Profile, out: Path, note: Note, results: Path, progress: Progress
+) -> dict[str, Any]:
+    """Tries the policy in `out` again as it was tried after training; the report goes to `results`.
 
-    Raises `PolicyError` if there is none for this profile's model and variants.
+    A profile that is not the one of the training must be of other prompts: those that were learned
+    from are left out. Raises `PolicyError`, `TrafficError` or `LessonError`.
     """
     policy = load_policy(out, profile.fingerprint, profile.variants, force=True)
-    (_, later), (_, held) = _traffic(lesson), _prompts(profile, lesson)
-    found, runs = _tried(profile, later, held, lesson, {policy.name: policy}, progress)
-    write_report(out, profile, found, runs, policy.name, [])
+    _, later = note.lesson.traffic()
+    rows = _held(profile, note)
+    found, runs = _tried(profile, later, rows, note.lesson, {policy.name: policy}, progress)
+    write_report(results, profile, found, runs, policy.name, [])
     return found
+
+
+def _held(profile: Profile, note: Note) -> np.ndarray:
+    """Rows of a profile that were not learned from."""
+    if profile.identity == note.profile.identity:
+        _, held = note.lesson.prompts(profile)
+        return held
+    learned, names = set(note.learned), profile.prompts.names
+    rows = np.array([row for row, name in enumerate(names) if name not in learned], int)
+    if len(rows) < LEAST:
+        raise LessonError(
+            f"{profile.origin.name} has {len(rows)} prompts that were not learned from; "
+            f"{LEAST} are needed"
+        )
+    return rows
 
 
 def _tried(
@@ -110,67 +157,29 @@ def _tried(
     traffic: Sequence[Arrival],
     prompts: np.ndarray,
     lesson: Lesson,
-    trained: dict[str, Policy],
+    trained: Mapping[str, Policy],
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    drawn = lesson.plan.drawn
+    plan = lesson.plan()
+    drawn = plan.drawn
     trial = Trial(
-        profile,
-        traffic,
-        prompts,
-        lesson.plan.reward,
-        drawn.objectives[0],
-        drawn.limits,
-        drawn.loads,
+        profile, traffic, prompts, plan.reward, drawn.objectives[0], drawn.limits, drawn.loads
     )
     total = len(profile.variants) + _STATICS + len(trained)
     task = progress.add_task("Trying policies", total=total)
     runs = run_all(trial, trained, lambda: progress.advance(task))
     name = next(iter(trained))
+    arrivals = "drawn arrivals" if lesson.trace is None else lesson.trace.name
     found = {
         **summary(trial, runs),
         "verdict": verdict(runs, name),
         "about": (
-            f"{len(trial.cases())} runs a policy on held-out traffic and {len(prompts)} held-out "
-            f"prompts, on mains power, on {profile.machine['processor']}; "
-            f"reward '{lesson.plan.reward.name}', a lost request is worth "
-            f"{lesson.plan.reward.lost:g}, seed {lesson.plan.seed}"
+            f"{len(trial.cases())} runs a policy on held-out traffic ({arrivals}, "
+            f"{len(traffic)} requests) and {len(prompts)} of the {len(profile.prompts.names)} "
+            f"prompts of {profile.origin.name}, none of them learned from, on mains power, on "
+            f"{profile.machine['processor']}; reward '{lesson.reward}', a lost request is worth "
+            f"{lesson.lost:g}, first token within {lesson.ttft_ms:g} ms, "
+            f"{lesson.max_running} answers at once, seed {lesson.seed}"
         ),
     }
     return found, runs
-
-
-def _traffic(lesson: Lesson) -> tuple[Sequence[Arrival], Sequence[Arrival]]:
-    """The first two thirds to learn from, the rest to test with."""
-    if lesson.trace is None:
-        arrivals = synthetic(lesson.requests, lesson.plan.seed)
-    else:
-        arrivals = shortened(read_trace(lesson.trace, lesson.requests), _PROMPT, _OUTPUT)
-    arrivals = [a._replace(output=min(a.output, lesson.longest)) for a in arrivals]
-    cut = len(arrivals) * 2 // 3
-    return arrivals[:cut], arrivals[cut:]
-
-
-def _prompts(profile: Profile, lesson: Lesson) -> tuple[np.ndarray, np.ndarray]:
-    learned, held = split(profile.prompts.names[: lesson.samples])
-    if min(len(learned), len(held)) < _LEAST:
-        raise TrainingError(
-            f"{len(learned)} prompts to learn from and {len(held)} to test with; "
-            f"{_LEAST} of each are needed"
-        )
-    return learned, held
-
-
-def plan_of(
-    kind: Kind,
-    episodes: int,
-    reward: Reward,
-    ttft: float,
-    seed: int,
-    limits: Limits,
-) -> Plan:
-    """A plan from a command's options."""
-    # On every host that a server may meet, so that no reading is new to the policy then.
-    hosts = (MAINS, BATTERY, HOT)
-    drawn = Episodes(objectives=(Objectives(ttft=ttft, firm=True),), hosts=hosts, limits=limits)
-    return Plan(kind, episodes, reward, drawn, seed=seed)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from policies.simulation.profile import Profile, Prompts
+from policies.simulation.profile import Origin, Profile, Prompts
 from policies.simulation.rates import Rates
 
 VARIANTS = ("base", "half", "tenth")
@@ -22,7 +22,9 @@ def profile(prompts: int = 100, noise: float = 0.3, rates: Rates = RATES) -> Pro
     loss = (np.array(LOSSES) * spread).astype(np.float32)
     return Profile(
         fingerprint="model",
+        model="paper",
         artefact="artefact",
+        origin=Origin("paper", "0" * 64, prompts, 48),
         device="device",
         machine={"processor": "paper"},
         variants=VARIANTS,

@@ -29,7 +29,7 @@ def network(seed=0):
 
 def saved(folder, **changes):
     made = {"fingerprint": "model", "variants": VARIANTS, "promoted": True, "layers": network()}
-    Bundle(kind="dqn", report={}, **{**made, **changes}).save(folder)
+    Bundle(**{"kind": "dqn", "training": {}, "report": {}, **made, **changes}).save(folder)
     return folder
 
 
@@ -62,7 +62,57 @@ def test_force_serves_what_was_not_promoted(tmp_path):
     assert isinstance(found, LearnedPolicy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 2}'])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"kind": None}, "lacks 'kind'"),
+        ({"model_fingerprint": None}, "lacks 'model_fingerprint'"),
+        ({"training": None}, "lacks 'training'"),
+        ({"promoted": None}, "lacks 'promoted'"),
+        ({"promoted": "false"}, "'promoted' is no bool"),
+        ({"kind": "tree"}, "no kind 'tree'"),
+        ({"clip": float("nan")}, "'clip' is nan"),
+        ({"clip": 5.0}, "'clip' is 5.0"),
+        ({"choices": ["base", "base", "tenth", "refuse"]}, "'choices'"),
+        ({"choices": ["base", "half", "tenth", "wait"]}, "'choices' are not variants and 'refuse'"),
+        ({"choices": ["base", "half", "third", "refuse"]}, "'features'"),
+        ({"weights_sha256": "0" * 64}, "not the file"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(tmp_path, changes, says):
+    path = saved(tmp_path) / "policy.json"
+    body = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in body.items() if v is not None}))
+    with pytest.raises(PolicyError) as error:
+        load_policy(tmp_path, "model", VARIANTS)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        tuple((weight.astype(np.float64), bias) for weight, bias in network()),
+        ((network()[0][0], network()[0][1] + np.float32("inf")), network()[1]),
+        ((network()[0][0], network()[0][1][:, None]), network()[1]),
+    ],
+)
+def test_networks_that_are_none(tmp_path, layers):
+    with pytest.raises(PolicyError, match="damaged: layer 0"):
+        load_policy(saved(tmp_path, layers=layers), "model", VARIANTS)
+
+
+def test_half_of_another_policy_is_refused(tmp_path):
+    """Written over, but for the file that says what it is: a crash between the two."""
+    saved(tmp_path / "one")
+    saved(tmp_path / "other", layers=network(1))
+    name = "policy.safetensors"
+    (tmp_path / "one" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    with pytest.raises(PolicyError, match="not the file"):
+        load_policy(tmp_path / "one", "model", VARIANTS)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 3}', '{"schema": 2}'])
 def test_a_damaged_policy_is_refused_in_one_line(tmp_path, text):
     saved(tmp_path)
     (tmp_path / "policy.json").write_text(text)

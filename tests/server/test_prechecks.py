@@ -42,7 +42,8 @@ def test_policies(artefact, tmp_path):
             policy="static:ffn-67")  # fmt: skip
     refused("policy.json", artefact=artefact, policy=str(tmp_path))
     variants = ("base", "ffn-67", "ffn-34")
-    made = {"kind": "dqn", "variants": variants, "layers": network(), "report": {}}
+    made = {"kind": "dqn", "variants": variants, "layers": network()}
+    made |= {"training": {}, "report": {}}
     folder = tmp_path / "policy"
     Bundle(fingerprint="another", promoted=True, **made).save(folder)
     refused("another model", artefact=artefact, policy=str(folder))

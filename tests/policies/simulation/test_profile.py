@@ -54,6 +54,44 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
         load_profile(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"origin": None}, "lacks 'origin'"),
+        ({"model": None}, "lacks 'model'"),
+        ({"names": ["words"] * 100}, "words"),
+        ({"bytes_read": [1.0, float("nan"), 0.3]}, "numbers that are none"),
+        ({"numbers_sha256": "0" * 64}, "not the file"),
+        ({"schema": 1}, "another version"),
+    ],
+)
+def test_what_a_profile_lacks_is_named(tmp_path, changes, says):
+    profile().save(tmp_path)
+    path = tmp_path / "profile.json"
+    body = json.loads(path.read_text()) | changes
+    lacking = {name for name, value in changes.items() if value is None}
+    path.write_text(json.dumps({k: v for k, v in body.items() if k not in lacking}))
+    with pytest.raises(ProfileError, match=says):
+        load_profile(tmp_path)
+
+
+def test_losses_that_are_none_are_refused(tmp_path):
+    made = profile()
+    made.prompts.predicted[3, 1] = np.nan
+    made.save(tmp_path)
+    with pytest.raises(ProfileError, match="predicted holds numbers that are none"):
+        load_profile(tmp_path)
+
+
+def test_the_identity_is_of_everything_that_counts(tmp_path):
+    one, same, other = profile(), profile(), profile()
+    other.prompts.loss[7, 1] += 0.001
+    one.save(tmp_path)
+    assert one.identity == same.identity == load_profile(tmp_path).identity
+    quicker = profile(rates=RATES.scaled(0.5))
+    assert len({one.identity, other.identity, quicker.identity, profile(99).identity}) == 4
+
+
 def test_rates_are_found_again_from_the_times_that_they_make():
     truth = Rates((0.004, 0.002), (0.001, 0.0004), (0.0005, 0.0003), (2e-7, 1e-7))
     decode = [
