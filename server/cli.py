@@ -123,7 +123,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        cli(standalone_mode=False)
+        sys.exit(cli(standalone_mode=False))  # 130 after an interruption, else None
     except typer.TyperException as error:
         _fail(getattr(error, "format_message", error.__str__)())
     except typer.Abort:

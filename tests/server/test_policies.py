@@ -1,6 +1,7 @@
 """From prompts to a policy that is served, on a tiny model, and judged from its audit log."""
 
 import json
+import shutil
 
 import httpx
 import pytest
@@ -8,8 +9,13 @@ import pytest
 from benchmarks.live import ServerProcess
 from policies.simulation.engine import Limits
 from policies.simulation.profile import load_profile
+from pruners.errors import UserError
+from pruners.files import TargetError
+from server.offline import profiling
+from server.offline import sweep as sweeping
 from server.settings import Settings
 from tests.server.test_cli import one_line, trimtab
+from tests.server.test_train_policy import KilledError, killed, run
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +30,8 @@ def profile(varied_folders, tmp_path_factory):
         "profile", *given, "--out", root / "profile", "--prompts", prompts, "--tokens", 8
     )
     assert done.returncode == 0, done.stderr
+    for what in ("Measuring prompts", "Timing variants"):
+        assert f"{what}: 100 %" in done.stderr, "progress is said where nobody watches, too"
     return root / "profile"
 
 
@@ -34,6 +42,8 @@ def trained(profile):
     done = trimtab("train-policy", "--out", out, "--profile", profile, *options)
     assert done.returncode == 0, done.stderr
     assert "gain over the rule" in done.stdout
+    for what in ("Training bandit", "Training bandit seed 1", "Trying policies"):
+        assert f"{what}: 100 %" in done.stderr
     return out
 
 
@@ -73,12 +83,67 @@ def test_the_report_and_the_bundle_are_there(trained):
     assert "2 trainings" in (trained / "report.md").read_text()
 
 
-def test_testing_trains_nothing(trained, profile):
-    before = (trained / "policy.safetensors").read_bytes()
-    options = ("--profile", profile, "--requests", 900, "--mode", "test")
-    done = trimtab("train-policy", "--out", trained, *options)
-    assert done.returncode == 0, done.stderr
-    assert (trained / "policy.safetensors").read_bytes() == before
+def test_held_out_prompts_are_swept_for_a_test(trained, varied_folders, tmp_path):
+    model, artefact = varied_folders
+    prompts = tmp_path / "held.jsonl"
+    known = [f"word {n} and word {n % 7} " * (1 + n % 3) for n in range(10)]
+    lines = [*known, *(f"other {n} and other {n % 5}" for n in range(40))]
+    prompts.write_text("".join(json.dumps({"prompt": line}) + "\n" for line in lines))
+    before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    given = ("--model", model, "--artefact", artefact, "--prompts", prompts)
+    run("train-policy", "--mode", "test", "--out", trained, *given)
+    assert all(path.read_bytes() == body for path, body in before.items())
+    learned = set(json.loads((trained / "policy.json").read_text())["training"]["learned"])
+    swept = load_profile(trained / "test" / "profile")
+    assert swept.model == "mine"
+    assert (swept.origin.name, swept.origin.limit) == ("held.jsonl", 500)
+    fresh = sum(name not in learned for name in swept.prompts.names)
+    assert 40 <= fresh < 50
+    about = json.loads((trained / "test" / "report.json").read_text())["about"]
+    assert f"{fresh} of the 50 prompts of held.jsonl" in about
+    shutil.rmtree(trained / "test")
+
+
+def test_an_interrupted_profile_goes_on_only_with_the_same(varied_folders, tmp_path, monkeypatch):
+    model, artefact = varied_folders
+    out, swept = tmp_path / "profile", []
+    texts = {"one": [f"word {n}" for n in range(40)], "other": [f"more {n}" for n in range(40)]}
+    for name, lines in texts.items():
+        body = "".join(json.dumps({"prompt": line}) + "\n" for line in lines)
+        (tmp_path / f"{name}.jsonl").write_text(body)
+    given = ("--out", out, "--model", model, "--artefact", artefact, "--tokens", 8)
+    answer_all = sweeping.answer_all
+
+    def counted(*rest):
+        swept.append(1)
+        return answer_all(*rest)
+
+    monkeypatch.setattr(sweeping, "answer_all", counted)
+    monkeypatch.setattr(profiling, "_timed", killed)
+    for name, batches in (("one", 3), ("one", 0), ("other", 3)):
+        swept.clear()
+        with pytest.raises(KilledError):
+            run("profile", *given, "--prompts", tmp_path / f"{name}.jsonl")
+        assert len(swept) == batches, name
+        assert not out.exists()
+    swept.clear()
+    with pytest.raises(KilledError):
+        run("profile", *given, "--prompts", tmp_path / "other.jsonl", "--weights", "int8")
+    assert swept, "another precision answers otherwise"
+
+
+def test_a_profile_replaces_only_a_profile(varied_folders, tmp_path):
+    model, artefact = varied_folders
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("word")
+    given = ("--model", model, "--artefact", artefact, "--prompts", prompts)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    for out in (tmp_path / "mine", prompts, artefact):
+        with pytest.raises(TargetError):
+            run("profile", "--out", out, *given)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    assert prompts.read_text() == "word"
 
 
 def test_it_is_served_if_promoted_or_forced_and_judged_from_its_log(
@@ -116,11 +181,17 @@ def test_it_is_served_if_promoted_or_forced_and_judged_from_its_log(
 
 def test_what_is_missing_is_said(tmp_path, varied_folders):
     model, _ = varied_folders
-    one_line(trimtab("train-policy", "--out", tmp_path / "x"), "give --prompts, or --profile")
-    assert not (tmp_path / "x").exists()
-    one_line(trimtab("profile", "--out", tmp_path / "x"), "cannot read the profile")
-    one_line(trimtab("estimate", "--log", tmp_path / "y", "--policy", "rule"), "cannot read")
-    prompts = tmp_path / "few.txt"
+    out, prompts = tmp_path / "x", tmp_path / "few.txt"
     prompts.write_text("one prompt")
-    done = trimtab("profile", "--out", tmp_path / "x", "--model", model, "--prompts", prompts)
-    one_line(done, "has no variants to profile")
+    for says, arguments in (
+        ("give --prompts, or --profile", ("train-policy", "--out", out)),
+        ("make one with `trimtab profile`", ("profile", "--out", out)),
+        ("cannot read", ("estimate", "--log", tmp_path / "y", "--policy", "rule")),
+        ("no-such.txt", ("profile", "--out", out, "--prompts", "no-such.txt")),
+        ("has no variants to profile; see `trimtab build`",
+         ("profile", "--out", out, "--model", model, "--prompts", prompts)),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as error:
+            run(*arguments)
+        assert says in str(error.value)
+        assert not out.exists()
