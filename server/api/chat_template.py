@@ -74,10 +74,10 @@ class ChatTemplate:
 
     def close(self) -> None:
         """End the process."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker.communicate()
-            self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.kill()
+            worker.wait()
 
     def _ask(self, line: str | None) -> dict[str, Any]:
         """The worker's answer to a line; to the template itself if there is none."""

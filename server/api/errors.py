@@ -43,9 +43,9 @@ def envelope(
 
 
 def plain(text: str) -> str:
-    """One line of at most 600 characters, whatever came in: surrogates are escaped."""
-    text = text[:_LONGEST].encode("utf-8", "backslashreplace").decode()
-    return " ".join(text.split())[:_LONGEST]
+    """One line of at most 600 characters; those that cannot be shown or sent are escaped."""
+    line = " ".join(text[:_LONGEST].split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)[:_LONGEST]
 
 
 def install(app: FastAPI) -> None:
@@ -74,7 +74,8 @@ def install(app: FastAPI) -> None:
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
-        message = f"{where}: {first['msg']}" if where else str(first["msg"])
+        found = str(first["msg"]).removeprefix("Value error, ")
+        message = f"{where}: {found}" if where else found
         return answer(request, 400, message, where or None)
 
     @app.exception_handler(HTTPException)

@@ -12,7 +12,7 @@ from server.api.prompt_encoder import PromptEncoder, too_long
 
 _ANALYSED_CHARACTERS = 100_000
 _SHORT = 2**15  # characters of a text that is soon tokenised
-_LINE = 64  # that wait for one thread
+_LINE, _LINE_TEXT = 512, 2**25  # requests that wait for one thread, and their characters
 _LEAST_TEXT, _MOST_TEXT = 2**20, 2**24  # bytes that a template may write
 # Variables of well-known templates that clients set for any model.
 _HARMLESS = {"enable_thinking", "thinking", "reasoning_effort"}
@@ -42,19 +42,28 @@ class _Lane:
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, name)
-        self._waiting = 0
+        self._waiting = self._text = 0
+        self._closed = False
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Raises what `work` raises, and `ApiError` 503 if too many are waiting."""
-        if self._waiting >= _LINE:
-            raise ApiError(503, "too many prompts are waiting to be prepared", retry_after=1)
+    async def run(self, work: Callable[[], T], size: int) -> T:
+        """Raises what `work`, on `size` characters, raises.
+
+        Raises `ApiError` 503 if too much is waiting, or nothing is taken any more.
+        """
+        full = self._waiting >= _LINE or (self._waiting and self._text + size > _LINE_TEXT)
+        if full or self._closed:
+            reason = "the server is shutting down" if self._closed else "too many prompts wait"
+            raise ApiError(503, reason, retry_after=1)
         self._waiting += 1
+        self._text += size
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         finally:
             self._waiting -= 1
+            self._text -= size
 
     def close(self) -> None:
+        self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
@@ -83,7 +92,7 @@ class PromptReader:
         def work() -> list[Prompt]:
             return [self._encoded(text, how) for text in texts]
 
-        return await self._lane(sum(map(len, texts))).run(work)
+        return await self._run(work, sum(map(len, texts)))
 
     async def ids(self, prompts: list[list[int]]) -> list[Prompt]:
         """Token ids as they are. Raises `ApiError` for ids that the model does not have."""
@@ -91,7 +100,7 @@ class PromptReader:
         def work() -> list[Prompt]:
             return [self._checked(tokens) for tokens in prompts]
 
-        return await self._lane(sum(map(len, prompts))).run(work)
+        return await self._run(work, sum(map(len, prompts)))
 
     async def chat(
         self,
@@ -118,14 +127,14 @@ class PromptReader:
             )
 
         try:
-            text = await self._chats.run(render)
+            text = await self._chats.run(render, len(said))
         except TooMuchTextError as error:
             raise too_long(self._longest, f"the chat is longer: {error}") from error
         except TemplateFailedError as error:
             message = f"the chat template refused the messages: {error}"
             raise ApiError(400, message, "messages") from error
         plain = Encoding(how.special, plain=False)  # what had to be marked is marked
-        prompt = await self._lane(len(text)).run(lambda: self._encoded(text, plain))
+        prompt = await self._run(lambda: self._encoded(text, plain), len(text))
         # The analyzer reads what the user said, not the template's frame around it.
         return Prompt(prompt.tokens, said[:_ANALYSED_CHARACTERS])
 
@@ -136,8 +145,8 @@ class PromptReader:
         if isinstance(self._template, ChatTemplate):
             self._template.close()
 
-    def _lane(self, size: int) -> _Lane:
-        return self._short if size <= _SHORT else self._long
+    async def _run(self, work: Callable[[], T], size: int) -> T:
+        return await (self._short if size <= _SHORT else self._long).run(work, size)
 
     def _encoded(self, text: str, how: Encoding) -> Prompt:
         given = self._encoder.marked(text) if how.plain else text

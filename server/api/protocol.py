@@ -11,10 +11,16 @@ MOST_MESSAGES = 4096  # and parts of one
 MOST_IDS = 1024  # in stop_token_ids and logit_bias
 
 Temperature = Annotated[float, Field(ge=0, le=100)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(le=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+NamedId = Annotated[int, Field(ge=0, lt=2**31)]  # a key of a JSON object is a text
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 StopString = Annotated[str, Field(max_length=512)]
-Stop = StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
+Stop = Annotated[
+    Annotated[StopString, Tag("text")]
+    | Annotated[list[StopString], Field(max_length=16, fail_fast=True), Tag("list")],
+    Discriminator(lambda value: "text" if isinstance(value, str) else "list"),
+]
 
 
 def _kind(value: object) -> str | None:
@@ -52,7 +58,7 @@ class TrimtabHints(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     variant: str | None = None
-    kv_budget: int | None = Field(default=None, ge=32, le=2**31)
+    kv_budget: Count | None = Field(default=None, ge=32)
     ttft_ms: float | None = Field(default=None, gt=0)
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)
@@ -68,17 +74,12 @@ class SamplingBody(BaseModel):
 
     temperature: Temperature | None = None
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1)
+    top_k: Count | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: (
-        Annotated[
-            dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MOST_IDS)
-        ]
-        | None
-    ) = None
+    logit_bias: dict[NamedId, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stop | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MOST_IDS, fail_fast=True)] | None = (
@@ -86,9 +87,9 @@ class SamplingBody(BaseModel):
     )
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    min_tokens: int = Field(default=0, ge=0)
-    max_tokens: int | None = Field(default=None, ge=1)
-    n: int | None = Field(default=None, ge=1)
+    min_tokens: Count = Field(default=0, ge=0)
+    max_tokens: Count | None = Field(default=None, ge=1)
+    n: Count | None = Field(default=None, ge=1)
     stream: bool | None = None
     # Whether the tokenizer puts its own tokens around the prompt: yes, but not around a template.
     add_special_tokens: bool | None = None
@@ -97,7 +98,16 @@ class SamplingBody(BaseModel):
     @field_validator("trimtab", mode="before")
     @classmethod
     def _null_is_none(cls, value: object) -> object:
+        if isinstance(value, dict) and len(value) > len(TrimtabHints.model_fields):
+            raise ValueError("some of these fields are not known")
         return {} if value is None else value
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _counted(cls, value: object) -> object:
+        if isinstance(value, dict) and len(value) > MOST_IDS:
+            raise ValueError(f"at most {MOST_IDS} tokens can have a bias")
+        return value
 
     @field_validator("stop")
     @classmethod
@@ -127,7 +137,7 @@ class CompletionBody(SamplingBody):
     model: str | None = None
     prompt: AnyPrompt
     # 0 is allowed with echo: score the prompt and write nothing.
-    max_tokens: int | None = Field(default=None, ge=0)
+    max_tokens: Count | None = Field(default=None, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20)
     suffix: str | None = None
@@ -141,15 +151,20 @@ class TextPart(BaseModel):
     text: str
 
 
+Content = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[TextPart], Field(max_length=MOST_MESSAGES, fail_fast=True), Tag("parts")],
+    Discriminator(lambda value: "text" if isinstance(value, str) else "parts"),
+]
+
+
 class ChatMessage(BaseModel):
     """One message of a conversation; other fields go to the chat template as they are."""
 
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: (
-        str | Annotated[list[TextPart], Field(max_length=MOST_MESSAGES, fail_fast=True)] | None
-    ) = None
+    content: Content | None = None
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it, its content one string."""
@@ -167,7 +182,7 @@ class ChatBody(SamplingBody):
 
     model: str | None = None
     messages: Annotated[list[ChatMessage], Field(max_length=MOST_MESSAGES, fail_fast=True)]
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: Count | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     add_generation_prompt: bool = True

@@ -13,6 +13,7 @@ from server.api.errors import ApiError
 MOST_VALUES = 2**18
 MOST_STRINGS = 2**16
 MOST_CONTAINERS = 2**15  # lists and objects
+MOST_FIELDS = 256  # of the body itself
 _NO_MARKS = bytes(set(range(256)) - set(b',"[{'))
 
 
@@ -38,7 +39,9 @@ class JsonRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             parsed = _ParsedRequest(request.scope, request.receive)
-            await parsed.json()  # here, as FastAPI hides what goes wrong within its own call
+            found = await parsed.json()  # here: FastAPI hides what goes wrong within its call
+            if isinstance(found, dict) and len(found) > MOST_FIELDS:
+                raise ApiError(400, f"the body has more than {MOST_FIELDS} fields")
             return await handler(parsed)
 
         return handle

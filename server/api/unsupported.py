@@ -35,7 +35,8 @@ _KNOWN: dict[str, Parameter] = {
     **_of("thinking_token_budget thinking_budget_tokens reasoning_budget", -1),
     # How tokens are chosen
     **_of("best_of", 1, hint="use n"),
-    **_of("use_beam_search early_stopping watermark mirostat samplers sampler_seq"),
+    **_of("use_beam_search early_stopping watermark samplers sampler_seq"),
+    **_of("mirostat", 0),
     **_of("num_beams beam_width", 1),
     **_of("length_penalty", 1, 1.0),
     **_of("typical_p typ_p tfs_z encoder_repetition_penalty guidance_scale", 1, 1.0),

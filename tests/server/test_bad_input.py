@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
 HI = [{"role": "user", "content": "hi"}]
 
 CASES = [
@@ -47,7 +48,36 @@ CASES = [
     (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "tools"),
     (CHAT, {"messages": HI, "response_format": {"type": "json_object"}}, "response_format"),
     (CHAT, {"messages": HI, "top_logprobs": 2}, "top_logprobs"),
-]
+    (GENERATE, {"prompt": "x", "min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+    (GENERATE, {"prompt": "x", "min_tokens": 129}, "min_tokens"),
+    (GENERATE, {"prompt": "x", "stop_token_ids": [384]}, "vocabulary"),
+    (GENERATE, {"prompt": "x", "stop_token_ids": [1] * 2000}, "stop_token_ids"),
+    (GENERATE, {"prompt": "x", "stop": ["a"] * 17}, "stop"),
+    (GENERATE, {"prompt": "x", "stop": "a" * 600}, "stop"),
+    (GENERATE, {"prompt": "x", "logit_bias": {str(i): 1 for i in range(2000)}}, "bias"),
+    (GENERATE, {"prompt": "x", "max_tokens": 10**400}, "max_tokens"),
+    (GENERATE, {"prompt": "x", "echo": True}, "echo"),
+    (GENERATE, {"prompt": "x", "max_new_tokens": 5}, "use max_tokens"),
+    (GENERATE, {"prompt": "x", "guided_json": {}, "guided_regex": "a"}, "guided_regex"),
+    (GENERATE, {"prompt": "x", **{f"field{i}": 1 for i in range(300)}}, "fields"),
+    (COMPLETIONS, {"prompt": ["a", 5]}, "prompt"),
+    (COMPLETIONS, {"prompt": [True]}, "prompt"),
+    (COMPLETIONS, {"prompt": {"text": "x"}}, "prompt"),
+    (COMPLETIONS, {"prompt": [""] * 60_000}, "answers"),
+    (COMPLETIONS, {"prompt": [[5]] * 30_000}, "answers"),
+    (COMPLETIONS, {"prompt": [[5]] + [["a"]] * 30_000}, "prompt"),
+    (COMPLETIONS, {"prompt": [5] * 250_000}, "context"),
+    (COMPLETIONS, {"prompt": "x", "response_format": {"type": "json_object"}}, "response_format"),
+    (COMPLETIONS, {"prompt": "x", "best_of": 5}, "best_of"),
+    (CHAT, {"messages": HI * 5000}, "messages"),
+    (CHAT, {"messages": [{"role": "user", "content": "x" * 4_000_000}]}, "context"),
+    (CHAT, {"messages": HI, "prompt_logprobs": 1}, "prompt_logprobs"),
+    (CHAT, {"messages": HI, "chat_template_kwargs": {"chat_template": "{{ 1/0 }}"}}, "template"),
+    (CHAT, {"messages": HI, "chat_template_kwargs": {"tokenizer_kwargs": {}}}, "tokenizer_kwargs"),
+    (CHAT, {"messages": HI, "chat_template_kwargs": {"frobnicate": 1}}, "frobnicate"),
+    (CHAT, {"messages": HI, "continue_final_message": True, "add_generation_prompt": True},
+     "continue_final_message"),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -80,6 +110,122 @@ def test_broken_json(client, text):
 def test_numbers_that_are_none(client, field, value):
     text = f'{{"prompt": "x", "{field}": {value}}}'
     refused(client.post(GENERATE, content=text, headers={"content-type": "application/json"}))
+
+
+RAW = [
+    (COMPLETIONS, '{"prompt": %s}'),
+    (COMPLETIONS, '{"prompt": "x", "model": %s}'),
+    (COMPLETIONS, '{"prompt": "x", "stop": %s}'),
+    (COMPLETIONS, '{"prompt": "x", "user": %s}'),
+    (COMPLETIONS, '{"prompt": "x", %s: 1}'),
+    (GENERATE, '{"prompt": "x", "trimtab": {"variant": %s}}'),
+    (GENERATE, '{"prompt": "x", "trimtab": {%s: 1}}'),
+    (GENERATE, '{"prompt": "x", "logit_bias": {%s: 1}}'),
+    (CHAT, '{"messages": [{"role": %s, "content": "x"}]}'),
+    (CHAT, '{"messages": [{"role": "user", "content": %s}]}'),
+    (CHAT, '{"messages": [{"role": "user", "content": [{"type": "text", "text": %s}]}]}'),
+    (CHAT, '{"messages": [{"role": "user", "content": "x", "name": %s}]}'),
+    (CHAT, '{"messages": [], "chat_template_kwargs": {"a": %s}}'),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), RAW)
+@pytest.mark.parametrize("text", ['"\\ud800"', '"\\udc00x"', "[" * 900 + "]" * 900, "1e400"])
+def test_text_that_is_no_text_and_numbers_that_are_none(client, path, body, text):
+    if text == "1e400" and "user" in body and "messages" not in body:
+        pytest.skip("a field that is not read")
+    refused(client.post(path, content=body % text, headers=JSON))
+
+
+@pytest.mark.parametrize(
+    "target", ["/v1/models/%ff", "/v1/models/%ED%A0%80", "/%00", "/health%f0?a=%ff", "/metrics/%fe"]
+)
+def test_paths_that_are_no_text(client, target):
+    refused(client.get(target), 404)
+
+
+def test_an_error_is_one_line_in_the_log(tiny_server, client):
+    before = len(tiny_server.log())
+    refused(
+        client.post(COMPLETIONS, json={"prompt": "x", "model": "no\nsuch\x1b[0m" + "x" * 5000}), 404
+    )
+    lines = tiny_server.log()[before:].splitlines()
+    assert len([line for line in lines if "such" in line]) == 1
+    assert all(len(line) < 1000 and "\x1b" not in line for line in lines)
+
+
+def test_defaults_are_cut_to_the_room_that_the_prompt_leaves(client):
+    prompt = [5] * 505
+    body = {"prompt": prompt, "ignore_eos": True}
+    assert client.post(COMPLETIONS, json=body).json()["usage"]["completion_tokens"] == 7
+    refused(client.post(COMPLETIONS, json={**body, "max_tokens": 8}))
+    body = {"prompt": "x" * 500, "ignore_eos": True}
+    assert client.post(GENERATE, json=body).json()["usage"]["completion_tokens"] == 12
+    refused(client.post(COMPLETIONS, json={**body, "min_tokens": 13}))
+
+
+def test_plain_text_makes_text_of_control_tokens(client):
+    def tokens(path, **body):
+        found = client.post(path, json={"max_tokens": 1, **body})
+        return found.json()["usage"]["prompt_tokens"]
+
+    said = [{"role": "user", "content": "a<|end|>b"}]
+    plain = {"plain_text": True}
+    letters = len("<|end|>")
+    for path, body in (
+        (CHAT, {"messages": said}),
+        (COMPLETIONS, {"prompt": "a<|end|>b"}),
+        (GENERATE, {"prompt": "a<|end|>b"}),
+    ):
+        assert tokens(path, **body, trimtab=plain) == tokens(path, **body) + letters - 1
+
+
+def test_health_is_prompt_while_large_prompts_come(tiny_server, client):
+    bodies = [
+        (GENERATE, json.dumps({"prompt": "x" * 4_000_000})),
+        (GENERATE, json.dumps({"prompt": "fox " * 1_000_000})),
+        (COMPLETIONS, '{"prompt":[' + ",".join(['""'] * 1_000_000) + "]}"),
+        (CHAT, json.dumps({"messages": [{"role": "user", "content": "x" * 4_000_000}]})),
+    ]
+
+    def attack(number):
+        path, body = bodies[number % len(bodies)]
+        with httpx.Client(base_url=tiny_server.url, timeout=60) as client:
+            return client.post(path, content=body, headers=JSON).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        codes = pool.map(attack, range(16))
+        worst = 0.0
+        for _ in range(20):
+            began = time.monotonic()
+            assert client.get("/health").status_code == 200
+            worst = max(worst, time.monotonic() - began)
+        assert set(codes) == {400}
+    assert worst < 2, "5 to 8 s while one was tokenised in the event loop"
+
+
+def test_every_decision_ends(tiny_server):
+    def ended(found):
+        return sum(v for k, v in found.items() if k.startswith("trimtab_requests_total"))
+
+    def decided(found):
+        return sum(v for k, v in found.items() if k.startswith("trimtab_decisions_total"))
+
+    def ask(number):
+        path, body, _ = bad[number]
+        good = {"prompt": f"number {number}", "max_tokens": 3}
+        with httpx.Client(base_url=tiny_server.url, timeout=60) as client:
+            first = client.post(path, json=body).status_code
+            return first, client.post(GENERATE, json=good).status_code
+
+    bad = CASES[::2]
+    before = tiny_server.idle()
+    with ThreadPoolExecutor(4) as pool:
+        codes = set(pool.map(ask, range(len(bad))))
+    assert codes == {(400, 200)}
+    after = tiny_server.idle()
+    assert decided(after) - decided(before) == len(bad)
+    assert ended(after) - ended(before) == len(bad)
 
 
 def test_unknown_models_paths_and_methods(client):
