@@ -256,7 +256,7 @@ def test_hanging_up_frees_the_slot(tiny_server, client):
 
     # Without a stream: the connection is closed while the server is still writing.
     plain = json.dumps({"prompt": "x", "max_tokens": 400, "ignore_eos": True, "n": 8}).encode()
-    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", tiny_server.port)) as raw:
         raw.sendall(f"{head}Content-Length: {len(plain)}\r\n\r\n".encode() + plain)
         time.sleep(0.2)
