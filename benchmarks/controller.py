@@ -8,7 +8,6 @@ Telemetry is the processor time of one sampler over some seconds, as a share of 
 import multiprocessing
 import os
 import random
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,15 +106,12 @@ def controller() -> Controller:
 
 
 def telemetry_share(seconds: float, period: float = 0.5) -> float:
-    """Processor time of a sampler's thread over the time that passed."""
+    """Processor time of a sampler's threads over the time that passed."""
     sampler = default_sampler(period_seconds=period)
     sampler.start()
-    (thread,) = (t for t in threading.enumerate() if t is sampler._thread)
-    assert thread.ident is not None, "it was started"
-    clock = time.pthread_getcpuclockid(thread.ident)
-    before, started = time.clock_gettime(clock), time.monotonic()
+    before, started = time.process_time(), time.monotonic()
     time.sleep(seconds)
-    used = time.clock_gettime(clock) - before
+    used = time.process_time() - before
     share = used / (time.monotonic() - started)
     sampler.stop()
     return share

@@ -1,4 +1,4 @@
-"""CPU use, frequency and load of the host, the process's memory and the disk."""
+"""CPU use, frequency and load of the host, and the process's memory."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +20,6 @@ class HostReader:
         "cpu_frequency_hertz",
         "load_1m",
         "process_resident_bytes",
-        "disk_free_bytes",
     )
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -36,7 +35,6 @@ class HostReader:
             "cpu_frequency_hertz": self._frequency(),
             "load_1m": self._load(),
             "process_resident_bytes": present(self._process.memory_info().rss, "psutil"),
-            "disk_free_bytes": present(psutil.disk_usage(str(self._root)).free, "psutil"),
         }
 
     def _utilization(self) -> Reading:

@@ -26,6 +26,19 @@ class Broken:
         raise RuntimeError("the driver is on fire")
 
 
+class Blocking(Broken):
+    """Blocks in every read until it is let go, as a hung driver does."""
+
+    def __init__(self):
+        self.free = threading.Event()
+        self.reads = 0
+
+    def read(self):
+        self.reads += 1
+        self.free.wait(20)
+        return {"on_battery": present(1.0, "test")}
+
+
 class Misspelt:
     fields = ("cpu_pressure_ratio",)
 
@@ -99,6 +112,54 @@ def test_a_field_that_does_not_exist_is_a_failure_of_that_reader_alone(run):
     snapshot = run(Misspelt(), Counting()).latest()
     assert "cpu_presure_ratio" in snapshot.cpu_pressure_ratio.reason
     assert snapshot.load_1m.value == 1
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_reader_that_blocks_delays_nobody_and_freezes_no_other(run, caplog, at):
+    blocking, counting = Blocking(), Counting()
+    readers = [counting]
+    readers.insert(at, blocking)
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING, logger="telemetry"):
+        sampler = run(*readers)
+        assert time.monotonic() - began < 3
+        before = sampler.latest()
+        assert before.on_battery.reason == "no answer for 1 s"
+        assert before.battery_charge_ratio.source == "Blocking"
+        wait_until(lambda: sampler.latest().load_1m.value > before.load_1m.value + 5)
+        assert blocking.reads == 1
+        blocking.free.set()
+        wait_until(lambda: sampler.latest().on_battery.value == 1.0)
+    assert [r.message for r in caplog.records] == [
+        "Blocking blocks; its readings are missing until it is back",
+        "Blocking is back",
+    ]
+    assert sum(t.name == "telemetry" for t in threading.enumerate()) == 1
+
+
+def test_a_reader_that_blocks_later_is_left_alone_too(run):
+    blocking, counting = Blocking(), Counting()
+    blocking.free.set()
+    sampler = run(blocking, counting)
+    assert sampler.latest().on_battery.value == 1.0
+    blocking.free.clear()
+    wait_until(lambda: sampler.latest().on_battery.value is None)
+    before = counting.reads
+    wait_until(lambda: counting.reads > before + 5)
+    began = time.monotonic()
+    sampler.stop()
+    assert time.monotonic() - began < 2
+    blocking.free.set()
+
+
+def test_stop_does_not_wait_for_a_reader(run):
+    one, other = Blocking(), Blocking()
+    sampler = run(one, other)
+    began = time.monotonic()
+    sampler.stop()
+    assert time.monotonic() - began < 2
+    one.free.set()
+    other.free.set()
 
 
 def test_stop_joins_the_thread_and_may_be_repeated(run):
