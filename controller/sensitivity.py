@@ -5,7 +5,6 @@ each variant. Text explains little of it, so predictions stay near the variant's
 that comes with the predictor says how near, beside constant, length and complexity.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from controller.analyzer import PromptFeatures
+from pruners.checked import EXACT, Finite, Positive, checked
 from pruners.errors import UserError
 from pruners.files import write_json
+from pruners.text.readers import ReadError, read_json
 
 SCHEMA = 1
 FILE = "sensitivity.json"
@@ -61,11 +62,12 @@ class Sensitivity:
 
     fingerprint: str
     backend: str
-    mean: tuple[float, ...]
-    scale: tuple[float, ...]
-    level: dict[str, float]
-    weights: dict[str, tuple[float, ...]]
+    mean: tuple[Finite, ...]
+    scale: tuple[Positive, ...]
+    level: dict[str, Positive]
+    weights: dict[str, tuple[Finite, ...]]
     report: dict[str, Any] = field(default_factory=dict)
+    __pydantic_config__ = EXACT
 
     def relative(self, features: PromptFeatures) -> dict[str, float]:
         """By variant, the loss expected on this prompt over the variant's mean loss."""
@@ -87,26 +89,26 @@ class Sensitivity:
 
 
 def load_sensitivity(folder: Path, fingerprint: str) -> Sensitivity | None:
-    """Reads the predictor in an artefact's folder, if there is one. Raises `SensitivityError`."""
+    """Reads the predictor in an artefact's folder, if there is one.
+
+    Raises `SensitivityError` or `ReadError`.
+    """
     path = folder / FILE
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise SensitivityError(f"{path} is damaged: {error}") from error
     try:
+        value = read_json(path)
+        if not isinstance(value, dict) or not {"schema", "features"} <= value.keys():
+            raise ValueError("it has no schema or features")
         if value.pop("schema") != SCHEMA or value.pop("features") != list(FEATURES):
             raise SensitivityError(f"{path} is of another version; make it again")
-        found = Sensitivity(**value)
+        found = checked(Sensitivity, value)
         sizes = {len(found.mean), len(found.scale), *map(len, found.weights.values())}
-        numbers = [*found.mean, *found.scale, *found.level.values()]
-        for weights in found.weights.values():
-            numbers += weights
-        sound = sizes == {len(FEATURES)} and found.weights.keys() == found.level.keys()
-        if not sound or not all(map(math.isfinite, numbers)):
+        if sizes != {len(FEATURES)} or found.weights.keys() != found.level.keys():
             raise ValueError("its numbers do not fit together")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (SensitivityError, ReadError):
+        raise
+    except ValueError as error:
         raise SensitivityError(f"{path} is damaged: {error}") from error
     if found.fingerprint != fingerprint:
         raise SensitivityError(f"{path} was made for another model ({found.fingerprint})")

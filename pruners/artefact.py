@@ -6,7 +6,7 @@
 """
 
 import hashlib
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,12 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape
+from pruners.checked import EXACT, checked
 from pruners.errors import UserError
 from pruners.files import Kind, replaced_folder, write_json
-from pruners.measure.table import SCHEMA, Table, read_table
+from pruners.measure.table import SCHEMA, Table, TableError, read_table
 from pruners.order import Order
-from pruners.recovery import Correction, LowRank, RecoveryError, from_tensors, to_tensors
-from pruners.variant import Block, VariantSpec
+from pruners.recovery import Correction, from_tensors, to_tensors
+from pruners.stored_corrections import misfit, once, restored
+from pruners.text.readers import ReadError, read_json
+from pruners.variant import BASE, Block, VariantSpec
 
 _ORDER, _CORRECTIONS = "order.safetensors", "corrections.safetensors"
 ARTEFACT = Kind(
@@ -34,8 +37,8 @@ ARTEFACT = Kind(
     ),
 )  # fmt: skip
 """What may lie in the folder, with what the server's other commands add to it."""
-_RANK_AXIS = {"up": 1, "down": 0}
-_SCALE = ".scale"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RESERVED = (BASE, "refuse")  # what policies call the model itself, and turning a request away
 
 
 class ArtefactError(UserError):
@@ -74,7 +77,7 @@ class Artefact:
             "ffn_order": self.ffn_order.to(torch.int32).contiguous(),
             "kv_order": self.kv_order.to(torch.int32).contiguous(),
         }
-        own, shared = _once(self.corrections)
+        own, shared = once(self.corrections)
         variants = {
             "schema": SCHEMA,
             "model": {
@@ -120,100 +123,121 @@ class Artefact:
         return {"fingerprint": self.fingerprint, "order": self.order.identity()}
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    name: str
+    fingerprint: str
+    shape: Shape
+    __pydantic_config__ = EXACT
+
+
+@dataclass(frozen=True, slots=True)
+class _Variants:
+    """What `variants.json` holds. `corrected` says of each tensor that is shared whose it is."""
+
+    schema: int
+    model: _Model
+    variants: tuple[VariantSpec, ...]
+    corrected: dict[str, dict[str, str]]
+    provenance: dict[str, Any]
+    __pydantic_config__ = EXACT
+
+
 def load_artefact(folder: Path) -> Artefact:
     """Reads and checks an artefact folder. Raises `ArtefactError` with one line."""
-    try:
-        variants = json.loads((folder / "variants.json").read_text())
-        table = json.loads((folder / "table.json").read_text())
-        order = load_file(folder / _ORDER)
-    except FileNotFoundError as error:
-        raise ArtefactError(f"artefact {folder}: {Path(error.filename).name} is missing") from error
-    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError, OSError) as error:
-        raise ArtefactError(f"artefact {folder} is damaged: {error}") from error
-    if not isinstance(variants, dict) or not isinstance(table, dict):
-        raise ArtefactError(f"artefact {folder} is damaged: its JSON files must hold objects")
+    variants, table = (_object(folder, name) for name in ("variants.json", "table.json"))
     if variants.get("schema") != SCHEMA or table.get("schema") != SCHEMA:
         raise ArtefactError(
             f"artefact {folder} has schema {variants.get('schema')}, this version reads {SCHEMA}; "
             "build it again with `trimtab build`"
         )
     try:
-        artefact = Artefact(
-            model_name=variants["model"]["name"],
-            fingerprint=variants["model"]["fingerprint"],
-            shape=Shape(**variants["model"]["shape"]),
-            ffn_order=order["ffn_order"],
-            kv_order=order["kv_order"],
-            variants=tuple(
-                VariantSpec(v["name"], tuple(v["kv_groups"]), tuple(v["ffn"]))
-                for v in variants["variants"]
-            ),
-            table=read_table(table),
-            provenance=variants["provenance"],
-        )
-        corrected = {name: dict(shared) for name, shared in variants["corrected"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtefactError(f"artefact {folder} is damaged: {error!r}") from error
-    _check(artefact, folder)
-    return replace(artefact, corrections=_read_corrections(artefact, corrected, folder))
+        given = checked(_Variants, variants)
+    except ValueError as error:
+        raise ArtefactError(f"artefact {folder} is damaged: variants.json: {error}") from error
+    try:
+        measured = read_table(table)
+    except TableError as error:
+        raise ArtefactError(f"artefact {folder} is damaged: table.json: {error}") from error
+    ffn_order, kv_order = _read_orders(folder, given.model.shape)
+    artefact = Artefact(
+        model_name=given.model.name,
+        fingerprint=given.model.fingerprint,
+        shape=given.model.shape,
+        ffn_order=ffn_order,
+        kv_order=kv_order,
+        variants=given.variants,
+        table=measured,
+        provenance=given.provenance,
+    )
+    try:
+        _check(artefact, given.corrected)
+    except ValueError as error:
+        raise ArtefactError(f"artefact {folder}: {error}") from error
+    return replace(artefact, corrections=_read_corrections(artefact, given.corrected, folder))
 
 
-def _check(artefact: Artefact, folder: Path) -> None:
-    shape = artefact.shape
-    for name, order, width in (
-        ("ffn_order", artefact.ffn_order, shape.ffn),
-        ("kv_order", artefact.kv_order, shape.kv_groups),
-    ):
-        if tuple(order.shape) != (shape.layers, width):
-            raise ArtefactError(f"artefact {folder}: {name} has shape {tuple(order.shape)}")
+def _object(folder: Path, name: str) -> dict[str, Any]:
+    if not (folder / name).exists():
+        raise ArtefactError(f"artefact {folder}: {name} is missing")
+    try:
+        value = read_json(folder / name)
+    except ReadError as error:
+        raise ArtefactError(f"artefact {folder} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ArtefactError(f"artefact {folder} is damaged: {name} must hold an object")
+    return value
+
+
+def _read_orders(folder: Path, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of neurons and of KV groups: a permutation of them in every layer."""
+    try:
+        found = load_file(folder / _ORDER)
+    except FileNotFoundError as error:
+        raise ArtefactError(f"artefact {folder}: {_ORDER} is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(f"artefact {folder} is damaged: {_ORDER}: {error}") from error
+    widths = {"ffn_order": shape.ffn, "kv_order": shape.kv_groups}
+    if found.keys() != widths.keys():
+        raise ArtefactError(f"artefact {folder}: {_ORDER} holds {', '.join(sorted(found))}")
+    for name, width in widths.items():
+        order = found[name]
+        if order.dtype != torch.int32 or tuple(order.shape) != (shape.layers, width):
+            raise ArtefactError(
+                f"artefact {folder}: {name} is {order.dtype} of shape {tuple(order.shape)}"
+            )
         if not torch.equal(order.sort(dim=1).values.long(), torch.arange(width).expand_as(order)):
             raise ArtefactError(f"artefact {folder}: {name} is not a permutation in every layer")
+    return found["ffn_order"], found["kv_order"]
+
+
+def _check(artefact: Artefact, corrected: Mapping[str, object]) -> None:
+    """Raises `ValueError` for variants that do not fit the model, each other or the table."""
+    shape, table = artefact.shape, artefact.table
+    sizes = asdict(shape)
+    wrong = [name for name, size in sizes.items() if name != "gated" and size < 1]
+    if wrong or shape.heads % shape.kv_groups:
+        raise ValueError(f"model.shape has {', '.join(f'{n} {s}' for n, s in sizes.items())}")
+    names: set[str] = set()
     for spec in artefact.variants:
-        try:
-            spec.check(shape)
-        except ValueError as error:
-            raise ArtefactError(f"artefact {folder}: {error}") from error
-        if spec.name not in artefact.table.quality:
-            raise ArtefactError(f"artefact {folder}: variant '{spec.name}' has no measured quality")
-
-
-def _once(
-    corrections: Mapping[str, Mapping[Block, Correction]],
-) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, str]]]:
-    """Each tensor under the first variant that has it; for the others, whose it is."""
-    # All of them stay alive meanwhile: an id is good for as long as its tensor.
-    named = {variant: to_tensors(blocks) for variant, blocks in corrections.items()}
-    first: dict[int, str] = {}
-    own: dict[str, torch.Tensor] = {}
-    shared: dict[str, dict[str, str]] = {}
-    for variant, tensors in named.items():
-        shared[variant] = {}
-        for name, tensor in tensors.items():
-            owner = first.setdefault(id(tensor), variant) if tensor.numel() else variant
-            if owner == variant:
-                own |= {f"{variant}/{key}": value for key, value in _stored(name, tensor).items()}
-            else:
-                shared[variant][name] = owner
-    return own, shared
-
-
-def _stored(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Low ranks in 8 bits with a scale for each rank, everything else in bfloat16."""
-    kind = name.rpartition(".")[2]
-    if kind not in _RANK_AXIS or not tensor.numel():
-        return {name: tensor.to(torch.bfloat16).contiguous()}
-    scale = tensor.float().abs().amax(1 - _RANK_AXIS[kind], keepdim=True) / 127
-    codes = (tensor.float() / scale.clamp_min(1e-30)).round().to(torch.int8)
-    return {name: codes.contiguous(), f"{name}{_SCALE}": scale}
-
-
-def _restored(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What `_stored` was given, rounded. Raises `KeyError` for codes without their scale."""
-    return {
-        name: named[f"{name}{_SCALE}"] * tensor if tensor.dtype == torch.int8 else tensor
-        for name, tensor in named.items()
-        if not name.endswith(_SCALE)
-    }
+        if not _NAME.fullmatch(spec.name) or spec.name in _RESERVED:
+            raise ValueError(f"{spec.name!r} cannot be the name of a variant")
+        if spec.name in names:
+            raise ValueError(f"two variants are named '{spec.name}'")
+        names.add(spec.name)
+        spec.check(shape)
+    for what, known, rows in (
+        ("quality", names, table.quality),
+        ("cost", {BASE, *names}, table.cost),
+        ("corrected", names, corrected),
+    ):
+        foreign = sorted(set(rows) - known)
+        if foreign:
+            raise ValueError(f"{what}.{foreign[0]} is of no variant")
+    for what, measured in (("quality", set(table.quality)), ("cost", set(table.cost))):
+        missing = sorted(names - measured)
+        if missing:
+            raise ValueError(f"variant '{missing[0]}' has no measured {what}")
 
 
 def _read_corrections(
@@ -231,44 +255,21 @@ def _read_corrections(
             for key in keys:
                 variant, _, name = key.partition("/")
                 named[variant][name] = file.get_tensor(key)
-        own = {variant: _restored(tensors) for variant, tensors in named.items()}
+        own = {variant: restored(tensors) for variant, tensors in named.items()}
         for variant, shared in corrected.items():
             named[variant] = own[variant] | {n: own[owner][n] for n, owner in shared.items()}
         found = {variant: from_tensors(tensors) for variant, tensors in named.items()}
     except FileNotFoundError as error:
         raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} is missing") from error
-    except (SafetensorError, RecoveryError, KeyError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise ArtefactError(f"artefact {folder} is damaged: {_CORRECTIONS}: {error}") from error
     specs = {spec.name: spec for spec in artefact.variants}
     for variant, corrections in found.items():
         for block, correction in corrections.items():
-            wrong = _misfit(block, correction, specs.get(variant), artefact.shape)
+            wrong = misfit(block, correction, specs.get(variant), artefact.shape)
             if wrong:
                 raise ArtefactError(
                     f"artefact {folder}: the correction of '{variant}', layer {block.layer} "
                     f"{block.part}, {wrong}"
                 )
     return found
-
-
-def _misfit(
-    block: Block, correction: Correction, spec: VariantSpec | None, shape: Shape
-) -> str | None:
-    if spec is None or not block.layer < shape.layers:
-        return "is of no variant or layer that there is"
-    size = shape.queries_per_group * shape.head_dim
-    attention = block.part == "attention"
-    width = spec.kv_groups[block.layer] * size if attention else spec.ffn[block.layer]
-    if correction.kept != width or len(correction.bias) != shape.hidden:
-        return f"is for {correction.kept} inputs, not for {width}"
-    entry = correction.entry if isinstance(correction, LowRank) else None
-    if entry is not None:
-        groups = shape.queries_per_group + 2
-        features = (
-            width // size * groups * shape.head_dim if attention else width * (1 + shape.gated)
-        )
-        if (len(entry.up), len(entry.norm)) != (features, shape.hidden) or width == 0:
-            return f"has an entry of {len(entry.up)} features, not of {features}"
-    if not all(bool(tensor.isfinite().all()) for tensor in correction.tensors()):
-        return "is not finite"
-    return None

@@ -206,8 +206,16 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, value: object) -> Path:
-    """The same for a value as JSON, one entry a line; what is not plain is written as its name."""
-    return write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+    """The same for a value as JSON, one entry a line.
+
+    What is not plain is written as its name, a number that is not finite as null.
+    """
+    try:
+        text = json.dumps(value, indent=1, default=str, allow_nan=False)
+    except ValueError:
+        plain = json.loads(json.dumps(value, default=str), parse_constant=lambda name: None)
+        text = json.dumps(plain, indent=1)
+    return write_text(path, text + "\n")
 
 
 def file_hash(path: Path) -> str:

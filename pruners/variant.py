@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from pruners.architecture import Shape  # it needs PyTorch, names do not
+from pruners.checked import EXACT
 
 BASE = "base"
 
@@ -30,6 +31,7 @@ class VariantSpec:
     name: str
     kv_groups: tuple[int, ...]
     ffn: tuple[int, ...]
+    __pydantic_config__ = EXACT
 
     def __hash__(self) -> int:
         # Variants are looked up thousands of times a second; the widths would be hashed each time.

@@ -6,8 +6,8 @@ afterwards.
 
 import hashlib
 import json
-import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from policies.simulation.rates import Rates
+from pruners.checked import EXACT, Count, Finite, Positive, Size, checked
 from pruners.errors import UserError
 from pruners.files import Kind, file_hash, replaced, write_json
+from pruners.text.readers import ReadError, read_json
+from pruners.variant import BASE
 
 SCHEMA = 2
 _TEXT, _NUMBERS = "profile.json", "profile.safetensors"
 PROFILE = Kind("profile", (_TEXT,), (_TEXT, _NUMBERS))
-_PLAIN = ("fingerprint", "model", "artefact", "device", "machine", "measured")
 
 
 class ProfileError(UserError):
@@ -63,8 +65,9 @@ class Origin:
 
     name: str
     sha256: str
-    limit: int
-    answer_tokens: int
+    limit: Count
+    answer_tokens: Count
+    __pydantic_config__ = EXACT
 
 
 _COLUMNS = ("tokens", "answer", "complexity", "predicted", "loss", "surprise")
@@ -119,67 +122,76 @@ class Profile:
         write_json(folder / _TEXT, body)
 
 
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """What `profile.json` holds."""
+
+    schema: int
+    fingerprint: str
+    model: str
+    artefact: str
+    origin: Origin
+    device: str
+    machine: dict[str, Any]
+    variants: tuple[str, ...]
+    names: tuple[str, ...]
+    rates: Rates
+    bytes_read: tuple[Positive, ...]
+    kv_loss: dict[Size, Finite]
+    joules: tuple[Finite, ...] | None
+    measured: dict[str, Any]
+    numbers_sha256: str
+    __pydantic_config__ = EXACT
+
+
 def load_profile(folder: Path) -> Profile:
     """Raises `ProfileError`."""
     try:
-        body = json.loads((folder / _TEXT).read_text(encoding="utf-8"))
+        value = read_json(folder / _TEXT)
         numbers = load_file(folder / _NUMBERS)
         hashed = file_hash(folder / _NUMBERS)
-    except OSError as error:
+    except (ReadError, OSError) as error:
         raise ProfileError(
-            f"cannot read the profile {folder}: {error.strerror}; make one with `trimtab profile`"
+            f"cannot read the profile {folder}: {error}; make one with `trimtab profile`"
         ) from error
-    except (ValueError, SafetensorError) as error:
+    except SafetensorError as error:
         raise ProfileError(f"the profile {folder} is damaged: {error}") from error
-    if not isinstance(body, dict):
-        raise ProfileError(f"the profile {folder} is damaged: {_TEXT} holds no object")
-    if body.get("schema", SCHEMA) != SCHEMA:
+    if isinstance(value, dict) and value.get("schema", SCHEMA) != SCHEMA:
         raise ProfileError(f"{folder} is of another version; make it with `trimtab profile`")
     try:
-        if hashed != body["numbers_sha256"]:
+        body = checked(_Body, value)
+        if hashed != body.numbers_sha256:
             raise ValueError(f"{_NUMBERS} is not the file that {_TEXT} was written with")
-        found = _profile(body, numbers)
-        _check(found)
-    except KeyError as error:
-        raise ProfileError(f"the profile {folder} is damaged: it lacks {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+        _check(body, numbers)
+    except ValueError as error:
         raise ProfileError(f"the profile {folder} is damaged: {error}") from error
-    return found
+    given = {one.name: getattr(body, one.name) for one in fields(body)}
+    for name in ("schema", "names", "numbers_sha256"):
+        del given[name]
+    return Profile(prompts=Prompts(body.names, *(numbers[n] for n in _COLUMNS)), **given)
 
 
-def _profile(body: dict[str, Any], numbers: dict[str, np.ndarray]) -> Profile:
-    return Profile(
-        prompts=Prompts(tuple(body["names"]), *(numbers[name] for name in _COLUMNS)),
-        rates=Rates(**{k: tuple(v) for k, v in body["rates"].items()}),
-        variants=tuple(body["variants"]),
-        origin=Origin(**body["origin"]),
-        bytes_read=tuple(body["bytes_read"]),
-        kv_loss={int(k): float(v) for k, v in body["kv_loss"].items()},
-        joules=None if body["joules"] is None else tuple(body["joules"]),
-        **{k: body[k] for k in _PLAIN},
-    )
-
-
-def _check(found: Profile) -> None:
+def _check(body: _Body, numbers: Mapping[str, np.ndarray]) -> None:
     """Raises `ValueError` for numbers that are none, or do not fit together."""
-    prompts, rates = found.prompts, found.rates
-    count, variants = len(prompts.names), len(found.variants)
-    for name in prompts.names:
+    prompts, variants = len(body.names), len(body.variants)
+    for name in body.names:
         int(name, 16)
-    for name in _COLUMNS:
-        column = getattr(prompts, name)
+    if len(set(body.variants)) < variants or body.variants[:1] != (BASE,):
+        raise ValueError("variants must be the base and others, each once")
+    lists = {f"rates.{one.name}": getattr(body.rates, one.name) for one in fields(body.rates)}
+    lists["bytes_read"] = body.bytes_read
+    if body.joules is not None:
+        lists["joules"] = body.joules
+    for name, values in lists.items():
+        if len(values) != variants:
+            raise ValueError(f"{name} has {len(values)} entries for {variants} variants")
+        if min(values) < 0:
+            raise ValueError(f"{name} holds negative numbers")
+    if numbers.keys() != set(_COLUMNS):
+        raise ValueError(f"{_NUMBERS} holds {', '.join(sorted(numbers))}")
+    for name, column in numbers.items():
         wide = name in ("predicted", "loss", "surprise")
-        if column.shape != ((count, variants) if wide else (count,)):
-            raise ValueError(f"its numbers do not fit together: {name} is {column.shape}")
-        if not np.isfinite(column).all():
+        if column.shape != ((prompts, variants) if wide else (prompts,)):
+            raise ValueError(f"{name} has shape {column.shape}")
+        if not np.isfinite(column).all() or (name in ("tokens", "answer") and (column < 0).any()):
             raise ValueError(f"{name} holds numbers that are none")
-    rows = [found.bytes_read, rates.stream, rates.row, rates.prompt, rates.cached]
-    if found.joules is not None:
-        rows.append(found.joules)
-    for row in rows:
-        if len(row) != variants:
-            raise ValueError("its numbers do not fit together: rates are of other variants")
-        if not all(math.isfinite(value) and value >= 0 for value in row):
-            raise ValueError("its rates hold numbers that are none")
-    if not all(map(math.isfinite, found.kv_loss.values())):
-        raise ValueError("kv_loss holds numbers that are none")

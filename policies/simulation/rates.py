@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pruners.checked import EXACT, Finite
+
 Seconds = Mapping[str, float]
 """Medians by size: `ROWSxCACHED` for decode steps, tokens for prompts."""
 
@@ -18,10 +20,11 @@ class Rates:
     takes `prompt` a token.
     """
 
-    stream: tuple[float, ...]
-    row: tuple[float, ...]
-    prompt: tuple[float, ...]
-    cached: tuple[float, ...]
+    stream: tuple[Finite, ...]
+    row: tuple[Finite, ...]
+    prompt: tuple[Finite, ...]
+    cached: tuple[Finite, ...]
+    __pydantic_config__ = EXACT
 
     def full_step(self, action: int, rows: int) -> float:
         """A decode step of `rows` answers by one variant, cache aside."""

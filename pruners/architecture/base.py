@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pruners.checked import EXACT
 from pruners.errors import UserError
 
 HfModule: TypeAlias = Any
@@ -98,6 +99,7 @@ class Shape:
     ffn: int
     vocab: int
     gated: bool = True
+    __pydantic_config__ = EXACT
 
     @property
     def queries_per_group(self) -> int:

@@ -1,13 +1,19 @@
 """What was measured of an artefact's variants: `table.json`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pruners.checked import EXACT, Count, Finite, Positive, Share, Size, checked
+from pruners.errors import UserError
 from pruners.files import write_json
 
 SCHEMA = 3
+
+
+class TableError(UserError):
+    """Measurements that are none, such as NaN. One clear line, which names the entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +23,10 @@ class Quality:
     `kl` in nats per token, `agreement` the share of equal top-1 tokens, `perplexity` per token.
     """
 
-    kl: float
-    agreement: float
-    perplexity: float
+    kl: Finite
+    agreement: Share
+    perplexity: Positive
+    __pydantic_config__ = EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +37,12 @@ class Accuracy:
     the share of questions answered as the base answers them, right or wrong.
     """
 
-    items: int
-    acc: float
-    acc_norm: float | None
-    half_width: float
-    same: float
+    items: Size
+    acc: Share
+    acc_norm: Share | None
+    half_width: Finite
+    same: Share
+    __pydantic_config__ = EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +54,12 @@ class Cost:
     those of one token with 1,024 before it; `own` the numbers that are resident for it alone.
     """
 
-    parameters: int
-    kept: float
-    touched: float
-    flops: int
-    own: int
+    parameters: Count
+    kept: Positive
+    touched: Positive
+    flops: Count
+    own: Count
+    __pydantic_config__ = EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,31 +74,34 @@ class Table:
 
     evaluation: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Quality] = field(default_factory=dict)
-    kv_quality: dict[int, Quality] = field(default_factory=dict)
+    kv_quality: dict[Size, Quality] = field(default_factory=dict)
     cost: dict[str, Cost] = field(default_factory=dict)
     eviction: dict[str, dict[str, Quality]] = field(default_factory=dict)
     tasks: dict[str, dict[str, Accuracy]] = field(default_factory=dict)
     speed: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: dict[str, dict[str, str]] = field(default_factory=dict)
+    __pydantic_config__ = EXACT
 
     def save(self, path: Path) -> None:
-        """Writes the file under a temporary name and renames it."""
-        write_json(path, {"schema": SCHEMA, **asdict(self)})
+        """Writes the file under a temporary name and renames it.
+
+        Raises `TableError` for what `read_table` would refuse.
+        """
+        value = asdict(self)
+        _table(value)
+        write_json(path, {"schema": SCHEMA, **value})
 
 
 def read_table(value: Mapping[str, Any]) -> Table:
-    """From the JSON that `save` wrote. Raises `KeyError`, `TypeError` or `ValueError`."""
-    return Table(
-        evaluation=dict(value["evaluation"]),
-        quality=_each(Quality, value["quality"]),
-        kv_quality={int(k): Quality(**q) for k, q in value["kv_quality"].items()},
-        cost=_each(Cost, value["cost"]),
-        eviction={name: _each(Quality, rows) for name, rows in value["eviction"].items()},
-        tasks={name: _each(Accuracy, rows) for name, rows in value["tasks"].items()},
-        speed=dict(value["speed"]),
-        samples={prompt: dict(answers) for prompt, answers in value["samples"].items()},
-    )
+    """From the JSON that `save` wrote. Raises `TableError`, which names the entry."""
+    missing = [one.name for one in fields(Table) if one.name not in value]
+    if missing:
+        raise TableError(f"{missing[0]} is missing")
+    return _table({name: part for name, part in value.items() if name != "schema"})
 
 
-def _each(kind: Any, rows: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
-    return {name: kind(**row) for name, row in rows.items()}
+def _table(value: Mapping[str, Any]) -> Table:
+    try:
+        return checked(Table, value)
+    except ValueError as error:
+        raise TableError(str(error)) from error

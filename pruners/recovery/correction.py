@@ -139,7 +139,7 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[Block, Correction]
     for name, tensor in tensors.items():
         layer, _, rest = name.partition(".")
         part = next((part for part in PARTS if rest.startswith(f"{part}.")), None)
-        if part is None or not layer.isdigit():
+        if part is None or not (layer.isascii() and layer.isdigit()):
             raise RecoveryError(f"'{name}' is not the name of a correction")
         groups.setdefault(Block(int(layer), part), {})[rest.removeprefix(f"{part}.")] = tensor
     return {block: _read(block, group) for block, group in groups.items()}

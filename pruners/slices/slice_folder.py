@@ -7,7 +7,6 @@ one of `transformers`. Otherwise its weights lie in `trimtab_slice.safetensors`,
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from pruners.files import Kind, replaced_folder, write_json
 from pruners.fingerprint import fingerprint
 from pruners.order import identity
 from pruners.slices.slice import SliceError, slice_model
+from pruners.text.readers import ReadError, read_json
 from pruners.variant import VariantSpec
 
 SCHEMA = 2
@@ -105,12 +105,12 @@ def load_slice(folder: Path) -> PreTrainedModel:
 
 
 def _read_manifest(folder: Path) -> tuple[dict[str, Any], VariantSpec, type[PreTrainedModel]]:
+    if not (folder / MANIFEST).exists():
+        raise SliceError(f"{folder} is no slice: it has no {MANIFEST}")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SliceError(f"{folder} is no slice: it has no {MANIFEST}") from error
-    except (OSError, ValueError) as error:
-        raise SliceError(f"slice {folder} is damaged: {MANIFEST}: {error}") from error
+        manifest = read_json(folder / MANIFEST)
+    except ReadError as error:
+        raise SliceError(f"slice {folder} is damaged: {error}") from error
     try:
         if manifest["schema"] != SCHEMA:
             raise SliceError(

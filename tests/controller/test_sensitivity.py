@@ -9,6 +9,8 @@ import pytest
 from controller import Analyzer
 from controller.judging import judge
 from controller.sensitivity import FILE, SensitivityError, fit, load_sensitivity
+from pruners.errors import UserError
+from pruners.text.readers import ReadError
 
 TEXT = "why is the sky so blue tell me more about it please and count 3 4 5 then explain"
 
@@ -73,11 +75,12 @@ def test_round_trip_and_refusals(tmp_path):
     sound = json.loads(path.read_text())
     for change in (
         {"schema": 99}, {"features": []}, {"mean": [0.0]}, {"scale": [float("nan")] * 15},
-        {"weights": {}}, {"level": 3},
+        {"weights": {}}, {"level": 3}, {"scale": [0.0] * 15}, {"mean": ["0"] * 15}, {"more": 1},
+        {"level": {"a": 0.0, "b": 1.0}},
     ):  # fmt: skip
         (tmp_path / FILE).write_text(json.dumps(sound | change))
-        with pytest.raises(SensitivityError, match=FILE):
+        with pytest.raises(UserError, match=FILE):
             load_sensitivity(tmp_path, "f")
     (tmp_path / FILE).write_text("{")
-    with pytest.raises(SensitivityError, match="damaged"):
+    with pytest.raises(ReadError, match="not JSON"):
         load_sensitivity(tmp_path, "f")

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape
 from pruners.artefact import Artefact, ArtefactError, load_artefact
-from pruners.measure.table import Accuracy, Cost, Quality, Table
+from pruners.measure.table import Accuracy, Cost, Quality, Table, TableError
 from pruners.recovery import Entry, LowRank, Materialised
 from pruners.variant import Block, VariantSpec, both, depth_spec, width_spec
 
@@ -200,6 +201,165 @@ DAMAGE = {
         f / "variants.json", lambda v: v["model"]["shape"].update(ffn=128)
     ),
 }
+
+
+def tables(change):
+    return lambda folder: edit(folder / "table.json", change)
+
+
+def specs(change):
+    return lambda folder: edit(folder / "variants.json", change)
+
+
+def twice_a_key(folder: Path) -> None:
+    path = folder / "table.json"
+    path.write_text(path.read_text().replace('"schema": 3', '"schema": 3, "schema": 3'))
+
+
+def reorder(change):
+    """Changes the tensors of `order.safetensors`."""
+
+    def damage(folder: Path) -> None:
+        order = load_file(folder / "order.safetensors")
+        change(order)
+        save_file(order, folder / "order.safetensors")
+
+    return damage
+
+
+def rename(name: str):
+    """Calls the first variant so wherever it is named."""
+
+    def damage(folder: Path) -> None:
+        edit(folder / "variants.json", lambda v: v["variants"][0].update(name=name))
+        edit(folder / "table.json", lambda v: v["quality"].update({name: v["quality"]["ffn-50"]}))
+
+    return damage
+
+
+NAMED = {
+    "NaN": (
+        tables(lambda v: v["quality"]["ffn-50"].update(kl=float("nan"))),
+        "table.json: NaN is no number",
+    ),
+    "text": (
+        tables(lambda v: v["quality"]["ffn-50"].update(kl="0.5")),
+        "table.json: quality.ffn-50.kl: Input should be a valid number",
+    ),
+    "truth": (
+        tables(lambda v: v["quality"]["ffn-50"].update(kl=True)),
+        "table.json: quality.ffn-50.kl: Input should be a valid number",
+    ),
+    "null": (
+        tables(lambda v: v["cost"]["depth-2"].update(touched=None)),
+        "table.json: cost.depth-2.touched: Input should be a valid number",
+    ),
+    "no share": (
+        tables(lambda v: v["quality"]["depth-2"].update(agreement=1.5)),
+        "table.json: quality.depth-2.agreement: Input should be less than or equal to 1",
+    ),
+    "no perplexity": (
+        tables(lambda v: v["quality"]["depth-2"].update(perplexity=0)),
+        "table.json: quality.depth-2.perplexity: Input should be greater than 0",
+    ),
+    "budget": (
+        tables(lambda v: v["kv_quality"].update({"-64": v["kv_quality"]["64"]})),
+        "table.json: kv_quality.-64: Input should be greater than or equal to 1",
+    ),
+    "an unknown field": (
+        tables(lambda v: v["quality"]["ffn-50"].update(more=1)),
+        "table.json: quality.ffn-50.more: Unexpected",
+    ),
+    "an unknown part": (tables(lambda v: v.update(more=1)), "table.json: more: Unexpected"),
+    "a part gone": (tables(lambda v: v.pop("speed")), "table.json: speed is missing"),
+    "a key twice": (twice_a_key, "table.json: the key 'schema' is there twice"),
+    "of no variant": (
+        tables(lambda v: v["quality"].update(other=v["quality"]["ffn-50"])),
+        "quality.other is of no variant",
+    ),
+    "no cost": (tables(lambda v: v["cost"].pop("ffn-50")), "'ffn-50' has no measured cost"),
+    "corrects nothing": (
+        specs(lambda v: v["corrected"].update(other={})),
+        "corrected.other is of no variant",
+    ),
+    "a name twice": (
+        specs(lambda v: v["variants"].append(v["variants"][0])),
+        "two variants are named 'ffn-50'",
+    ),
+    "base": (rename("base"), "'base' cannot be the name of a variant"),
+    "refuse": (rename("refuse"), "'refuse' cannot be the name of a variant"),
+    "two lines": (rename("a\nb"), "cannot be the name of a variant"),
+    "an at sign": (rename("a@b"), "'a@b' cannot be the name of a variant"),
+    "no name": (rename(""), "'' cannot be the name of a variant"),
+    "width is true": (
+        specs(lambda v: v["variants"][0]["ffn"].__setitem__(1, True)),
+        "variants.json: variants.0.ffn.1: Input should be a valid integer",
+    ),
+    "negative width": (specs(lambda v: v["variants"][0]["kv_groups"].__setitem__(0, -1)), "0..2"),
+    "an unknown field of a variant": (
+        specs(lambda v: v["variants"][0].update(heads=[1])),
+        "variants.json: variants.0.heads: Unexpected",
+    ),
+    "no layers": (
+        specs(lambda v: v["model"]["shape"].update(layers="3")),
+        "variants.json: model.shape.layers: Input should be a valid integer",
+    ),
+    "no groups": (specs(lambda v: v["model"]["shape"].update(hidden=0)), "model.shape has"),
+    "heads": (specs(lambda v: v["model"]["shape"].update(heads=3)), "model.shape has"),
+    "a fingerprint": (
+        specs(lambda v: v["model"].update(fingerprint=None)),
+        "variants.json: model.fingerprint: Input should be a valid string",
+    ),
+    "half a pair": (specs(lambda v: v["model"].update(name="\ud800")), "half of a surrogate pair"),
+    "id behind the end": (
+        reorder(lambda t: t["ffn_order"].__setitem__((0, 0), 96)),
+        "ffn_order is not a permutation",
+    ),
+    "negative id": (
+        reorder(lambda t: t["kv_order"].__setitem__((0, 0), -1)),
+        "kv_order is not a permutation",
+    ),
+    "fractions": (
+        reorder(lambda t: t.update(ffn_order=t["ffn_order"].float())),
+        "ffn_order is torch.float32",
+    ),
+    "another tensor": (
+        reorder(lambda t: t.update(more=torch.zeros(1))), "order.safetensors holds"
+    ),
+    "a scale of another shape": (
+        lambda f: rewrite(f, lambda t: t.update({"ffn-50/0.mlp.up.scale": torch.ones(64, 1)})),
+        "corrections.safetensors: 0.mlp.up has a scale of shape",
+    ),
+    "whole numbers": (
+        lambda f: rewrite(
+            f, lambda t: t.update({"ffn-50/0.mlp.bias": torch.ones(64, dtype=torch.int32)})
+        ),
+        "corrections.safetensors: 0.mlp.bias is of torch.int32",
+    ),
+    "a layer in other digits": (
+        lambda f: rewrite(
+            f, lambda t: t.update({"ffn-50/\u00b2.mlp.bias": torch.ones(64).bfloat16()})
+        ),
+        "is not the name of a correction",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "message"), NAMED.values(), ids=NAMED.keys())
+def test_what_is_wrong_is_named(folder: Path, damage, message):
+    damage(folder)
+    with pytest.raises(ArtefactError) as refused:
+        load_artefact(folder)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path):
+    sound = example()
+    quality = sound.table.quality | {"ffn-50": Quality(float("nan"), 0.5, 3.0)}
+    with pytest.raises(TableError, match=r"quality\.ffn-50\.kl"):
+        replace(sound, table=replace(sound.table, quality=quality)).save(tmp_path / "artefact")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())

@@ -5,11 +5,13 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from policies.simulation.profile import ProfileError, load_profile
 from policies.simulation.rates import Rates, fit_rates
 from policies.simulation.traffic import TrafficError, at_load, read_trace, shortened, synthetic
 from pruners.errors import UserError
+from pruners.files import file_hash
 from pruners.text.readers import ReadError
 from tests.policies.paper import RATES, profile
 
@@ -30,7 +32,7 @@ def test_a_profile_comes_back_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "says"),
     [
-        ("profile.json", "{", "damaged"),
+        ("profile.json", "{", "not JSON"),
         ("profile.json", "{}", "damaged"),
         ("profile.json", None, "cannot read"),
         ("profile.safetensors", "x", "damaged"),
@@ -45,22 +47,73 @@ def test_a_damaged_profile_is_one_line(tmp_path, file, text, says):
     assert "\n" not in str(error.value)
 
 
+def numbers(change):
+    """Changes the arrays of a profile's folder."""
+
+    def damage(folder):
+        arrays = load_file(folder / "profile.safetensors")
+        change(arrays)
+        save_file(arrays, folder / "profile.safetensors")
+        hashed = file_hash(folder / "profile.safetensors")
+        text(lambda body: body.update(numbers_sha256=hashed))(folder)
+
+    return damage
+
+
+def text(change):
+    """Changes the object in `profile.json`."""
+
+    def damage(folder):
+        body = json.loads((folder / "profile.json").read_text())
+        change(body)
+        (folder / "profile.json").write_text(json.dumps(body))
+
+    return damage
+
+
+DAMAGE = {
+    "NaN": (text(lambda b: b["rates"].update(row=[float("nan")] * 3)), "NaN is no number"),
+    "text": (text(lambda b: b["rates"].update(row=["1", 2, 3])), "rates.row.0: Input should be a"),
+    "too few": (text(lambda b: b["rates"]["cached"].pop()), "rates.cached has 2 entries for 3"),
+    "joules": (text(lambda b: b.update(joules=[1.0])), "joules has 1 entries for 3"),
+    "budget": (text(lambda b: b.update(kv_loss={"-1": 0.5})), "kv_loss.-1: Input should be"),
+    "bytes": (text(lambda b: b.update(bytes_read=[1, 0, 1])), "bytes_read.1: Input should be gre"),
+    "unknown": (text(lambda b: b.update(more=1)), "more: Unexpected keyword"),
+    "twice": (text(lambda b: b["variants"].__setitem__(1, "tenth")), "each once"),
+    "no base": (text(lambda b: b["variants"].__setitem__(0, "other")), "must be the base"),
+    "infinite": (numbers(lambda a: a["surprise"].__setitem__((1, 1), np.inf)), "surprise holds"),
+    "predicted": (numbers(lambda a: a["predicted"].__setitem__((0, 0), np.nan)), "predicted holds"),
+    "negative": (numbers(lambda a: a["answer"].__setitem__(0, -4)), "answer holds"),
+    "shape": (numbers(lambda a: a.update(tokens=a["tokens"][1:])), "tokens has shape"),
+    "another array": (numbers(lambda a: a.update(x=a["tokens"].copy())), "profile.safetensors h"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_every_entry_of_a_profile_is_a_number_that_fits(tmp_path, damage, message):
+    profile().save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ProfileError, match=message) as refused:
+        load_profile(tmp_path)
+    assert str(tmp_path) in str(refused.value)
+
+
 def test_numbers_that_do_not_fit_are_refused(tmp_path):
     profile().save(tmp_path)
     body = json.loads((tmp_path / "profile.json").read_text())
     body["variants"] = body["variants"][:2]
     (tmp_path / "profile.json").write_text(json.dumps(body))
-    with pytest.raises(ProfileError, match="fit together"):
+    with pytest.raises(ProfileError, match="3 entries for 2 variants"):
         load_profile(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"origin": None}, "lacks 'origin'"),
-        ({"model": None}, "lacks 'model'"),
+        ({"origin": None}, "origin: Field required"),
+        ({"model": None}, "model: Field required"),
         ({"names": ["words"] * 100}, "words"),
-        ({"bytes_read": [1.0, float("nan"), 0.3]}, "numbers that are none"),
+        ({"bytes_read": [1.0, float("nan"), 0.3]}, "NaN is no number"),
         ({"numbers_sha256": "0" * 64}, "not the file"),
         ({"schema": 1}, "another version"),
     ],

@@ -1,0 +1,87 @@
+"""Corrections of variants as an artefact keeps them: each tensor once, low ranks in 8 bits."""
+
+from collections.abc import Mapping
+
+import torch
+
+from pruners.architecture import Shape
+from pruners.recovery import Correction, LowRank, to_tensors
+from pruners.variant import Block, VariantSpec
+
+_RANK_AXIS = {"up": 1, "down": 0}
+_SCALE = ".scale"
+
+
+def once(
+    corrections: Mapping[str, Mapping[Block, Correction]],
+) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, str]]]:
+    """Each tensor under the first variant that has it; for the others, whose it is."""
+    # All of them stay alive meanwhile: an id is good for as long as its tensor.
+    named = {variant: to_tensors(blocks) for variant, blocks in corrections.items()}
+    first: dict[int, str] = {}
+    own: dict[str, torch.Tensor] = {}
+    shared: dict[str, dict[str, str]] = {}
+    for variant, tensors in named.items():
+        shared[variant] = {}
+        for name, tensor in tensors.items():
+            owner = first.setdefault(id(tensor), variant) if tensor.numel() else variant
+            if owner == variant:
+                own |= {f"{variant}/{key}": value for key, value in _stored(name, tensor).items()}
+            else:
+                shared[variant][name] = owner
+    return own, shared
+
+
+def _stored(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Low ranks in 8 bits with a scale for each rank, everything else in bfloat16."""
+    kind = name.rpartition(".")[2]
+    if kind not in _RANK_AXIS or not tensor.numel():
+        return {name: tensor.to(torch.bfloat16).contiguous()}
+    scale = tensor.float().abs().amax(1 - _RANK_AXIS[kind], keepdim=True) / 127
+    codes = (tensor.float() / scale.clamp_min(1e-30)).round().to(torch.int8)
+    return {name: codes.contiguous(), f"{name}{_SCALE}": scale}
+
+
+def restored(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `_stored` was given, rounded.
+
+    Raises `KeyError` for codes without their scale, `ValueError` for what `_stored` does not give.
+    """
+    found = {}
+    for name, tensor in named.items():
+        if name.endswith(_SCALE):
+            continue
+        if tensor.dtype == torch.int8:
+            axis = _RANK_AXIS.get(name.rpartition(".")[2])
+            scale = named[f"{name}{_SCALE}"]
+            if axis is None or tensor.dim() != 2 or scale.numel() != tensor.shape[axis]:
+                raise ValueError(f"{name} has a scale of shape {tuple(scale.shape)}")
+            tensor = scale.float().reshape(*(-1 if i == axis else 1 for i in (0, 1))) * tensor
+        elif tensor.dtype != torch.bfloat16:
+            raise ValueError(f"{name} is of {tensor.dtype}")
+        found[name] = tensor
+    return found
+
+
+def misfit(
+    block: Block, correction: Correction, spec: VariantSpec | None, shape: Shape
+) -> str | None:
+    """What is wrong with a correction of a variant in a model of this shape, if anything is."""
+    if spec is None or not block.layer < shape.layers:
+        return "is of no variant or layer that there is"
+    size = shape.queries_per_group * shape.head_dim
+    attention = block.part == "attention"
+    width = spec.kv_groups[block.layer] * size if attention else spec.ffn[block.layer]
+    if correction.kept != width or len(correction.bias) != shape.hidden:
+        return f"is for {correction.kept} inputs, not for {width}"
+    entry = correction.entry if isinstance(correction, LowRank) else None
+    if entry is not None:
+        groups = shape.queries_per_group + 2
+        features = (
+            width // size * groups * shape.head_dim if attention else width * (1 + shape.gated)
+        )
+        if (len(entry.up), len(entry.norm)) != (features, shape.hidden) or width == 0:
+            return f"has an entry of {len(entry.up)} features, not of {features}"
+    if not all(bool(tensor.isfinite().all()) for tensor in correction.tensors()):
+        return "is not finite"
+    return None
