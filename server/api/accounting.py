@@ -76,10 +76,12 @@ class Accounts:
         metrics.speculation_drafts.inc(sequence.drafts.proposed)
         metrics.speculation_accepted.inc(sequence.drafts.accepted)
         for name, wanted, got in _objectives(call.decision, ttft, tpot, duration):
+            if got is None and not request.max_tokens:
+                continue  # a prompt that is only scored has no first token
             kept = got is not None and got <= wanted
             metrics.objectives.labels(name, "yes" if kept else "no").inc()
         whole = reason in (FinishReason.STOP, FinishReason.LENGTH)
-        if whole:
+        if whole and request.max_tokens:
             self._controller.answer_done(request.max_tokens, tokens)
         outcome = {
             "finish_reason": reason.value,

@@ -28,11 +28,10 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
         _check(body)
-        wanted = body.max_tokens
         ask = Ask(
             prompts=await _prompts(service, body),
             body=body,
-            max_tokens=None if wanted is None else max(1, wanted),
+            max_tokens=body.max_tokens,
             default_tokens=DEFAULT_MAX_TOKENS,
             variant=variant_alias(service, body.model),
             logprobs=body.logprobs,
@@ -48,8 +47,6 @@ def router(service: Service) -> APIRouter:
         }
         if not body.stream:
             answers = await collect(service, call, request)
-            if wanted == 0:
-                answers = [_without_output(answer) for answer in answers]
             choices = [_choice(texts, body, ask, i, a) for i, a in enumerate(answers)]
             full = {**common, "choices": choices, "usage": usage(call, answers)}
             return JSONResponse({**full, "trimtab": call.disclosure()}, headers=call.headers())
@@ -127,13 +124,6 @@ def _prompt_text(texts: TokenText, ask: Ask, body: CompletionBody, index: int) -
     """An echoed prompt as its tokens have it, special tokens included."""
     prompt = ask.prompts[index // (body.n or 1)]
     return b"".join(texts.prompt(prompt.tokens)).decode(errors="replace")
-
-
-def _without_output(answer: Answer) -> Answer:
-    """Scoring only: the one token that the engine wrote is not part of the answer."""
-    return Answer(
-        prompt_logprobs=answer.prompt_logprobs, finish_reason="length", logprobs=[], tokens=0
-    )
 
 
 def _choice(

@@ -168,7 +168,7 @@ class Service:
     def _max_tokens(self, ask: Ask, prompt: int) -> int:
         """How many tokens an answer may have. Raise `ApiError` if the context has no room."""
         room = self.longest - prompt
-        if room < 1 or (ask.max_tokens is not None and ask.max_tokens > room):
+        if room < (1 if ask.max_tokens is None else ask.max_tokens):
             wanted = f" and {ask.max_tokens} to write" if ask.max_tokens else ""
             raise ApiError(
                 400,

@@ -5,8 +5,9 @@ import json
 
 import httpx
 import pytest
+import torch
 
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
@@ -139,3 +140,37 @@ def test_streams_are_ascii(client):
     body = {"prompt": "東京 🙂", "echo": True, **GREEDY, "stream": True}
     with client.stream("POST", COMPLETIONS, json=body) as response:
         assert response.read().isascii()
+
+
+@pytest.mark.parametrize("length", [2, 511, 512])
+def test_a_prompt_that_fills_the_context_can_be_scored(client, tiny_server, length):
+    """As lm-eval asks, with the log-probabilities that `transformers` computes."""
+    prompts = [[(7 * at + start) % 280 + 5 for at in range(length)] for start in (0, 3)]
+    body = {"prompt": prompts, "max_tokens": 0, "logprobs": 1, "echo": True, "temperature": 0}
+    before = tiny_server.idle()
+    found = client.post(COMPLETIONS, json=body).json()
+    with torch.no_grad():
+        expected = tiny_model()(torch.tensor(prompts)).logits.log_softmax(-1)
+    assert found["usage"]["completion_tokens"] == 0
+    for prompt, choice, row in zip(prompts, found["choices"], expected, strict=True):
+        scores = choice["logprobs"]["token_logprobs"]
+        wanted = row[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+        assert choice["finish_reason"] == "length"
+        assert scores[0] is None
+        assert scores[1:] == pytest.approx(wanted, abs=1e-3)
+        best = [max(top.values()) for top in choice["logprobs"]["top_logprobs"][1:]]
+        assert best == pytest.approx(row[:-1].amax(-1).tolist(), abs=1e-3)
+    grown = {name: value - before.get(name, 0) for name, value in tiny_server.idle().items()}
+    assert grown['trimtab_requests_total{outcome="length",variant="base"}'] == 2
+    assert not any(value for name, value in grown.items() if "objectives_total" in name)
+
+
+def test_a_prompt_with_no_room_behind_it_is_scored_but_not_continued(client):
+    full = {"prompt": [5] * 512, "echo": True}
+    assert client.post(COMPLETIONS, json={**full, "max_tokens": 0}).status_code == 200
+    for more in ({"max_tokens": 1}, {}, {"max_tokens": 1, "logprobs": 1}):
+        response = client.post(COMPLETIONS, json={**full, **more})
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "context_length_exceeded"
+    long = {**full, "prompt": [5] * 513, "max_tokens": 0}
+    assert client.post(COMPLETIONS, json=long).status_code == 400

@@ -1,0 +1,37 @@
+"""`benchmarks.abuse` and `benchmarks.soak` in small, on a tiny model."""
+
+import argparse
+
+import pytest
+
+from benchmarks import abuse, soak
+
+
+@pytest.fixture
+def options():
+    parser = argparse.ArgumentParser()
+
+    def given(module, *arguments):
+        module.add_options(parser)
+        return parser.parse_args(arguments)
+
+    return given
+
+
+def test_abuse_harms_nobody(tiny_server, options):
+    asked = options(
+        abuse, "--requests", "84", "--rate", "40", "--calm", "0", "--no-slow", "--clients", "2"
+    )
+    found = abuse.attack(tiny_server, asked)
+    assert found["faults"] == []
+    assert len(found["kinds"]) >= 80
+    assert found["good"]["answered"] > 0
+    assert found["health"]["abused"]["asked"] > 0
+
+
+def test_a_soak_leaves_nothing_behind(tiny_server, options):
+    asked = options(soak, "--requests", "60", "--at-once", "16", "--longest", "40")
+    found = soak.soak(tiny_server, asked)
+    assert found["faults"] == []
+    assert found["outcomes"]["invalid: 400"] == 12
+    assert found["twins"] == found["equal"] == 7
