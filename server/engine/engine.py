@@ -276,6 +276,7 @@ def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:
     # The engine may admit it in this moment, and then has the reusable tokens in its cache already.
     afresh = running or sequence.cache is not None or not request.takes_prefix
     reusable = 0 if afresh else request.reusable
+    cache = sequence.cache  # which the engine's thread may take away meanwhile
     unread = max(0, sequence.pending - reusable)
     return SequenceLoad(
         variant=sequence.variant,
@@ -283,6 +284,6 @@ def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:
         prompt_left=unread if sequence.in_prompt else 0,
         output_most=request.max_tokens,
         output_left=request.max_tokens - len(sequence.output),
-        cached=sequence.cache.held if sequence.cache is not None else 0,
+        cached=0 if cache is None else cache.held,
         cache_limit=min(total, kept),
     )

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from controller import StepRecord
 from server.engine.runner import Runner
-from server.engine.sequence import GenerationRequest, Sequence
+from server.engine.sequence import Delta, GenerationRequest, Sequence
 from server.engine.text import StopRules, TextStream
 
 
@@ -19,13 +19,20 @@ def answer_all(
 ) -> list[Sequence]:
     """Runs the requests to their ends, together; `on_step` sees how far they are.
 
-    `step_done` hears what each step took.
+    `step_done` hears what each step took. Raises `RuntimeError` if one of them ends with an error.
     """
-    sequences = []
+    sequences, errors = [], list[str]()
+
+    def emit(delta: Delta) -> None:
+        if delta.error is not None:
+            errors.append(delta.error)
+
     for request in requests:
         stream = TextStream(tokenizer, StopRules(), request.prompt)
-        sequences.append(Sequence(request, stream, lambda delta: None))
+        sequences.append(Sequence(request, stream, emit))
         runner.scheduler.add(sequences[-1])
     while runner.step(step_done):
+        if errors:
+            raise RuntimeError(errors[0])
         on_step(sequences)
     return sequences

@@ -87,12 +87,17 @@ class Rereading:
         self._surprise.append(torch.stack([-other.gather(-1, written)[:, 0] for other in others]))
 
     def result(self) -> list[Reread]:
-        """What was found of each variant, once everything was read; nothing before."""
+        """What was found of each variant, once everything was read; nothing before.
+
+        Raises `ArithmeticError` if that is no finite number.
+        """
         if self._done < len(self._tokens) or not self._kl:
             return []
         kl, equal, surprise = (
             torch.cat(parts, dim=1) for parts in (self._kl, self._equal, self._surprise)
         )
+        if not bool(kl.isfinite().all() and surprise.isfinite().all()):
+            raise ArithmeticError("an answer read again gave no finite number")
         return [
             Reread(
                 kl.shape[1],

@@ -114,7 +114,8 @@ class Sequence:
     @property
     def computed(self) -> int:
         """Tokens whose keys and values are in the cache (or were, under a budget)."""
-        return 0 if self.cache is None else self.cache.seen
+        cache = self.cache  # which the engine's thread may take away while others look
+        return 0 if cache is None else cache.seen
 
     @property
     def pending(self) -> int:

@@ -8,14 +8,24 @@ import torch
 
 from server.engine.cache.kv_cache import KVCache
 from server.engine.drafting import Drafter
+from server.engine.offline import answer_all
 from server.engine.packed import native_decoder, native_library
 from server.engine.packed.native_decoder import NativeDecoder
 from server.engine.packed.packed_weights import pack_weights
+from server.engine.rereading import Rereading
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Scheduler, SchedulerLimits
-from server.engine.sequence import FinishReason
-from tests.engine.driving import Recorder, run, runner_of, submit, variants_of, weights_of
+from server.engine.sequence import FinishReason, GenerationRequest
+from tests.engine.driving import (
+    TOKENIZER,
+    Recorder,
+    run,
+    runner_of,
+    submit,
+    variants_of,
+    weights_of,
+)
 from tests.tiny import VOCAB, tiny_model
 
 POISON = 77
@@ -260,3 +270,26 @@ def test_a_freed_cache_full_of_no_numbers_changes_nobody_elses_text():
         found = good_ones(runner)
         run(runner)
         assert texts(found) == expected
+
+
+def test_a_job_without_a_server_stops_at_the_first_error():
+    runner = made(False)
+    failing_on_poison(runner, "forward")
+    base = variants_of(runner.decoder.weights)["base"]
+    requests = [GenerationRequest(str(n), (5, n), 4, base) for n in (6, POISON, 8)]
+    with pytest.raises(RuntimeError, match="failed on this request"):
+        answer_all(runner, TOKENIZER, requests)
+
+
+def test_an_answer_read_again_with_no_number_gives_no_result():
+    runner = made(False)
+    runner.decoder.weights.embed[POISON] = math.nan
+    variants = variants_of(runner.decoder.weights)
+    reading = Rereading(
+        runner.decoder, [5, 6], [7, POISON, 8], variants["base"], [variants["ffn-50"]]
+    )
+    while reading.advance():
+        pass
+    with pytest.raises(ArithmeticError):
+        reading.result()
+    reading.close()
