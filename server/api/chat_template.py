@@ -137,10 +137,14 @@ def _start() -> subprocess.Popen[bytes]:
     # Without our settings: an API key is none of a template's business. In a session of its own:
     # an interrupt from the keyboard is for the server, which goes on until its answers are done.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIMTAB_")}
-    return subprocess.Popen(
-        [sys.executable, "-P", str(_WORKER)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
-    )
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", str(_WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+    except OSError as error:
+        reason = f"its process cannot be started: {error.strerror}"
+        raise TemplateFailedError(reason) from error

@@ -91,7 +91,11 @@ class Service:
             raise ApiError(400, f"at most {self._max_answers} answers in one call", "n")
 
     def start(self, ask: Ask, call_id: str) -> Call:
-        """Validate, then decide, then queue. Raise `ApiError`: 400 only before the decision."""
+        """Validate, then decide, then queue. Raise `ApiError`.
+
+        What is invalid is found before the decision. Whatever goes wrong behind it is counted as
+        refused, so that each decision has an end.
+        """
         plan = self._plan(ask)
         text = max((p.text for p in ask.prompts), key=len)
         features = self._analyzer(text)

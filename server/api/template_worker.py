@@ -152,6 +152,7 @@ def _limit_memory() -> None:
 def main() -> None:
     """Answer each line of standard input by one of standard output."""
     _limit_memory()
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it may come ignored
     sandbox = environment()
     template: Template | None = None
     source = ""
