@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from pruners.architecture import UnsupportedModelError
@@ -98,6 +99,15 @@ def check_padding(config: PretrainedConfig) -> None:
     if token is not None and not -size <= token < size:
         raise UnsupportedModelError(
             f"config.json: pad_token_id {token} is not among the model's {size} tokens"
+        )
+
+
+def check_embedded(embedding: nn.Embedding, inputs: tuple[Tensor, ...]) -> None:
+    """Raise `UnsupportedModelError` for tokens behind an embedding, as a hook in front of it."""
+    token, size = int(inputs[0].max()), embedding.num_embeddings
+    if token >= size:
+        raise UnsupportedModelError(
+            f"the text holds token {token} of the tokenizer, but the model knows {size} tokens"
         )
 
 

@@ -29,9 +29,10 @@ from server.engine.cache.kv_cache import KVCache
 from server.engine.dense.corrections import OwnParts, own_parts
 from server.engine.dense.decoder import Decoder
 from server.engine.dense.graph_decoder import GraphDecoder
-from server.engine.dense.take_weights import take_weights
+from server.engine.dense.take_weights import check_served, take_weights
 from server.engine.dense.weights import BaseWeights
 from server.engine.generation_config import (
+    check_embedded,
     check_padding,
     check_tokens,
     end_token_ids,
@@ -78,7 +79,8 @@ def preferred_device() -> torch.device:
 def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Loads a decoder folder with `transformers`. Raises `UnsupportedModelError` for others.
 
-    Every parameter comes from a safetensors file, and everything in the files is a parameter.
+    Every parameter comes from a safetensors file, and everything in the files is a parameter. The
+    model raises `UnsupportedModelError` for texts with tokens that it does not know.
     """
     config = _config(source)
     if config.model_type not in SERVED_FAMILIES:
@@ -104,7 +106,9 @@ def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     except Exception as error:  # of a wrong configuration it raises whatever it stumbles over
         raise UnsupportedModelError(f"cannot load the model in {source}: {_line(error)}") from error
     check_report(source, model, report)
+    check_served(locate(model))
     model.config.return_dict = True  # by name is how whoever measures reads outputs
+    model.get_input_embeddings().register_forward_pre_hook(check_embedded)
     return model.eval().requires_grad_(False)
 
 

@@ -5,12 +5,13 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoConfig, GenerationConfig
 
 from pruners.architecture import UnsupportedModelError
 from server.engine.generation_config import check_tokens, end_token_ids, sampling_defaults
 from server.engine.gguf_file import convert_gguf
-from server.engine.load import load_model, load_tokenizer, open_decoder
+from server.engine.load import load_model, load_tokenizer, load_transformers, open_decoder
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from tests.engine.driving import run, submit
@@ -140,11 +141,24 @@ def test_a_tokenizer_that_starts_every_prompt_with_an_unknown_token_is_refused(f
         load_model(folder, "tiny", "fp32")
 
 
+def test_a_text_with_a_token_that_the_model_does_not_know_is_one_clear_line(folder: Path):
+    model = load_transformers(folder, torch.float32)
+    model(torch.tensor([[0, VOCAB - 1]]))
+    with pytest.raises(UnsupportedModelError, match=f"token {VOCAB} .* knows {VOCAB} tokens"):
+        model(torch.tensor([[0, VOCAB]]))
+
+
 @pytest.mark.parametrize("token", [VOCAB, -VOCAB - 1])
 def test_a_padding_id_behind_the_vocabulary_is_refused(folder: Path, token: int):
     say(folder, "config.json", pad_token_id=token)
     with pytest.raises(UnsupportedModelError, match=f"config.json: pad_token_id {token}"):
         load_model(folder, "tiny")
+
+
+def test_what_is_not_served_is_not_measured_either(tmp_path: Path):
+    folder = save_tiny(tmp_path / "tiny", "gemma3", use_bidirectional_attention=True)
+    with pytest.raises(UnsupportedModelError, match=r"config.json: use_bidirectional_attention"):
+        load_transformers(folder, torch.float32)
 
 
 def test_quantised_weights_of_transformers_are_refused(folder: Path):
