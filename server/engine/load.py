@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -38,13 +38,13 @@ from server.engine.generation_config import (
     end_token_ids,
     sampling_defaults,
 )
-from server.engine.model_files import check_code, check_report, check_weights
+from server.engine.model_files import check_code, check_report, check_weights, quantised_types
 from server.engine.packed import native_library
+from server.engine.packed.held import source_bits
 from server.engine.packed.native_decoder import NativeDecoder, add_preview
 from server.engine.packed.packed_own import PackedOwnParts, packed_own_parts
 from server.engine.packed.packed_weights import (
     PackedWeights,
-    held_bits,
     pack_weights,
     round_weights,
 )
@@ -157,14 +157,16 @@ def load_model(
 ) -> LoadedModel:
     """Loads a model folder into the serving layout and checks that the artefact belongs to it.
 
-    `auto` precision keeps what the source holds: 4 or 8 bits if it was quantised so, else bf16
-    where the processor multiplies it natively, else fp32; on a GPU it is bf16. `context` limits the
-    model's own maximum, in tokens. Raises `UnsupportedModelError` or `ArtefactError`.
+    `auto` precision keeps what the source holds. If most of it was quantised, matrices that 4 bits
+    hold exactly have 4, all others 8; else it is bf16 where the processor multiplies it natively,
+    else fp32; on a GPU it is bf16. `context` limits the model's own maximum, in tokens. Raises
+    `UnsupportedModelError` or `ArtefactError`.
     """
     model = load_transformers(source, torch.bfloat16 if precision == "bf16" else torch.float32)
     identity = fingerprint(model)
     decoder = locate(model)
-    precision = _resolved(precision, decoder, device)
+    keep = precision == "auto"
+    precision = _resolved(precision, decoder, quantised_types(source), device)
     if precision == "bf16" and model.dtype != torch.bfloat16:
         decoder = locate(load_transformers(source, torch.bfloat16))
     if artefact is not None:
@@ -182,7 +184,7 @@ def load_model(
     ).to(device)
     corrections = {} if artefact is None else artefact.corrections
     if precision in BITS:
-        served, own = _served(weights, BITS[precision], corrections)
+        served, own = _served(weights, BITS[precision], keep, corrections)
     else:
         served, own = weights, own_parts(weights, corrections)
     base = base_spec(weights.shape)
@@ -216,7 +218,12 @@ def open_decoder(
     return kind(weights, cache, cast(OwnParts, model.own))
 
 
-def _resolved(precision: Precision, decoder: LocatedModel, device: torch.device) -> Precision:
+def _resolved(
+    precision: Precision,
+    decoder: LocatedModel,
+    quantised: Collection[str],
+    device: torch.device,
+) -> Precision:
     """What `auto` stands for on this device."""
     if device != CPU and precision in BITS:
         raise UnsupportedModelError(
@@ -226,22 +233,25 @@ def _resolved(precision: Precision, decoder: LocatedModel, device: torch.device)
         return precision
     if device != CPU:
         return "bf16"
-    held = held_bits(decoder.layers[0].mlp.gate.weight)
-    if held is not None and _native():
+    held = source_bits(decoder, quantised) if _native() else None
+    if held is not None:
         return "int4" if held == 4 else "int8"
     return "bf16" if _bf16_is_native() else "fp32"
 
 
 def _served(
-    weights: BaseWeights, bits: int, corrections: Mapping[str, Mapping[Block, Correction]]
+    weights: BaseWeights,
+    bits: int,
+    keep: bool,
+    corrections: Mapping[str, Mapping[Block, Correction]],
 ) -> tuple[BaseWeights | PackedWeights, OwnParts | PackedOwnParts]:
     """Weights and own parts in 4 or 8 bits."""
     if _native():
-        packed = pack_weights(weights, bits)
+        packed = pack_weights(weights, bits, keep)
         add_preview(packed)
         return packed, packed_own_parts(packed, corrections)
     log.warning("no native kernels: PyTorch computes with the %d-bit values in fp32", bits)
-    rounded = round_weights(weights, bits)
+    rounded = round_weights(weights, bits, keep)
     return rounded, own_parts(rounded, corrections)
 
 

@@ -14,6 +14,9 @@ from pruners.architecture import UnsupportedModelError
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+QUANTISED = "gguf_types.json"
+"""In a converted folder: which parameters the GGUF file holds quantised, and in what type."""
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _LONGEST_HEADER = 100_000_000  # bytes, as in the format's own reader
 
@@ -86,6 +89,20 @@ def check_report(source: Path, model: PreTrainedModel, info: dict[str, Any]) -> 
         raise UnsupportedModelError(
             f"{source}: tie_word_embeddings is true, but the tensor lm_head.weight is another"
         )
+
+
+def quantised_types(source: Path) -> dict[str, str]:
+    """Return the type of each parameter that a folder's GGUF file held quantised.
+
+    Raises `UnsupportedModelError`.
+    """
+    if not (source / QUANTISED).is_file():
+        return {}
+    try:
+        types = json.loads((source / QUANTISED).read_bytes())
+        return {str(name): str(kind) for name, kind in types.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UnsupportedModelError(f"{source}: {QUANTISED} is damaged") from error
 
 
 def listing(names: Iterable[str], most: int = 3) -> str:

@@ -33,7 +33,7 @@ def tensors_of(architecture: str = "llama", seed: int = 0) -> Tensors:
         return (1 + 0.1 * random.standard_normal(size)).astype(np.float32)
 
     found = {
-        "token_embd.weight": 0.5 * random.standard_normal((VOCAB, HIDDEN), np.float32),
+        "token_embd.weight": 0.15 * random.standard_normal((VOCAB, HIDDEN), np.float32),
         "output_norm.weight": norm(HIDDEN),
     }
     for layer in range(LAYERS):

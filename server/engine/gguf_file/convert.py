@@ -11,11 +11,9 @@ from server.engine.gguf_file.parts import open_gguf
 from server.engine.gguf_file.safetensors_writer import write_safetensors
 from server.engine.gguf_file.tensors import quantised_types, tensor_names, values
 from server.engine.gguf_file.tokenizer import named_ends, tokenizer_of
+from server.engine.model_files import QUANTISED
 
 log = logging.getLogger(__name__)
-
-TYPES = "gguf_types.json"
-"""Which parameters were quantised in the file, and how."""
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -37,7 +35,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     }
     write_safetensors(folder / "model.safetensors", shapes, values(model, config, names))
     types = quantised_types(model, names)
-    (folder / TYPES).write_text(json.dumps(types, indent=1) + "\n")
+    (folder / QUANTISED).write_text(json.dumps(types, indent=1) + "\n")
     config.save_pretrained(folder)
     generation = GenerationConfig.from_model_config(config)
     ends = sorted({*end_token_ids(model), *named_ends(tokenizer)})

@@ -1,6 +1,7 @@
 """The base's weights in 4 or 8 bits, laid out for the native kernels."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor
 from pruners.architecture import Shape
 from server.engine.dense.linear import DenseLinear
 from server.engine.dense.weights import BaseWeights, LayerWeights, Norm
+from server.engine.packed.held import is_held, mostly_4bit
 from server.engine.packed.packing import BLOCK, Bits, Codes, PackedMatrix, error, pack, quantise
 from server.engine.packed.preview import Preview
 
 log = logging.getLogger(__name__)
 
-_EXACT = 1e-6  # relative: a source that was quantised the same way
+_ROWS = 64  # of a matrix, to tell whether 4 bits hold it
 
 
 @dataclass(slots=True)
@@ -68,28 +70,18 @@ class PackedWeights:
         return list({t.data_ptr(): t for t in found}.values())
 
 
-def held_bits(weight: Tensor) -> Bits | None:
-    """4 or 8 if these values are what such codes stand for exactly, else None."""
-    for bits in (4, 8):
-        if error(quantise(weight, bits), weight) <= _EXACT:
-            return bits
-    return None
-
-
-def pack_weights(weights: BaseWeights, bits: Bits) -> PackedWeights:
+def pack_weights(weights: BaseWeights, bits: Bits, keep: bool = False) -> PackedWeights:
     """Packs an fp32 base; its dense matrices are released layer by layer.
 
-    A matrix is kept in 4 bits if that is exact, or if the source was not in 4 bits to begin with:
-    what a source holds in 4 bits and reordering its neurons has spoilt is kept in 8 bits instead.
+    With `keep`, and where the source holds most matrices in 4 bits, 4 bits are only for matrices
+    that they hold exactly. All others, such as those that reordering neurons has spoilt, have 8.
     """
-    packer = _Packer(bits, weights)
+    packer = _Packer(bits, weights, keep)
     layers = [packer.layer(layer) for layer in weights.layers]
     head = packer.matrix("head", weights.head.weight, weights.head.bias)
     tied = weights.embed.data_ptr() == weights.head.weight.data_ptr()
     embed = head if tied else packer.matrix("embedding", weights.embed, None)
-    for kind, relative in packer.errors.items():
-        log.info("%s in %d bits: relative error %.2g", kind, packer.bits[kind], relative)
-    return PackedWeights(
+    packed = PackedWeights(
         shape=weights.shape,
         layers=layers,
         embed=embed,
@@ -104,11 +96,14 @@ def pack_weights(weights: BaseWeights, bits: Bits) -> PackedWeights:
         errors=packer.errors,
         precision=f"int{bits}",
     )
+    size = sum(tensor.nbytes for tensor in packed.tensors())
+    log.info("matrices: %s; %.0f MB resident", packer.summary(), size / 1e6)
+    return packed
 
 
-def round_weights(weights: BaseWeights, bits: Bits) -> BaseWeights:
+def round_weights(weights: BaseWeights, bits: Bits, keep: bool = False) -> BaseWeights:
     """The same base with the values that packing would give it, for PyTorch to compute with."""
-    packer = _Packer(bits, weights)
+    packer = _Packer(bits, weights, keep)
     tied = weights.embed.data_ptr() == weights.head.weight.data_ptr()
     for layer in weights.layers:
         for part in (layer.qkv, layer.o, layer.gate, layer.up, layer.down):
@@ -120,19 +115,29 @@ def round_weights(weights: BaseWeights, bits: Bits) -> BaseWeights:
 
 
 class _Packer:
-    def __init__(self, bits: Bits, weights: BaseWeights) -> None:
+    def __init__(self, bits: Bits, weights: BaseWeights, keep: bool) -> None:
         self._wanted = bits
-        self._source_is_4bit = bits == 4 and held_bits(weights.layers[0].gate.weight) == 4
+        self._keep = bits == 4 and (keep or mostly_4bit(_matrices(weights)))
         self.errors: dict[str, float] = {}
-        self.bits: dict[str, Bits] = {}
+        self._found: dict[Bits, dict[str, list[float]]] = {}
 
     def matrix(
         self, kind: str, weight: Tensor, bias: Tensor | None, input_major: bool = False
     ) -> PackedMatrix:
         codes = self.codes(weight)
-        self.errors[kind] = max(self.errors.get(kind, 0.0), error(codes, weight))
-        self.bits[kind] = codes.bits
+        relative = error(codes, weight)
+        self.errors[kind] = max(self.errors.get(kind, 0.0), relative)
+        self._found.setdefault(codes.bits, {}).setdefault(kind, []).append(relative)
         return pack(codes, bias, input_major)
+
+    def summary(self) -> str:
+        """How many matrices have 4 and 8 bits, and the largest relative error of each kind."""
+        return ", ".join(
+            f"{sum(map(len, kinds.values()))} in {bits} bits ("
+            + ", ".join(f"{kind} {max(errors):.1g}" for kind, errors in kinds.items())
+            + ")"
+            for bits, kinds in sorted(self._found.items())
+        )
 
     def layer(self, layer: LayerWeights) -> PackedLayer:
         norms = {
@@ -158,9 +163,16 @@ class _Packer:
 
     def codes(self, weight: Tensor) -> Codes:
         """In as many bits as the matrix is kept in."""
-        some = weight[:: max(1, len(weight) // 64)]  # enough to tell
-        spoilt = self._source_is_4bit and error(quantise(some, 4), some) > _EXACT
-        return quantise(weight, 8 if spoilt else self._wanted)
+        if self._keep and not is_held(weight, 4, _ROWS):
+            return quantise(weight, 8)
+        return quantise(weight, self._wanted)
+
+
+def _matrices(weights: BaseWeights) -> Iterator[Tensor]:
+    """Those of the layers."""
+    for layer in weights.layers:
+        for part in (layer.qkv, layer.o, layer.gate, layer.up, layer.down):
+            yield part.weight
 
 
 def _floats(norm: Norm) -> Tensor:
