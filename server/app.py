@@ -1,6 +1,7 @@
 """Puts the server together: model, engine, telemetry, controller, routes."""
 
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -82,7 +83,7 @@ def build_runner(model: LoadedModel, settings: Settings, free_bytes: float | Non
     """The engine's inside: cache, scheduler and decoder.
 
     Unless it is set, the cache takes at most a quarter of `free_bytes`, or of a GPU's free memory
-    where the weights are there.
+    where the weights are there. Raises `SettingsError` if there is no memory for it.
     """
     weights = model.weights
     shape = weights.shape
@@ -96,7 +97,14 @@ def build_runner(model: LoadedModel, settings: Settings, free_bytes: float | Non
     if free_bytes is not None:
         wanted = min(wanted, max(int(free_bytes * _KV_SHARE) // per_token, _LEAST_KV))
     capacity = settings.kv_tokens or wanted
-    decoder = open_decoder(model, capacity, dtype)
+    room = math.inf if free_bytes is None else free_bytes
+    size = f"a cache of {capacity:,} tokens takes {capacity * per_token / 1e9:.1f} GB"
+    if capacity * per_token > room:
+        raise SettingsError(f"{size}, {room / 1e9:.1f} GB are free; set kv_tokens lower")
+    try:
+        decoder = open_decoder(model, capacity, dtype)
+    except (MemoryError, RuntimeError, TypeError) as error:  # how PyTorch says that it cannot
+        raise SettingsError(f"{size}, which cannot be allocated; set kv_tokens lower") from error
     limits = SchedulerLimits(settings.max_running, settings.step_tokens, settings.speculate)
     table = Table() if model.artefact is None else model.artefact.table
     guessing = drafter(model.variants, table)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from server.app import build_runner
 from server.engine import load as loading
 from server.engine.dense.decoder import Decoder
 from server.engine.load import load_model, load_transformers, open_decoder
@@ -12,6 +13,7 @@ from server.engine.packed import native_library
 from server.engine.packed.native_decoder import NativeDecoder
 from server.engine.packed.packing import quantise
 from server.engine.segment import Segment
+from server.settings import Settings, SettingsError
 from tests.tiny import save_tiny
 
 NATIVE = native_library.library() is not None
@@ -68,3 +70,19 @@ def test_without_the_kernels_pytorch_computes_with_the_same_values(
     found = logits(model)
     if native is not None:
         assert float((found.exp() * (found - native)).sum(-1).mean()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "free_bytes", "said"),
+    [
+        (10**12, 8e9, r"1,000,000,000,000 tokens takes .* GB, 8\.0 GB are free"),
+        (10**14, None, "cannot be allocated"),
+        (10**30, None, "cannot be allocated"),
+    ],
+)
+def test_a_cache_that_finds_no_memory_is_one_line(
+    tiny_folder: Path, tokens: int, free_bytes: float | None, said: str
+):
+    model = load_model(tiny_folder, "tiny", "fp32")
+    with pytest.raises(SettingsError, match=said):
+        build_runner(model, Settings(kv_tokens=tokens), free_bytes)
