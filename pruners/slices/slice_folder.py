@@ -88,9 +88,11 @@ def load_slice(folder: Path) -> PreTrainedModel:
     manifest, spec, model_class = _read_manifest(folder)
     try:
         if manifest["loader"] == _PLAIN:
-            model = model_class.from_pretrained(folder)
+            model = model_class.from_pretrained(
+                folder, trust_remote_code=False, use_safetensors=True
+            )
         else:
-            config = model_class.config_class.from_pretrained(folder)
+            config = model_class.config_class.from_pretrained(folder, trust_remote_code=False)
             model = _rebuilt(model_class, config, spec, manifest["biases"])
             _fill(model, load_file(folder / WEIGHTS))
             if model.can_generate():
