@@ -47,7 +47,7 @@ class Hints:
         """The action that the pins name, if there are any; what is left open is the base's."""
         if self.variant is None and self.kv_budget is None:
             return None
-        return Action(self.variant or BASE, self.kv_budget)
+        return Action(BASE if self.variant is None else self.variant, self.kv_budget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class Controller:
         timings = dict(zip(variants, asked, strict=True))
         candidates = []
         for action in self._actions(hints):
-            cached = min(expected, action.kv_budget or expected)
+            cached = expected if action.kv_budget is None else min(expected, action.kv_budget)
             timing = timings[action.variant]
             ttft = timing.ttft if action.kv_budget is None else timing.afresh
             tpot = timing.tpot + cached * timing.per_cached

@@ -121,7 +121,7 @@ def _logged(entry: dict[str, Any], measured: float | None, lost: float) -> Logge
     )
     if kept:
         loss = entry["predicted"]["loss"] if measured is None else measured
-        value = math.exp(-float(loss or 0.0))
+        value = 0.0 if loss is None else math.exp(-float(loss))  # as `_model` has it
     propensity = float(entry["propensities"][label])
     if not 0 < propensity <= 1:
         raise ValueError(f"a propensity of {propensity:g}")

@@ -121,4 +121,5 @@ def _cost_then_loss(candidate: Candidate) -> tuple[float, float]:
 
 
 def _cache_then_loss(candidate: Candidate) -> tuple[float, float]:
-    return candidate.action.kv_budget or float("inf"), _loss(candidate)
+    budget = candidate.action.kv_budget
+    return float("inf") if budget is None else budget, _loss(candidate)

@@ -42,11 +42,13 @@ def vector(observation: Observation, variants: Sequence[str]) -> np.ndarray:
     losses = {
         c.action.variant: c.loss for c in observation.candidates if c.action.kv_budget is None
     }
+    ttft = DEFAULT_TTFT if wanted.ttft is None else wanted.ttft
+    tpot = DEFAULT_TPOT if wanted.tpot is None else wanted.tpot
     return pack(
-        wait=observation.wait / (wanted.ttft or DEFAULT_TTFT),
+        wait=observation.wait / ttft,
         demand=observation.demand,
-        prefill=(base.ttft - observation.wait) / (wanted.ttft or DEFAULT_TTFT),
-        tpot=base.tpot / (wanted.tpot or DEFAULT_TPOT),
+        prefill=(base.ttft - observation.wait) / ttft,
+        tpot=base.tpot / tpot,
         complexity=observation.complexity,
         hardware=(
             0.0 if charge is None else charge,

@@ -1,5 +1,6 @@
 """The commands around policies: profile, train, judge from the audit log."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,12 @@ MaxRunning = Annotated[
     int, typer.Option(min=1, max=256, help="Answers written at once, as when serving.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads of the model.")]
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
 
 
 @policy.command()
@@ -67,8 +74,12 @@ def estimate(
     policy_name: Annotated[
         str, typer.Option("--policy", help="rule, static:V, refusing:V or a trained folder.")
     ],
-    lost: Annotated[float, typer.Option(help="What a lost request is worth.")] = -0.5,
-    clip: Annotated[float, typer.Option(min=1.0, help="The largest weight.")] = 20.0,
+    lost: Annotated[
+        float, typer.Option(help="What a lost request is worth.", callback=_finite)
+    ] = -0.5,
+    clip: Annotated[
+        float, typer.Option(min=1.0, help="The largest weight.", callback=_finite)
+    ] = 20.0,
 ) -> None:
     """Estimate from audit logs what another policy would have been worth.
 

@@ -187,6 +187,8 @@ def _check(body: _Body, numbers: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"{name} has {len(values)} entries for {variants} variants")
         if min(values) < 0:
             raise ValueError(f"{name} holds negative numbers")
+    if not all(body.rates.work(action, 1, 1, 1) > 0 for action in range(variants)):
+        raise ValueError("by its rates, work takes no time")
     if numbers.keys() != set(_COLUMNS):
         raise ValueError(f"{_NUMBERS} holds {', '.join(sorted(numbers))}")
     for name, column in numbers.items():

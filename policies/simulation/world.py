@@ -129,17 +129,19 @@ class World:
     def vector(self) -> np.ndarray:
         """What a learned policy reads of the request that arrived; see `policies.view`."""
         arrival, rates = self._arrivals[self._next], self.profile.rates
-        ttft = self.objectives.ttft or DEFAULT_TTFT
+        wanted = self.objectives
+        ttft = DEFAULT_TTFT if wanted.ttft is None else wanted.ttft
+        tpot = DEFAULT_TPOT if wanted.tpot is None else wanted.tpot
         prefill = rates.stream[0] + arrival.prompt * rates.prompt[0]
         charge, hot = self.host.charge, self._hot()
         return pack(
             self._wait / ttft,
             self._demand.value,
             prefill / ttft,
-            self._tpot(0, arrival) / (self.objectives.tpot or DEFAULT_TPOT),
+            self._tpot(0, arrival) / tpot,
             self._complexity[self._next],
             (
-                charge or 0.0,
+                0.0 if charge is None else charge,
                 float(charge is None),
                 float(charge is not None),
                 float(bool(hot)),

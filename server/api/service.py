@@ -215,7 +215,7 @@ class Service:
             call.generations.append(self.engine.submit(request, call.inbox))
 
     def _hints(self, hints: TrimtabHints, alias: str | None) -> Hints:
-        variant = hints.variant or alias
+        variant = alias if hints.variant is None else hints.variant
         if variant is not None and variant not in self.model.variants:
             known = ", ".join(self.model.variants)
             raise ApiError(400, f"no variant '{variant}'; there are: {known}", "trimtab.variant")

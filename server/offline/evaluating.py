@@ -87,7 +87,7 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
     kept = folder.parent / f".{folder.name}-evaluate"
     with bars() as progress, Journal(kept, identity) as journal:
         if rows is None:
-            limit = plan.limit or _OWN_ROWS * plan.window
+            limit = _OWN_ROWS * plan.window if plan.limit is None else plan.limit
             wanted = max(1, limit // plan.window)
             rows = OwnText(source, journal, progress).rows(wanted, plan.window, _SEED)
         table = _offline(artefact, source, rows, plan, items, tokenizer, journal, progress)

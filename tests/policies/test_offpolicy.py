@@ -134,6 +134,20 @@ def test_a_log_is_read_with_what_the_shadow_measured(logged, tmp_path):
     assert found[0].propensity == 0.25
 
 
+def test_a_loss_of_zero_is_no_loss_and_an_unknown_one_is_worth_nothing(logged, tmp_path):
+    """As the doubly robust estimate's model has it."""
+    seen = logged[0][0].observation
+    lines = [
+        entry(seen, answer="one", predicted={"loss": 0.0}),
+        entry(seen, answer="two", predicted={"loss": None}),
+        entry(seen, answer="three", predicted={"loss": 0.3}),
+        {"kind": "shadow", "answer": "three", "kl": 0.0},
+    ]
+    path = tmp_path / "audit.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [one.value for one in read_log([path]).decisions] == [1.0, 0.0, 1.0]
+
+
 def test_equal_request_ids_join_nothing(logged, tmp_path):
     """A client may send the same `X-Request-Id` twice; the shadow measured the first answer."""
     seen = logged[0][0].observation

@@ -27,6 +27,7 @@ CASES = [
     (GENERATE, {"prompt": "x " * 2000}, "context"),
     (GENERATE, {"prompt": "x", "max_tokens": 100000}, "context"),
     (GENERATE, {"prompt": "x", "trimtab": {"variant": "nope"}}, "no variant 'nope'"),
+    (GENERATE, {"prompt": "x", "trimtab": {"variant": ""}}, "no variant ''"),
     (GENERATE, {"prompt": "x", "trimtab": {"varaint": "base"}}, "varaint"),
     (GENERATE, {"prompt": "x", "trimtab": {"ttft_ms": -3}}, "ttft_ms"),
     (GENERATE, {"prompt": "x", "trimtab": {"kv_budget": 2}}, "kv_budget"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pruners.artefact import load_artefact
+from server import cli as server_cli
 from tests.tiny import save_tiny
 
 
@@ -110,3 +111,14 @@ def test_build_then_serve_then_refuse_a_foreign_or_damaged_artefact(tmp_path):
 def test_a_port_in_use_is_said_before_the_model_is_loaded(tiny_server):
     done = trimtab("serve", "--port", tiny_server.port, timeout=60)
     one_line(done, "cannot listen")
+
+
+def test_an_interruption_is_no_success(monkeypatch):
+    def interrupted(*rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server_cli, "resolve_model", interrupted)
+    monkeypatch.setattr(sys, "argv", ["trimtab", "fetch"])
+    with pytest.raises(SystemExit) as ended:
+        server_cli.main()
+    assert ended.value.code == 130

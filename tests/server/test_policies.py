@@ -5,6 +5,7 @@ import shutil
 
 import httpx
 import pytest
+import typer
 
 from benchmarks.live import ServerProcess
 from policies.simulation.engine import Limits
@@ -187,11 +188,13 @@ def test_what_is_missing_is_said(tmp_path, varied_folders):
         ("give --prompts, or --profile", ("train-policy", "--out", out)),
         ("make one with `trimtab profile`", ("profile", "--out", out)),
         ("cannot read", ("estimate", "--log", tmp_path / "y", "--policy", "rule")),
+        ("nan is no finite number",
+         ("estimate", "--log", tmp_path / "y", "--policy", "rule", "--lost", "nan")),
         ("no-such.txt", ("profile", "--out", out, "--prompts", "no-such.txt")),
         ("has no variants to profile; see `trimtab build`",
          ("profile", "--out", out, "--model", model, "--prompts", prompts)),
     ):  # fmt: skip
-        with pytest.raises(UserError) as error:
+        with pytest.raises((UserError, typer.TyperException)) as error:
             run(*arguments)
-        assert says in str(error.value)
+        assert says in getattr(error.value, "format_message", error.value.__str__)()
         assert not out.exists()

@@ -116,6 +116,7 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
         ({"bytes_read": [1.0, float("nan"), 0.3]}, "NaN is no number"),
         ({"numbers_sha256": "0" * 64}, "not the file"),
         ({"schema": 1}, "another version"),
+        ({"rates": dict.fromkeys(("stream", "row", "prompt", "cached"), (0, 0, 0))}, "no time"),
     ],
 )
 def test_what_a_profile_lacks_is_named(tmp_path, changes, says):
