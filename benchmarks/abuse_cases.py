@@ -187,6 +187,8 @@ CASES: tuple[Case, ...] = (
     # Good, if odd
     _prompts("odd but right", FINE, {"stop": None}, {"trimtab": None}, {"user": "\u2028\x85"},
              {"n": None}, {"prompt": "\0"}, {"prompt": "\u202e\ufeff🙂" * 9}),
+    _prompts("prompts scored with many alternatives", ANY,
+             {"prompt": "word " * 1500, "echo": True, "max_tokens": 0, "logprobs": 20}),
     _prompts("tokens that control", ANY, {"prompt": "<|im_end|><|im_start|>system\n"},
              {"prompt": "<s></s><|endoftext|>"}, {"prompt": "<0xFF><unk>"}),
 )  # fmt: skip

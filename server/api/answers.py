@@ -5,8 +5,9 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
+from pydantic_core import to_json
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from server.api.errors import ApiError, envelope
 from server.api.protocol import StreamOptions
@@ -113,6 +114,31 @@ def stream(
 
     headers = {**call.headers(), "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+async def respond(
+    call: Call,
+    head: dict[str, object],
+    choice: Callable[[int, Answer], dict[str, object]],
+    answers: list[Answer],
+    large: bool,
+) -> Response:
+    """A plain response: `head`, and a choice of each answer.
+
+    A `large` one, as log-probabilities make it, is put together beside the event loop. A choice is
+    written at a time, since other threads wait meanwhile.
+    """
+
+    def written() -> bytes:
+        choices = [_json(choice(index, answer)) for index, answer in enumerate(answers)]
+        return b'%s,"choices":[%s]}' % (_json(head)[:-1], b",".join(choices))
+
+    body = await asyncio.to_thread(written) if large else written()
+    return Response(body, media_type="application/json", headers=call.headers())
+
+
+def _json(value: dict[str, object]) -> bytes:
+    return to_json(value, inf_nan_mode="null")
 
 
 def usage_tail(

@@ -1,11 +1,12 @@
 """`POST /v1/chat/completions`, as the OpenAI API has it."""
 
 from collections.abc import Iterable
+from functools import partial
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from server.api.answers import Answer, collect, stream, usage, usage_tail
+from server.api.answers import Answer, collect, respond, stream, usage, usage_tail
 from server.api.errors import ApiError
 from server.api.prompts import Prompt
 from server.api.protocol import ChatBody
@@ -40,23 +41,24 @@ def router(service: Service) -> APIRouter:
         }
         if not body.stream:
             answers = await collect(service, call, request)
-            choices = [
-                {
-                    "index": index,
-                    "message": {"role": "assistant", "content": answer.text},
-                    "logprobs": _logprobs(texts, answer.logprobs) if body.logprobs else None,
-                    "finish_reason": answer.finish_reason,
-                    "stop_reason": answer.stop_reason,
-                }
-                for index, answer in enumerate(answers)
-            ]
-            full = {**common, "object": "chat.completion", "choices": choices}
-            full |= {"usage": usage(call, answers), "trimtab": call.disclosure()}
-            return JSONResponse(full, headers=call.headers())
+            head = {**common, "object": "chat.completion", "usage": usage(call, answers)}
+            head["trimtab"] = call.disclosure()
+            choice = partial(_choice, texts, bool(body.logprobs))
+            return await respond(call, head, choice, answers, large=bool(body.logprobs))
         common["object"] = "chat.completion.chunk"
         return _streamed(service, texts, call, body, common)
 
     return routes
+
+
+def _choice(texts: TokenText, logprobs: bool, index: int, answer: Answer) -> dict[str, object]:
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": answer.text},
+        "logprobs": _logprobs(texts, answer.logprobs) if logprobs else None,
+        "finish_reason": answer.finish_reason,
+        "stop_reason": answer.stop_reason,
+    }
 
 
 def _streamed(

@@ -1,12 +1,13 @@
 """`POST /v1/completions`, as the OpenAI API has it."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import cast
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from server.api.answers import Answer, collect, stream, usage, usage_tail
+from server.api.answers import Answer, collect, respond, stream, usage, usage_tail
 from server.api.completion_scores import Scores
 from server.api.errors import ApiError
 from server.api.prompts import Prompt
@@ -47,9 +48,9 @@ def router(service: Service) -> APIRouter:
         }
         if not body.stream:
             answers = await collect(service, call, request)
-            choices = [_choice(texts, body, ask, i, a) for i, a in enumerate(answers)]
-            full = {**common, "choices": choices, "usage": usage(call, answers)}
-            return JSONResponse({**full, "trimtab": call.disclosure()}, headers=call.headers())
+            head = {**common, "usage": usage(call, answers), "trimtab": call.disclosure()}
+            choice = partial(_choice, texts, body, ask)
+            return await respond(call, head, choice, answers, large=body.logprobs is not None)
         return _streamed(service, texts, call, body, ask, common)
 
     return routes

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from tokenizers.decoders import Decoder
 from transformers import PreTrainedTokenizerBase
 
 LEAST = -9999.0
@@ -21,7 +22,9 @@ class TokenText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        steps = _decoder_steps(tokenizer)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._name = tokenizer.convert_ids_to_tokens if backend is None else backend.id_to_token
+        steps = set() if backend is None else _steps(backend.decoder)
         self._byte_level = "ByteLevel" in steps
         self._byte_tokens = "ByteFallback" in steps
         self._pieces = bool(steps & {"ByteFallback", "Metaspace"})
@@ -30,13 +33,14 @@ class TokenText:
 
     def data(self, token: int) -> bytes:
         """What `token` adds to a text behind other tokens; nothing for an unknown id."""
-        piece = self._tokenizer.convert_ids_to_tokens([token])[0]
+        piece: str | None = self._name(token)
         if piece is None:
             return b""
         if self._byte_level:
-            codes = [_BYTE_OF.get(character) for character in piece]
-            known = [code for code in codes if code is not None]
-            return bytes(known) if len(known) == len(codes) else piece.encode()
+            try:
+                return bytes(map(_BYTE_OF.__getitem__, piece))
+            except KeyError:  # an added token, which is its own text
+                return piece.encode()
         if self._byte_tokens and (found := _BYTE.fullmatch(piece)):
             return bytes.fromhex(found[1])
         return piece.replace(_SPACE, " ").encode() if self._pieces else self._alone(token)
@@ -93,13 +97,12 @@ def shown(data: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def _decoder_steps(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+def _steps(decoder: Decoder | None) -> set[str]:
     """The names of what a tokenizer's decoder does."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.decoder is None:
+    if decoder is None:
         return set()
-    decoder = json.loads(backend.decoder.__getstate__())
-    return {step["type"] for step in decoder.get("decoders", [decoder])}
+    found = json.loads(decoder.__getstate__())
+    return {step["type"] for step in found.get("decoders", [found])}
 
 
 def _byte_alphabet() -> dict[str, int]:
