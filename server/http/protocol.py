@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from asyncio import Transport
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -152,13 +153,17 @@ class Protocol(HttpToolsProtocol):
         return self._ahead() and not self.transport.is_closing()
 
     def shutdown(self) -> None:
-        """Close, after an error for a request whose answer has not begun.
+        """Close, after an error for a request that has begun, if its answer has not.
 
         What is written already is still sent.
         """
         active = self._active
-        if self.busy and active is not None and not active.response_started:
-            _drop(active)
+        if active is not None and active.response_complete:
+            active = None
+        begun = self._messages > 0 and self._phase_now() is not None and not self._ended
+        if begun and (active is None or not active.response_started):
+            if active is not None:
+                _drop(active)
             self._write_refusal(503, DRAINING, retry_after=1)
         self._deaf = self._ended = True
         self._close()
@@ -208,20 +213,15 @@ class Protocol(HttpToolsProtocol):
         if self._ended:
             return
         phase = self._phase_now()
-        if phase is None or phase[0] != "answer":
-            self._all.waits(self)
-        else:
+        if self._ahead():
             self._all.works(self)
+        else:
+            self._all.waits(self)
         if phase == self._phase:
             return
         self._phase = phase
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if phase is not None and phase[0] == "head":
-            self._timer = self.loop.call_later(self._patience.header, self._late)
-        elif phase is not None and phase[0] == "body":
-            self._timer = self.loop.call_later(self._patience.body, self._late)
+        seconds = {"head": self._patience.header, "body": self._patience.body}
+        self._after(None if phase is None else seconds.get(phase[0]), self._late)
 
     def _phase_now(self) -> tuple[str, int] | None:
         """What happens in which message; None between messages."""
@@ -244,7 +244,8 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str, retry_after: int | None = None) -> None:
         """Answer with an error instead of what is being read, and close."""
-        log.debug("%s: %d %s", self.client, status, message)
+        if retry_after is None:  # of connections too many `Connections` tells, once a minute
+            log.info("%s: %d %s", self.client, status, message)
         self._deaf = True
         self._pending.clear()
         cycle = self.cycle
@@ -260,8 +261,8 @@ class Protocol(HttpToolsProtocol):
         self._finish()
 
     def _write_refusal(self, status: int, message: str, retry_after: int | None) -> None:
-        headers = self.server_state.default_headers
-        self.transport.write(refusal(status, message, headers, retry_after))
+        date = self.server_state.default_headers
+        self.transport.write(refusal(status, message, date, retry_after))
 
     def _finish(self) -> None:
         """Close once the client has read its answer, or does not.
@@ -280,17 +281,17 @@ class Protocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._abort_after(self._patience.linger)
+        self._after(self._patience.linger, self.transport.abort)
 
     def _close(self) -> None:
         self.transport.close()
-        self._abort_after(self._patience.unread)
+        self._after(self._patience.unread, self.transport.abort)
 
-    def _abort_after(self, seconds: float) -> None:
-        """Give up on a client that does not read what was written to it."""
+    def _after(self, seconds: float | None, action: Callable[[], None]) -> None:
+        """Set the one timer anew, or not at all."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(seconds, self.transport.abort)
+        self._timer = None if seconds is None else self.loop.call_later(seconds, action)
 
 
 def _drop(cycle: RequestResponseCycle) -> None:

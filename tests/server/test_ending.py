@@ -108,8 +108,7 @@ def test_a_drain_lets_answers_end_and_refuses_what_is_new(live):
     one = live(drain_seconds=30)
     one.pause = 0.004
     with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
-        for client in begun(one.port):
-            stack.enter_context(client)
+        silent, *half = [stack.enter_context(client) for client in begun(one.port)]
         answer, events = pool.submit(plain, one.url), pool.submit(streamed, one.url)
         one.busy(2)
         one.signal()
@@ -127,6 +126,9 @@ def test_a_drain_lets_answers_end_and_refuses_what_is_new(live):
         assert "error" not in events.result()[-2]
         assert one.ended(5)  # the half-sent ones do not hold it up
         assert one.server.exit_code == 0
+        assert silent.recv(1) == b""
+        for client in half:
+            assert client.recv(100).startswith(b"HTTP/1.1 503")
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -157,13 +159,13 @@ def test_at_the_end_of_the_drain_everybody_is_told(live, seconds, hangs):
 
 
 def test_a_step_that_hangs_is_seen_and_forgiven(live, caplog):
-    one = live(stall_seconds=0.3)
-    one.pause = 1.5
+    one = live(stall_seconds=0.5)
+    one.pause = 3.0
+    assert one.health().status_code == 200
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(plain, one.url, {**LONG, "max_tokens": 1})
         one.busy(1)
-        assert one.health().status_code == 200
-        time.sleep(0.8)
+        time.sleep(1.5)
         found = one.health()
         assert found.status_code == 503
         assert found.headers["retry-after"] == "1"
