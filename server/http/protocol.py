@@ -168,7 +168,7 @@ class Protocol(HttpToolsProtocol):
         self._deaf = self._ended = True
         self._close()
 
-    # Reading.
+    # Reading, and the time it may take.
 
     def _ahead(self) -> bool:
         """Whether what follows belongs to later requests than the one being answered."""
@@ -205,8 +205,6 @@ class Protocol(HttpToolsProtocol):
         lines = [b"%s: %s\r\n" % field for field in fields]
         start = b"%s %s HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
         return start + b"".join(lines) + b"\r\n"
-
-    # Time.
 
     def _watch(self) -> None:
         """Set the time limit for what the client must do next, if it has changed."""
