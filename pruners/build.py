@@ -72,7 +72,8 @@ def build(
         )
     if device is not None and recipe.importance == "taylor":
         raise BuildError(
-            "importance 'taylor' needs gradients, which layers on a device cannot give"
+            "importance 'taylor' needs gradients, which layers on a device cannot give; "
+            "leave the device out"
         )
     model.eval()
     run = _Run(decoder, sources, recipe, journal or Journal(None, None), progress, seconds)

@@ -120,6 +120,8 @@ def train_policy_main() -> None:
 
 def main() -> None:
     """Entry point: user errors are one line on stderr and exit code 2."""
+    if not sys.stderr.isatty():  # their bars return the carriage; ours say lines then
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:

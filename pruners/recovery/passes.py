@@ -51,7 +51,9 @@ def moments(
 
     fit, held_out = to_fit(rows), held_back(rows)
     if not fit:
-        raise RecoveryError("recovery needs at least 2 calibration rows: one is held out")
+        raise RecoveryError(
+            "recovery needs at least 2 calibration rows, as one is held out; give more text"
+        )
     for (index, seen), (_, unseen) in zip(
         stream(decoder, fit, watch, pruned_upstream=pruned_upstream, progress=progress),
         stream(decoder, held_out, watch, pruned_upstream=pruned_upstream),

@@ -77,7 +77,10 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
     if plan.corpus is not None:
         rows = plan.corpus.rows(tokenizer, plan.window, plan.limit)
         if not rows:
-            raise SourceError(f"{plan.corpus.name} is shorter than a window of {plan.window}")
+            raise SourceError(
+                f"{plan.corpus.name} is shorter than a window of {plan.window} tokens; give more "
+                "text, or a smaller window"
+            )
     identity = {
         "artefact": artefact.identity(),
         "plan": [plan.window, plan.limit, plan.kv_prompt],

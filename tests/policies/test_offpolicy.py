@@ -1,6 +1,7 @@
 """Off-policy estimates against the truth, which the profile's table holds in full."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from policies.simulation.environment import ALONE
 from policies.simulation.traffic import at_load, synthetic
 from policies.simulation.world import World
 from pruners.text.readers import ReadError
+from server.cli import main
 from tests.policies.paper import RATES, VARIANTS, profile
 
 COUNT = 1500
@@ -171,6 +173,21 @@ def test_torn_lines_are_counted_and_left_out(logged, tmp_path):
     path.write_bytes(whole[:90])
     with pytest.raises(LogError, match="none of its lines can be read"):
         read_log([path])
+
+
+def test_estimate_says_how_many_lines_were_torn(logged, tmp_path, monkeypatch, capsys):
+    line = json.dumps(entry(logged[0][0].observation, action="base", propensities={"base": 0.5}))
+    path = tmp_path / "audit.jsonl"
+    path.write_text(f"{line}\n{line[:50]}\n{line}\n{line[:70]}")
+    monkeypatch.setattr(
+        sys, "argv", ["trimtab", "estimate", "--log", str(path), "--policy", "rule"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert not ended.value.code
+    assert "rule: 2 decisions" in said.out
+    assert "2 torn lines were left out" in said.err
 
 
 @pytest.mark.parametrize(

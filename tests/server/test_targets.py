@@ -9,6 +9,7 @@ import pytest
 
 from pruners.files import Kind, TargetError, check_folder, replaced_folder
 from pruners.journal import Journal
+from pruners.recipe import BuildError
 from server.cli import main
 from tests.pruners.test_artefact import example
 
@@ -179,6 +180,31 @@ def test_a_file_that_is_not_the_commands_own(place, monkeypatch, capsys, command
         monkeypatch, capsys, command, path
     )
     assert everything(place) == before
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["alone", "after an interrupted one"])
+def test_a_refused_build_leaves_nothing_behind(place, tiny_folder, monkeypatch, capsys, earlier):
+    """Refused in the middle of its work; what an earlier run has left for another text goes too."""
+    journal = Path(".made-build")
+
+    def refuse(*given: object) -> None:
+        noted = next(one for one in given if isinstance(one, Journal))
+        noted.note("a part", 1)
+        raise BuildError("no")
+
+    monkeypatch.setattr("server.offline.building.build", refuse)
+    Path("text.txt").write_text("the quick brown fox " * 20)
+    if earlier:
+        Journal(journal, "another text").note("a part", 1)
+    before = everything(place)
+    words = ["build", "--model", str(tiny_folder), "--text", "text.txt", "--out"]
+    monkeypatch.setattr(sys, "argv", ["trimtab", *words, "made"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "trimtab: no"
+    kept = {name: body for name, body in before.items() if journal.name not in name}
+    assert everything(place) == kept
 
 
 def test_a_replaced_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
