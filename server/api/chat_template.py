@@ -64,7 +64,7 @@ class ChatTemplate:
             "most_bytes": most_bytes,
         }
         try:
-            line = json.dumps(job, allow_nan=False)
+            line = json.dumps(job, allow_nan=False, ensure_ascii=False)
         except ValueError as error:
             raise TemplateFailedError("a number in the messages is too large") from error
         reply = self._ask(line)

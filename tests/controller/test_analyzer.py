@@ -1,6 +1,7 @@
 """Prompt features on texts whose counts are plain to see."""
 
 import sys
+import time
 
 import pytest
 
@@ -47,6 +48,20 @@ def test_the_end_of_a_long_prompt_is_read():
 @pytest.fixture(scope="module")
 def spacy_backend():
     return SpacyBackend(budget=10.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["\n", ". \n", "\t\n", "SELECT ", "return x ", "1. ", "</a", "and "]
+)
+def test_no_text_takes_long(text):
+    long = text * (100_000 // len(text))
+    began = time.thread_time()
+    Analyzer()(long)
+    assert time.thread_time() - began < 0.05, "it is read in the event loop"
+
+
+def test_items_of_a_list_are_steps_behind_empty_lines_too():
+    assert Analyzer()("Do this:\n\n\n  - one\n\n2. two\n * three").step_cues == 3
 
 
 def test_languages_are_told_apart():
