@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 
+from pruners.variant import base_spec
 from server.engine.cache.kv_cache import KVCache
 from server.engine.dense.corrections import own_parts
 from server.engine.dense.decoder import Decoder
-from server.engine.packed import native_library
+from server.engine.packed import native_decoder, native_library
 from server.engine.packed.native_decoder import NativeDecoder, add_preview
 from server.engine.packed.native_model import matrix_of, preview_of
 from server.engine.packed.packed_own import packed_own_parts
@@ -86,8 +87,50 @@ def test_the_best_output_is_the_arg_max_of_the_product(isa, biased):
                 engine.project(matrix, x, y)
                 for given in (preview_of(coarse), None):
                     assert engine.best(matrix, given, x) == y.argmax(-1).tolist()
-        x = torch.full((2, inputs), torch.nan)
-        engine.best(matrix, preview_of(coarse), x)
+
+
+@pytest.mark.parametrize("isa", instruction_sets() or [None])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_no_number_stays_so_and_in_its_own_row(isa, bits):
+    generator = torch.Generator().manual_seed(6)
+    engine = native_library.NativeEngine(2, isa)
+    codes = quantise(torch.randn(3000, 70, generator=generator), bits)
+    packed = pack(codes)
+    seen = preview(codes, torch.randn(9, 70, generator=generator))
+    matrix, coarse = matrix_of(packed), preview_of(seen) if bits == 8 else None
+    for at, bad in itertools.product((0, 13, 69), (torch.nan, -torch.nan, torch.inf, -torch.inf)):
+        x = torch.randn(6, 70, generator=generator)
+        y, alone = torch.empty(6, 3000), torch.empty(6, 3000)
+        engine.project(matrix, x, alone)
+        x[2, at] = x[5, at] = bad
+        engine.project(matrix, x, y)
+        assert not y[[2, 5]].isfinite().any()
+        assert torch.equal(y[[0, 1, 3, 4]], alone[[0, 1, 3, 4]])
+        expected = alone.argmax(-1).tolist()
+        expected[2] = expected[5] = -1
+        for given in (coarse, None):
+            assert engine.best(matrix, given, x) == expected
+
+
+@pytest.mark.parametrize("isa", instruction_sets() or [None])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_token_behind_the_vocabulary_reads_nothing(isa, bits, monkeypatch):
+    monkeypatch.setattr(native_decoder, "check_rows", lambda *_: None)
+    packed = pack_weights(weights_of(tiny_model()), bits)
+    decoder = NativeDecoder(packed, KVCache(packed.shape, 256, torch.bfloat16, CPU))
+    decoder._engine = native_library.NativeEngine(2, isa)
+    base = base_spec(packed.shape)
+    for token in (-1, -(2**31), VOCAB, 2**31 - 1):
+        rows = []
+        for tokens in ([5, token], [5, 6]):
+            cache = decoder.cache.open()
+            assert cache.reserve(2)
+            rows.append(Segment(tokens, cache, base))
+        hidden = decoder.forward(rows)
+        assert hidden.isfinite().all(1).tolist()[1:] == [False, True, True]
+        assert [best >= 0 for best in decoder.best(hidden)[1:]] == [False, True, True]
+        for segment in rows:
+            segment.cache.close()
 
 
 def test_a_preview_is_no_further_off_than_it_says():
