@@ -39,7 +39,7 @@ TRIM_INLINE void quantise(const float* x, int64_t width, Quantised& q, int64_t r
     const int32_t sum = Isa::store_int8(codes + 32 * block, v);
     scales[block] = scale;
     sums[block] = scale * (float)sum;
-    excess[block] = -128 * sum;
+    excess[block] = (int32_t)(-128u * (uint32_t)sum);  // any, where the scale is no number
   }
 }
 
