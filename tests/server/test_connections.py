@@ -134,6 +134,7 @@ CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         ([b"GET / HTTP/1.1\r\nX: ", b"x" * 66_000, b"\r\n\r\n"], 431),
         ([b"GET / HTTP/1.1\r\n", *(b"X%d: x\r\n" % at for at in range(101)), b"\r\n"], 431),
         ([CHUNKED, b"1;", b"x" * 2**20], 400),
+        ([CHUNKED, b"1\r\nx\r\n" * 50_000], 400),
         ([CHUNKED, b"0\r\nX: ", b"x" * 2**20], 400),
         ([CHUNKED, b"0\r\n", *[b"X: x\r\n"] * 101, b"\r\n"], 431),
         ([CHUNKED, b"zz\r\n"], 400),
@@ -158,7 +159,8 @@ def test_what_is_too_large_or_no_http_is_refused_while_it_comes_in(app, parts, s
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 65_000 + b"\r\n\r\n", b"0"),
         (b"GET / HTTP/1.1\r\n" + b"".join(b"X%d: x\r\n" % at for at in range(98)) + b"\r\n", b"0"),
         (b"POST / HTTP/1.1\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000, b"300000"),
-        (CHUNKED + b"1\r\nx\r\n" * 50_000 + b"0\r\nX: y\r\n\r\n", b"50000"),
+        (CHUNKED + b"1\r\nx\r\n" * 10_000 + b"0\r\nX: y\r\n\r\n", b"10000"),
+        (CHUNKED + (b"20\r\n" + b"x" * 32 + b"\r\n") * 9_000 + b"0\r\n\r\n", b"288000"),
         (b"GET / HTTP/1.0\r\n\r\n", b"0"),
         (b"POST / HTTP/1.1\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n"
          b"Content-Length: 2\r\n\r\nxx" + GET, b"2"),
