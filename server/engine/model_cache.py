@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "trimtab.json"
 _SCHEMA = 1
-_STAGING = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}")
+_STAGING = re.compile(r"\..+-[a-z0-9_]{8}")
 
 
 def cached(folder: Path, build: Callable[[Path], None]) -> Path:
     """Return `folder`; if it is missing or damaged, `build` fills a new one in its place first.
 
     `build` takes an empty folder to work in and leaves its result there in `model`. Another process
-    that builds the same folder is waited for. Raises `OSError`.
+    that builds a folder beside this one is waited for. Raises `OSError`.
     """
     if _fault(folder) is not None:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -38,25 +38,27 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def adopt(folder: Path) -> None:
-    """Write the manifest of a folder that was kept before there were manifests, if it is whole.
+def adopt(folder: Path) -> bool:
+    """Say whether a folder from before there were manifests is whole, and write its manifest.
 
-    What cannot be written to is left as it is.
+    One that cannot be written to, as in an image, is left as it is.
     """
     if (folder / MANIFEST).exists() or not _weights_end_where_they_say(folder):
-        return
-    with suppress(OSError):
-        _seal(folder)
+        return False
+    if os.access(folder, os.W_OK):
+        with suppress(OSError):
+            _seal(folder)
+    return True
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove the staging folders of builds that were killed."""
-    for found in parent.glob(".*"):
-        named = _STAGING.fullmatch(found.name)
-        if named is None or not found.is_dir():
-            continue
-        with suppress(OSError), _lock_file(parent / named["name"]) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its builder lives
+    """Remove the staging folders of builds that were killed, unless somebody builds now."""
+    stale = [path for path in parent.glob(".*") if _STAGING.fullmatch(path.name) and path.is_dir()]
+    if not stale:
+        return
+    with suppress(OSError), _lock_file(parent) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a builder lives
+        for found in stale:
             shutil.rmtree(found)
             log.warning("removed %s, left by a build that was killed", found)
 
@@ -76,19 +78,19 @@ def _build(folder: Path, fault: str, build: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with _lock_file(folder) as lock:
+    with _lock_file(folder.parent) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("waiting for another process, which builds %s", folder)
+            log.info("waiting for another process, which builds a model in %s", folder.parent)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
-def _lock_file(folder: Path) -> Iterator[int]:
-    """An open file beside the folder; closing it gives the lock back. It is never removed."""
-    lock = os.open(folder.parent / f".{folder.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+def _lock_file(parent: Path) -> Iterator[int]:
+    """Open the file that one builder at a time locks; closing it gives the lock back."""
+    lock = os.open(parent / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         yield lock
     finally:

