@@ -15,7 +15,7 @@ from controller.sensitivity import Sensitivity, load_sensitivity
 from policies import ExploringPolicy, Objectives, Policy
 from pruners.artefact import ArtefactError, load_artefact
 from pruners.measure.table import Table
-from pruners.variant import BASE
+from pruners.variant import BASE, VariantSpec
 from server.api import chat, completions, errors, generate, page, system
 from server.api.accounting import Accounts
 from server.api.chat_template import open_template
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 _KV_SHARE = 0.25  # of the memory that is free at start, for the cache, unless it is set
 _JOIN_SECONDS = 1.0  # for the step in progress, at the end
 _LEAST_KV = 1024  # tokens, however little memory there is
+_STALL_SECONDS, _STALL_STEPS = 5.0, 10  # a step that takes longer than both hangs
 
 
 def load(settings: Settings) -> LoadedModel:
@@ -209,7 +210,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         accounts.close()
 
     app = FastAPI(title="Trimtab", lifespan=lifespan)
-    readiness = Readiness(engine, settings.stall_seconds)
+    readiness = Readiness(engine, stall_seconds(settings, latency, model.variants[BASE]))
     app.state.service = service
     app.state.readiness = readiness
     app.add_middleware(
@@ -230,6 +231,17 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     ):
         app.include_router(routes)
     return app
+
+
+def stall_seconds(settings: Settings, latency: StepModel, base: VariantSpec) -> float:
+    """Return how long a step may take before the engine counts as hanging.
+
+    A large model on a slow host takes long for a full step, and longer while other processes run.
+    """
+    if settings.stall_seconds is not None:
+        return settings.stall_seconds
+    full = latency.seconds([(base, settings.step_tokens, 0)], 1)
+    return max(_STALL_SECONDS, _STALL_STEPS * full)
 
 
 def step_model(model: LoadedModel) -> StepModel:
