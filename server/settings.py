@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     max_connections: int | None = Field(default=None, ge=1)  # None: as files may be opened
     header_seconds: float = Field(default=10.0, gt=0)  # for a request's headers to come in
     body_seconds: float = Field(default=30.0, gt=0)
-    # Of one step, until `/health` says 503. None: 5 s, or ten times a full step's if that is longer.
+    # Of one step, until `/health` says 503. None: 5 s, or ten full steps where that is longer.
     stall_seconds: float | None = Field(default=None, gt=0)
     drain_seconds: float = Field(default=30.0, ge=0)
     telemetry_seconds: float = Field(default=0.5, gt=0)

@@ -4,7 +4,6 @@ A manifest is written last. It lists every file with its size, time and hash. A 
 and times, and reads a file only where its time has changed.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,9 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "trimtab.json"
+_LOCK = ".lock"
 _SCHEMA = 1
 _STAGING = re.compile(r"\..+-[a-z0-9_]{8}")
 
@@ -38,26 +40,12 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def adopt(folder: Path) -> bool:
-    """Say whether a folder from before there were manifests is whole, and write its manifest.
-
-    One that cannot be written to, as in an image, is left as it is.
-    """
-    if (folder / MANIFEST).exists() or not _weights_end_where_they_say(folder):
-        return False
-    if os.access(folder, os.W_OK):
-        with suppress(OSError):
-            _seal(folder)
-    return True
-
-
 def remove_stale(parent: Path) -> None:
     """Remove the staging folders of builds that were killed, unless somebody builds now."""
     stale = [path for path in parent.glob(".*") if _STAGING.fullmatch(path.name) and path.is_dir()]
     if not stale:
         return
-    with suppress(OSError), _lock_file(parent) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a builder lives
+    with suppress(OSError), FileLock(parent / _LOCK, timeout=0):  # fails while a builder lives
         for found in stale:
             shutil.rmtree(found)
             log.warning("removed %s, left by a build that was killed", found)
@@ -78,23 +66,17 @@ def _build(folder: Path, fault: str, build: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with _lock_file(folder.parent) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process, which builds a model in %s", folder.parent)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _lock_file(parent: Path) -> Iterator[int]:
-    """Open the file that one builder at a time locks; closing it gives the lock back."""
-    lock = os.open(parent / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    """Let one process at a time build beside `folder`. Its lock ends with the process."""
+    lock = FileLock(folder.parent / _LOCK)
     try:
-        yield lock
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process, which builds a model in %s", folder.parent)
+        lock.acquire()
+    try:
+        yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def _seal(folder: Path) -> None:
@@ -145,20 +127,6 @@ def _fault(folder: Path) -> str | None:
         with suppress(OSError):  # so that the next start need not read it again
             _write(folder, {"schema": schema, "files": files})
     return None
-
-
-def _weights_end_where_they_say(folder: Path) -> bool:
-    """Whether the weights' file is as long as its header says, and the rest is there."""
-    weights = folder / "model.safetensors"
-    try:
-        with weights.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(size, 1 << 26)))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
-        complete = weights.stat().st_size == 8 + size + max(ends)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return complete and all((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
 
 
 def _sha256(path: Path) -> str:

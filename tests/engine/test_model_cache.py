@@ -1,6 +1,5 @@
 """Kept model folders: whole or not there, whatever happens to process, disk or files."""
 
-import fcntl
 import json
 import logging
 import os
@@ -11,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from server.engine import source
 from server.engine.gguf_file import convert
-from server.engine.model_cache import MANIFEST, adopt, cached, remove_stale
+from server.engine.model_cache import MANIFEST, cached, remove_stale
 from server.engine.source import DEFAULT_MODEL, ModelSourceError, resolve_model
 from tests.engine.gguf_tiny import write_gguf
-from tests.tiny import save_tiny
 
 
 class Builder:
@@ -114,8 +113,7 @@ def test_one_builds_and_the_other_waits(tmp_path: Path, caplog):
 def test_what_killed_builds_left_is_removed(tmp_path: Path):
     for name in (".mine-abcd1234", ".other-abcd1234", ".hidden", "mine-abcd1234"):
         (tmp_path / name / "model").mkdir(parents=True)
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(tmp_path / ".lock"):
         remove_stale(tmp_path)
         assert (tmp_path / ".mine-abcd1234").exists()
     remove_stale(tmp_path)
@@ -138,22 +136,6 @@ def test_a_killed_conversion_leaves_nothing_after_the_next_start(tmp_path: Path,
     assert {found.name for found in (tmp_path / "models").iterdir() if found.is_dir()} == {
         folder.name
     }
-
-
-def test_the_folder_of_an_older_version_is_adopted_if_it_is_whole(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
-    folder = save_tiny(tmp_path / "models" / DEFAULT_MODEL)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "access", lambda *rest: False)
-        assert resolve_model(DEFAULT_MODEL) == folder
-    assert not (folder / MANIFEST).exists()
-    assert resolve_model(DEFAULT_MODEL) == folder
-    assert (folder / MANIFEST).exists()
-    assert resolve_model(DEFAULT_MODEL) == folder
-    (folder / MANIFEST).unlink()
-    os.truncate(folder / "model.safetensors", 1000)
-    assert not adopt(folder)
-    assert not (folder / MANIFEST).exists()
 
 
 def test_a_gguf_file_is_converted_again_when_it_changes(tmp_path: Path, monkeypatch):
