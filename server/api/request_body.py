@@ -38,6 +38,7 @@ class JsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            _check_type(request.headers.get("content-type", ""))
             parsed = _ParsedRequest(request.scope, request.receive)
             found = await parsed.json()  # here: FastAPI hides what goes wrong within its call
             if isinstance(found, dict) and len(found) > MOST_FIELDS:
@@ -52,6 +53,13 @@ class _ParsedRequest(Request):
         if not hasattr(self, "_json"):
             self._json = parse(await self.body())
         return self._json
+
+
+def _check_type(given: str) -> None:
+    """Raise `ApiError` 400 for a body that is not said to be JSON: a form of any page could be."""
+    media = given.partition(";")[0].strip().lower()
+    if media != "application/json" and not media.endswith("+json"):
+        raise ApiError(400, "the body must be JSON, sent with Content-Type: application/json")
 
 
 def _count(body: bytes) -> None:

@@ -130,6 +130,19 @@ RAW = [
 ]
 
 
+@pytest.mark.parametrize("media", ["", "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_must_be_said_to_be_json(client, media):
+    found = client.post(GENERATE, content=b'{"prompt": "x"}', headers={"content-type": media})
+    refused(found)
+    assert "Content-Type: application/json" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("media", ["application/json; charset=utf-8", "Application/JSON"])
+def test_json_may_be_called_so_in_any_case(client, media):
+    body = b'{"prompt": "x", "max_tokens": 1}'
+    assert client.post(GENERATE, content=body, headers={"content-type": media}).status_code == 200
+
+
 @pytest.mark.parametrize(("path", "body"), RAW)
 @pytest.mark.parametrize("text", ['"\\ud800"', '"\\udc00x"', "[" * 900 + "]" * 900, "1e400"])
 def test_text_that_is_no_text_and_numbers_that_are_none(client, path, body, text):
