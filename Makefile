@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: install serve test lint sanitize bench artefact clean
+.PHONY: install serve test lint docs sanitize bench artefact clean
 
 install: $(INSTALLED)
 
@@ -22,6 +22,10 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation in build/site; a broken link is an error.
+docs: $(INSTALLED_DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The native kernels' tests under the address and undefined-behaviour sanitizers.
 sanitize: $(INSTALLED_DEV)
