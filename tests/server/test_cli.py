@@ -1,7 +1,6 @@
 """User errors of the command line: exit code 2 and one line, no traceback, nothing half-written."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,23 +9,8 @@ import torch
 
 from pruners.artefact import load_artefact
 from server import cli as server_cli
+from tests.server.commands import one_line, trimtab
 from tests.tiny import save_tiny
-
-
-def trimtab(*arguments, timeout=240):
-    command = [sys.executable, "-m", "server.cli", *map(str, arguments)]
-    free = {"TRIMTAB_PORT": "0", **os.environ}  # a server may run beside the tests
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, check=False, env=free
-    )
-
-
-def one_line(done, says):
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("trimtab: ")]
-    assert len(lines) == 1
-    assert says in lines[0]
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -109,7 +93,7 @@ def test_build_then_serve_then_refuse_a_foreign_or_damaged_artefact(tmp_path):
 
 
 def test_a_port_in_use_is_said_before_the_model_is_loaded(tiny_server):
-    done = trimtab("serve", "--port", tiny_server.port, timeout=60)
+    done = trimtab("serve", "--port", tiny_server.port)
     one_line(done, "cannot listen")
 
 

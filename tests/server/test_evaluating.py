@@ -15,7 +15,7 @@ from pruners.text.sources import read_corpus
 from pruners.variant import BASE
 from server.engine.load import load_tokenizer, load_transformers
 from tests.pruners.models import random_rows
-from tests.server.test_cli import one_line, trimtab
+from tests.server.commands import one_line, trimtab
 from tests.tiny import save_tiny
 
 RECIPE = Recipe(

@@ -15,7 +15,7 @@ from pruners.files import TargetError
 from server.offline import profiling
 from server.offline import sweep as sweeping
 from server.settings import Settings
-from tests.server.test_cli import one_line, trimtab
+from tests.server.commands import one_line, trimtab
 from tests.server.test_train_policy import KilledError, killed, run
 
 

@@ -12,7 +12,7 @@ from server.app import load
 from server.prechecks import check_settings
 from server.settings import Settings
 from tests.policies.test_bundle import network
-from tests.server.test_cli import one_line, trimtab
+from tests.server.commands import one_line, trimtab
 
 NOWHERE = "no-such-model"  # whatever is said of it was not said first
 

@@ -15,7 +15,7 @@ from pruners.recipe import Recipe
 from server.engine.load import load_model, load_transformers, open_decoder
 from server.engine.segment import Segment
 from tests.pruners.models import random_rows
-from tests.server.test_cli import one_line, trimtab
+from tests.server.commands import one_line, trimtab
 from tests.tiny import save_tiny
 
 RECIPE = Recipe(ffn_keep=(0.67,), skip_layers=(1,), shares=(), kv_budgets=(), rank=4, keep_all=True)

@@ -35,6 +35,8 @@ SERVER_METRICS = {
     "trimtab_shadow_agreed_tokens_total": "counter",
     "trimtab_variant_trusted": "gauge",
     "trimtab_audit_lines_lost_total": "counter",
+    "trimtab_engine_request_failures_total": "counter",
+    "trimtab_engine_step_failures_total": "counter",
     "trimtab_policy_info": "gauge",
     "trimtab_requests_running": "gauge",
     "trimtab_requests_waiting": "gauge",
