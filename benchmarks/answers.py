@@ -6,7 +6,7 @@ from benchmarks.offered import Answer
 from pruners.variant import BASE
 from server.app import build_runner, load
 from server.engine.rereading import Rereading
-from server.settings import Settings
+from server.settings import JobSettings
 
 _SLOTS = 4096  # cached tokens
 
@@ -15,8 +15,8 @@ class Reader:
     """Holds the default model; each answer is read once, however often it was given."""
 
     def __init__(self) -> None:
-        self._model = load(Settings())
-        self._runner = build_runner(self._model, Settings(kv_tokens=_SLOTS), None)
+        self._model = load(JobSettings())
+        self._runner = build_runner(self._model, JobSettings(kv_tokens=_SLOTS), None)
         self._known: dict[tuple[str, str, str], float] = {}
 
     def losses(self, answers: Sequence[Answer]) -> list[float]:

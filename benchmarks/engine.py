@@ -18,7 +18,7 @@ from benchmarks.touched import step_bytes
 from pruners.variant import BASE
 from server.app import load
 from server.offline.timing import decode_step, prefill, zeroed_decoder
-from server.settings import Settings
+from server.settings import JobSettings
 from telemetry.machine import describe
 
 ROWS = (1, 2, 4, 8, 16, 32)
@@ -34,7 +34,7 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5)
     arguments = options.parse_args()
 
-    model = load(Settings(weights=arguments.weights))
+    model = load(JobSettings(weights=arguments.weights))
     base = model.variants[BASE]
     threads = torch.get_num_threads()
     decoder = zeroed_decoder(model, max(ROWS) * (max(CACHED) + 64))

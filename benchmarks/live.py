@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 
+from server.settings import ELSEWHERE, PREFIX
+
 
 class ServerProcess:
     """`trimtab serve` on a free port."""
@@ -27,7 +29,7 @@ class ServerProcess:
                 [*command, *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={**_environment(), **environment},
             )
 
     def wait(self, seconds: float = 120) -> "ServerProcess":
@@ -71,3 +73,12 @@ class ServerProcess:
         text = httpx.get(f"{self.url}/metrics").text
         pairs = re.findall(r"^(\w+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
         return {name: float(value) for name, value in pairs}
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without settings: a server under test has those that it is given."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(PREFIX) or name in ELSEWHERE
+    }

@@ -13,10 +13,10 @@ from typing import Any
 
 import aiohttp
 
-from server.settings import Settings
+from server.settings import JobSettings
 
 PATIENCE = 60.0  # seconds after which a client gives up
-SLOTS = Settings().max_running  # answers written at once, and clients that keep a server busy
+SLOTS = JobSettings().max_running  # answers written at once, and clients that keep a server busy
 
 
 @dataclass(frozen=True, slots=True)

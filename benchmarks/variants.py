@@ -20,7 +20,7 @@ from server.engine.dense.linear import nbytes
 from server.engine.load import AnyDecoder, LoadedModel
 from server.engine.segment import Segment
 from server.offline.timing import decode_step, zeroed_decoder
-from server.settings import Settings
+from server.settings import JobSettings
 from telemetry.machine import describe
 
 CACHED = 128
@@ -90,7 +90,7 @@ def main() -> None:
     options.add_argument("--weights", default="auto")
     options.add_argument("--repeats", type=int, default=5)
     arguments = options.parse_args()
-    model = load(Settings(weights=arguments.weights))
+    model = load(JobSettings(weights=arguments.weights))
     shape = model.weights.shape
     base = model.variants[BASE]
     skipped = list(range(shape.layers // 4, 2 * (shape.layers // 4)))

@@ -9,9 +9,11 @@ from server.api.door import HEALTH, Door
 from server.api.errors import envelope
 from server.api.readiness import DRAINING
 
+_WHOLE_BODIES = 64  # of the largest size, that may be in memory at once
+
 
 class Limits:
-    """ASGI middleware. A body is counted as it arrives, so that none is held that is too large.
+    """ASGI middleware. Bodies are counted as they arrive, so that memory holds a bounded number.
 
     While `draining()`, whatever would be new work is refused, and so is `/health`.
     """
@@ -23,6 +25,7 @@ class Limits:
         self._max = max_body_bytes
         self._door = door
         self._draining = draining
+        self._held = 0  # bytes of the bodies of all requests that are read or answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a refusal itself, else passes the request on."""
@@ -33,42 +36,66 @@ class Limits:
         if refusal is not None:
             await _answer(send, *refusal)
             return
+        body = bytearray()
         try:
-            body = await self._read(scope["headers"], receive)
-        except ConnectionAbortedError:
-            return
-        if body is None:
-            await _answer(send, 413, f"the body is larger than {self._max} bytes")
-            return
-        if self._draining() and (scope["method"] == "POST" or scope["path"] == HEALTH):
-            await _answer(send, 503, DRAINING, retry_after=1)
-            return
-        replayed = False
+            await self._read(scope["headers"], receive, body)
+            if self._draining() and (scope["method"] == "POST" or scope["path"] == HEALTH):
+                raise _RefusedError(503, DRAINING, retry_after=1)
+            await self._app(scope, _replayed(bytes(body), receive), send)
+        except _RefusedError as error:
+            await _answer(send, error.status, error.message, error.retry_after)
+        except _GoneError:
+            pass
+        finally:
+            self._held -= len(body)
 
-        async def replay() -> Message:
-            nonlocal replayed
-            if replayed:
-                return await receive()
-            replayed = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self._app(scope, replay, send)
-
-    async def _read(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes | None:
+    async def _read(
+        self, headers: list[tuple[bytes, bytes]], receive: Receive, body: bytearray
+    ) -> None:
+        """Fill `body`. Raise `_RefusedError` if it is too large, alone or with all others."""
+        too_large = _RefusedError(413, f"the body is larger than {self._max} bytes")
         declared = dict(headers).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self._max:
-            return None
-        parts, size, more = [], 0, True
+            raise too_large
+        more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ConnectionAbortedError
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._max:
-                return None
+                raise _GoneError
+            part = message.get("body", b"")
+            body += part
+            self._held += len(part)
+            if len(body) > self._max:
+                raise too_large
+            if self._held > _WHOLE_BODIES * self._max:
+                raise _RefusedError(503, "too many large bodies at once", retry_after=1)
             more = message.get("more_body", False)
-        return b"".join(parts)
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.retry_after = retry_after
+
+
+class _GoneError(Exception):
+    """The client hung up before its body was there."""
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Give the body in one message, then what `receive` gives."""
+    replayed = False
+
+    async def replay() -> Message:
+        nonlocal replayed
+        if replayed:
+            return await receive()
+        replayed = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
 
 
 async def _answer(send: Send, status: int, message: str, retry_after: int | None = None) -> None:

@@ -17,6 +17,11 @@ async def yes(scope, receive, send):
     await send({"type": "http.response.body", "body": b"yes"})
 
 
+async def slow(scope, receive, send):
+    await slow.wait()
+    await yes(scope, receive, send)
+
+
 def ask(
     path="/v1/models",
     key="secret",
@@ -158,3 +163,30 @@ def test_while_draining_only_what_is_no_work_is_answered():
         assert response.headers["retry-after"] == "1"
         assert response.json()["error"]["message"] == "the server is shutting down"
     assert ask("/metrics", key=None, draining=True).status_code == 200
+
+
+def test_bodies_together_are_bounded_and_forgotten():
+    """So many at once that the last part of one is too much; then there is room again."""
+
+    async def go():
+        app = Limits(slow, 1000, Door(None, "0.0.0.0", ()), lambda: False)
+        answered = asyncio.Event()
+        slow.wait = answered.wait
+
+        async def post(size):
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.post("/generate", content=b"x" * size)
+
+        first = [asyncio.create_task(post(1000)) for _ in range(64)]
+        await asyncio.sleep(0.2)
+        refused = await post(1)
+        answered.set()
+        found = await asyncio.gather(*first)
+        return refused, found, await post(1000)
+
+    refused, found, after = asyncio.run(go())
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    assert {response.status_code for response in found} == {200}
+    assert after.status_code == 200
