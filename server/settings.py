@@ -23,6 +23,16 @@ ELSEWHERE = ("TRIMTAB_CACHE", "TRIMTAB_NATIVE", "TRIMTAB_ISA")
 """Variables that are read where they are used: where models lie, and which kernels run."""
 
 
+GROUPS = {
+    "Model and address": "model",
+    "Engine": "device",
+    "Controller": "policy",
+    "Watching": "shadow_share",
+    "Limits": "max_body_bytes",
+}
+"""Titles of groups of settings, and the first setting of each."""
+
+
 class SettingsError(UserError):
     """A setting that is wrong or does not fit the model. One clear line."""
 
@@ -30,61 +40,100 @@ class SettingsError(UserError):
 class Settings(BaseSettings):
     """Sizes in tokens or bytes, times in seconds or, where the name says so, milliseconds."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     model: str = DEFAULT_MODEL
-    artefact: Path | None = None  # None: the shipped one, if it was built for this model
+    """The model: a Hugging Face id, a folder, a GGUF file, or the default's name."""
+    artefact: Path | None = None
+    """Folder by `trimtab build`. Without: the shipped one, if it was built for this model."""
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes any that is free."""
     api_key: str | None = None
-    allowed_hosts: Annotated[
-        tuple[str, ...], NoDecode
-    ] = ()  # names to be called by, with or without a port
+    """Key that every request must send as `Authorization: Bearer KEY`. Without: no key."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names that the server may be called by, with or without a port, separated by commas."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if PyTorch sees one
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model is computed: `auto` takes the GPU if PyTorch sees one."""
     weights: Precision = "auto"
+    """How weights are kept: `auto` (as the source has them), `fp32`, `bf16`, `int8` or `int4`."""
     threads: int | None = Field(default=None, ge=1)
+    """Processor threads of the model. Without: all cores."""
     context: int | None = Field(default=None, ge=64)
+    """Longest prompt and answer together, in tokens. Without: the model's own maximum."""
     max_running: int = Field(default=16, ge=1, le=256)
+    """Answers written at once."""
     max_waiting: int = Field(default=256, ge=0)
-    max_waiting_tokens: int = Field(default=131_072, ge=1)  # of prompts in the line
+    """Requests that may wait; more get 503."""
+    max_waiting_tokens: int = Field(default=131_072, ge=1)
+    """Prompt tokens that may wait; more get 503."""
     step_tokens: int = Field(default=256, ge=16)
-    kv_tokens: int | None = Field(default=None, ge=512)  # None: from the memory that is free
-    kv_cache: Literal["auto", "int8"] = "auto"  # int8 needs weights in 4 or 8 bits
-    kv_scorer: str = "streaming"  # which tokens a KV budget keeps
+    """Tokens processed in one step of the engine, over all requests."""
+    kv_tokens: int | None = Field(default=None, ge=512)
+    """Size of the KV cache in tokens. Without: a quarter of the free memory at most."""
+    kv_cache: Literal["auto", "int8"] = "auto"
+    """Type of the KV cache: `int8` halves it, and needs weights in 4 or 8 bits."""
+    kv_scorer: str = "streaming"
+    """Which tokens a KV budget keeps: a name from `pruners.kv`."""
     kv_budgets: Annotated[tuple[Annotated[int, Field(ge=32)], ...], NoDecode] = (1024, 512, 256)
+    """KV budgets that the controller may choose, in tokens, as a JSON list."""
+    speculate: bool = True
+    """Guess tokens ahead and verify them. Never changes what is written."""
 
-    speculate: bool = True  # guess tokens from the text so far; never changes what is written
-
-    policy: str = "rule"  # or random, static:VARIANT, or a folder by `train-policy`
-    force: bool = False  # serve a trained policy that did not beat the rule
-    explore: float = Field(
-        default=0.0, ge=0, le=1
-    )  # share of choices left to chance, to learn from
+    policy: str = "rule"
+    """`rule`, `random`, `static:VARIANT`, `refusing:VARIANT`, or a folder by `train-policy`."""
+    force: bool = False
+    """Serve a trained policy that did not beat the rule."""
+    explore: float = Field(default=0.0, ge=0, le=1)
+    """Share of choices left to chance, for `trimtab estimate` to learn from."""
     ttft_ms: float | None = Field(default=2000.0, gt=0)
+    """Objective for the first token, in milliseconds, of requests that name none."""
     tpot_ms: float | None = Field(default=None, gt=0)
+    """Objective for each further token, in milliseconds, of requests that name none."""
     max_loss: float | None = Field(default=None, ge=0)
+    """Most that an answer may lose, in nats per token, where the request does not say."""
     deadline_ms: float | None = Field(default=None, gt=0)
-    refuse_late: bool = False  # 503 where the queue is too long for ttft_ms, large requests first
-    save_energy: bool = False  # always answer as if the battery were low
+    """Objective for the whole answer, in milliseconds, of requests that name none."""
+    refuse_late: bool = False
+    """Answer 503 where the queue is too long for `ttft_ms`, large requests first."""
+    save_energy: bool = False
+    """Answer as if the battery were low, always."""
+    analyzer: Literal["patterns", "nltk", "spacy"] = "patterns"
+    """What reads prompts. A backend without time falls back to the quicker ones."""
+    dwell_seconds: float = Field(default=1.0, ge=0)
+    """How long a variant is kept after a change, for requests of one kind."""
+    narrow: bool = False
+    """Any answer may get narrower midway, not only those that say `narrow`."""
 
-    analyzer: Literal["patterns", "nltk", "spacy"] = "patterns"  # what reads prompts
-    dwell_seconds: float = Field(default=1.0, ge=0)  # a variant is kept for, after a change
-    narrow: bool = False  # answers may get narrower midway, when the host comes under pressure
-    shadow_share: float = Field(default=0.05, ge=0, le=1)  # of answers, read again by the base
-    audit_log: Path | None = None  # JSON lines of every decision
+    shadow_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of answers that the base reads again in idle moments."""
+    audit_log: Path | None = None
+    """File for a line of JSON about every decision. Without: none is written."""
     audit_max_bytes: int = Field(default=64 * 2**20, ge=4096)
-    audit_prompts: bool = False  # whether their texts may be kept there
+    """Size at which the audit log begins a new file; five old ones are kept."""
+    audit_prompts: bool = False
+    """Whether the audit log may hold the texts of prompts."""
+    telemetry_seconds: float = Field(default=0.5, gt=0)
+    """Time between readings of the machine."""
 
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
-    max_answers: int = Field(default=64, ge=1)  # prompts times `n` in one call
-    max_connections: int | None = Field(default=None, ge=1)  # None: as files may be opened
-    header_seconds: float = Field(default=10.0, gt=0)  # for a request's headers to come in
+    """Largest body of a request; a larger one gets 413."""
+    max_answers: int = Field(default=64, ge=1)
+    """Prompts times `n` in one call."""
+    max_connections: int | None = Field(default=None, ge=1)
+    """Connections at once. Without: 10,000, or what the limit on open files allows."""
+    header_seconds: float = Field(default=10.0, gt=0)
+    """Time for the headers of a request to come in."""
     body_seconds: float = Field(default=30.0, gt=0)
-    # Of one step, until `/health` says 503. None: 5 s, or ten full steps where that is longer.
+    """Time for the body of a request to come in."""
     stall_seconds: float | None = Field(default=None, gt=0)
+    """Time of one step until `/health` says 503. Without: 5 s, or ten full steps if longer."""
     drain_seconds: float = Field(default=30.0, ge=0)
-    telemetry_seconds: float = Field(default=0.5, gt=0)
+    """Time that answers on their way have to end when the server is stopped."""
 
     @field_validator("kv_budgets", mode="before")
     @classmethod

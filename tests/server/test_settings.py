@@ -13,12 +13,14 @@ from server.engine.load import load_model
 from server.offline.samples import sample_answers
 from server.offline.selftext import OwnText
 from server.settings import (
+    GROUPS,
     JobSettings,
     Settings,
     SettingsError,
     read_settings,
     unknown_variables,
 )
+from server.settings_page import settings_page
 
 HOSTILE = {
     "TRIMTAB_MODEL": "other", "TRIMTAB_ARTEFACT": "/nowhere", "TRIMTAB_DEVICE": "cuda",
@@ -121,3 +123,12 @@ def test_every_variable_that_code_reads_is_known():
                 text = node.value if isinstance(node, ast.Constant) else None
                 if isinstance(text, str) and text.startswith("TRIMTAB_") and text.isupper():
                     assert text == "TRIMTAB_" or not unknown_variables({text: "1"}), path
+
+
+def test_every_setting_is_described_and_the_page_says_so():
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    assert page.read_text() == settings_page()
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+    assert set(GROUPS.values()) <= set(Settings.model_fields)
