@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +23,25 @@ cli = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="An LLM inference server that shrinks the model instead of failing the user.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"trimtab {metadata.version('trimtab')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """An LLM inference server that shrinks the model instead of failing the user."""
+
+
 cli.add_typer(offline)
 cli.add_typer(policy_commands)
 

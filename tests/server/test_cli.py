@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import torch
@@ -38,6 +39,12 @@ def test_a_gpu_that_is_not_there(tmp_path):
     save_tiny(tmp_path / "mine")
     done = trimtab("serve", "--device", "cuda", "--model", tmp_path / "mine", "--port", 0)
     one_line(done, "PyTorch sees no GPU")
+
+
+def test_the_version_is_that_of_the_package():
+    done = trimtab("--version")
+    assert done.returncode == 0
+    assert done.stdout == f"trimtab {metadata.version('trimtab')}\n"
 
 
 def test_help_needs_no_torch():
