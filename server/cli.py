@@ -153,7 +153,8 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"trimtab: {message}", file=sys.stderr)
+    if message:  # a command without arguments has shown its help instead
+        print(f"trimtab: {message}", file=sys.stderr)
     sys.exit(2)
 
 
