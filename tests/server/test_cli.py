@@ -79,7 +79,8 @@ def test_a_damaged_gguf_is_refused(tmp_path):
 def test_build_then_serve_then_refuse_a_foreign_or_damaged_artefact(tmp_path):
     model = save_tiny(tmp_path / "mine", num_hidden_layers=8, max_position_embeddings=1024)
     out = tmp_path / "artefact"
-    done = trimtab("build", "--model", model, "--out", out, "--tokens", 1024)
+    options = ("--out", out, "--tokens", 1024, "--shares", "0.9,0.6")
+    done = trimtab("build", "--model", model, *options)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob(".artefact*"))  # the journal is gone
     artefact = load_artefact(out)
