@@ -32,10 +32,10 @@ sanitize: $(INSTALLED_DEV)
 	mkdir -p build/sanitize
 	$(CXX) -O1 -g -std=c++20 -shared -fPIC -fsanitize=address,undefined -fno-sanitize-recover=all \
 		-Wno-psabi -Wno-ignored-attributes -Wno-maybe-uninitialized \
-		server/engine/native/*.cpp -o build/sanitize/native.so
+		server/engine/backends/native/csrc/*.cpp -o build/sanitize/native.so
 	ASAN_OPTIONS=detect_leaks=0 TRIMTAB_NATIVE=build/sanitize/native.so \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest tests/engine/test_native.py
+		$(BIN)/python -m pytest tests/server/engine/backends/test_native.py
 
 # LLAMA="--llama-cpp FOLDER" adds llama.cpp's programs to the comparison.
 bench: $(INSTALLED_DEV)
@@ -64,7 +64,7 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt $(wildcard server/engine/native/*)
+$(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt $(wildcard server/engine/backends/native/csrc/*)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@

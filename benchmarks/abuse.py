@@ -154,7 +154,7 @@ def main() -> int:
 
 
 def _tiny(folder: Path) -> tuple[str, str]:
-    tiny = importlib.import_module("tests.tiny")
+    tiny = importlib.import_module("tests.support.tiny")
     return "--model", str(tiny.save_tiny(folder / "tiny-llama"))
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from benchmarks.offered import Answer
 from pruners.variant import BASE
 from server.app import build_runner, load
-from server.engine.rereading import Rereading
 from server.settings import JobSettings
+from server.shadow.teacher_forcing import Rereading
 
 _SLOTS = 4096  # cached tokens
 

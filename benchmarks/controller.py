@@ -28,11 +28,11 @@ from controller import (
     StepModel,
 )
 from controller.analyzer import BACKENDS
-from controller.load import StepRecord
+from controller.engine_status import StepRecord
 from policies import Objectives, RulePolicy
-from pruners.artefact import load_artefact
+from pruners.artefact.folder import load_artefact
 from pruners.variant import BASE, base_spec
-from server.engine.source import DEFAULT_MODEL
+from server.engine.loading.source import DEFAULT_MODEL
 from server.prechecks import shipped_artefact
 from telemetry import default_sampler
 from telemetry.machine import describe

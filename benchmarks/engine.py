@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.bytes_read import step_bytes
 from benchmarks.machine import copy_bandwidth, parser, save, spread
 from benchmarks.peers import Measure, interleaved, medians, peers
 from benchmarks.plots import bars
-from benchmarks.touched import step_bytes
 from pruners.variant import BASE
 from server.app import load
-from server.offline.timing import decode_step, prefill, zeroed_decoder
+from server.jobs.step_timing import decode_step, prefill, zeroed_decoder
 from server.settings import JobSettings
 from telemetry.machine import describe
 

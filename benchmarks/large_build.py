@@ -15,8 +15,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import parser, save
-from pruners.build import Sources, build
-from pruners.recipe import Recipe
+from pruners.builder.pipeline import Sources, build
+from pruners.builder.recipe import Recipe
 from telemetry.machine import describe
 
 RECIPE = Recipe(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pruners.files import TargetError, check_file, write_json
+from pruners.support.files import TargetError, check_file, write_json
 
 RESULTS = Path(__file__).parent / "results"
 

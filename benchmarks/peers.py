@@ -11,8 +11,8 @@ from statistics import median
 
 import torch
 
-from server.engine.load import load_transformers
-from server.engine.source import DEFAULT_MODEL, cache_folder, fetch_gguf, resolve_model
+from server.engine.loading.load import load_transformers
+from server.engine.loading.source import DEFAULT_MODEL, cache_folder, fetch_gguf, resolve_model
 
 Measure = Callable[[], float]
 Job = tuple[str, str]

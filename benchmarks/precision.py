@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import parser, save
-from pruners.text.rows import rows_hash
-from pruners.text.sources import read_corpus
+from pruners.data.rows import rows_hash
+from pruners.data.sources import read_corpus
 from pruners.variant import BASE
-from server.engine.dense.weights import BaseWeights
-from server.engine.load import LoadedModel, load_model, load_tokenizer, open_decoder
-from server.engine.packed.packed_weights import round_weights
+from server.engine.backends.native.packed_weights import round_weights
+from server.engine.backends.pytorch.weights import BaseWeights
+from server.engine.loading.load import LoadedModel, load_model, load_tokenizer, open_decoder
+from server.engine.loading.source import DEFAULT_MODEL, resolve_model
 from server.engine.precision import BITS, Precision
 from server.engine.segment import Segment
-from server.engine.source import DEFAULT_MODEL, resolve_model
 from telemetry.machine import describe
 
 _ROW = 512

@@ -16,23 +16,23 @@ from rich.table import Table
 
 from benchmarks.machine import given, parser, save
 from pruners.allocation import Curve, ffn_levels, greedy, kv_levels, measured, search
+from pruners.allocation.depth import block_spec, greedy_blocks, greedy_layers
 from pruners.architecture import Decoder, Shape, locate
-from pruners.depth import block_spec, greedy_blocks, greedy_layers
+from pruners.data.rows import count, held_back, rows_hash, sample
+from pruners.data.sources import read_corpus
+from pruners.evaluation.evaluate import Reader, evaluate, reading
 from pruners.importance import BLOCK_ORDERS, LAYER_ORDERS, scorer
-from pruners.journal import Journal
-from pruners.mask import mask
-from pruners.measure.evaluate import Reader, evaluate, reading
-from pruners.order import Order
-from pruners.progress import bars
+from pruners.realization.mask import mask
+from pruners.realization.order import Order
 from pruners.recovery import Recipe as Fit
 from pruners.recovery import from_tensors, recover, to_tensors
 from pruners.recovery.library import Library, library_from, make_library
-from pruners.text.rows import count, held_back, rows_hash, sample
-from pruners.text.sources import read_corpus
+from pruners.support.checkpoint import Journal
+from pruners.support.progress import bars
 from pruners.variant import Block, VariantSpec, base_spec, depth_spec, width_spec
-from server.engine.load import load_tokenizer, load_transformers
-from server.engine.source import DEFAULT_MODEL, cache_folder, resolve_model
-from server.offline.selftext import OwnText
+from server.engine.loading.load import load_tokenizer, load_transformers
+from server.engine.loading.source import DEFAULT_MODEL, cache_folder, resolve_model
+from server.jobs.self_generated_text import OwnText
 from telemetry.machine import describe
 
 BASELINES = ("random", "l2", "mean-activation", "wanda", "flap")

@@ -19,21 +19,21 @@ from rich.table import Table
 from benchmarks.machine import given, parser, save
 from benchmarks.pruning import LAYERS, ORDER, Study
 from pruners.allocation import greedy, measured
+from pruners.allocation.depth import greedy_layers
 from pruners.architecture import locate
-from pruners.depth import greedy_layers
+from pruners.data.sources import read_corpus
 from pruners.distill import Training, quick_dtype, train
-from pruners.journal import Journal
-from pruners.mask import mask
-from pruners.measure.evaluate import evaluate, reading
-from pruners.order import Order
-from pruners.progress import bars
+from pruners.evaluation.evaluate import evaluate, reading
+from pruners.realization.mask import mask
+from pruners.realization.order import Order
 from pruners.recovery import Correction
 from pruners.recovery.library import Library
-from pruners.text.sources import read_corpus
+from pruners.support.checkpoint import Journal
+from pruners.support.progress import bars
 from pruners.variant import Block, VariantSpec, base_spec, depth_spec
-from server.engine.load import load_tokenizer, load_transformers
-from server.engine.source import DEFAULT_MODEL, cache_folder, resolve_model
-from server.offline.selftext import OwnText
+from server.engine.loading.load import load_tokenizer, load_transformers
+from server.engine.loading.source import DEFAULT_MODEL, cache_folder, resolve_model
+from server.jobs.self_generated_text import OwnText
 from telemetry.machine import describe
 
 POINTS = {"ffn-75": 0.75, "ffn-50": 0.5, "six-layers": None}

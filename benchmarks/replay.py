@@ -34,10 +34,10 @@ from benchmarks.simulated import simulated
 from benchmarks.streams import llama_server
 from policies.simulation.profile import load_profile
 from policies.simulation.traffic import read_trace, shortened, synthetic
-from pruners.text.sources import read_corpus
-from server.engine.load import load_tokenizer
-from server.engine.source import DEFAULT_MODEL, resolve_model
-from server.offline.sweep import read_prompts
+from pruners.data.sources import read_corpus
+from server.engine.loading.load import load_tokenizer
+from server.engine.loading.source import DEFAULT_MODEL, resolve_model
+from server.jobs.prompt_losses import read_prompts
 from telemetry.machine import describe
 
 PROMPT, OUTPUT = 80, 60  # medians that the trace is scaled to

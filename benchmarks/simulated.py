@@ -11,12 +11,12 @@ from rich.table import Table
 
 from benchmarks.offered import SLOTS, Objective, Offer, Run
 from policies import Objectives
+from policies.registry import named_policy
 from policies.simulation.engine import Limits, Row, SimulatedEngine
 from policies.simulation.profile import Profile
 from policies.simulation.traffic import Arrival
 from policies.simulation.world import World, replay
 from policies.training.bound import quality_bounds
-from server.policy_names import named_policy
 from server.settings import SettingsError
 
 Cell = tuple[float, str]

@@ -11,15 +11,15 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.bytes_read import step_bytes
 from benchmarks.machine import parser, save, spread
 from benchmarks.peers import interleaved, medians
-from benchmarks.touched import step_bytes
 from pruners.variant import BASE, VariantSpec, depth_spec, width_spec
 from server.app import load
-from server.engine.dense.linear import nbytes
-from server.engine.load import AnyDecoder, LoadedModel
+from server.engine.backends.pytorch.linear import nbytes
+from server.engine.loading.load import AnyDecoder, LoadedModel
 from server.engine.segment import Segment
-from server.offline.timing import decode_step, zeroed_decoder
+from server.jobs.step_timing import decode_step, zeroed_decoder
 from server.settings import JobSettings
 from telemetry.machine import describe
 

@@ -3,9 +3,9 @@
 from controller.analyzer import Analyzer, PromptFeatures
 from controller.catalogue import Catalogue
 from controller.controller import Controller, Decision, Hints, Newcomer
-from controller.latency import StepModel
-from controller.load import EngineLoad, SequenceLoad, StepRecord
+from controller.engine_status import EngineLoad, SequenceLoad, StepRecord
 from controller.shield import ShieldSettings
+from controller.step_time_model import StepModel
 
 __all__ = [
     "Analyzer",

@@ -17,7 +17,7 @@ from typing import Any
 
 from controller.analyzer import PromptFeatures
 from controller.controller import Decision
-from controller.rotation import AuditError, RotatedFile
+from controller.rotating_file import AuditError, RotatedFile
 from policies import Candidate
 from telemetry import Snapshot
 

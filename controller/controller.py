@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from controller.analyzer import PromptFeatures
 from controller.catalogue import Catalogue
+from controller.engine_status import EngineLoad, StepRecord
 from controller.forecast import Forecast
-from controller.latency import StepModel
-from controller.load import EngineLoad, StepRecord
+from controller.quality_guard import Trust
 from controller.sensitivity import Sensitivity
 from controller.shield import Shield, ShieldSettings
-from controller.trust import Trust
+from controller.step_time_model import StepModel
 from policies import (
     REFUSED,
     Action,
@@ -26,10 +26,10 @@ from policies import (
     label_of,
     propensities,
 )
-from policies.demand import AnswerLength, Demand, Sizes, WaitBias
-from policies.held import Held
+from policies.estimators.dwell import Held
+from policies.estimators.load import AnswerLength, Demand, Sizes, WaitBias
+from policies.hysteresis import settle
 from policies.observation import HOT_CELSIUS
-from policies.settle import settle
 from pruners.variant import BASE
 from telemetry import Snapshot
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from controller.latency import Rows, StepModel
-from controller.load import EngineLoad
+from controller.engine_status import EngineLoad
+from controller.step_time_model import Rows, StepModel
 from pruners.variant import VariantSpec
 
 

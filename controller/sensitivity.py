@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from controller.analyzer import PromptFeatures
-from pruners.checked import EXACT, Finite, Positive, checked
-from pruners.errors import UserError
-from pruners.files import write_json
-from pruners.text.readers import ReadError, read_json
+from pruners.data.readers import ReadError, read_json
+from pruners.support.errors import UserError
+from pruners.support.files import write_json
+from pruners.support.validation import EXACT, Finite, Positive, checked
 
 SCHEMA = 1
 FILE = "sensitivity.json"

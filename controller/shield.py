@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from controller.load import EngineLoad
+from controller.engine_status import EngineLoad
 from policies import Constraint
 from telemetry import Snapshot
 

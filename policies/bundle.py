@@ -10,10 +10,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from policies.features import CLIP, REFUSE, choices, feature_names
 from policies.learned import Layers, LearnedPolicy
-from policies.view import CLIP, REFUSE, choices, feature_names
-from pruners.errors import UserError
-from pruners.files import file_hash, replaced, write_json
+from pruners.support.errors import UserError
+from pruners.support.files import file_hash, replaced, write_json
 
 SCHEMA = 3
 Kind = Literal["dqn", "bandit"]

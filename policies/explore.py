@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from policies.features import REFUSE, cheapest, largest_budget, may_refuse
 from policies.observation import REFUSED, Action, Observation, Policy, Reason
-from policies.view import REFUSE, cheapest, largest_budget, may_refuse
 
 
 class ExploringPolicy:

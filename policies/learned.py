@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from policies.features import cheapest, largest_budget, open_choices, vector
 from policies.observation import Action, Observation, Reason
-from policies.view import cheapest, largest_budget, open_choices, vector
 
 Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
 """Weights `[out, in]` and biases `[out]` in float32, with ReLU between them."""

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from policies.explore import label_of
+from policies.features import REFUSE
 from policies.observation import Observation, Policy, read_observation
-from policies.view import REFUSE
-from pruners.errors import UserError
-from pruners.text.readers import parse_json, raw_lines
+from pruners.data.readers import parse_json, raw_lines
+from pruners.support.errors import UserError
 
 _RESAMPLES = 1000
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from policies.features import cheapest, may_refuse
 from policies.hull import worth_mixing
 from policies.observation import Action, Candidate, Constraint, Observation, Reason
-from policies.view import cheapest, may_refuse
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """One action for everything: the bar that an adaptive policy has to clear."""
 
+from policies.features import largest_budget
 from policies.observation import Action, Observation, Reason
-from policies.view import largest_budget
 
 _PATIENCE = 0.85  # of the objective for the first token; a longer queue is too long for anybody
 

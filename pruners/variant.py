@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from pruners.architecture import Shape  # it needs PyTorch, names do not
-from pruners.checked import EXACT
+from pruners.support.validation import EXACT
 
 BASE = "base"
 

@@ -13,33 +13,34 @@ from controller import Catalogue, Controller, StepModel, StepRecord
 from controller.audit import AuditLog
 from controller.sensitivity import Sensitivity, load_sensitivity
 from policies import ExploringPolicy, Objectives, Policy
-from pruners.artefact import ArtefactError, load_artefact
-from pruners.measure.table import Table
+from policies.registry import named_policy
+from pruners.artefact.folder import ArtefactError, load_artefact
+from pruners.artefact.table import Table
 from pruners.variant import BASE, VariantSpec
-from server.api import chat, completions, errors, generate, page, system
+from server.api import errors, generate, page, system
 from server.api.accounting import Accounts
-from server.api.chat_template import open_template
 from server.api.door import Door
 from server.api.limits import Limits
 from server.api.narrowing import Narrowing
-from server.api.prompt_encoder import PromptEncoder
-from server.api.prompts import PromptReader
+from server.api.openai import chat, completions
+from server.api.prompt.chat_template import open_template
+from server.api.prompt.encoder import PromptEncoder
+from server.api.prompt.reader import PromptReader
 from server.api.readiness import Readiness
 from server.api.service import Service
-from server.engine.dense.linear import nbytes
-from server.engine.drafting import drafter
+from server.engine.backends.native.packed_weights import PackedWeights
+from server.engine.backends.pytorch.linear import nbytes
 from server.engine.engine import Engine
-from server.engine.load import CPU, LoadedModel, load_model, open_decoder, preferred_device
-from server.engine.packed.packed_weights import PackedWeights
-from server.engine.rereading import Reread
+from server.engine.loading.load import CPU, LoadedModel, load_model, open_decoder, preferred_device
+from server.engine.loading.source import model_name, resolve_model
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits
-from server.engine.source import model_name, resolve_model
+from server.engine.speculation.drafting import drafter
 from server.engine.warmup import measure_steps
-from server.policy_names import named_policy
 from server.prechecks import open_analyzer, shipped_artefact
 from server.settings import Settings, SettingsError
-from server.shadow import Answered, Shadow
+from server.shadow.monitor import Answered, Shadow
+from server.shadow.teacher_forcing import Reread
 from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, default_sampler
 
 log = logging.getLogger(__name__)

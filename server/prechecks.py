@@ -6,9 +6,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from policies.registry import named_policy
 from pruners.variant import BASE
-from server.engine.source import model_name
-from server.policy_names import named_policy
+from server.engine.loading.source import model_name
 from server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from pruners.errors import UserError
+from pruners.support.errors import UserError
+from server.engine.loading.source import DEFAULT_MODEL
 from server.engine.precision import Precision
-from server.engine.source import DEFAULT_MODEL
 
 PREFIX = "TRIMTAB_"
 ELSEWHERE = ("TRIMTAB_CACHE", "TRIMTAB_NATIVE", "TRIMTAB_ISA")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks.live import ServerProcess
-from server.engine.source import DEFAULT_MODEL, resolve_model
-from tests.tiny import save_tiny
+from server.engine.loading.source import DEFAULT_MODEL, resolve_model
+from tests.support.tiny import save_tiny
 
 
 @pytest.fixture(autouse=True)

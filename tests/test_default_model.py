@@ -12,14 +12,14 @@ from benchmarks.live import ServerProcess
 from benchmarks.precision import compare, overlooked
 from pruners.variant import BASE, base_spec
 from server.app import build_runner, load
-from server.engine.dense.linear import nbytes
-from server.engine.load import load_tokenizer, load_transformers
-from server.engine.packed import native_library
+from server.engine.backends.native import library as native_library
+from server.engine.backends.pytorch.linear import nbytes
+from server.engine.detokenizer import StopRules, TextStream
+from server.engine.loading.load import load_tokenizer, load_transformers
+from server.engine.loading.source import DEFAULT_MODEL
 from server.engine.sampling import SamplingParams
 from server.engine.segment import Segment
 from server.engine.sequence import GenerationRequest, Sequence
-from server.engine.source import DEFAULT_MODEL
-from server.engine.text import StopRules, TextStream
 from server.settings import Settings
 
 README = Path(__file__).parents[1] / "README.md"

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from policies.features import CLIP, choices, feature_names
 from policies.observation import Objectives
 from policies.simulation.engine import Limits
 from policies.simulation.host import MAINS, HostScenario
@@ -14,7 +15,6 @@ from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import Arrival, at_load
 from policies.simulation.world import World
-from policies.view import CLIP, choices, feature_names
 
 ALONE = 1e-3
 """A load at which nothing carries over from one request to the next."""
@@ -36,7 +36,7 @@ class Episodes:
 
 
 class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
-    """Replays traffic against the profile. The observation is `policies.view.vector`'s.
+    """Replays traffic against the profile. The observation is `policies.features.vector`'s.
 
     An action is a variant's number, or the last one to refuse. What is not open (`action_masks`)
     counts as a refusal. The reward is that of all requests that ended since the last decision, so

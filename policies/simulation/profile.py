@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from policies.simulation.rates import Rates
-from pruners.checked import EXACT, Count, Finite, Positive, Size, checked
-from pruners.errors import UserError
-from pruners.files import Kind, file_hash, replaced, write_json
-from pruners.text.readers import ReadError, read_json
+from pruners.data.readers import ReadError, read_json
+from pruners.support.errors import UserError
+from pruners.support.files import Kind, file_hash, replaced, write_json
+from pruners.support.validation import EXACT, Count, Finite, Positive, Size, checked
 from pruners.variant import BASE
 
 SCHEMA = 2

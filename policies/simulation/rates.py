@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pruners.checked import EXACT, Finite
+from pruners.support.validation import EXACT, Finite
 
 Seconds = Mapping[str, float]
 """Medians by size: `ROWSxCACHED` for decode steps, tokens for prompts."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from policies.simulation.rates import Rates
-from pruners.errors import UserError
-from pruners.text.readers import csv_rows, json_lines
+from pruners.data.readers import csv_rows, json_lines
+from pruners.support.errors import UserError
 
 _LEAST = 8
 

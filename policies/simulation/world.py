@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from policies.demand import AnswerLength, Demand, Sizes, WaitBias
-from policies.held import Held
+from policies.estimators.dwell import Held
+from policies.estimators.load import AnswerLength, Demand, Sizes, WaitBias
+from policies.features import CLIP, DEFAULT_TPOT, DEFAULT_TTFT, LARGEST, REFUSE, pack, patience
+from policies.hysteresis import settle
 from policies.observation import (
     HOT_CELSIUS,
     REFUSED,
@@ -19,12 +21,10 @@ from policies.observation import (
     Observation,
     Policy,
 )
-from policies.settle import settle
 from policies.simulation.engine import Limits, Row, SimulatedEngine
 from policies.simulation.host import MAINS, HostScenario, SimulatedHost
 from policies.simulation.profile import Profile
 from policies.simulation.traffic import Arrival
-from policies.view import CLIP, DEFAULT_TPOT, DEFAULT_TTFT, LARGEST, REFUSE, pack, patience
 
 DWELL = 1.0
 """Seconds that a variant is kept after a change; the server's default."""
@@ -127,7 +127,7 @@ class World:
         return found
 
     def vector(self) -> np.ndarray:
-        """What a learned policy reads of the request that arrived; see `policies.view`."""
+        """What a learned policy reads of the request that arrived; see `policies.features`."""
         arrival, rates = self._arrivals[self._next], self.profile.rates
         wanted = self.objectives
         ttft = DEFAULT_TTFT if wanted.ttft is None else wanted.ttft
@@ -152,7 +152,7 @@ class World:
         )
 
     def mask(self) -> np.ndarray:
-        """`[choices]` of bool, as `policies.view.open_choices`."""
+        """`[choices]` of bool, as `policies.features.open_choices`."""
         fits = self._fits(self._arrivals[self._next]) is not None
         wanted = self.objectives
         ttft, late = wanted.ttft, False

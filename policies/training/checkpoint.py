@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from policies.training.trainer import Tensors
-from pruners.errors import UserError
-from pruners.files import replaced
+from pruners.support.errors import UserError
+from pruners.support.files import replaced
 
 
 class CheckpointError(UserError):

@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
+from policies.features import choices
 from policies.simulation.profile import Profile
 from policies.training.trial import ORACLE, RULE, Run, confusion
-from policies.view import choices
-from pruners.files import replaced, write_json, write_text
+from pruners.support.files import replaced, write_json, write_text
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from policies.bundle import Kind
+from policies.features import hidden_columns
 from policies.learned import Layers
 from policies.simulation.environment import Episodes, TrafficEnvironment
 from policies.simulation.profile import Profile
@@ -19,7 +20,6 @@ from policies.training.bandit import BanditTrainer
 from policies.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from policies.training.dqn import DqnSettings, DqnTrainer
 from policies.training.trainer import Trainer
-from policies.view import hidden_columns
 
 ROUND = 10
 """Episodes between checkpoints."""

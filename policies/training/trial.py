@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from policies.explore import ExploringPolicy
+from policies.features import REFUSE
 from policies.observation import REFUSED, Objectives, Policy
 from policies.rule import RulePolicy
 from policies.simulation.engine import Limits
@@ -16,7 +17,6 @@ from policies.simulation.traffic import Arrival, at_load
 from policies.simulation.world import Outcome, World, decided
 from policies.static import StaticPolicy
 from policies.training.bound import quality_bounds
-from policies.view import REFUSE
 
 _WINDOW = 300  # requests of one run
 _RESAMPLES = 2000

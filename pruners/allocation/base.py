@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pruners.errors import UserError
+from pruners.support.errors import UserError
 
 MULTIPLE = 32
 """Widths of FFN prefixes are multiples of it: the block of packed 4-bit weights."""

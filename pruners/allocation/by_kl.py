@@ -8,14 +8,14 @@ from rich.progress import Progress
 
 from pruners.allocation.curves import Curve
 from pruners.architecture import Decoder, Shape
-from pruners.journal import Journal
-from pruners.mask import mask
-from pruners.measure.divergence import Tally, compare
-from pruners.order import Order
-from pruners.probe import Probe
-from pruners.progress import tracked
-from pruners.recovery.correction import Correction
-from pruners.text.rows import batches
+from pruners.calibration.layer_probe import Probe
+from pruners.correction import Correction
+from pruners.data.rows import batches
+from pruners.evaluation.divergence import Tally, compare
+from pruners.realization.mask import mask
+from pruners.realization.order import Order
+from pruners.support.checkpoint import Journal
+from pruners.support.progress import tracked
 from pruners.variant import PARTS, Block, Part, base_spec
 
 LEVELS = 8

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from pruners.allocation.base import AllocationError
 from pruners.allocation.curves import Curve
 from pruners.allocation.greedy import Cost, greedy
-from pruners.progress import tracked
+from pruners.support.progress import tracked
 from pruners.variant import VariantSpec
 
 # How errors measured one at a time may add up: as a power, more in one half of the model than in

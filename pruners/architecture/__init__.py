@@ -13,7 +13,7 @@ from pruners.architecture.base import (
     Shape,
     UnsupportedModelError,
 )
-from pruners.architecture.view import stored_in
+from pruners.architecture.weight_view import stored_in
 
 SERVED_FAMILIES = (*llama.FAMILIES, *gemma3.FAMILIES)
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruners.checked import EXACT
-from pruners.errors import UserError
+from pruners.support.errors import UserError
+from pruners.support.validation import EXACT
 
 HfModule: TypeAlias = Any
 """A module of `transformers`; what its attributes are is known to its family's adapter only."""

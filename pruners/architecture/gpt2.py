@@ -9,7 +9,7 @@ from pruners.architecture.base import (
     Mlp,
     Shape,
 )
-from pruners.architecture.view import Conv1DView
+from pruners.architecture.weight_view import Conv1DView
 
 FAMILIES = ("gpt2",)
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pruners.distill.learner import Learner
-from pruners.files import replaced
+from pruners.support.files import replaced
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 

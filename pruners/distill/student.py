@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from pruners.architecture import SERVED_FAMILIES, Decoder, Layer
-from pruners.mask import constant_output, input_parts
-from pruners.order import Order, features
+from pruners.data.rows import Batch
+from pruners.realization.mask import constant_output, input_parts
+from pruners.realization.order import Order, features
+from pruners.realization.slice import Copies, slice_into
 from pruners.recovery import Correction, Entry, LowRank, Materialised, RecoveryError
-from pruners.slices.slice import Copies, slice_into
-from pruners.text.rows import Batch
 from pruners.variant import PARTS, Block, VariantSpec
 
 Tier = Literal["norms", "residuals", "lora"]

@@ -7,8 +7,8 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.calibration import stream
-from pruners.collectors import Entropy, Moments, down
+from pruners.calibration.collectors import Entropy, Moments, down
+from pruners.calibration.statistics import stream
 from pruners.importance.base import Scores, column_norms, per_group, stack
 
 

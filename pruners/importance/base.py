@@ -9,9 +9,9 @@ from rich.progress import Progress
 from torch import nn
 
 from pruners.architecture import Decoder, Layer, Shape
-from pruners.calibration import LayerStatistics, calibrate
-from pruners.errors import UserError
-from pruners.order import Order
+from pruners.calibration.statistics import LayerStatistics, calibrate
+from pruners.realization.order import Order
+from pruners.support.errors import UserError
 
 
 class ImportanceError(UserError):

@@ -6,8 +6,8 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.calibration import stream
-from pruners.collectors import Cosine, Entropy
+from pruners.calibration.collectors import Cosine, Entropy
+from pruners.calibration.statistics import stream
 from pruners.importance.attention_entropy import eager_attention
 from pruners.variant import PARTS, Block
 

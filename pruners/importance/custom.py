@@ -6,8 +6,8 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.calibration import stream
-from pruners.collectors import Activations, down, o
+from pruners.calibration.collectors import Activations, down, o
+from pruners.calibration.statistics import stream
 from pruners.importance.base import ImportanceError, Scores, stack
 
 Strategy = Callable[[torch.Tensor, float], tuple[Sequence[int] | torch.Tensor, int]]

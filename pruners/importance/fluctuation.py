@@ -3,7 +3,7 @@
 import torch
 
 from pruners.architecture import Layer, Shape
-from pruners.calibration import LayerStatistics
+from pruners.calibration.statistics import LayerStatistics
 from pruners.importance.base import column_norms, per_group
 
 

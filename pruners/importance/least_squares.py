@@ -7,8 +7,8 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.calibration import stream
-from pruners.collectors import SecondMoments, down, o
+from pruners.calibration.collectors import SecondMoments, down, o
+from pruners.calibration.statistics import stream
 from pruners.importance.base import Scores, stack
 
 _ROUNDS = 192

@@ -6,8 +6,8 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder, Layer
-from pruners.calibration import stream
-from pruners.collectors import Moments, OutputMoments, down
+from pruners.calibration.collectors import Moments, OutputMoments, down
+from pruners.calibration.statistics import stream
 from pruners.importance.base import Scores, per_group, stack
 
 

@@ -7,10 +7,10 @@ from rich.progress import Progress
 from torch import nn
 
 from pruners.architecture import Decoder
+from pruners.calibration.layer_replay import final_hidden
+from pruners.data.rows import Batch, batches
 from pruners.importance.base import Scores, stack
-from pruners.progress import tracked
-from pruners.replay import final_hidden
-from pruners.text.rows import Batch, batches
+from pruners.support.progress import tracked
 
 # Activations of all layers are alive for the backward pass: smaller batches than elsewhere.
 _BATCH_TOKENS = 512

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pruners.architecture import Layer, Shape
-from pruners.calibration import LayerStatistics
+from pruners.calibration.statistics import LayerStatistics
 
 
 class WeightNorm:

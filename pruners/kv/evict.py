@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from pruners.architecture import Decoder, UnsupportedModelError
+from pruners.data.rows import Batch
 from pruners.kv.base import Seen
 from pruners.kv.eviction import QUERIES, Eviction
-from pruners.text.rows import Batch
 
 
 @torch.no_grad()

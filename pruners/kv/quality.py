@@ -7,11 +7,11 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.journal import Journal
+from pruners.artefact.table import Quality
+from pruners.evaluation.evaluate import evaluate
 from pruners.kv import served_eviction
 from pruners.kv.evict import evicted
-from pruners.measure.evaluate import evaluate
-from pruners.measure.table import Quality
+from pruners.support.checkpoint import Journal
 
 
 def budget_quality(

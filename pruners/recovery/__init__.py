@@ -1,6 +1,6 @@
 """Training-free recovery: a variant's outputs fitted to the base's from second moments alone."""
 
-from pruners.recovery.correction import (
+from pruners.correction import (
     Correction,
     Corrections,
     Entry,

@@ -10,8 +10,8 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.order import Order
-from pruners.recovery.correction import Correction, from_tensors, to_tensors
+from pruners.correction import Correction, from_tensors, to_tensors
+from pruners.realization.order import Order
 from pruners.recovery.recover import Bought, Recipe, recover
 from pruners.variant import Block, VariantSpec
 

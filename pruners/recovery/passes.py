@@ -8,11 +8,11 @@ from rich.progress import Progress
 from torch import nn
 
 from pruners.architecture import Decoder, Layer
-from pruners.calibration import stream
-from pruners.collectors import OutputMoments, SecondMoments, down, o
-from pruners.recovery.correction import RecoveryError
+from pruners.calibration.collectors import OutputMoments, SecondMoments, down, o
+from pruners.calibration.statistics import stream
+from pruners.correction import RecoveryError
+from pruners.data.rows import held_back, to_fit
 from pruners.recovery.solve import Seen
-from pruners.text.rows import held_back, to_fit
 from pruners.variant import Part
 
 

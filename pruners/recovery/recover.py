@@ -7,8 +7,8 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.order import Order, features
-from pruners.recovery.correction import Correction, LowRank, Materialised, constant
+from pruners.correction import Correction, LowRank, Materialised, constant
+from pruners.realization.order import Order, features
 from pruners.recovery.passes import Linear, moments
 from pruners.recovery.solve import bias, low_rank, refits, relative_errors
 from pruners.variant import Block, Part, VariantSpec

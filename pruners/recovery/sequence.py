@@ -8,8 +8,8 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import Decoder
-from pruners.mask import mask
-from pruners.order import Order
+from pruners.realization.mask import mask
+from pruners.realization.order import Order
 from pruners.recovery.passes import moments
 from pruners.recovery.recover import Recipe, Recovered, recover_layer
 from pruners.variant import PARTS, Block, VariantSpec, base_spec

@@ -10,9 +10,9 @@ from controller import Controller, Decision
 from controller.audit import AuditLog
 from server.api.call import Call
 from server.engine.engine import Generation
-from server.engine.rereading import Reread
 from server.engine.sequence import FinishReason
-from server.shadow import Answered, Shadow
+from server.shadow.monitor import Answered, Shadow
+from server.shadow.teacher_forcing import Reread
 from telemetry import ServerMetrics, Snapshot
 
 _RECENT = 50

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from server.api.errors import ApiError, envelope
-from server.api.protocol import StreamOptions
+from server.api.schemas import StreamOptions
 from server.api.service import Call, Service
 from server.engine.sequence import Delta, FinishReason, TokenLogprob
 

@@ -7,8 +7,8 @@ from fastapi.responses import JSONResponse, Response
 
 from server.api.answers import Answer, collect, stream, usage
 from server.api.errors import ApiError
-from server.api.protocol import GenerateBody
 from server.api.request_body import JsonRoute
+from server.api.schemas import GenerateBody
 from server.api.service import Ask, Service, call_id_of, encoding, variant_alias
 from server.api.unsupported import refuse_unsupported
 from server.engine.sequence import Delta

@@ -3,7 +3,7 @@
 from controller import Decision
 from policies import Reason
 from server.api.call import Call
-from server.engine.load import LoadedModel
+from server.engine.loading.load import LoadedModel
 
 
 class Narrowing:

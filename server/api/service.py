@@ -15,14 +15,14 @@ from server.api.accounting import Accounts
 from server.api.call import Call
 from server.api.errors import ApiError
 from server.api.narrowing import Narrowing
-from server.api.prompts import Encoding, Prompt, PromptReader
-from server.api.protocol import SamplingBody, TrimtabHints
+from server.api.prompt.reader import Encoding, Prompt, PromptReader
+from server.api.schemas import SamplingBody, TrimtabHints
 from server.engine.admission import InvalidRequestError
+from server.engine.detokenizer import StopRules
 from server.engine.engine import Engine, EngineStoppedError, QueueFullError
-from server.engine.load import LoadedModel
+from server.engine.loading.load import LoadedModel
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Delta, FinishReason, GenerationRequest
-from server.engine.text import StopRules
 
 _TURNED_AWAY = {
     Reason.LATE: "too many are waiting to answer in time, even with the smallest variant",

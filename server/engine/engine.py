@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from controller import EngineLoad, SequenceLoad, StepRecord
 from pruners.variant import VariantSpec
 from server.engine.admission import check
+from server.engine.detokenizer import TextStream
 from server.engine.runner import Failure, Runner
 from server.engine.sequence import Delta, FinishReason, GenerationRequest, Sequence
-from server.engine.text import TextStream
 
 log = logging.getLogger(__name__)
 

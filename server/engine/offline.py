@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from transformers import PreTrainedTokenizerBase
 
 from controller import StepRecord
+from server.engine.detokenizer import StopRules, TextStream
 from server.engine.runner import Runner
 from server.engine.sequence import Delta, GenerationRequest, Sequence
-from server.engine.text import StopRules, TextStream
 
 
 def answer_all(

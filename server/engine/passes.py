@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pruners.variant import base_spec
-from server.engine.load import AnyDecoder
+from server.engine.loading.load import AnyDecoder
 from server.engine.scheduler import Work
 from server.engine.segment import Segment
 from server.engine.sequence import Sequence

@@ -14,15 +14,15 @@ import torch
 
 from controller import StepRecord
 from pruners.variant import VariantSpec
+from server.engine.backends.native.decoder import NativeDecoder
 from server.engine.cache.eviction import make_room
-from server.engine.drafting import Drafter
-from server.engine.load import AnyDecoder
-from server.engine.packed.native_decoder import NativeDecoder
+from server.engine.loading.load import AnyDecoder
 from server.engine.passes import Done, Passes
 from server.engine.sampling import SamplingError
 from server.engine.scheduler import Scheduler, Work
 from server.engine.scores import likeliest_or_sampled, prompt_scores
 from server.engine.sequence import Delta, FinishReason, Sequence, TokenLogprob
+from server.engine.speculation.drafting import Drafter
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pruners.variant import VariantSpec
 from server.engine.cache.kv_cache import KVCache, SequenceCache
 from server.engine.sequence import Sequence
-from server.engine.speculation import StepCost
+from server.engine.speculation.prompt_lookup import StepCost
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from server.engine.load import AnyDecoder
+from server.engine.loading.load import AnyDecoder
 from server.engine.sampling import SamplingError
 from server.engine.sequence import Sequence, TokenLogprob
 

@@ -8,9 +8,9 @@ from enum import StrEnum
 from pruners.kv import Eviction
 from pruners.variant import VariantSpec
 from server.engine.cache.kv_cache import SequenceCache
+from server.engine.detokenizer import StopRules, TextStream
 from server.engine.sampling import Sampler, SamplingParams
-from server.engine.speculation import Drafts
-from server.engine.text import StopRules, TextStream
+from server.engine.speculation.prompt_lookup import Drafts
 
 
 class FinishReason(StrEnum):

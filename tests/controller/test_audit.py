@@ -12,7 +12,7 @@ import pytest
 from controller import Analyzer, Newcomer
 from controller.audit import AuditError, AuditLog
 from policies import RulePolicy, read_observation
-from policies.settle import settle
+from policies.hysteresis import settle
 from tests.controller.test_controller import Host
 
 
@@ -111,7 +111,7 @@ def test_a_full_disk_costs_lines_and_one_warning_without_their_content(
 
     log = AuditLog(path, on_lost=lambda: lost.append(1))
     with monkeypatch.context() as patched, caplog.at_level("WARNING"):
-        patched.setattr("controller.rotation.os.write", full)
+        patched.setattr("controller.rotating_file.os.write", full)
         for number in range(50):
             log.shadow(f"secret {number}", "v", {"kl": 0.0})
             log.shadow(str(number), "v", {"kl": 0.0})

@@ -19,10 +19,10 @@ from controller import (
 )
 from controller.sensitivity import FEATURES, Sensitivity
 from policies import Action, Constraint, Objectives, Reason, RulePolicy, read_observation
-from policies.settle import settle
+from policies.hysteresis import settle
 from pruners.variant import BASE as BASE_NAME
 from telemetry import Snapshot, present
-from tests.controller.test_latency import BASE, HALF, SHALLOW, fitted
+from tests.controller.test_step_time_model import BASE, HALF, SHALLOW, fitted
 
 GIB = 2**30
 
@@ -261,4 +261,4 @@ def test_the_expected_answer_follows_what_answers_are(host):
     for _ in range(200):
         controller.answer_done(200, 10)
     assert decide(controller).observation.wait < before / 2
-    assert isinstance(controller.latency, StepModel)
+    assert isinstance(controller.step_time_model, StepModel)

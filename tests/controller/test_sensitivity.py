@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from controller import Analyzer
-from controller.judging import judge
+from controller.cross_validation import judge
 from controller.sensitivity import FILE, SensitivityError, fit, load_sensitivity
-from pruners.errors import UserError
-from pruners.text.readers import ReadError
+from pruners.data.readers import ReadError
+from pruners.support.errors import UserError
 
 TEXT = "why is the sky so blue tell me more about it please and count 3 4 5 then explain"
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from policies.bundle import Bundle, PolicyError, load_policy
+from policies.features import choices, feature_names
 from policies.learned import LearnedPolicy
-from policies.view import choices, feature_names
-from tests.policies.paper import VARIANTS
+from tests.support.paper import VARIANTS
 
 FEATURES, CHOICES = len(feature_names(VARIANTS)), len(choices(VARIANTS))
 

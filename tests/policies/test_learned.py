@@ -19,8 +19,8 @@ from policies import (
     StaticPolicy,
     propensities,
 )
-from policies.view import choices, feature_names
-from tests.policies.paper import COSTS, LOSSES, VARIANTS
+from policies.features import choices, feature_names
+from tests.support.paper import COSTS, LOSSES, VARIANTS
 
 FEATURES = len(feature_names(VARIANTS))
 

@@ -12,9 +12,9 @@ from policies.offpolicy import LogError, Logged, estimate, read_log
 from policies.simulation.environment import ALONE
 from policies.simulation.traffic import at_load, synthetic
 from policies.simulation.world import World
-from pruners.text.readers import ReadError
-from server.cli import main
-from tests.policies.paper import RATES, VARIANTS, profile
+from pruners.data.readers import ReadError
+from server.cli.main import main
+from tests.support.paper import RATES, VARIANTS, profile
 
 COUNT = 1500
 POLICY = ExploringPolicy(RulePolicy(), 0.5)

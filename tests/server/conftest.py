@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from benchmarks.live import ServerProcess
-from pruners.build import Sources, build
-from pruners.recipe import Recipe
-from server.engine.load import load_transformers
-from tests.pruners.models import random_rows
-from tests.tiny import save_tiny
+from pruners.builder.pipeline import Sources, build
+from pruners.builder.recipe import Recipe
+from server.engine.loading.load import load_transformers
+from tests.support.models import random_rows
+from tests.support.tiny import save_tiny
 
 _RECIPE = Recipe(ffn_keep=(0.67, 0.34), shares=(), kv_budgets=(32,), rank=4, keep_all=True)
 

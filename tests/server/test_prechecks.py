@@ -7,12 +7,12 @@ import pytest
 
 from controller.analyzer import BACKENDS
 from policies.bundle import Bundle
-from pruners.errors import UserError
+from pruners.support.errors import UserError
 from server.app import load
 from server.prechecks import check_settings
 from server.settings import Settings
 from tests.policies.test_bundle import network
-from tests.server.commands import one_line, trimtab
+from tests.support.commands import one_line, trimtab
 
 NOWHERE = "no-such-model"  # whatever is said of it was not said first
 

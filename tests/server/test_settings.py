@@ -8,10 +8,10 @@ import torch
 from rich.progress import Progress
 
 import server
-from pruners.journal import Journal
-from server.engine.load import load_model
-from server.offline.samples import sample_answers
-from server.offline.selftext import OwnText
+from pruners.support.checkpoint import Journal
+from server.engine.loading.load import load_model
+from server.jobs.sample_answers import sample_answers
+from server.jobs.self_generated_text import OwnText
 from server.settings import (
     GROUPS,
     JobSettings,
@@ -48,7 +48,7 @@ def test_jobs_read_no_variable():
 
 def test_every_offline_job_says_its_settings_itself():
     folder = Path(server.__file__).parent
-    files = [*folder.glob("offline/*.py"), folder / "offline_cli.py", folder / "policy_cli.py"]
+    files = [*folder.glob("jobs/*.py"), *folder.glob("cli/*.py")]
     assert len(files) > 10
     for path in files:
         nodes = ast.walk(ast.parse(path.read_text()))

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pruners.kv import QUERIES, Eviction, Seen
 from pruners.variant import VariantSpec
+from server.engine.backends.native.packed_weights import PackedWeights
+from server.engine.backends.pytorch.weights import BaseWeights
 from server.engine.cache.kv_cache import SequenceCache
-from server.engine.dense.weights import BaseWeights
-from server.engine.packed.packed_weights import PackedWeights
 
 
 def make_room(

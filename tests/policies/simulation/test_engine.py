@@ -7,7 +7,7 @@ import pytest
 
 from policies.simulation.engine import Limits, Row, SimulatedEngine
 from policies.simulation.rates import Rates
-from tests.policies.paper import RATES
+from tests.support.paper import RATES
 
 FLAT = Rates((0.01, 0.005), (0.002, 0.001), (0.0001, 0.00005), (0.0, 0.0))
 

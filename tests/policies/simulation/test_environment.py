@@ -5,13 +5,13 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from policies import Objectives
+from policies.features import feature_names, hidden_columns
 from policies.simulation.environment import ALONE, Episodes, TrafficEnvironment
 from policies.simulation.host import BATTERY, MAINS
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import synthetic
 from policies.simulation.world import Outcome
-from policies.view import feature_names, hidden_columns
-from tests.policies.paper import VARIANTS, profile
+from tests.support.paper import VARIANTS, profile
 
 
 def environment(reward=None, hidden=None, **drawn):

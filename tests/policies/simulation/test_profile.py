@@ -10,10 +10,10 @@ from safetensors.numpy import load_file, save_file
 from policies.simulation.profile import ProfileError, load_profile
 from policies.simulation.rates import Rates, fit_rates
 from policies.simulation.traffic import TrafficError, at_load, read_trace, shortened, synthetic
-from pruners.errors import UserError
-from pruners.files import file_hash
-from pruners.text.readers import ReadError
-from tests.policies.paper import RATES, profile
+from pruners.data.readers import ReadError
+from pruners.support.errors import UserError
+from pruners.support.files import file_hash
+from tests.support.paper import RATES, profile
 
 
 def test_a_profile_comes_back_as_it_was(tmp_path):

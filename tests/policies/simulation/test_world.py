@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from policies import ExploringPolicy, Objectives, RulePolicy, StaticPolicy
+from policies.features import open_choices, vector
 from policies.simulation.engine import Limits
 from policies.simulation.host import BATTERY, HOT, MAINS, HostScenario, SimulatedHost
 from policies.simulation.traffic import Arrival, at_load, synthetic
 from policies.simulation.world import World, replay
-from policies.view import open_choices, vector
-from tests.policies.paper import RATES, VARIANTS, profile
+from tests.support.paper import RATES, VARIANTS, profile
 
 FIRM = Objectives(ttft=1.0, firm=True)
 

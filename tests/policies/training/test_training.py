@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from policies import LearnedPolicy, Objectives, RulePolicy
+from policies.features import feature_names, hidden_columns
 from policies.simulation.environment import ALONE, Episodes, TrafficEnvironment
 from policies.simulation.rates import Rates
 from policies.simulation.rewards import Reward
@@ -13,8 +14,7 @@ from policies.simulation.traffic import synthetic
 from policies.training.checkpoint import CheckpointError
 from policies.training.dqn import DqnSettings
 from policies.training.train import Plan, split, train
-from policies.view import feature_names, hidden_columns
-from tests.policies.paper import RATES, VARIANTS, profile
+from tests.support.paper import RATES, VARIANTS, profile
 
 TRACE = synthetic(800, 0)
 DRAWN = Episodes(length=32, objectives=(Objectives(ttft=1.0, firm=True),), loads=(1.0, 2.0))

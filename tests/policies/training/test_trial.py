@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from policies import Objectives, RulePolicy, StaticPolicy
+from policies.features import choices
 from policies.simulation.engine import Limits
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import synthetic
 from policies.training.bound import fluid_bound
 from policies.training.report import write_report
 from policies.training.trial import Trial, confusion, interval, run_all, summary, verdict
-from policies.view import choices
-from tests.policies.paper import VARIANTS, profile
+from tests.support.paper import VARIANTS, profile
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,275 @@
+"""The folder that `trimtab build` writes and the server reads. JSON and safetensors only.
+
+`variants.json` holds specs and provenance, `order.safetensors` the importance order of each layer,
+`corrections.safetensors` what variants have of their own (a tensor that several have once),
+`table.json` what was measured of each.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from pruners.architecture import Shape
+from pruners.artefact.stored_corrections import misfit, once, restored
+from pruners.artefact.table import SCHEMA, Table, TableError, read_table
+from pruners.data.readers import ReadError, read_json
+from pruners.realization.order import Order
+from pruners.recovery import Correction, from_tensors, to_tensors
+from pruners.support.errors import UserError
+from pruners.support.files import Kind, replaced_folder, write_json
+from pruners.support.validation import EXACT, checked
+from pruners.variant import BASE, Block, VariantSpec
+
+_ORDER, _CORRECTIONS = "order.safetensors", "corrections.safetensors"
+ARTEFACT = Kind(
+    "artefact",
+    marks=("variants.json",),
+    holds=(
+        "variants.json", "table.json", _ORDER, _CORRECTIONS, "sensitivity.json", "report/",
+        "report/report.md", "report/*.png",
+    ),
+)  # fmt: skip
+"""What may lie in the folder, with what the server's other commands add to it."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RESERVED = (BASE, "refuse")  # what policies call the model itself, and turning a request away
+
+
+class ArtefactError(UserError):
+    """The artefact is missing, damaged, or was built for another model. One clear line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """Orders, specs, corrections and measurements, bound to one model.
+
+    `ffn_order` is `[layers, ffn]`, `kv_order` `[layers, kv_groups]`: most important first.
+    `corrections` are by variant, and fit the units that the order puts first.
+    """
+
+    model_name: str
+    fingerprint: str
+    shape: Shape
+    ffn_order: torch.Tensor
+    kv_order: torch.Tensor
+    variants: tuple[VariantSpec, ...]
+    table: Table
+    corrections: dict[str, dict[Block, Correction]] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def order(self) -> Order:
+        """Both orders, ready to index with."""
+        return Order(self.ffn_order.long(), self.kv_order.long())
+
+    def save(self, folder: Path) -> None:
+        """Writes the folder under a temporary name and renames it, replacing an earlier artefact.
+
+        Raises `TargetError` for anything else that is in the way.
+        """
+        order = {
+            "ffn_order": self.ffn_order.to(torch.int32).contiguous(),
+            "kv_order": self.kv_order.to(torch.int32).contiguous(),
+        }
+        own, shared = once(self.corrections)
+        variants = {
+            "schema": SCHEMA,
+            "model": {
+                "name": self.model_name,
+                "fingerprint": self.fingerprint,
+                "shape": asdict(self.shape),
+            },
+            "corrected": shared,
+            "provenance": self.provenance,
+            "variants": [
+                {"name": v.name, "kv_groups": list(v.kv_groups), "ffn": list(v.ffn)}
+                for v in self.variants
+            ],
+        }
+        with replaced_folder(folder, ARTEFACT) as staging:
+            save_file(order, staging / _ORDER)
+            if self.corrections:
+                save_file(own, staging / _CORRECTIONS, self._binding())
+            write_json(staging / "variants.json", variants)
+            self.table.save(staging / "table.json")
+
+    def identity(self) -> str:
+        """Equal for artefacts that would be measured alike: 32 hexadecimal digits."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        digest.update(self.order.identity().encode())
+        digest.update(repr(self.variants).encode())
+        for name, blocks in self.corrections.items():
+            for key, tensor in to_tensors(blocks).items():
+                digest.update(f"{name}/{key}".encode())
+                digest.update(tensor.float().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def check_base(self, identity: str) -> None:
+        """Raises `ArtefactError` unless it was built for the model of this fingerprint."""
+        if identity != self.fingerprint:
+            raise ArtefactError(
+                f"the artefact was built for '{self.model_name}' ({self.fingerprint}), not for "
+                f"this model ({identity}); build one with `trimtab build`"
+            )
+
+    def _binding(self) -> dict[str, str]:
+        """What the corrections were made for; another order would permute their inputs."""
+        return {"fingerprint": self.fingerprint, "order": self.order.identity()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    name: str
+    fingerprint: str
+    shape: Shape
+    __pydantic_config__ = EXACT
+
+
+@dataclass(frozen=True, slots=True)
+class _Variants:
+    """What `variants.json` holds. `corrected` says of each tensor that is shared whose it is."""
+
+    schema: int
+    model: _Model
+    variants: tuple[VariantSpec, ...]
+    corrected: dict[str, dict[str, str]]
+    provenance: dict[str, Any]
+    __pydantic_config__ = EXACT
+
+
+def load_artefact(folder: Path) -> Artefact:
+    """Reads and checks an artefact folder. Raises `ArtefactError` with one line."""
+    variants, table = (_object(folder, name) for name in ("variants.json", "table.json"))
+    if variants.get("schema") != SCHEMA or table.get("schema") != SCHEMA:
+        raise ArtefactError(
+            f"artefact {folder} has schema {variants.get('schema')}, this version reads {SCHEMA}; "
+            "build it again with `trimtab build`"
+        )
+    try:
+        given = checked(_Variants, variants)
+    except ValueError as error:
+        raise ArtefactError(f"artefact {folder} is damaged: variants.json: {error}") from error
+    try:
+        measured = read_table(table)
+    except TableError as error:
+        raise ArtefactError(f"artefact {folder} is damaged: table.json: {error}") from error
+    ffn_order, kv_order = _read_orders(folder, given.model.shape)
+    artefact = Artefact(
+        model_name=given.model.name,
+        fingerprint=given.model.fingerprint,
+        shape=given.model.shape,
+        ffn_order=ffn_order,
+        kv_order=kv_order,
+        variants=given.variants,
+        table=measured,
+        provenance=given.provenance,
+    )
+    try:
+        _check(artefact, given.corrected)
+    except ValueError as error:
+        raise ArtefactError(f"artefact {folder}: {error}") from error
+    return replace(artefact, corrections=_read_corrections(artefact, given.corrected, folder))
+
+
+def _object(folder: Path, name: str) -> dict[str, Any]:
+    if not (folder / name).exists():
+        raise ArtefactError(f"artefact {folder}: {name} is missing")
+    try:
+        value = read_json(folder / name)
+    except ReadError as error:
+        raise ArtefactError(f"artefact {folder} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ArtefactError(f"artefact {folder} is damaged: {name} must hold an object")
+    return value
+
+
+def _read_orders(folder: Path, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of neurons and of KV groups: a permutation of them in every layer."""
+    try:
+        found = load_file(folder / _ORDER)
+    except FileNotFoundError as error:
+        raise ArtefactError(f"artefact {folder}: {_ORDER} is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(f"artefact {folder} is damaged: {_ORDER}: {error}") from error
+    widths = {"ffn_order": shape.ffn, "kv_order": shape.kv_groups}
+    if found.keys() != widths.keys():
+        raise ArtefactError(f"artefact {folder}: {_ORDER} holds {', '.join(sorted(found))}")
+    for name, width in widths.items():
+        order = found[name]
+        if order.dtype != torch.int32 or tuple(order.shape) != (shape.layers, width):
+            raise ArtefactError(
+                f"artefact {folder}: {name} is {order.dtype} of shape {tuple(order.shape)}"
+            )
+        if not torch.equal(order.sort(dim=1).values.long(), torch.arange(width).expand_as(order)):
+            raise ArtefactError(f"artefact {folder}: {name} is not a permutation in every layer")
+    return found["ffn_order"], found["kv_order"]
+
+
+def _check(artefact: Artefact, corrected: Mapping[str, object]) -> None:
+    """Raises `ValueError` for variants that do not fit the model, each other or the table."""
+    shape, table = artefact.shape, artefact.table
+    sizes = asdict(shape)
+    wrong = [name for name, size in sizes.items() if name != "gated" and size < 1]
+    if wrong or shape.heads % shape.kv_groups:
+        raise ValueError(f"model.shape has {', '.join(f'{n} {s}' for n, s in sizes.items())}")
+    names: set[str] = set()
+    for spec in artefact.variants:
+        if not _NAME.fullmatch(spec.name) or spec.name in _RESERVED:
+            raise ValueError(f"{spec.name!r} cannot be the name of a variant")
+        if spec.name in names:
+            raise ValueError(f"two variants are named '{spec.name}'")
+        names.add(spec.name)
+        spec.check(shape)
+    for what, known, rows in (
+        ("quality", names, table.quality),
+        ("cost", {BASE, *names}, table.cost),
+        ("corrected", names, corrected),
+    ):
+        foreign = sorted(set(rows) - known)
+        if foreign:
+            raise ValueError(f"{what}.{foreign[0]} is of no variant")
+    for what, measured in (("quality", set(table.quality)), ("cost", set(table.cost))):
+        missing = sorted(names - measured)
+        if missing:
+            raise ValueError(f"variant '{missing[0]}' has no measured {what}")
+
+
+def _read_corrections(
+    artefact: Artefact, corrected: Mapping[str, Mapping[str, str]], folder: Path
+) -> dict[str, dict[Block, Correction]]:
+    """Of every variant in `corrected`; foreign, cut short or not finite ones are refused."""
+    if not corrected:
+        return {}
+    named: dict[str, dict[str, torch.Tensor]] = {variant: {} for variant in corrected}
+    try:
+        with safe_open(folder / _CORRECTIONS, framework="pt") as file:
+            if file.metadata() != artefact._binding():
+                raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} belongs to another one")
+            keys = file.keys()
+            for key in keys:
+                variant, _, name = key.partition("/")
+                named[variant][name] = file.get_tensor(key)
+        own = {variant: restored(tensors) for variant, tensors in named.items()}
+        for variant, shared in corrected.items():
+            named[variant] = own[variant] | {n: own[owner][n] for n, owner in shared.items()}
+        found = {variant: from_tensors(tensors) for variant, tensors in named.items()}
+    except FileNotFoundError as error:
+        raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} is missing") from error
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise ArtefactError(f"artefact {folder} is damaged: {_CORRECTIONS}: {error}") from error
+    specs = {spec.name: spec for spec in artefact.variants}
+    for variant, corrections in found.items():
+        for block, correction in corrections.items():
+            wrong = misfit(block, correction, specs.get(variant), artefact.shape)
+            if wrong:
+                raise ArtefactError(
+                    f"artefact {folder}: the correction of '{variant}', layer {block.layer} "
+                    f"{block.part}, {wrong}"
+                )
+    return found

@@ -1,0 +1,102 @@
+"""What to build."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pruners.allocation import ffn_levels, kv_levels
+from pruners.architecture import Shape
+from pruners.importance import scorer
+from pruners.kv import served_eviction
+from pruners.support.errors import UserError
+from pruners.variant import VariantSpec, both, depth_spec, width_spec
+
+
+class BuildError(UserError):
+    """The recipe or the rows cannot give an artefact of this model. One clear line."""
+
+
+Budget = Literal["bytes", "latency"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to build. It is written into the artefact, and with the same rows gives the same one.
+
+    `ffn_keep` are shares of FFN neurons kept in every layer, `skip_layers` numbers of layers,
+    `mixed` pairs of both. `shares` are of what the base costs in the `budget`, bytes read or
+    measured seconds a token: for each, the cuts of every kind that the model minds least are chosen
+    block by block. `search` is how many candidates a share are tried beyond the greedy one. What no
+    other variant beats is kept, all of it with `keep_all`.
+
+    `importance` names a scorer. `rank` is that of the corrections, 0 for biases alone; with
+    `sequential` each variant's are also fitted behind its own pruned layers, which takes two passes
+    a variant; with `materialised` it has refitted matrices of its own. `kv_budgets` are in tokens,
+    measured on the base over rows of twice their length. `calibration_tokens` rank units and fit
+    corrections; `selection_tokens` of those rows that no fit sees choose layers and widths.
+    """
+
+    ffn_keep: tuple[float, ...] = ()
+    skip_layers: tuple[int, ...] = ()
+    mixed: tuple[tuple[int, float], ...] = ()
+    budget: Budget = "bytes"
+    shares: tuple[float, ...] = (0.96, 0.92, 0.88, 0.8, 0.7, 0.6, 0.5)
+    search: int = 0
+    keep_all: bool = False
+    importance: str = "wanda"
+    rank: int = 16
+    sequential: bool = False
+    materialised: bool = False
+    kv_budgets: tuple[int, ...] = (1024, 512, 256)
+    calibration_tokens: int = 16_384
+    selection_tokens: int = 2_048
+    seed: int = 0
+
+    def check(self, shape: Shape) -> None:
+        """Raises `BuildError` or `ImportanceError` if a model of this shape cannot be cut so."""
+        scorer(self.importance)
+        for what, shares in (
+            ("ffn_keep", (*self.ffn_keep, *(keep for _, keep in self.mixed))),
+            ("shares", self.shares),
+        ):
+            for share in shares:
+                if not 0 < share < 1:
+                    raise BuildError(f"recipe: {what} {share:g} is not between 0 and 1")
+        for skip in self._skips():
+            if not 0 < skip < shape.layers:
+                raise BuildError(f"recipe: cannot skip {skip} of the model's {shape.layers} layers")
+        for budget in self.kv_budgets:
+            try:
+                served_eviction(budget)
+            except ValueError as error:
+                raise BuildError(f"recipe: {error}") from error
+        if min(self.calibration_tokens, self.selection_tokens) < 2:
+            raise BuildError("recipe: calibration and selection need at least 2 tokens")
+        if self.rank < 0 or self.search < 0:
+            raise BuildError("recipe: rank and search cannot be negative")
+
+    def deepest(self) -> int:
+        """Layers to put in order: as many as any variant skips."""
+        return max(self._skips(), default=0)
+
+    def uniform_specs(self, shape: Shape, skip_order: Sequence[int]) -> list[VariantSpec]:
+        """The variants that need no allocation, given which layers go first."""
+        widths = [width_spec(shape, keep) for keep in self.ffn_keep]
+        depths = [depth_spec(shape, list(skip_order[:skip])) for skip in self.skip_layers]
+        mixed = [
+            both(depth_spec(shape, list(skip_order[:skip])), width_spec(shape, keep))
+            for skip, keep in self.mixed
+        ]
+        return [*widths, *depths, *mixed]
+
+    def widths(self, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """KV groups and neurons, falling, at which a block may need a correction."""
+        if self.shares:
+            return kv_levels(shape)[1:], ffn_levels(shape)[1:]
+        nothing = (0,) if self.deepest() else ()
+        keeps = (*self.ffn_keep, *(keep for _, keep in self.mixed))
+        ffn = {width_spec(shape, keep).ffn[0] for keep in keeps} - {shape.ffn}
+        return nothing, (*sorted(ffn, reverse=True), *nothing)
+
+    def _skips(self) -> list[int]:
+        return [*self.skip_layers, *(skip for skip, _ in self.mixed)]

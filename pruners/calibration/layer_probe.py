@@ -1,0 +1,53 @@
+"""What a cut in one layer does to the model's output, computed from that layer on."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from pruners.architecture import Decoder
+from pruners.calibration.layer_replay import replay
+from pruners.data.rows import Batch
+
+LayerRun: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
+"""Gives a layer's output for its input."""
+
+
+class Probe:
+    """One batch, and the hidden state in front of each layer of the base.
+
+    Hooks that are open count; `run` may stand in for how a layer is computed.
+    """
+
+    def __init__(self, decoder: Decoder, batch: Batch) -> None:
+        self._decoder = decoder
+        self._replay = replay(decoder, batch)
+        self._scored = batch.scored()
+        self._inputs: list[torch.Tensor] = []
+        self.targets = batch.targets(self._scored)
+        self.base = self.remember()
+
+    def layer(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """One layer's output, as the model computes it."""
+        return self._replay.layer(self._decoder, index, hidden)
+
+    def remember(self, run: LayerRun | None = None) -> torch.Tensor:
+        """Recomputes the inputs of all layers; returns what `final` would from the first."""
+        run = run or self.layer
+        self._inputs = []
+        hidden = self._replay.hidden
+        for index in range(len(self._decoder.layers)):
+            self._inputs.append(hidden)
+            hidden = run(index, hidden)
+        return self._finish(hidden)
+
+    def final(self, start: int, run: LayerRun | None = None) -> torch.Tensor:
+        """Final hidden states `[scored positions, hidden]`, layers from `start` on rerun."""
+        run = run or self.layer
+        hidden = self._inputs[start]
+        for index in range(start, len(self._decoder.layers)):
+            hidden = run(index, hidden)
+        return self._finish(hidden)
+
+    def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._decoder.final_norm(hidden[self._scored.to(hidden.device)])

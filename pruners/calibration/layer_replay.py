@@ -1,0 +1,76 @@
+"""Runs a decoder layer by layer, with what its model passes to each layer."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pruners.architecture import Decoder
+from pruners.data.rows import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """One batch in front of the first layer.
+
+    `hidden` is `[rows, length, hidden]`; `calls[l]` holds the keyword arguments (positions,
+    rotary tables, attention mask) that the model's own forward gives to layer `l`.
+    """
+
+    hidden: torch.Tensor
+    calls: list[dict[str, Any]]
+
+    def layer(self, decoder: Decoder, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The output of one layer for its input `hidden`."""
+        return decoder.layers[index].module(hidden, **self.calls[index])
+
+
+def final_hidden(decoder: Decoder, batch: Batch) -> torch.Tensor:
+    """What the model gives to its head, `[rows, length, hidden]`."""
+    body: Any = decoder.model.base_model
+    device = decoder.embed.weight.device
+    # Padding stands behind all that a causal model reads; an encoder must be told of it.
+    masked = {} if decoder.causal else {"attention_mask": batch.valid.to(device)}
+    hidden = body(batch.tokens.to(device), use_cache=False, **masked).last_hidden_state
+    return decoder.final_norm(hidden) if decoder.norm_in_head else hidden
+
+
+def replay(decoder: Decoder, batch: Batch) -> Replay:
+    """Records the arguments of every layer without computing any."""
+    with _recording(decoder) as (inputs, calls), torch.no_grad():
+        final_hidden(decoder, batch)
+    return Replay(inputs[0], calls)
+
+
+@contextmanager
+def _recording(decoder: Decoder) -> Iterator[tuple[list[torch.Tensor], list[dict[str, Any]]]]:
+    """Layers hand their input on and note how they were called.
+
+    An attribute of the instance shadows the class's `forward` until it is deleted.
+    """
+    inputs: list[torch.Tensor] = []
+    calls: list[dict[str, Any]] = []
+
+    # Some families pass by position what others pass by name.
+    names = list(inspect.signature(decoder.layers[0].module.forward).parameters)[1:]
+
+    def note(hidden: torch.Tensor, *args: Any, **call: Any) -> torch.Tensor:  # noqa: ANN401
+        inputs.append(hidden)
+        calls.append(dict(zip(names, args, strict=False)) | call)
+        return hidden
+
+    attributes = [vars(layer.module) for layer in decoder.layers]
+    before = [own.get("forward") for own in attributes]
+    try:
+        for own in attributes:
+            own["forward"] = note
+        yield inputs, calls
+    finally:
+        for own, forward in zip(attributes, before, strict=True):
+            if forward is None:
+                del own["forward"]
+            else:
+                own["forward"] = forward

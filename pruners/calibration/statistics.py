@@ -1,0 +1,89 @@
+"""One streaming pass over calibration rows, layer by layer, that gathers what scorers need.
+
+A statistic is a small `Collector` that hooks one layer. The pass walks one layer at a time through
+all batches, so that only that layer's statistics exist and only it needs to be in fast memory.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from rich.progress import Progress
+
+from pruners.architecture import Decoder
+from pruners.calibration.collectors import Collector, Moments, Valid, down, o
+from pruners.calibration.layer_replay import replay
+from pruners.data.rows import batches
+from pruners.support.progress import tracked
+
+Watching = TypeVar("Watching", bound=Sequence[Collector])
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStatistics:
+    """What was seen in one layer: `ffn` at the input of `down`, `heads` at the input of `o`."""
+
+    ffn: Moments
+    heads: Moments
+
+
+def calibrate(
+    decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+) -> list[LayerStatistics]:
+    """Statistics of every layer over all tokens of `rows` (1-D, ragged), padding excluded."""
+    shape = decoder.shape
+
+    def watch(_: int) -> tuple[Moments, Moments]:
+        return Moments(shape.ffn, down), Moments(shape.heads * shape.head_dim, o)
+
+    return [LayerStatistics(*seen) for _, seen in stream(decoder, rows, watch, progress=progress)]
+
+
+@torch.no_grad()
+def stream(
+    decoder: Decoder,
+    rows: Sequence[torch.Tensor],
+    watch: Callable[[int], Watching],
+    *,
+    pruned_upstream: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, Watching]]:
+    """Yields each layer's index and its collectors, filled, as soon as the layer is done.
+
+    `watch(l)` makes the collectors of layer `l`; drop them when handled, and one layer's are all
+    that is held. With `pruned_upstream`, a layer is run again after it was yielded, so that what
+    the caller did to it by then (a mask, a correction) reaches the layers behind it.
+    """
+    inputs = list(batches(rows))
+    replays = [replay(decoder, batch) for batch in inputs]
+    hidden = [run.hidden for run in replays]
+    for index in tracked(range(len(decoder.layers)), "Calibrating", progress):
+        watching = watch(index)
+        before = list(hidden)
+        for i, (batch, run) in enumerate(zip(inputs, replays, strict=True)):
+            with _watched(decoder, index, watching, _valid(batch.valid)):
+                hidden[i] = run.layer(decoder, index, before[i])
+        yield index, watching
+        if pruned_upstream:
+            pairs = zip(replays, before, strict=True)
+            hidden = [run.layer(decoder, index, state) for run, state in pairs]
+
+
+@contextmanager
+def _watched(
+    decoder: Decoder, index: int, collectors: Sequence[Collector], valid: Valid
+) -> Iterator[None]:
+    handles = [h for c in collectors for h in c.attach(decoder.layers[index], valid)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _valid(real: torch.Tensor) -> Valid:
+    # Flat, as some families join rows and positions inside a block.
+    flat = real.flatten()
+    return lambda activations: activations.flatten(0, -2)[flat.to(activations.device)].float()

@@ -1,0 +1,205 @@
+"""Text from the user: a file of plain text, JSON lines or CSV, or a Hugging Face dataset."""
+
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pruners.data.readers import csv_rows, json_lines, read_text
+from pruners.data.rows import text_rows, wikitext2_rows
+from pruners.support.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HUB = "hf:"
+_DOCUMENTS = 20_000  # read from one source at most
+_TEXT_FIELDS = ("text", "content", "prompt")
+
+
+class SourceError(UserError):
+    """Text that cannot be found or read. One clear line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Documents, and what they are called in a report. `wikitext` asks for WikiText-2's protocol.
+
+    A conversation is a list of `{role, content}`; everything else is plain text.
+    """
+
+    name: str
+    documents: tuple[str | list[dict[str, str]], ...]
+    wikitext: bool = False
+
+    def rows(
+        self, tokenizer: "PreTrainedTokenizerBase", window: int, limit: int | None = None
+    ) -> list[torch.Tensor]:
+        """Rows of at most `window` tokens, about `limit` tokens in all, none over two documents.
+
+        Raises `SourceError` for a conversation without a chat template to write it in.
+        """
+        if self.wikitext:
+            rows = wikitext2_rows(tokenizer, _plain(self.documents[0]), window)
+            wanted = len(rows) if limit is None else min(len(rows), max(1, limit // window))
+            # Evenly spaced, so that a part stands for the whole.
+            return [rows[index * len(rows) // wanted] for index in range(wanted)]
+        rows, left = [], limit
+        for document in self.documents:
+            made = text_rows(tokenizer, self._written(tokenizer, document), window, left)
+            rows += made
+            if left is not None:
+                left -= sum(map(len, made))
+                if left < 2:
+                    break
+        return rows
+
+    def _written(
+        self, tokenizer: "PreTrainedTokenizerBase", document: str | list[dict[str, str]]
+    ) -> str:
+        if isinstance(document, str):
+            return document
+        if tokenizer.chat_template is None:
+            raise SourceError(f"{self.name} holds conversations, the model has no chat template")
+        return str(tokenizer.apply_chat_template(document, tokenize=False))
+
+    def split(self, share: float) -> tuple["Corpus", "Corpus"]:
+        """The first `share` of the documents (of the text, if there is one) and the rest."""
+        first: tuple[str | list[dict[str, str]], ...]
+        rest: tuple[str | list[dict[str, str]], ...]
+        if len(self.documents) == 1:
+            text = _plain(self.documents[0])
+            cut = int(len(text) * share)
+            first, rest = (text[:cut],), (text[cut:],)
+        else:
+            cut = max(1, int(len(self.documents) * share))
+            first, rest = self.documents[:cut], self.documents[cut:]
+        return Corpus(self.name, first), Corpus(self.name, rest)
+
+
+def read_corpus(source: str) -> Corpus:
+    """Reads `source`: a path, or `hf:NAME[:SPLIT[:COLUMN]]`. Raises `SourceError` or `ReadError`.
+
+    `.jsonl` holds an object a line: `messages`, or `instruction` with `context` and `response`, or
+    one of `text`, `content`, `prompt`. `.csv` has a header with one of the latter, or its first
+    column is taken. `.raw` is WikiText's raw form, read by its protocol. Anything else is text.
+    """
+    if source.startswith(HUB):
+        return Corpus(source, tuple(_some(source, _from_hub(source))))
+    path = Path(source)
+    match path.suffix.lower():
+        case ".jsonl":
+            found: Iterable[Any] = _json_lines(path)
+        case ".csv":
+            found = _csv(path)
+        case _:
+            found = [read_text(path)]
+    documents = tuple(_some(path.name, found))
+    return Corpus(path.name, documents, wikitext=path.suffix == ".raw")
+
+
+def _some(name: str, documents: Iterable[Any]) -> Iterator[Any]:
+    empty = True
+    for document in islice(documents, _DOCUMENTS):
+        if document:
+            empty = False
+            yield document
+    if empty:
+        raise SourceError(f"{name} holds no text")
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    for number, row in json_lines(path):
+        try:
+            document = _document(row) if isinstance(row, dict) else None
+        except ValueError as error:
+            raise SourceError(f"{path.name} line {number}: {error}") from error
+        if document is None:
+            fields = ", ".join(_TEXT_FIELDS)
+            raise SourceError(f"{path.name} line {number} has none of the fields {fields}")
+        yield document
+
+
+def _csv(path: Path) -> Iterator[str]:
+    for _, row in csv_rows(path):
+        yield next((row[name] for name in _TEXT_FIELDS if name in row), next(iter(row.values())))
+
+
+def _document(row: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
+    """Raises `ValueError` for parts that are no text."""
+    if row.get("messages") is not None:
+        if not isinstance(row["messages"], list):
+            raise ValueError("messages is no list")
+        return [_message(number, one) for number, one in enumerate(row["messages"], 1)]
+    if row.get("instruction") is not None:
+        parts = [_said(row, name) for name in ("instruction", "context")]
+        turns = [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
+        answer = _said(row, "response") or _said(row, "output")
+        return [*turns, {"role": "assistant", "content": answer}] if answer else turns
+    return next((row[name] for name in _TEXT_FIELDS if isinstance(row.get(name), str)), None)
+
+
+def _said(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is no text")
+    return value
+
+
+def _message(number: int, message: object) -> dict[str, str]:
+    """A turn whose content is one string; parts of type `text` are joined, as the server does."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise ValueError(f"message {number} has no role")
+    content = message.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(map(_is_text, parts)):
+        raise ValueError(f"message {number} has content that is no text")
+    return {"role": message["role"], "content": "".join(part["text"] for part in parts)}
+
+
+def _is_text(part: object) -> bool:
+    return (
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+    )
+
+
+def _from_hub(source: str) -> Iterator[Any]:
+    name, _, rest = source.removeprefix(HUB).partition(":")
+    split, _, column = rest.partition(":")
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise SourceError(
+            "a Hugging Face dataset needs `pip install 'trimtab[datasets]'`"
+        ) from error
+    try:
+        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+        for row in rows:
+            document = _document(row) if not column else _column(row[column])
+            if document is None:
+                raise SourceError(f"{source}: no text among {', '.join(row)}; name the column")
+            yield document
+    except SourceError:
+        raise
+    except Exception as error:  # the library raises whatever its transports do
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"cannot read {source}: {reason}") from error
+
+
+def _column(value: object) -> str | list[dict[str, str]] | None:
+    """A column that was named: text, or a conversation. Raises `ValueError`."""
+    if isinstance(value, list):
+        return _document({"messages": value})
+    return value if isinstance(value, str) else None
+
+
+def _plain(document: str | list[dict[str, str]]) -> str:
+    return document if isinstance(document, str) else "\n".join(t["content"] for t in document)

@@ -1,0 +1,224 @@
+"""Files and folders that are whole or not there: written under a temporary name and renamed.
+
+A command replaces what it or its like has written, and nothing else. `check_folder` and
+`check_file` say so before the work begins.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pruners.support.errors import UserError
+
+
+class TargetError(UserError):
+    """A place that a command may not write to. One clear line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of folder that commands write.
+
+    `name` is what it is called, such as "artefact". A folder is of this kind if one of its files
+    matches one of `marks`; one named `.json` must hold an object with a `schema`, or text alone.
+    `holds` are patterns of all that such a folder may hold, paths within it (`/` ends those of
+    folders): one with anything else is not replaced. A kind whose files are replaced one by one
+    has none.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    holds: tuple[str, ...] = ()
+
+
+def check_folder(folder: Path, kind: Kind) -> None:
+    """Raise `TargetError` unless a folder of this kind may be written at `folder`.
+
+    It may if nothing is there, or an empty folder, or one with the kind's mark and nothing foreign.
+    """
+    try:
+        _check_parent(folder)
+        mode = _mode(folder)
+        if mode is None:
+            return
+        if stat.S_ISLNK(mode):
+            raise TargetError(f"{folder} is a link; name the folder itself")
+        if not stat.S_ISDIR(mode):
+            raise TargetError(f"{folder} is a file; name a folder for the {kind.name}")
+        if folder.resolve() in _never():
+            raise TargetError(f"{folder} will not be replaced; name a folder of its own")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise TargetError(f"{folder} cannot be written to")
+        _check_content(folder, kind)
+    except OSError as error:
+        raise TargetError(f"cannot write {folder}: {error.strerror}") from error
+
+
+def _never() -> set[Path]:
+    """The current and the home folder, and all above them."""
+    own = (Path.cwd(), Path.home().resolve())
+    return {folder for one in own for folder in (one, *one.parents)}
+
+
+def _check_content(folder: Path, kind: Kind) -> None:
+    first = next(folder.iterdir(), None)
+    marks = [path for mark in kind.marks for path in folder.glob(mark)]
+    if first is not None and not any(map(_is_mark, marks)):
+        raise TargetError(
+            f"{folder} holds {first.name} and is no {kind.name}; it will not be replaced, "
+            "name another folder"
+        )
+    for path in sorted(folder.rglob("*")) if kind.holds else ():
+        name = path.relative_to(folder).as_posix() + "/" * path.is_dir()
+        if path.is_symlink() or not any(_fits(_lasting(name), p) for p in kind.holds):
+            raise TargetError(
+                f"{folder} holds {name}, which no {kind.name} does; move it away, "
+                "or name another folder"
+            )
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Part by part: a star stands for no slash."""
+    parts, patterns = name.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def _lasting(name: str) -> str:
+    """The name of what `replaced` was about to write if it was killed, else the name itself."""
+    folder, slash, file = name.rpartition("/")
+    last, _, process = file.removeprefix(".").rpartition("-")
+    return f"{folder}{slash}{last}" if file.startswith(".") and process.isdigit() else name
+
+
+def _is_mark(path: Path) -> bool:
+    if path.is_symlink():
+        return False
+    if path.suffix != ".json":
+        return True
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, str) or (isinstance(value, dict) and "schema" in value)
+
+
+def check_file(path: Path, *sources: Path) -> None:
+    """Raise `TargetError` unless a command may write JSON to `path`.
+
+    It may if nothing is there, or an empty file, or JSON; never in or over one of `sources`, which
+    are files and folders that the command reads.
+    """
+    try:
+        mode = _mode(path)
+        if not path.parent.is_dir():
+            raise TargetError(f"{path.parent} is no folder; make it first")
+        _check_parent(path)
+        place = path.resolve()
+        for source in sources:
+            if source.exists() and (place == source.resolve() or source.resolve() in place.parents):
+                raise TargetError(f"{path} belongs to {source}, which is read; name another file")
+        if mode is None:
+            return
+        if not stat.S_ISREG(mode):
+            raise TargetError(f"{path} is no plain file; name another")
+        if not os.access(path, os.W_OK):
+            raise TargetError(f"{path} cannot be written to")
+        if path.stat().st_size and not _is_json(path):
+            raise TargetError(f"{path} is there and no JSON; it will not be replaced")
+    except OSError as error:
+        raise TargetError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _is_json(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.read(1) not in (b"{", b"["):
+            return False
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _check_parent(path: Path) -> None:
+    """The nearest folder above that is there must be writable."""
+    above = (*path.absolute().parents, Path(path.anchor))
+    parent = next(folder for folder in above if folder.exists())
+    if not parent.is_dir():
+        raise TargetError(f"cannot write {path}: {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise TargetError(f"cannot write {path}: {parent} cannot be written to")
+
+
+@contextmanager
+def replaced_folder(folder: Path, kind: Kind) -> Iterator[Path]:
+    """Give a new folder to fill, which takes the place of `folder` if all went well.
+
+    Raises `TargetError` if `folder` may not be replaced.
+    """
+    check_folder(folder, kind)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        staging, old = Path(scratch) / "new", Path(scratch) / "old"
+        staging.mkdir()
+        yield staging
+        check_folder(folder, kind)  # the work may have taken hours
+        with suppress(FileNotFoundError):
+            os.replace(folder, old)
+        try:
+            os.replace(staging, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def replaced(path: Path, write: Callable[[Path], object]) -> Path:
+    """Has `write` make a file beside `path`, and puts it in its place."""
+    staged = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        write(staged)
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """The same for text."""
+    return replaced(path, lambda staged: staged.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: object) -> Path:
+    """The same for a value as JSON, one entry a line.
+
+    What is not plain is written as its name, a number that is not finite as null.
+    """
+    try:
+        text = json.dumps(value, indent=1, default=str, allow_nan=False)
+    except ValueError:
+        plain = json.loads(json.dumps(value, default=str), parse_constant=lambda name: None)
+        text = json.dumps(plain, indent=1)
+    return write_text(path, text + "\n")
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,174 @@
+"""From a loaded model to the layout in which every variant is a prefix."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pruners.architecture import Attention, Decoder, Layer, Serving, Shape, UnsupportedModelError
+from server.engine.backends.pytorch.linear import DenseLinear
+from server.engine.backends.pytorch.weights import ACTIVATIONS, BaseWeights, LayerWeights, Norm
+
+_AHEAD = 512  # positions beyond the context, of which evictions imagine queries
+_STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+
+
+def take_weights(
+    decoder: Decoder, ffn_order: Tensor | None, kv_order: Tensor | None, context: int
+) -> BaseWeights:
+    """Moves a loaded model's weights into the serving layout, most important first.
+
+    The source's matrices are released layer by layer, so the peak is one layer above the model.
+    Permuting neurons and groups leaves the function unchanged up to rounding.
+    """
+    serving = check_served(decoder)
+    dtype = decoder.embed.weight.dtype
+
+    def norm(module: nn.Module | None) -> Norm | None:
+        if module is None:
+            return None
+        weight = next(module.parameters()).detach()
+        shift = decoder.names.norm_shift
+        # A family that shifts its norms multiplies in fp32.
+        return Norm(shift + weight.float() if shift else weight, serving.norm_eps, dtype)
+
+    layers = []
+    with torch.no_grad():
+        for index, layer in enumerate(decoder.layers):
+            kv = None if kv_order is None else kv_order[index].long()
+            ffn = None if ffn_order is None else ffn_order[index].long()
+            layers.append(_take_layer(decoder, layer, kv, ffn, norm))
+    final_norm = norm(decoder.final_norm)
+    assert final_norm is not None
+    return BaseWeights(
+        shape=decoder.shape,
+        dtype=dtype,
+        embed=decoder.embed.weight.detach(),
+        # As the family rounds it: the scale is a tensor of the embedding's dtype.
+        embed_scale=float(torch.tensor(serving.embed_scale).to(dtype)),
+        layers=layers,
+        final_norm=final_norm,
+        head=DenseLinear(decoder.head.weight.detach(), _bias(decoder.head)),
+        rope=_rope_tables(decoder, context + _AHEAD),
+        softmax_scale=decoder.layers[0].attention.scale,
+        activation_name=serving.activation,
+        context=context,
+    )
+
+
+def check_served(decoder: Decoder) -> Serving:
+    """Return what the family computes with. Raises `UnsupportedModelError` for what is not done."""
+    serving = decoder.serving
+    if serving is None:
+        raise UnsupportedModelError(f"model family '{decoder.family}' is not served")
+    refusals = list(serving.refusals)
+    if serving.activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        refusals.append(
+            f"{serving.activation_field} '{serving.activation}' is not supported (but {known})"
+        )
+    for kind in sorted(serving.rope_types - _STATIC_ROPE):
+        known = ", ".join(sorted(_STATIC_ROPE))
+        refusals.append(f"rope_parameters of type '{kind}' is not supported (but {known})")
+    if refusals:
+        raise UnsupportedModelError(f"config.json: {'; '.join(refusals)}")
+    return serving
+
+
+def _take_layer(
+    decoder: Decoder,
+    layer: Layer,
+    kv: Tensor | None,
+    ffn: Tensor | None,
+    norm: Callable[[nn.Module | None], Norm | None],
+) -> LayerWeights:
+    attention, mlp = layer.attention, layer.mlp
+    attention_norm, mlp_norm = norm(layer.attention_norm), norm(layer.mlp_norm)
+    assert attention_norm is not None
+    assert mlp_norm is not None
+    taken = LayerWeights(
+        attention_norm=attention_norm,
+        qkv=_fuse_qkv(attention, decoder.shape, kv),
+        qk_norm=_fuse_qk_norm(attention, decoder.shape, norm),
+        o=_order_o(attention, decoder.shape, kv),
+        attention_out_norm=norm(layer.attention_out_norm),
+        mlp_norm=mlp_norm,
+        gate=_rows(mlp.gate, ffn),
+        up=_rows(mlp.up, ffn),
+        down=_columns(mlp.down, ffn),
+        mlp_out_norm=norm(layer.mlp_out_norm),
+        window=layer.window,
+        rope=layer.rope,
+    )
+    for module in (attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down):
+        module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+    return taken
+
+
+def _bias(module: nn.Linear) -> Tensor | None:
+    return None if module.bias is None else module.bias.detach()
+
+
+def _rows(module: nn.Linear, order: Tensor | None) -> DenseLinear:
+    weight, bias = module.weight.detach(), _bias(module)
+    if order is None:
+        return DenseLinear(weight.clone(), bias)
+    return DenseLinear(weight[order], None if bias is None else bias[order])
+
+
+def _columns(module: nn.Linear, order: Tensor | None) -> DenseLinear:
+    weight = module.weight.detach()
+    return DenseLinear(weight.clone() if order is None else weight[:, order], _bias(module))
+
+
+def _fuse_qkv(attention: Attention, shape: Shape, order: Tensor | None) -> DenseLinear:
+    def fuse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        groups, dim, rest = shape.kv_groups, shape.head_dim, q.shape[1:]
+        parts = (
+            q.reshape(groups, shape.queries_per_group * dim, *rest),
+            k.reshape(groups, dim, *rest),
+            v.reshape(groups, dim, *rest),
+        )
+        fused = torch.cat(parts, dim=1)
+        return (fused if order is None else fused[order]).flatten(0, 1).contiguous()
+
+    q, k, v = attention.q, attention.k, attention.v
+    bias = None if q.bias is None else fuse(q.bias.detach(), k.bias.detach(), v.bias.detach())
+    return DenseLinear(fuse(q.weight.detach(), k.weight.detach(), v.weight.detach()), bias)
+
+
+def _order_o(attention: Attention, shape: Shape, order: Tensor | None) -> DenseLinear:
+    weight = attention.o.weight.detach()
+    if order is None:
+        return DenseLinear(weight.clone(), _bias(attention.o))
+    blocks = weight.reshape(weight.shape[0], shape.kv_groups, -1)[:, order]
+    return DenseLinear(blocks.flatten(1).contiguous(), _bias(attention.o))
+
+
+def _fuse_qk_norm(
+    attention: Attention, shape: Shape, norm: Callable[[nn.Module | None], Norm | None]
+) -> Norm | None:
+    q, k = norm(attention.q_norm), norm(attention.k_norm)
+    if q is None or k is None:
+        return None
+    weight = torch.cat([q.weight.expand(shape.queries_per_group, -1), k.weight[None]])
+    return Norm(weight, q.eps, q.dtype)
+
+
+def _rope_tables(decoder: Decoder, context: int) -> dict[str | None, tuple[Tensor, Tensor]]:
+    """cos and sin for every position, from the model's own rotary module.
+
+    The first half of sin is negated: rotating is then `x * cos + roll(x, dim / 2) * sin`.
+    """
+    tables = {}
+    with torch.no_grad():
+        for kind in {layer.rope for layer in decoder.layers}:
+            cos, sin = (t.clone() for t in decoder.rope_tables(torch.arange(context), kind))
+            if sin.shape[1] != decoder.shape.head_dim:
+                raise UnsupportedModelError(
+                    f"rotary tables of {sin.shape[1]} for heads of {decoder.shape.head_dim} "
+                    "(partial_rotary_factor or head_dim in config.json) are not supported"
+                )
+            sin[:, : sin.shape[1] // 2].neg_()
+            tables[kind] = (cos, sin)
+    return tables

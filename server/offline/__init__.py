@@ -1,1 +1,0 @@
-"""What the commands do that need no server: build, train, measure, profile."""

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from pruners.architecture import locate, stored_in
+from pruners.architecture.weight_view import Conv1DView
+from tests.support.models import logits, random_rows, tiny_model
+
+
+@pytest.fixture
+def packed() -> Conv1D:
+    torch.manual_seed(0)
+    source = Conv1D(12, 5)
+    torch.nn.init.normal_(source.bias)
+    return source
+
+
+def test_a_view_is_the_linear_that_it_shows(packed: Conv1D):
+    view, x = Conv1DView(packed, 4, 8), torch.randn(3, 5)
+    assert (view.in_features, view.out_features, tuple(view.weight.shape)) == (5, 4, (4, 5))
+    torch.testing.assert_close(view(x), packed(x)[:, 4:8])
+    assert not list(view.parameters())
+    assert stored_in(view) is packed
+
+
+def test_writing_to_a_view_writes_to_the_model(packed: Conv1D):
+    view = Conv1DView(packed, 4, 8)
+    with torch.no_grad():
+        view.weight[1] = 7
+        view.bias[2] = 9
+    assert packed.weight[:, 5].tolist() == [7] * 5
+    assert packed.bias[6] == 9
+
+
+def test_hooks_see_and_change_their_share_only(packed: Conv1D):
+    view, x = Conv1DView(packed, 4, 8), torch.randn(3, 5)
+    before, seen = packed(x), []
+    watching = view.register_forward_hook(lambda module, args, output: seen.append(output))
+    zeroing = view.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    after = packed(x)
+    watching.remove()
+    zeroing.remove()
+    torch.testing.assert_close(seen[0], before[:, 4:8])
+    assert after[:, 4:8].count_nonzero() == 0
+    assert torch.equal(after[:, :4], before[:, :4])
+    assert torch.equal(packed(x), before)
+
+
+def test_views_of_gpt2_lie_where_its_projections_are():
+    model = tiny_model("gpt2")
+    attention = locate(model).layers[0].attention
+    rows, seen = random_rows(1, (6,)), {}
+    for name in ("q", "k", "v"):
+        getattr(attention, name).register_forward_hook(
+            lambda module, args, output, name=name: seen.update({name: output})
+        )
+    whole = []
+    stored_in(attention.q).register_forward_hook(lambda m, args, output: whole.append(output))
+    logits(model, rows)
+    assert torch.equal(torch.cat([seen["q"], seen["k"], seen["v"]], dim=-1), whole[0])

@@ -1,0 +1,144 @@
+import pytest
+import torch
+
+from pruners.architecture import locate
+from pruners.calibration.collectors import Cosine, Entropy, OutputMoments, SecondMoments, down, o
+from pruners.calibration.statistics import stream
+from pruners.importance.attention_entropy import eager_attention
+from tests.support.models import FAMILIES, logits, random_rows, tiny_model
+
+RAGGED = random_rows(5, (24, 3, 11, 40))
+
+
+def recorded(model, names: tuple[str, ...], rows, output: bool = False):
+    """What went into (or came out of) modules, one unpadded row at a time, `[tokens, features]`."""
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda _, args, out, s=seen[name]: s.append((out if output else args[0])[0])
+        )
+        for name in names
+    ]
+    with torch.no_grad():
+        for row in rows:
+            model(row[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(values).double() for name, values in seen.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_second_moments_equal_brute_force_covariance(family: str):
+    model = tiny_model(family)
+    names = ("mlp.down_proj", "self_attn.o_proj")
+    for index, (ffn, heads) in stream(
+        locate(model), RAGGED, lambda _: (SecondMoments(96, down), SecondMoments(64, o))
+    ):
+        seen = recorded(model, tuple(f"model.layers.{index}.{n}" for n in names), RAGGED)
+        for moments, values in zip((ffn, heads), seen.values(), strict=True):
+            assert moments.tokens == len(values) == sum(map(len, RAGGED))
+            covariance = moments.matrix - torch.outer(moments.mean, moments.mean)
+            expected = torch.cov(values.T, correction=0)
+            torch.testing.assert_close(covariance, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_output_moments_read_the_queries():
+    model = tiny_model()
+    name = "model.layers.2.self_attn.q_proj"
+    expected = recorded(model, (name,), RAGGED, output=True)[name]
+    found = [
+        moments
+        for _, (moments,) in stream(
+            locate(model), RAGGED, lambda _: (OutputMoments(64, lambda layer: layer.attention.q),)
+        )
+    ][2]
+    torch.testing.assert_close(found.mean, expected.mean(0).float(), rtol=1e-4, atol=1e-5)
+    variance = expected.var(0, correction=0).float()
+    torch.testing.assert_close(found.variance, variance, rtol=1e-4, atol=1e-5)
+
+
+def test_cosines_of_layer_and_sub_blocks_equal_brute_force():
+    model = tiny_model()
+    found = [cosine for _, (cosine,) in stream(locate(model), RAGGED, lambda _: (Cosine(),))]
+    names = tuple(f"model.layers.{i}" for i in range(3))
+    before = recorded(model, names, RAGGED)
+    after = recorded(model, names, RAGGED, output=True)
+    between = recorded(model, tuple(f"{n}.post_attention_layernorm" for n in names), RAGGED)
+    for index, name in enumerate(names):
+        middle = between[f"{name}.post_attention_layernorm"]
+        for part, one, other in (
+            ("layer", before[name], after[name]),
+            ("attention", before[name], middle),
+            ("mlp", middle, after[name]),
+        ):
+            expected = 1 - torch.cosine_similarity(one, other).mean().item()
+            assert found[index].influence(part) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gemma3"])
+def test_entropy_is_normalised_by_the_keys_of_each_query(family: str):
+    model = tiny_model(family)
+    decoder = locate(model)
+    with eager_attention(decoder):
+        found = [
+            entropy.heads
+            for _, (entropy,) in stream(decoder, RAGGED, lambda _: (Entropy(decoder.shape),))
+        ]
+        for index, heads in enumerate(found):
+            values = []
+            for row in RAGGED:
+                with torch.no_grad():
+                    out = model(row[None], use_cache=False, output_attentions=True)
+                weights = out.attentions[index][0].double()  # [heads, query, key]
+                for query in range(1, len(row)):
+                    p = weights[:, query]
+                    keys = int((p[0] > 0).sum())
+                    values.append(
+                        -(p * p.clamp(min=1e-300).log()).sum(-1) / torch.tensor(keys).log()
+                    )
+            torch.testing.assert_close(
+                heads, torch.stack(values).mean(0).float(), rtol=1e-4, atol=1e-5
+            )
+
+
+def test_uniform_attention_has_entropy_one_at_any_length():
+    model = tiny_model()
+    decoder = locate(model)
+    with torch.no_grad():
+        decoder.layers[1].attention.q.weight.zero_()
+    for rows in (random_rows(2, (5,)), random_rows(2, (50,))):
+        with eager_attention(decoder):
+            found = [
+                e.heads for _, (e,) in stream(decoder, rows, lambda _: (Entropy(decoder.shape),))
+            ]
+        torch.testing.assert_close(found[1], torch.ones(4), rtol=0, atol=1e-5)
+        assert (found[0] < 1).all()
+
+
+def test_eager_attention_is_undone():
+    model = tiny_model()
+    before, kind = logits(model, random_rows(2, (9,))), model.config._attn_implementation
+    with eager_attention(locate(model)):
+        assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == kind
+    assert torch.equal(logits(model, random_rows(2, (9,))), before)
+
+
+def test_pruned_upstream_sees_what_was_done_to_layers_before():
+    model = tiny_model()
+    decoder = locate(model)
+    means = []
+    for index, (moments,) in stream(
+        decoder, RAGGED, lambda _: (SecondMoments(96, down),), pruned_upstream=True
+    ):
+        means.append(moments.mean)
+        with torch.no_grad():
+            decoder.layers[index].mlp.down.weight[:, :48] = 0
+    for index in range(3):  # layer l saw the cut of the layers before it only
+        fresh = tiny_model()
+        with torch.no_grad():
+            for layer in range(index):
+                fresh.model.layers[layer].mlp.down_proj.weight[:, :48] = 0
+        name = f"model.layers.{index}.mlp.down_proj"
+        expected = recorded(fresh, (name,), RAGGED)[name].mean(0)
+        torch.testing.assert_close(means[index], expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,87 @@
+"""Layers computed one at a time on another device. Here it is the CPU under another name."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from pruners.architecture import locate
+from pruners.builder.pipeline import Sources, build
+from pruners.builder.recipe import BuildError, Recipe
+from pruners.calibration.layer_replay import final_hidden
+from pruners.calibration.offload import offloaded
+from pruners.data.rows import padded
+from pruners.realization.mask import mask
+from pruners.variant import VariantSpec
+from tests.support.models import PRUNED_FAMILIES, random_order, random_rows, tiny_model
+
+AWAY = torch.device("cpu:0")
+ROWS = random_rows(3, (12, 7))
+RECIPE = Recipe(ffn_keep=(0.67,), skip_layers=(1,), shares=(0.9,), kv_budgets=(), keep_all=True)
+
+
+@pytest.fixture
+def moves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[nn.Module, torch.device]]:
+    """Where modules were sent, in order."""
+    seen: list[tuple[nn.Module, torch.device]] = []
+    move = nn.Module.to
+
+    def to(module: nn.Module, device: torch.device) -> nn.Module:
+        seen.append((module, device))
+        return move(module, device)
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    return seen
+
+
+@pytest.mark.parametrize("family", PRUNED_FAMILIES)
+def test_one_layer_at_a_time_leaves_and_comes_back(family, moves):
+    decoder = locate(tiny_model(family))
+    order, batch = random_order(decoder.shape), padded(ROWS)
+    spec = VariantSpec("narrow", (1, decoder.shape.kv_groups, 0), (64, 96, 0))
+    with torch.no_grad(), mask(decoder, spec, order):
+        expected = decoder.head(final_hidden(decoder, batch))
+        with offloaded(decoder, AWAY):
+            found = decoder.head(final_hidden(decoder, batch))
+    assert torch.equal(found, expected)
+    home = torch.device("cpu")
+    expected_moves = [
+        (module, device)
+        for module in (*(layer.module for layer in decoder.layers), decoder.head)
+        for device in (AWAY, home)
+    ]
+    assert moves == expected_moves
+    moves.clear()
+    decoder.head(final_hidden(decoder, batch))
+    assert not moves
+
+
+def test_comes_back_from_a_call_that_fails(moves):
+    decoder = locate(tiny_model())
+    with offloaded(decoder, AWAY), pytest.raises(TypeError):
+        decoder.layers[0].module()
+    assert [device for _, device in moves] == [AWAY, torch.device("cpu")]
+
+
+def test_builds_the_same_artefact():
+    rows = Sources(random_rows(6, (40,)), random_rows(2, (30,), seed=4), "random", "other")
+    here, away = (build(tiny_model(), "mine", rows, RECIPE, device=d) for d in (None, AWAY))
+    assert here.variants == away.variants
+    assert here.table.quality == away.table.quality
+    for name, corrections in here.corrections.items():
+        for block, correction in corrections.items():
+            pairs = zip(correction.tensors(), away.corrections[name][block].tensors(), strict=True)
+            assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_refuses_gradients():
+    rows = Sources(ROWS, random_rows(1, (12,), seed=4), "random", "other")
+    with pytest.raises(BuildError, match="taylor"):
+        build(
+            tiny_model(),
+            "mine",
+            rows,
+            dataclasses.replace(RECIPE, importance="taylor"),
+            device=AWAY,
+        )

@@ -1,0 +1,138 @@
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from pruners.architecture import locate
+from pruners.calibration.layer_replay import final_hidden
+from pruners.data.readers import ReadError
+from pruners.evaluation.evaluate import reading
+from pruners.evaluation.tasks import Item, Option, accuracies, read_task
+from pruners.realization.mask import mask
+from pruners.realization.order import identity
+from pruners.support.checkpoint import Journal
+from pruners.support.errors import UserError
+from pruners.variant import VariantSpec
+from tests.support.tiny import tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+NOTHING = Journal(None, None)
+QUESTIONS = [
+    Item((Option("the quick brown", " fox"), Option("the quick brown", " dogs and dogs")), 0),
+    Item((Option("a fox", " jumps"), Option("a fox", " is lazy"), Option("a fox", " over")), 2),
+    Item((Option("the dog", " jumps over"), Option("two foxes", " jumps over")), 1),
+]
+
+
+def write(path, *rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def test_reads_every_form(tmp_path):
+    path = write(
+        tmp_path / "all.jsonl",
+        {"query": "Question: why?\n", "choices": ["so", "thus"], "gold": 1},
+        {
+            "activity_label": "Cooking",
+            "ctx_a": "[header] How to boil [title] Water.",
+            "ctx_b": "the cook",
+            "endings": ["boils [step] it.", "fries it."],
+            "label": "0",
+        },
+        {
+            "context_options": ["Ann met Bob so Ann", "Ann met Bob so Bob"],
+            "continuation": "left.",
+            "gold": 0,
+        },
+        {"context": "He took his", "continuation": "hat"},
+    )
+    items = read_task(path)
+    assert items[0] == Item(
+        (Option("Question: why?\nAnswer:", " so"), Option("Question: why?\nAnswer:", " thus")), 1
+    )
+    start = "Cooking: How to boil. Water. The cook"
+    assert items[1] == Item((Option(start, " boils it."), Option(start, " fries it.")), 0)
+    assert items[2].options[1] == Option("Ann met Bob so Bob", " left.")
+    assert items[3] == Item((Option("He took his", " hat"),), None)
+    assert read_task(path, limit=2) == items[:2]
+
+
+@torch.no_grad()
+def test_accuracy_equals_summing_log_probabilities_by_hand():
+    model = tiny_model()
+    decoder = locate(model)
+
+    def likelihood(option: Option) -> float:
+        whole = TOKENIZER(option.context + option.continuation).input_ids
+        start = len(TOKENIZER(option.context).input_ids)
+        log_p = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+        return sum(float(log_p[i - 1, whole[i]]) for i in range(start, len(whole)))
+
+    scores = [[likelihood(option) for option in item.options] for item in QUESTIONS]
+    right = [s.index(max(s)) == item.gold for s, item in zip(scores, QUESTIONS, strict=True)]
+    by_length = []
+    for own, item in zip(scores, QUESTIONS, strict=True):
+        normed = [s / len(o.continuation[1:]) for s, o in zip(own, item.options, strict=True)]
+        by_length.append(normed.index(max(normed)) == item.gold)
+
+    spec = VariantSpec("narrow", (1, 1, 1), (32, 32, 32))
+    readers = {
+        "base": partial(final_hidden, decoder),
+        "narrow": reading(decoder, partial(mask, decoder, spec, identity(decoder.shape))),
+    }
+    found = accuracies(decoder, TOKENIZER, readers, "t", QUESTIONS, NOTHING)
+    assert found["base"].items == 3
+    assert found["base"].acc == pytest.approx(sum(right) / 3)
+    assert found["base"].acc_norm == pytest.approx(sum(by_length) / 3)
+    assert found["base"].same == 1
+    assert found["narrow"].same < 1 or found["narrow"].acc == found["base"].acc
+
+
+@torch.no_grad()
+def test_last_words_are_right_if_greedy_decoding_writes_them():
+    model = tiny_model()
+    prompt = TOKENIZER("the quick brown").input_ids
+    written = model(torch.tensor([prompt])).logits[0, -1].argmax()
+    # A word that is one token with its space, and one that the model does not write.
+    items = [Item((Option("the quick brown", TOKENIZER.decode([written])),), None)]
+    items.append(Item((Option("the quick brown", " fox"),), None))
+    decoder = locate(model)
+    readers = {"base": partial(final_hidden, decoder)}
+    found = accuracies(decoder, TOKENIZER, readers, "t", items, NOTHING)["base"]
+    assert found.acc_norm is None
+    assert found.acc == 0.5
+
+
+def test_answers_are_noted_and_not_asked_again(tmp_path):
+    decoder = locate(tiny_model())
+    journal = Journal(tmp_path / "j", "run")
+    readers = {"base": partial(final_hidden, decoder)}
+    first = accuracies(decoder, TOKENIZER, readers, "t", QUESTIONS, journal)
+
+    def never(batch):
+        raise AssertionError("answered already")
+
+    assert accuracies(decoder, TOKENIZER, {"base": never}, "t", QUESTIONS, journal) == first
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no questions"),
+        ("{", "line 1: not JSON"),
+        ("[]", "line 1 is no task"),
+        ('{"query": "q", "choices": ["a"], "gold": 0}', "line 1 is no task"),
+        ('{"query": "q", "choices": ["a", "b"], "gold": 2}', "line 1 is no task"),
+        ('{"query": "q", "choices": ["a", " "], "gold": 0}', "empty choice"),
+        ('{"question": "q"}', "line 1 is no task"),
+    ],
+)
+def test_refuses_in_one_line(tmp_path, content, message):
+    (tmp_path / "t.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message) as refused:
+        read_task(tmp_path / "t.jsonl")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ReadError, match="cannot read"):
+        read_task(tmp_path / "nothing.jsonl")

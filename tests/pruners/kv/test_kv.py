@@ -1,0 +1,199 @@
+"""Scorers of cached tokens, and evaluation over caches out of which tokens are deleted."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from pruners.architecture import UnsupportedModelError, locate
+from pruners.calibration.layer_replay import final_hidden
+from pruners.data.rows import padded
+from pruners.kv import (
+    KV_SCORERS,
+    Eviction,
+    ExpectedAttention,
+    KeyDiff,
+    KeyNorm,
+    Seen,
+    SnapKV,
+    Streaming,
+)
+from pruners.kv.base import rotate
+from pruners.kv.evict import evicted
+from tests.support.models import PRUNED_FAMILIES, random_rows, tiny_model
+
+CAUSAL = [family for family in PRUNED_FAMILIES if family != "bert"]
+
+
+def reference_decode(model, row: torch.Tensor, prompt: int, sinks: int, recent: int):
+    """Oracle: token by token over a real cache out of which keys are deleted."""
+    cache = model(row[None, :prompt], use_cache=True).past_key_values
+    outputs = []
+    for position in range(prompt, len(row)):
+        for layer in cache.layers:
+            held = layer.keys.shape[2]
+            keep = [i for i in range(held) if i < sinks or i > held - recent]
+            layer.keys, layer.values = layer.keys[:, :, keep], layer.values[:, :, keep]
+        output = model(
+            row[None, position : position + 1],
+            past_key_values=cache,
+            position_ids=torch.tensor([[position]]),
+        )
+        outputs.append(output.logits[0, 0])
+    return torch.stack(outputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llama-gqa", "qwen3", "gpt2", "opt"])
+@pytest.mark.parametrize(("sinks", "recent"), [(2, 3), (0, 2), (4, 5)])
+def test_streaming_equals_decoding_with_deleted_keys(family, implementation, sinks, recent):
+    model = tiny_model(family)
+    model.set_attn_implementation(implementation)
+    row = random_rows(1, (24,))[0]
+    expected = reference_decode(model, row, prompt=12, sinks=sinks, recent=recent)
+    eviction = Eviction(Streaming(), sinks + recent, interval=1, sinks=sinks, recent=0)
+    found = evicted(locate(model), padded([row]), 12, eviction)[0, 12:]
+    found = locate(model).head(found)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("scorer", KV_SCORERS)
+def test_a_budget_for_all_tokens_is_the_base_and_a_small_one_is_not(family: str, scorer: str):
+    decoder = locate(tiny_model(family))
+    batch = padded(random_rows(2, (40,)))
+    before = final_hidden(decoder, batch)
+    none = evicted(decoder, batch, 16, Eviction(KV_SCORERS[scorer](), 47, interval=5))
+    torch.testing.assert_close(none, before, rtol=1e-4, atol=1e-4)
+    few = Eviction(KV_SCORERS[scorer](), 12, interval=4, sinks=2, recent=2)
+    found = evicted(decoder, batch, 16, few)
+    torch.testing.assert_close(found[:, :16], before[:, :16], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found[:, 16:], before[:, 16:], atol=1e-3)
+    assert torch.equal(final_hidden(decoder, batch), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_a_window_counts_true_positions_after_eviction(family: str):
+    """The window is 8: with sinks evicted or kept, a token beyond it must never be seen."""
+    decoder = locate(
+        tiny_model(family, layer_types=None)
+        if family == "mistral"
+        else tiny_model(family, layer_types=["sliding_attention"] * 3)
+    )
+    batch = padded(random_rows(1, (40,)))
+    before = final_hidden(decoder, batch)
+    # All that a window of 8 can see stays cached, so that nothing may change.
+    eviction = Eviction(Streaming(), 14, interval=4, sinks=2, recent=0)
+    found = evicted(decoder, batch, 16, eviction)
+    torch.testing.assert_close(found, before, rtol=1e-4, atol=1e-4)
+
+
+def seen(tokens: int = 30, rope: bool = True) -> Seen:
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator)
+
+    def tables(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = positions[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.03])
+        angles = torch.cat([angles, angles], dim=1)
+        return angles.cos(), angles.sin()
+
+    return Seen(
+        positions=torch.arange(tokens).expand(2, -1),
+        keys=draw(2, 3, tokens, 8),
+        values=draw(2, 3, tokens, 8),
+        queries=draw(2, 6, tokens, 8),
+        position=tokens - 1,
+        scale=8**-0.5,
+        rope=tables if rope else None,
+    )
+
+
+def test_key_scores_equal_their_definitions():
+    cache = seen()
+    assert Streaming()(cache).argsort(1).equal(torch.arange(30).expand(2, -1))
+    norms = KeyNorm()(cache)
+    assert norms[1, 4] == pytest.approx(-cache.keys[1, :, 4].norm(dim=-1).mean().item())
+    unit = cache.keys / cache.keys.norm(dim=-1, keepdim=True)
+    expected = -cosine_similarity(cache.keys[0, :, 7], unit[0].mean(1), dim=-1).mean()
+    assert KeyDiff()(cache)[0, 7] == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("rope", [True, False])
+def test_snap_is_the_pooled_attention_of_the_window(rope: bool):
+    cache = seen(rope=rope)
+    found = SnapKV(window=4)(cache)
+    total = torch.zeros(2, 30)
+    for row in range(2):
+        for head in range(6):
+            for position in range(26, 30):
+                q = cache.queries[row, head, position]
+                if rope:
+                    q = rotate(q[None], *cache.rope(torch.tensor([position])))[0]
+                scores = cache.keys[row, head // 2, : position + 1] @ q * cache.scale
+                total[row, : position + 1] += scores.softmax(0)
+    pooled = torch.nn.functional.avg_pool1d(total[:, None], 5, 1, 2)[:, 0]
+    torch.testing.assert_close(found[:, :26], pooled[:, :26])
+    assert (found[:, 26:] > found[:, :26].amax(1, keepdim=True)).all()
+
+
+@pytest.mark.parametrize("rope", [True, False])
+def test_expected_attention_equals_the_mean_over_sampled_queries(rope: bool):
+    cache = seen(tokens=12, rope=rope)
+    found = ExpectedAttention(future=1, floor=0.0)(cache)
+    generator = torch.Generator().manual_seed(0)
+    row, head = 1, 5
+    queries = cache.queries[row, head]
+    covariance = torch.cov(queries.T, correction=0)
+    root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(8))
+    drawn = queries.mean(0) + torch.randn(200_000, 8, generator=generator) @ root.T
+    if rope:
+        drawn = rotate(drawn, *cache.rope(torch.tensor([12])))
+    weights = (drawn @ cache.keys[row, head // 2].T * cache.scale).exp().mean(0)
+    only = Seen(
+        positions=torch.arange(12)[None],
+        keys=cache.keys[row : row + 1, 2:3],
+        values=torch.ones(1, 1, 12, 1),
+        queries=cache.queries[row : row + 1, 5:6],
+        position=11,
+        scale=cache.scale,
+        rope=cache.rope,
+    )
+    alone = ExpectedAttention(future=1, floor=0.0)(only)[0]
+    torch.testing.assert_close(alone, weights / weights.sum(), rtol=0.02, atol=1e-3)
+    assert found.shape == (2, 12)
+
+
+@pytest.mark.parametrize("scorer", KV_SCORERS)
+def test_the_order_in_which_tokens_are_cached_does_not_matter(scorer: str):
+    cache = seen()
+    chosen = SnapKV(window=6) if scorer == "snap" else KV_SCORERS[scorer]()
+    eviction = Eviction(chosen, 18, interval=4, sinks=2, recent=3)
+    kept = eviction.kept(cache, 14)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    mixed = replace(
+        cache,
+        positions=cache.positions[:, order],
+        keys=cache.keys[:, :, order],
+        values=cache.values[:, :, order],
+    )
+    found = mixed.positions.gather(1, eviction.kept(mixed, 14)).sort(1).values
+    assert found.equal(kept)
+    assert {0, 1, 27, 28, 29} <= set(kept[0].tolist())
+
+
+def test_refuses_what_cannot_be_evicted():
+    with pytest.raises(ValueError, match="is not above its 4 sinks"):
+        Eviction(Streaming(), 20)
+    with pytest.raises(ValueError, match="interval"):
+        Eviction(Streaming(), 99, interval=0)
+    eviction = Eviction(Streaming(), 99)
+    with pytest.raises(UnsupportedModelError, match="encoder"):
+        evicted(locate(tiny_model("bert")), padded(random_rows(1, (9,))), 4, eviction)
+    with pytest.raises(ValueError, match="equally long"):
+        evicted(locate(tiny_model()), padded(random_rows(2, (9, 7))), 4, eviction)

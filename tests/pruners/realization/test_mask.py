@@ -1,0 +1,130 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pruners.architecture import Decoder, locate
+from pruners.realization.mask import mask
+from pruners.realization.order import Order, identity, reorder
+from pruners.variant import VariantSpec, base_spec
+from tests.support.models import FAMILIES, logits, random_order, random_rows, tiny_model
+
+ROWS = random_rows(2, (24,))
+
+
+def narrow(linear: nn.Linear, out: list[int] | None, inp: list[int] | None) -> None:
+    """A smaller linear in place of the old one, by plain list indexing."""
+    weight, bias = linear.weight.data, linear.bias
+    if out is not None:
+        weight = weight[out]
+        linear.bias = None if bias is None else nn.Parameter(bias.data[out])
+    if inp is not None:
+        weight = weight[:, inp]
+    linear.weight = nn.Parameter(weight)
+
+
+def slice_model(decoder: Decoder, spec: VariantSpec, order: Order) -> None:
+    """Independent oracle: rebuilds every projection at its smaller size."""
+    shape, dim = decoder.shape, decoder.shape.head_dim
+    per_group = shape.heads // shape.kv_groups
+    for index, layer in enumerate(decoder.layers):
+        neurons = order.ffn[index][: spec.ffn[index]].tolist()
+        groups = order.kv[index][: spec.kv_groups[index]].tolist()
+        heads = [group * per_group + i for group in groups for i in range(per_group)]
+        query = [head * dim + i for head in heads for i in range(dim)]
+        key = [group * dim + i for group in groups for i in range(dim)]
+        narrow(layer.mlp.gate, neurons, None)
+        narrow(layer.mlp.up, neurons, None)
+        narrow(layer.mlp.down, None, neurons)
+        narrow(layer.attention.q, query, None)
+        narrow(layer.attention.k, key, None)
+        narrow(layer.attention.v, key, None)
+        narrow(layer.attention.o, None, query)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mask_equals_explicit_slicing(family: str):
+    model = tiny_model(family)
+    decoder = locate(model)
+    order = random_order(decoder.shape)
+    full = decoder.shape.kv_groups
+    spec = VariantSpec("narrow", (full, 1, full - 1), (32, 96, 7))
+    sliced = tiny_model(family)
+    slice_model(locate(sliced), spec, order)
+
+    with mask(decoder, spec, order):
+        masked = logits(model, ROWS)
+
+    torch.testing.assert_close(masked, logits(sliced, ROWS), rtol=1e-4, atol=1e-4)
+
+
+def test_prefix_of_reordered_model_equals_mask_of_base():
+    model, moved = tiny_model(), tiny_model()
+    shape = locate(model).shape
+    order = random_order(shape)
+    reorder(locate(moved), order)
+    spec = VariantSpec("narrow", (1, 2, 1), (32, 64, 96))
+    with mask(locate(model), spec, order), mask(locate(moved), spec, identity(shape)):
+        torch.testing.assert_close(logits(moved, ROWS), logits(model, ROWS), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_width_zero_is_the_layer_removed(family: str):
+    model = tiny_model(family)
+    decoder = locate(model)
+    full = decoder.shape.kv_groups
+    spec = VariantSpec("shallow", (full, 0, full), (96, 0, 96))
+    shorter = copy.deepcopy(model)
+    shorter.model.layers[1].forward = lambda hidden, **_: hidden
+
+    with mask(decoder, spec, identity(decoder.shape)):
+        masked = logits(model, ROWS)
+
+    assert torch.equal(masked, logits(shorter, ROWS))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_width_is_the_base_bit_for_bit(family: str):
+    model = tiny_model(family)
+    decoder = locate(model)
+    before = logits(model, ROWS)
+    with mask(decoder, base_spec(decoder.shape), random_order(decoder.shape)):
+        assert torch.equal(logits(model, ROWS), before)
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_mask_restores_also_after_an_exception():
+    model = tiny_model()
+    decoder = locate(model)
+    before, installed = logits(model, ROWS), hooks(model)
+    spec = VariantSpec("narrow", (1, 0, 2), (32, 0, 64))
+
+    with pytest.raises(KeyError, match="True"), mask(decoder, spec, identity(decoder.shape)):
+        raise KeyError(hooks(model) > installed)
+    assert hooks(model) == installed
+    assert torch.equal(logits(model, ROWS), before)
+
+
+def test_masks_what_is_not_a_number():
+    model = tiny_model()
+    decoder = locate(model)
+    with torch.no_grad():
+        decoder.layers[0].mlp.up.weight[5] = float("inf")
+    order = identity(decoder.shape)
+    order.ffn[0] = order.ffn[0].roll(-6)  # neuron 5 is the least important
+    with mask(decoder, VariantSpec("narrow", (2, 2, 2), (64, 96, 96)), order):
+        assert logits(model, ROWS).isfinite().all()
+
+
+def test_refuses_a_spec_of_another_model():
+    decoder = locate(tiny_model())
+    spec = VariantSpec("wide", (2, 2, 2), (96, 96, 128))
+    with (
+        pytest.raises(ValueError, match="ffn outside"),
+        mask(decoder, spec, identity(decoder.shape)),
+    ):
+        pass

@@ -1,0 +1,50 @@
+"""What a command says of its progress where nobody watches a terminal."""
+
+import io
+
+from rich.console import Console
+
+from pruners.support.progress import bars, tracked
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def lines_of(seconds: float, steps: int) -> list[str]:
+    """Lines of a task of so many steps that take so long each."""
+    out, clock = io.StringIO(), Clock()
+    with bars(Console(file=out), clock) as progress:
+        for _ in tracked(range(steps), "Reading [x]", progress):
+            clock.now += seconds
+    assert "\r" not in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+    return out.getvalue().splitlines()
+
+
+def test_a_pipe_gets_a_line_every_tenth_and_at_the_end():
+    assert lines_of(0.5, 200) == [
+        f"Reading [x]: {10 * part} %, {10 * part} s" for part in range(1, 11)
+    ]
+
+
+def test_slow_steps_are_told_of_every_ten_seconds():
+    assert len(lines_of(2.0, 1000)) == 200
+
+
+def test_a_quick_task_is_one_line():
+    assert lines_of(0.0001, 1000) == ["Reading [x]: 100 %, 0 s"]
+
+
+def test_updates_are_told_of_too():
+    out, clock = io.StringIO(), Clock()
+    with bars(Console(file=out), clock) as progress:
+        task = progress.add_task("Sampling", total=50)
+        for done in range(1, 51):
+            clock.now += 1
+            progress.update(task, completed=done)
+    assert out.getvalue().splitlines()[0] == "Sampling: 10 %, 5 s"
+    assert out.getvalue().splitlines()[-1] == "Sampling: 100 %, 50 s"

@@ -1,0 +1,88 @@
+"""Which precision a model is served in, with the native kernels and without them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.app import build_runner
+from server.engine.backends.native import library as native_library
+from server.engine.backends.native.decoder import NativeDecoder
+from server.engine.backends.native.packing import quantise
+from server.engine.backends.pytorch.decoder import Decoder
+from server.engine.loading import load as loading
+from server.engine.loading.load import load_model, load_transformers, open_decoder
+from server.engine.segment import Segment
+from server.settings import Settings, SettingsError
+from tests.support.tiny import save_tiny
+
+NATIVE = native_library.library() is not None
+PROMPT = list(range(20, 60))
+
+
+def quantised_folder(folder: Path, bits: int) -> Path:
+    """A tiny model whose matrices lie on the grid of 4 or 8 bits, like one out of a GGUF file."""
+    save_tiny(folder)
+    model = load_transformers(folder, torch.float32)
+    for name, tensor in model.named_parameters():
+        if tensor.dim() == 2 and "embed" not in name:
+            tensor.copy_(quantise(tensor, bits).values())
+    model.save_pretrained(folder)
+    return folder
+
+
+def logits(model) -> torch.Tensor:
+    decoder = open_decoder(model, 256)
+    cache = decoder.cache.open()
+    assert cache.reserve(len(PROMPT))
+    spec = model.variants["base"]
+    return decoder.logits(decoder.forward([Segment(PROMPT, cache, spec)])).log_softmax(-1)
+
+
+@pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_auto_keeps_what_the_source_holds(tmp_path: Path, bits: int):
+    model = load_model(quantised_folder(tmp_path / "tiny", bits), "tiny")
+    assert model.weights.precision == f"int{bits}"
+    assert isinstance(open_decoder(model, 64), NativeDecoder)
+    kinds = ("qkv", "o", "gate and up", "down")
+    assert all(model.weights.errors[kind] < 1e-6 for kind in kinds)
+
+
+def test_auto_rounds_nothing_else(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(loading, "_bf16_is_native", lambda: False)
+    folder = save_tiny(tmp_path / "tiny")
+    model = load_model(folder, "tiny")
+    assert model.weights.precision == "float32"
+    expected = load_transformers(folder, torch.float32)(torch.tensor([PROMPT])).logits[0]
+    torch.testing.assert_close(logits(model), expected.log_softmax(-1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_without_the_kernels_pytorch_computes_with_the_same_values(
+    tmp_path: Path, monkeypatch, precision: str
+):
+    folder = save_tiny(tmp_path / "tiny")
+    native = logits(load_model(folder, "tiny", precision)) if NATIVE else None
+    monkeypatch.setattr(native_library, "library", lambda: None)
+    model = load_model(folder, "tiny", precision)
+    assert isinstance(open_decoder(model, 64), Decoder)
+    found = logits(model)
+    if native is not None:
+        assert float((found.exp() * (found - native)).sum(-1).mean()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "free_bytes", "said"),
+    [
+        (10**12, 8e9, r"1,000,000,000,000 tokens takes .* GB, 8\.0 GB are free"),
+        (10**14, None, "cannot be allocated"),
+        (10**30, None, "cannot be allocated"),
+    ],
+)
+def test_a_cache_that_finds_no_memory_is_one_line(
+    tiny_folder: Path, tokens: int, free_bytes: float | None, said: str
+):
+    model = load_model(tiny_folder, "tiny", "fp32")
+    with pytest.raises(SettingsError, match=said):
+        build_runner(model, Settings(kv_tokens=tokens), free_bytes)

@@ -1,0 +1,62 @@
+"""The harness on a tiny model: merged in memory, and served, it finds the same."""
+
+import json
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
+
+from benchmarks.live import ServerProcess
+from server.jobs.lm_eval import Exam, HarnessError, examine, examine_served
+
+TASK = """
+task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{query}}}}"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+"""
+
+
+@pytest.fixture(scope="module")
+def server(varied_folders):
+    """One of its own: hundreds of questions would keep the others' shadow busy."""
+    model, artefact = varied_folders
+    given = ("--model", str(model), "--artefact", str(artefact))
+    log = model.parent / "examined.log"
+    process = ServerProcess(*given, log=log, TRIMTAB_THREADS="1", TRIMTAB_SHADOW_SHARE="0")
+    yield process.wait()
+    process.stop()
+
+
+@pytest.fixture
+def exam(tmp_path):
+    questions = [
+        {"query": f"word {n} is", "choices": ["one", "two words", "a third"], "gold": n % 3}
+        for n in range(12)
+    ]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in questions))
+    (tmp_path / "mine.yaml").write_text(TASK.format(file=file))
+    return Exam(("mine",), include=tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["base", "ffn-34"])
+def test_merged_and_served_agree(server, varied_folders, exam, variant):
+    model, artefact = varied_folders
+    merged = examine(str(model), artefact, variant, exam)["mine"]
+    served = examine_served(server.url, str(model), variant, exam)["mine"]
+    assert merged["acc,none"] == served["acc,none"]
+
+
+def test_what_is_not_there_is_one_line(varied_folders, exam):
+    model, artefact = varied_folders
+    with pytest.raises(HarnessError, match="no task 'nonsense'"):
+        examine(str(model), artefact, "base", Exam(("nonsense",)))
+    with pytest.raises(HarnessError, match="no server answers"):
+        examine_served("http://127.0.0.1:9", str(model), "base", exam)
