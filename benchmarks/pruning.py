@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.machine import given, parser, save
 from pruners.allocation import Curve, ffn_levels, greedy, kv_levels, measured, search
 from pruners.allocation.depth import block_spec, greedy_blocks, greedy_layers
-from pruners.architecture import Decoder, Shape, locate
+from pruners.architecture import LocatedModel, Shape, locate
 from pruners.data.rows import count, held_back, rows_hash, sample
 from pruners.data.sources import read_corpus
 from pruners.evaluation.evaluate import Reader, evaluate, reading
@@ -27,7 +27,7 @@ from pruners.realization.order import Order
 from pruners.recovery import Recipe as Fit
 from pruners.recovery import from_tensors, recover, to_tensors
 from pruners.recovery.library import Library, library_from, make_library
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import bars
 from pruners.variant import Block, VariantSpec, base_spec, depth_spec, width_spec
 from server.engine.loading.load import load_tokenizer, load_transformers
@@ -47,10 +47,12 @@ TRIALS = 12
 class Study:
     """The base, its calibration, and every cut as something that reads."""
 
-    def __init__(self, decoder: Decoder, rows: list[torch.Tensor], journal: Journal) -> None:
-        self.decoder = decoder
+    def __init__(
+        self, located: LocatedModel, rows: list[torch.Tensor], checkpoint: Checkpoint
+    ) -> None:
+        self.located = located
         self.rows = rows
-        self.journal = journal
+        self.checkpoint = checkpoint
         self.selection = sample(held_back(rows), 2048, seed=1)
         self.scored = sample(rows, 8192, seed=2)
         self.cuts: dict[str, Reader] = {}
@@ -60,32 +62,32 @@ class Study:
         self, name: str, spec: VariantSpec, order: Order, own: Mapping[Block, Any] | None = None
     ) -> None:
         """One line of the table."""
-        shape = self.decoder.shape
+        shape = self.located.shape
         numbers = sum(t.numel() for c in (own or {}).values() for t in c.tensors())
         touched = spec.parameters(shape) + numbers
         self.shares[name] = touched / base_spec(shape).parameters(shape)
-        self.cuts[name] = reading(self.decoder, partial(mask, self.decoder, spec, order, own))
+        self.cuts[name] = reading(self.located, partial(mask, self.located, spec, order, own))
 
     def order(self, name: str, progress: Progress) -> Order:
         """Units as a scorer puts them."""
 
         def compute() -> dict[str, torch.Tensor]:
             rows = self.rows if name == ORDER else self.scored
-            found = scorer(name)(self.decoder, rows, progress).order()
+            found = scorer(name)(self.located, rows, progress).order()
             return {"ffn": found.ffn, "kv": found.kv}
 
-        return Order(**self.journal.tensors(f"order {name}", compute))
+        return Order(**self.checkpoint.tensors(f"order {name}", compute))
 
     def library(self, order: Order, rank: int, progress: Progress) -> Library:
         """Shared corrections of every block and width."""
-        shape = self.decoder.shape
+        shape = self.located.shape
 
         def compute() -> dict[str, torch.Tensor]:
             widths = (kv_levels(shape)[1:], ffn_levels(shape)[1:])
-            made = make_library(self.decoder, order, self.rows, *widths, rank, progress)
+            made = make_library(self.located, order, self.rows, *widths, rank, progress)
             return made.to_tensors()
 
-        return library_from(self.journal.tensors(f"library {rank}", compute))
+        return library_from(self.checkpoint.tensors(f"library {rank}", compute))
 
     def by_kl(
         self, order: Order, curves: list[Curve], library: Library, neurons: float, bars_: Progress
@@ -94,12 +96,12 @@ class Study:
 
         def loss(spec: VariantSpec) -> float:
             reader = reading(
-                self.decoder, partial(mask, self.decoder, spec, order, library.of(spec))
+                self.located, partial(mask, self.located, spec, order, library.of(spec))
             )
-            return evaluate(self.decoder, {"it": reader}, self.selection).quality["it"].kl
+            return evaluate(self.located, {"it": reader}, self.selection).quality["it"].kl
 
-        start = base_spec(self.decoder.shape)
-        path = self.journal.path(f"widths-{neurons:.0f}.db")
+        start = base_spec(self.located.shape)
+        path = self.checkpoint.path(f"widths-{neurons:.0f}.db")
         return search(
             start, curves, lambda spec: sum(spec.ffn), neurons, loss, TRIALS,
             storage=f"sqlite:///{path}", progress=bars_,
@@ -108,7 +110,7 @@ class Study:
 
 def widths(study: Study, curves: list[Curve], library: Library, progress: Progress) -> None:
     """A quarter and half of the neurons gone."""
-    decoder, shape = study.decoder, study.decoder.shape
+    located, shape = study.located, study.located.shape
     orders = {name: study.order(name, progress) for name in BASELINES}
     best = orders[ORDER]
     neurons = [curve for curve in curves if curve.part == "mlp"]
@@ -124,14 +126,14 @@ def widths(study: Study, curves: list[Curve], library: Library, progress: Progre
     specs = list(ours.values())
 
     def compute() -> dict[str, torch.Tensor]:
-        found = recover(decoder, specs, best, study.rows, Fit(materialised=True), progress)
+        found = recover(located, specs, best, study.rows, Fit(materialised=True), progress)
         return {
             f"{title}/{name}": tensor
             for title, refit in zip(ours, found, strict=True)
             for name, tensor in to_tensors(refit.corrections).items()
         }
 
-    tensors = study.journal.tensors("refits", compute)
+    tensors = study.checkpoint.tensors("refits", compute)
     for title, spec in ours.items():
         refit = {n.removeprefix(f"{title}/"): t for n, t in tensors.items() if n.startswith(title)}
         if "uniform" not in title:
@@ -142,22 +144,22 @@ def widths(study: Study, curves: list[Curve], library: Library, progress: Progre
 
 def depths(study: Study, curves: list[Curve], library: Library, progress: Progress) -> None:
     """The bytes of six layers gone, as layers, sub-blocks or cuts of every kind."""
-    decoder, shape, rows = study.decoder, study.decoder.shape, study.selection
+    located, shape, rows = study.located, study.located.shape, study.selection
     order = study.order(ORDER, progress)
     biases = {b: c.bias for (b, width), c in library.corrections.items() if width == 0}
     gone = base_spec(shape).body_parameters(shape) * LAYERS // shape.layers
-    note = study.journal.value
-    greedily = note("layers", lambda: greedy_layers(decoder, rows, LAYERS, None, progress).layers)
-    layers = {name: find(decoder, study.scored, progress) for name, find in LAYER_ORDERS.items()}
+    note = study.checkpoint.value
+    greedily = note("layers", lambda: greedy_layers(located, rows, LAYERS, None, progress).layers)
+    layers = {name: find(located, study.scored, progress) for name, find in LAYER_ORDERS.items()}
     for name, found in {"greedy KL": greedily, **layers}.items():
         study.add(f"{LAYERS} layers {name}", depth_spec(shape, list(found[:LAYERS])), order)
-    chosen = note("blocks", lambda: greedy_blocks(decoder, rows, gone, biases, progress).blocks)
+    chosen = note("blocks", lambda: greedy_blocks(located, rows, gone, biases, progress).blocks)
     # The last block takes more than six layers hold: the bytes lie between these two.
     for name, blocks in (("", chosen), (", one fewer", chosen[:-1])):
         spec = block_spec(shape, [Block(*block) for block in blocks])
         study.add(f"sub-blocks greedy KL, constants{name}", spec, order, library.of(spec))
     for name, find in BLOCK_ORDERS.items():
-        blocks = find(decoder, study.scored, progress)
+        blocks = find(located, study.scored, progress)
         study.add(f"sub-blocks {name}", _blocks_of(shape, blocks, gone), order)
     base = base_spec(shape)
     left = base.body_parameters(shape) - gone
@@ -194,17 +196,17 @@ def main() -> None:
     text = corpus.rows(load_tokenizer(source), arguments.window, limit)
     what = {"model": str(source), "tokens": arguments.tokens, "rank": arguments.rank, "study": 2}
     folder = cache_folder() / "benchmarks"
-    journal = Journal(folder / "pruning", what)
-    read = Journal(folder / "pruning-text", {**what, "text": rows_hash(text)})
+    checkpoint = Checkpoint(folder / "pruning", what)
+    read = Checkpoint(folder / "pruning-text", {**what, "text": rows_hash(text)})
     with bars() as progress:
-        own = OwnText(source, journal, progress)
+        own = OwnText(source, checkpoint, progress)
         # As `build` takes them, whose first rows are held out.
         rows = own.rows(8 + -(-arguments.tokens // ROW), ROW, seed=0)[8:]
-        study = Study(locate(load_transformers(source, torch.float32)), rows, journal)
+        study = Study(locate(load_transformers(source, torch.float32)), rows, checkpoint)
         order = study.order(ORDER, progress)
         library = study.library(order, arguments.rank, progress)
         curves = measured(
-            study.decoder, order, study.selection, library.corrections, journal, progress
+            study.located, order, study.selection, library.corrections, checkpoint, progress
         )
         widths(study, curves, library, progress)
         depths(study, curves, library, progress)
@@ -214,7 +216,7 @@ def main() -> None:
             if unknown:
                 options.error(f"no cut {unknown[0]!r}; there are: {', '.join(cuts)}")
             cuts = {name: cuts[name] for name in arguments.only}
-        found = evaluate(study.decoder, cuts, text, progress=progress, journal=read)
+        found = evaluate(study.located, cuts, text, progress=progress, checkpoint=read)
 
     table = Table(title=f"{corpus.name}: {found.tokens} predictions, windows of {arguments.window}")
     for title in ("cut", "bytes", "perplexity", "over the base's", "KL", "agreement"):

@@ -28,7 +28,7 @@ from pruners.realization.mask import mask
 from pruners.realization.order import Order
 from pruners.recovery import Correction
 from pruners.recovery.library import Library
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import bars
 from pruners.variant import Block, VariantSpec, base_spec, depth_spec
 from server.engine.loading.load import load_tokenizer, load_transformers
@@ -46,15 +46,17 @@ Own = Mapping[Block, Correction]
 
 def cut(study: Study, order: Order, library: Library, name: str, progress: Progress) -> VariantSpec:
     """The point's variant, chosen by KL on rows that no fit has seen."""
-    decoder, shape, keep = study.decoder, study.decoder.shape, POINTS[name]
+    located, shape, keep = study.located, study.located.shape, POINTS[name]
     if keep is None:
         biases = {b: c.bias for (b, width), c in library.corrections.items() if width == 0}
 
         def compute() -> tuple[int, ...]:
-            return greedy_layers(decoder, study.selection, LAYERS, biases, progress).layers
+            return greedy_layers(located, study.selection, LAYERS, biases, progress).layers
 
-        return depth_spec(shape, list(study.journal.value("layers with constants", compute)))
-    curves = measured(decoder, order, study.selection, library.corrections, study.journal, progress)
+        return depth_spec(shape, list(study.checkpoint.value("layers with constants", compute)))
+    curves = measured(
+        located, order, study.selection, library.corrections, study.checkpoint, progress
+    )
     neurons = [curve for curve in curves if curve.part == "mlp"]
     wanted = keep * shape.ffn * shape.layers
     return greedy(base_spec(shape), neurons, lambda spec: sum(spec.ffn), wanted)
@@ -76,22 +78,22 @@ def main() -> None:
     corpus = read_corpus(arguments.text)
     limit = None if arguments.windows is None else arguments.windows * 1024
     text = corpus.rows(load_tokenizer(source), 1024, limit)
-    journal = Journal(cache_folder() / "benchmarks" / "recovery", {"rows": CALIBRATION_ROWS})
+    checkpoint = Checkpoint(cache_folder() / "benchmarks" / "recovery", {"rows": CALIBRATION_ROWS})
     with bars() as progress:
-        own_text = OwnText(source, journal, progress)
+        own_text = OwnText(source, checkpoint, progress)
         calibration = own_text.rows(CALIBRATION_ROWS, ROW, seed=0)
         held_out = own_text.rows(8, ROW, seed=5)
         rows = own_text.rows(-(-arguments.tokens // ROW), ROW, seed=100)
         del own_text
-        decoder = locate(load_transformers(source, torch.float32))
-        study = Study(decoder, calibration, journal)
+        located = locate(load_transformers(source, torch.float32))
+        study = Study(located, calibration, checkpoint)
         order = study.order(ORDER, progress)
         library = study.library(order, arguments.rank, progress)
         specs = {name: cut(study, order, library, name, progress) for name in arguments.points}
         named = [VariantSpec(name, spec.kv_groups, spec.ffn) for name, spec in specs.items()]
         before: dict[str, Own] = {spec.name: library.of(spec) for spec in named}
         started = time.monotonic()
-        state = journal.path(f"{'-'.join(specs)}-{arguments.tokens}.safetensors")
+        state = checkpoint.path(f"{'-'.join(specs)}-{arguments.tokens}.safetensors")
         dtype = quick_dtype(torch.device("cpu"))
         trained = train(
             locate(load_transformers(source, dtype)), named, order, before, rows, held_out,
@@ -101,14 +103,14 @@ def main() -> None:
         after = {name: one.corrections for name, one in trained.items()}
         readers = {
             f"{spec.name} {when}": reading(
-                decoder, partial(mask, decoder, spec, order, own[spec.name])
+                located, partial(mask, located, spec, order, own[spec.name])
             )
             for spec in named
             for when, own in (("before", before), ("after", after))
         }
-        found = evaluate(decoder, readers, text, progress=progress)
+        found = evaluate(located, readers, text, progress=progress)
 
-    base = base_spec(decoder.shape).parameters(decoder.shape)
+    base = base_spec(located.shape).parameters(located.shape)
     table = Table(
         title=f"{corpus.name}: {found.tokens} predictions, base {found.base_perplexity:.2f}"
     )
@@ -128,7 +130,7 @@ def main() -> None:
         first, last = (found.quality[f"{spec.name} {when}"] for when in ("before", "after"))
         numbers = sum(t.numel() for c in after[spec.name].values() for t in c.tensors())
         results[spec.name] = {
-            "shared_parameters": spec.parameters(decoder.shape) / base,
+            "shared_parameters": spec.parameters(located.shape) / base,
             "own_parameters": numbers / base,
             "ratio": [q.perplexity / found.base_perplexity for q in (first, last)],
             "kl": [first.kl, last.kl],

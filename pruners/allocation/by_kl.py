@@ -7,14 +7,14 @@ import torch
 from rich.progress import Progress
 
 from pruners.allocation.curves import Curve
-from pruners.architecture import Decoder, Shape
+from pruners.architecture import LocatedModel, Shape
 from pruners.calibration.layer_probe import Probe
 from pruners.correction import Correction
 from pruners.data.rows import batches
 from pruners.evaluation.divergence import Tally, compare
 from pruners.realization.mask import mask
 from pruners.realization.order import Order
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import tracked
 from pruners.variant import PARTS, Block, Part, base_spec
 
@@ -39,20 +39,20 @@ def kv_levels(shape: Shape) -> tuple[int, ...]:
 
 @torch.no_grad()
 def measured(
-    decoder: Decoder,
+    located: LocatedModel,
     order: Order,
     rows: Sequence[torch.Tensor],
     library: Library,
-    journal: Journal,
+    checkpoint: Checkpoint,
     progress: Progress | None = None,
 ) -> list[Curve]:
     """KL to the base, nats per token, of each block at each of its levels, all others whole.
 
     What the score of a layer cannot say. Each width is corrected as `library` has it. Most FFN
-    levels are interpolated; what was measured of a layer is noted in the journal.
+    levels are interpolated; what was measured of a layer is noted in the checkpoint.
     """
-    probes = [Probe(decoder, batch) for batch in batches(rows)]
-    shape = decoder.shape
+    probes = [Probe(located, batch) for batch in batches(rows)]
+    shape = located.shape
     levels: dict[Part, tuple[int, ...]] = {"attention": kv_levels(shape), "mlp": ffn_levels(shape)}
     curves: list[Curve] = []
     for layer in tracked(range(shape.layers), "Measuring each layer", progress):
@@ -63,9 +63,9 @@ def measured(
         ]
 
         def measure(tried: Sequence[tuple[Block, int]] = tried) -> list[float]:
-            return _kl(decoder, order, probes, library, tried)
+            return _kl(located, order, probes, library, tried)
 
-        errors = dict(zip(tried, journal.value(f"curves of {layer}", measure), strict=True))
+        errors = dict(zip(tried, checkpoint.value(f"curves of {layer}", measure), strict=True))
         for part, widths in levels.items():
             known = {width: error for (block, width), error in errors.items() if block.part == part}
             points = _interpolated(widths, {widths[0]: 0.0, **known})
@@ -79,7 +79,7 @@ def _some(widths: Sequence[int]) -> tuple[int, ...]:
 
 
 def _kl(
-    decoder: Decoder,
+    located: LocatedModel,
     order: Order,
     probes: Sequence[Probe],
     library: Library,
@@ -90,11 +90,11 @@ def _kl(
     for probe in probes:
         finals = []
         for block, width in tried:
-            spec = base_spec(decoder.shape).at(block, width)
+            spec = base_spec(located.shape).at(block, width)
             own = {block: library[block, width]} if (block, width) in library else {}
-            with mask(decoder, spec, order, own):
+            with mask(located, spec, order, own):
                 finals.append(probe.final(block.layer))
-        compare(decoder.head, probe.base, finals, probe.targets, tallies)
+        compare(located.head, probe.base, finals, probe.targets, tallies)
     return [tally.mean_kl for tally in tallies]
 
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder, Shape
+from pruners.architecture import LocatedModel, Shape
 from pruners.calibration.layer_probe import LayerRun, Probe
 from pruners.data.rows import batches
 from pruners.evaluation.divergence import Tally, compare
@@ -55,7 +55,7 @@ def block_spec(shape: Shape, skipped: Sequence[Block]) -> VariantSpec:
 
 
 def greedy_layers(
-    decoder: Decoder,
+    located: LocatedModel,
     rows: Sequence[torch.Tensor],
     count: int,
     biases: Mapping[Block, torch.Tensor] | None = None,
@@ -67,15 +67,15 @@ def greedy_layers(
     over the full vocabulary in place of perplexity. `biases` are added in the place of blocks that
     are gone. Raises `ValueError` if `count` would leave no layer.
     """
-    if not 0 < count < len(decoder.layers):
-        raise ValueError(f"cannot skip {count} of {len(decoder.layers)} layers")
-    cuts = [tuple(Block(layer, part) for part in PARTS) for layer in range(len(decoder.layers))]
-    removed, kl = _greedy(decoder, rows, cuts, len, 2 * count, biases or {}, "layer", progress)
+    if not 0 < count < len(located.layers):
+        raise ValueError(f"cannot skip {count} of {len(located.layers)} layers")
+    cuts = [tuple(Block(layer, part) for part in PARTS) for layer in range(len(located.layers))]
+    removed, kl = _greedy(located, rows, cuts, len, 2 * count, biases or {}, "layer", progress)
     return DepthOrder(tuple(cut[0].layer for cut in removed), kl)
 
 
 def greedy_blocks(
-    decoder: Decoder,
+    located: LocatedModel,
     rows: Sequence[torch.Tensor],
     parameters: int,
     biases: Mapping[Block, torch.Tensor] | None = None,
@@ -87,25 +87,25 @@ def greedy_blocks(
     2406.10594) and LLM-Drop (He et al. 2024, arXiv 2406.15786), with KL(base || pruned) and what a
     block costs. Raises `ValueError` if that would leave no block.
     """
-    shape = decoder.shape
+    shape = located.shape
     full = base_spec(shape).body_parameters(shape)
     if not 0 < parameters < full:
         raise ValueError(f"cannot skip blocks of {parameters} parameters out of {full}")
-    blocks = [Block(layer, part) for layer in range(len(decoder.layers)) for part in PARTS]
+    blocks = [Block(layer, part) for layer in range(len(located.layers)) for part in PARTS]
 
     def size(cut: Cut) -> int:
         return full - block_spec(shape, cut).body_parameters(shape)
 
     cuts = [(block,) for block in blocks]
     removed, kl = _greedy(
-        decoder, rows, cuts, size, parameters, biases or {}, "sub-block", progress
+        located, rows, cuts, size, parameters, biases or {}, "sub-block", progress
     )
     return BlockOrder(tuple(cut[0] for cut in removed), kl)
 
 
 @torch.no_grad()
 def _greedy(
-    decoder: Decoder,
+    located: LocatedModel,
     rows: Sequence[torch.Tensor],
     cuts: Sequence[Cut],
     size: Callable[[Cut], int],
@@ -120,7 +120,7 @@ def _greedy(
     half of the candidates retires (successive halving, Jamieson & Talwalkar 2016, arXiv
     1502.07943).
     """
-    probes = [Probe(decoder, batch) for batch in batches(rows, _BATCH_TOKENS)]
+    probes = [Probe(located, batch) for batch in batches(rows, _BATCH_TOKENS)]
     remaining = list(cuts)
     price = dict.fromkeys(cuts, 0.0)  # rise of KL over size, when the cut was last tried
     removed: list[Cut] = []
@@ -132,11 +132,11 @@ def _greedy(
         tallies = {cut: Tally() for cut in candidates}
         for probe in tracked(probes, f"Choosing {what} {len(removed) + 1} to skip", progress):
             finals = [
-                probe.final(cut[0].layer, _skipping(decoder, probe, gone | set(cut), biases))
+                probe.final(cut[0].layer, _skipping(located, probe, gone | set(cut), biases))
                 for cut in candidates
             ]
             scores = [tallies[cut] for cut in candidates]
-            compare(decoder.head, probe.base, finals, probe.targets, scores)
+            compare(located.head, probe.base, finals, probe.targets, scores)
             for cut in candidates:
                 price[cut] = (tallies[cut].mean_kl - (kl[-1] if kl else 0.0)) / size(cut)
             candidates.sort(key=price.__getitem__)
@@ -146,17 +146,20 @@ def _greedy(
         removed.append(best)
         remaining.remove(best)
         for probe in probes:
-            probe.remember(_skipping(decoder, probe, gone | set(best), biases))
+            probe.remember(_skipping(located, probe, gone | set(best), biases))
     return removed, tuple(kl)
 
 
 def _skipping(
-    decoder: Decoder, probe: Probe, gone: AbstractSet[Block], biases: Mapping[Block, torch.Tensor]
+    located: LocatedModel,
+    probe: Probe,
+    gone: AbstractSet[Block],
+    biases: Mapping[Block, torch.Tensor],
 ) -> LayerRun:
     """Computes layers without the blocks that are gone; a constant stands in for each."""
 
     def run(index: int, hidden: torch.Tensor) -> torch.Tensor:
-        layer = decoder.layers[index]
+        layer = located.layers[index]
         joins = {"attention": layer.attention_join, "mlp": layer.mlp_join}
         silent = [block for part in PARTS if (block := Block(index, part)) in gone]
         if len(silent) == len(PARTS):

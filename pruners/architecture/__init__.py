@@ -6,8 +6,8 @@ from pruners.architecture import bert, gemma3, gpt2, llama, opt
 from pruners.architecture.base import (
     Attention,
     ConfigNames,
-    Decoder,
     Layer,
+    LocatedModel,
     Mlp,
     Serving,
     Shape,
@@ -24,7 +24,7 @@ _LOCATE = {
 }
 
 
-def locate(model: nn.Module) -> Decoder:
+def locate(model: nn.Module) -> LocatedModel:
     """Takes a `transformers` language model apart; it must have its head.
 
     Raises `UnsupportedModelError`, naming what is supported or the modules that were found.
@@ -38,15 +38,15 @@ def locate(model: nn.Module) -> Decoder:
     if getattr(getattr(model, "config", None), "is_heterogeneous", False):
         raise UnsupportedModelError("per_layer_config in config.json is not supported")
     try:
-        decoder = _LOCATE[family](model)
+        located = _LOCATE[family](model)
     except AttributeError as error:
         raise UnsupportedModelError(
             f"this '{family}' model is not a language model as its family lays it out ({error}); "
             f"found modules: {_found(model)}"
         ) from error
-    if not decoder.layers:
+    if not located.layers:
         raise UnsupportedModelError("a model of 0 layers is not supported (num_hidden_layers)")
-    return decoder
+    return located
 
 
 def _found(model: nn.Module) -> str:
@@ -68,8 +68,8 @@ __all__ = [
     "SERVED_FAMILIES",
     "Attention",
     "ConfigNames",
-    "Decoder",
     "Layer",
+    "LocatedModel",
     "Mlp",
     "Serving",
     "Shape",

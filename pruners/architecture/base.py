@@ -144,7 +144,7 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoder:
+class LocatedModel:
     """A language model taken apart.
 
     `final_norm` takes the last layer's output to the input of `head`; `norm_in_head` says that it

@@ -3,9 +3,9 @@
 from pruners.architecture.base import (
     Attention,
     ConfigNames,
-    Decoder,
     HfModule,
     Layer,
+    LocatedModel,
     Mlp,
     Shape,
 )
@@ -33,10 +33,10 @@ def _layer(module: HfModule) -> Layer:
     )
 
 
-def locate(model: HfModule) -> Decoder:
+def locate(model: HfModule) -> LocatedModel:
     """Takes a `BertForMaskedLM` apart."""
     config, body, head = model.config, model.bert, model.cls.predictions
-    return Decoder(
+    return LocatedModel(
         family=config.model_type,
         model=model,
         shape=Shape(

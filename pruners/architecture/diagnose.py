@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import nn
 
-from pruners.architecture import SERVED_FAMILIES, Decoder, Shape, locate, stored_in
+from pruners.architecture import SERVED_FAMILIES, LocatedModel, Shape, locate, stored_in
 
 KINDS = ("embedding", "attention", "ffn", "norms", "head", "other")
 
@@ -49,17 +49,17 @@ def diagnose(model: nn.Module) -> Report:
 
     Raises `UnsupportedModelError` with the names of the modules found if it cannot be taken apart.
     """
-    decoder = locate(model)
+    located = locate(model)
     return Report(
-        family=decoder.family,
+        family=located.family,
         model_class=type(model).__name__,
-        shape=decoder.shape,
-        gated=decoder.layers[0].mlp.gate is not None,
-        causal=decoder.causal,
-        tied=decoder.head.weight is decoder.embed.weight,
-        parameters=_count(decoder),
-        targets=_targets(decoder),
-        served=decoder.family in SERVED_FAMILIES,
+        shape=located.shape,
+        gated=located.layers[0].mlp.gate is not None,
+        causal=located.causal,
+        tied=located.head.weight is located.embed.weight,
+        parameters=_count(located),
+        targets=_targets(located),
+        served=located.family in SERVED_FAMILIES,
     )
 
 
@@ -96,11 +96,11 @@ def _attention(shape: Shape) -> str:
     return f"{heads} in {shape.kv_groups} KV groups of {shape.queries_per_group}"
 
 
-def _count(decoder: Decoder) -> dict[str, int]:
-    known = _kinds(decoder)
+def _count(located: LocatedModel) -> dict[str, int]:
+    known = _kinds(located)
     seen: set[int] = set()
     counts: Counter[str] = Counter()
-    for module in decoder.model.modules():
+    for module in located.model.modules():
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
@@ -108,15 +108,15 @@ def _count(decoder: Decoder) -> dict[str, int]:
     return {kind: counts[kind] for kind in KINDS if counts[kind]}
 
 
-def _kinds(decoder: Decoder) -> dict[int, str]:
+def _kinds(located: LocatedModel) -> dict[int, str]:
     """The kind of each parameter whose place the adapter knows, by the parameter's id."""
     places: list[tuple[str, nn.Module]] = []
-    for layer in decoder.layers:
+    for layer in located.layers:
         attention = layer.attention
         projections = (attention.q, attention.k, attention.v, attention.o)
         places += [("attention", stored_in(projection)) for projection in projections]
         places += [("ffn", stored_in(part)) for part in (*layer.mlp.inputs, layer.mlp.down)]
-    places += [("head", decoder.head), ("embedding", decoder.embed)]
+    places += [("head", located.head), ("embedding", located.embed)]
     # In this order, so that what is tied belongs to the embedding.
     return {id(p): kind for kind, module in places for p in module.parameters()}
 
@@ -128,8 +128,8 @@ def _kind_of(module: nn.Module) -> str:
     return "norms" if "norm" in type(module).__name__.lower() else "other"
 
 
-def _targets(decoder: Decoder) -> tuple[Target, ...]:
-    shape, layer = decoder.shape, decoder.layers[0]
+def _targets(located: LocatedModel) -> tuple[Target, ...]:
+    shape, layer = located.shape, located.layers[0]
     attention = layer.attention
     inputs = layer.mlp.inputs
     outputs = (attention.q, attention.k, attention.v)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pruners.architecture.base import Decoder, HfModule, Layer, Serving
+from pruners.architecture.base import HfModule, Layer, LocatedModel, Serving
 from pruners.architecture.llama import (
     NAMES,
     attention_of,
@@ -40,11 +40,11 @@ def _refusals(config: HfModule) -> list[str]:
     return found
 
 
-def locate(model: HfModule) -> Decoder:
+def locate(model: HfModule) -> LocatedModel:
     """Takes a `Gemma3ForCausalLM` apart."""
     config, body = model.config, model.model
     kinds = config.layer_types
-    return Decoder(
+    return LocatedModel(
         family=config.model_type,
         model=model,
         shape=shape_of(config),

@@ -3,9 +3,9 @@
 from pruners.architecture.base import (
     Attention,
     ConfigNames,
-    Decoder,
     HfModule,
     Layer,
+    LocatedModel,
     Mlp,
     Shape,
 )
@@ -36,10 +36,10 @@ def _layer(module: HfModule) -> Layer:
     )
 
 
-def locate(model: HfModule) -> Decoder:
+def locate(model: HfModule) -> LocatedModel:
     """Takes a `GPT2LMHeadModel` apart."""
     config, body = model.config, model.transformer
-    return Decoder(
+    return LocatedModel(
         family=config.model_type,
         model=model,
         shape=Shape(

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pruners.architecture.base import (
     Attention,
     ConfigNames,
-    Decoder,
     HfModule,
     Layer,
+    LocatedModel,
     Mlp,
     Serving,
     Shape,
@@ -113,13 +113,13 @@ def _layer(family: str, module: HfModule, window: int | None) -> Layer:
     )
 
 
-def locate(model: HfModule) -> Decoder:
+def locate(model: HfModule) -> LocatedModel:
     """Takes a `*ForCausalLM` of these families apart."""
     config, body = model.config, model.model
     family = config.model_type
     windows = _WINDOWS[family](config)
     layer_types = config.layer_types if _WINDOWS[family] is windows_by_layer else []
-    return Decoder(
+    return LocatedModel(
         family=family,
         model=model,
         shape=shape_of(config),

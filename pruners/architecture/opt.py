@@ -5,9 +5,9 @@ from torch import nn
 from pruners.architecture.base import (
     Attention,
     ConfigNames,
-    Decoder,
     HfModule,
     Layer,
+    LocatedModel,
     Mlp,
     Shape,
 )
@@ -34,12 +34,12 @@ def _layer(module: HfModule) -> Layer:
     )
 
 
-def locate(model: HfModule) -> Decoder:
+def locate(model: HfModule) -> LocatedModel:
     """Takes an `OPTForCausalLM` apart."""
     config, body = model.config, model.model.decoder
     # OPT-350m has no final norm, but a projection to its narrower embedding.
     ends = [part for part in (body.final_layer_norm, body.project_out) if part is not None]
-    return Decoder(
+    return LocatedModel(
         family=config.model_type,
         model=model,
         shape=Shape(

@@ -13,7 +13,7 @@ from torch import nn
 
 from pruners.allocation import Cost, Curve, measured
 from pruners.allocation.depth import greedy_layers
-from pruners.architecture import Decoder, locate
+from pruners.architecture import LocatedModel, locate
 from pruners.artefact.folder import Artefact
 from pruners.artefact.table import Quality, Table
 from pruners.builder.recipe import BuildError, Recipe
@@ -30,7 +30,7 @@ from pruners.recovery import Recipe as Fit
 from pruners.recovery import Recovered, from_tensors, recover, to_tensors
 from pruners.recovery.library import Library, library_from, make_library
 from pruners.recovery.sequence import recover_in_sequence
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.fingerprint import fingerprint
 from pruners.variant import BASE, VariantSpec, base_spec
 
@@ -50,7 +50,7 @@ def build(
     model_name: str,
     sources: Sources,
     recipe: Recipe,
-    journal: Journal | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
     device: torch.device | None = None,
     seconds: Cost | None = None,
@@ -58,13 +58,13 @@ def build(
     """Builds the recipe's variants of a `transformers` language model.
 
     The model is put in evaluation mode and is otherwise left as it was. What is finished goes into
-    the journal. Layers are computed on `device`, one at a time, or where the model is. A
+    the checkpoint. Layers are computed on `device`, one at a time, or where the model is. A
     latency budget needs `seconds`, which says how long a step of a variant takes. Raises
     `BuildError` if the recipe does not fit or held-out rows were calibrated on,
     `UnsupportedModelError` for an unknown family.
     """
-    decoder = locate(model)
-    recipe.check(decoder.shape)
+    located = locate(model)
+    recipe.check(located.shape)
     _check_rows(sources)
     if (seconds is None) == (recipe.budget == "latency"):
         raise BuildError(
@@ -76,31 +76,31 @@ def build(
             "leave the device out"
         )
     model.eval()
-    run = _Run(decoder, sources, recipe, journal or Journal(None, None), progress, seconds)
-    with nullcontext() if device is None else offloaded(decoder, device):
+    run = _Run(located, sources, recipe, checkpoint or Checkpoint(None, None), progress, seconds)
+    with nullcontext() if device is None else offloaded(located, device):
         return _built(run, model_name)
 
 
 def _built(run: "_Run", model_name: str) -> Artefact:
-    decoder, recipe, sources = run.decoder, run.recipe, run.sources
+    located, recipe, sources = run.located, run.recipe, run.sources
     order = run.order()
     library, outputs = run.library(order)
     skip_order, skip_kl = run.depth(library)
     curves = run.curves(order, library)
-    specs = recipe.uniform_specs(decoder.shape, skip_order)
+    specs = recipe.uniform_specs(located.shape, skip_order)
     specs += run.allocated(order, curves, library)
     chosen = run.corrections(order, specs, library)
     own = {name: choice.corrections for name, choice in chosen.items() if choice.corrections}
-    every = (base_spec(decoder.shape), *specs)
-    cost = {s.name: cost_of(s, own.get(s.name, {}), decoder) for s in every}
+    every = (base_spec(located.shape), *specs)
+    cost = {s.name: cost_of(s, own.get(s.name, {}), located) for s in every}
     quality, evaluation = run.quality(order, specs, own)
     paid = {s.name: run.seconds(s) if run.seconds else cost[s.name].touched for s in every}
     points = {BASE: (paid[BASE], 0.0)} | {n: (paid[n], q.kl) for n, q in quality.items()}
     names = [n for n in (points if recipe.keep_all else front(points)) if n != BASE]
     return Artefact(
         model_name=model_name,
-        fingerprint=fingerprint(decoder.model),
-        shape=decoder.shape,
+        fingerprint=fingerprint(located.model),
+        shape=located.shape,
         ffn_order=order.ffn.int(),
         kv_order=order.kv.int(),
         variants=tuple(sorted((s for s in specs if s.name in names), key=_by(names))),
@@ -129,12 +129,12 @@ def _built(run: "_Run", model_name: str) -> Artefact:
 
 @dataclass(slots=True)
 class _Run:
-    """The steps of one build. Each is taken from the journal if it was finished before."""
+    """The steps of one build. Each is taken from the checkpoint if it was finished before."""
 
-    decoder: Decoder
+    located: LocatedModel
     sources: Sources
     recipe: Recipe
-    journal: Journal
+    checkpoint: Checkpoint
     progress: Progress | None
     seconds: Cost | None
 
@@ -152,23 +152,23 @@ class _Run:
 
         def compute() -> dict[str, torch.Tensor]:
             score = scorer(self.recipe.importance, self.recipe.seed)
-            order = score(self.decoder, self.calibration, self.progress).order()
+            order = score(self.located, self.calibration, self.progress).order()
             return {"ffn": order.ffn, "kv": order.kv}
 
-        return Order(**self.journal.tensors("order", compute))
+        return Order(**self.checkpoint.tensors("order", compute))
 
     def library(self, order: Order) -> tuple[Library, list[dict[str, float | str | int]]]:
         """Corrections of every block at every width to choose from, and what they bought."""
         made: list[Library] = []
 
         def compute() -> dict[str, torch.Tensor]:
-            rank, widths = self.recipe.rank, self.recipe.widths(self.decoder.shape)
+            rank, widths = self.recipe.rank, self.recipe.widths(self.located.shape)
             rows = self.calibration
-            made.append(make_library(self.decoder, order, rows, *widths, rank, self.progress))
+            made.append(make_library(self.located, order, rows, *widths, rank, self.progress))
             return made[0].to_tensors()
 
-        tensors = self.journal.tensors("library", compute)
-        outputs = self.journal.value("bought", lambda: made[0].summary())
+        tensors = self.checkpoint.tensors("library", compute)
+        outputs = self.checkpoint.value("bought", lambda: made[0].summary())
         return library_from(tensors), outputs
 
     def depth(self, library: Library) -> tuple[list[int], list[float]]:
@@ -179,10 +179,10 @@ class _Run:
         def compute() -> list[list[Any]]:
             biases = {b: c.bias for (b, width), c in library.corrections.items() if width == 0}
             rows, deepest = self.selection, self.recipe.deepest()
-            found = greedy_layers(self.decoder, rows, deepest, biases, self.progress)
+            found = greedy_layers(self.located, rows, deepest, biases, self.progress)
             return [list(found.layers), list(found.kl)]
 
-        layers, kl = self.journal.value("depth", compute)
+        layers, kl = self.checkpoint.value("depth", compute)
         return layers, kl
 
     def curves(self, order: Order, library: Library) -> list[Curve]:
@@ -190,22 +190,22 @@ class _Run:
         if not self.recipe.shares:
             return []
         rows, corrections = self.selection, library.corrections
-        return measured(self.decoder, order, rows, corrections, self.journal, self.progress)
+        return measured(self.located, order, rows, corrections, self.checkpoint, self.progress)
 
     def allocated(
         self, order: Order, curves: Sequence[Curve], library: Library
     ) -> list[VariantSpec]:
         """A variant for each share of what the base costs, named after it in percent."""
         prefix = "mix" if self.seconds is None else "time"
-        cost = self.seconds or touched(self.decoder, library)
-        choose = partial(allocate, self.decoder, order, curves, library, cost, rows=self.selection)
+        cost = self.seconds or touched(self.located, library)
+        choose = partial(allocate, self.located, order, curves, library, cost, rows=self.selection)
         found = []
         for share in self.recipe.shares:
             spec = choose(
                 share=share,
                 trials=self.recipe.search,
                 seed=self.recipe.seed,
-                storage=self.journal.path(f"search-{share:g}.db"),
+                storage=self.checkpoint.path(f"search-{share:g}.db"),
                 progress=self.progress,
             )
             found.append(replace(spec, name=f"{prefix}-{100 * share:g}"))
@@ -218,15 +218,15 @@ class _Run:
         recipe, rows = self.recipe, self.calibration
         tiers: dict[str, Callable[[VariantSpec], Own]] = {"shared": library.of}
         if recipe.sequential:
-            fit = partial(recover_in_sequence, self.decoder, order=order, rows=rows)
+            fit = partial(recover_in_sequence, self.located, order=order, rows=rows)
             made = self._fitted(specs, fit, Fit(recipe.rank, recipe.materialised))
             tiers["sequential"] = lambda spec: made[spec.name]
         elif recipe.materialised:
-            found = recover(self.decoder, specs, order, rows, Fit(materialised=True), self.progress)
+            found = recover(self.located, specs, order, rows, Fit(materialised=True), self.progress)
             refits = {s.name: r.corrections for s, r in zip(specs, found, strict=True)}
             tiers["materialised"] = lambda spec: refits[spec.name]
         return choose_corrections(
-            self.decoder, order, specs, tiers, self.selection, self.journal, self.progress
+            self.located, order, specs, tiers, self.selection, self.checkpoint, self.progress
         )
 
     def _fitted(
@@ -239,21 +239,21 @@ class _Run:
             def compute(spec: VariantSpec = spec) -> dict[str, torch.Tensor]:
                 return to_tensors(fit(spec=spec, recipe=recipe, progress=self.progress).corrections)
 
-            found[spec.name] = from_tensors(self.journal.tensors(f"fit {spec.name}", compute))
+            found[spec.name] = from_tensors(self.checkpoint.tensors(f"fit {spec.name}", compute))
         return found
 
     def quality(
         self, order: Order, specs: Sequence[VariantSpec], own: Mapping[str, Own]
     ) -> tuple[dict[str, Quality], dict[str, Any]]:
         """Of every candidate on the held-out rows, and what was measured on."""
-        decoder, rows = self.decoder, self.sources.held_out
-        readers = masked(decoder, specs, order, own)
-        found = evaluate(decoder, readers, rows, progress=self.progress, journal=self.journal)
+        located, rows = self.located, self.sources.held_out
+        readers = masked(located, specs, order, own)
+        found = evaluate(located, readers, rows, progress=self.progress, checkpoint=self.checkpoint)
         return found.quality, found.about(rows, self.sources.held_out_source)
 
     def kv_quality(self) -> dict[int, Quality]:
         rows, budgets = self.sources.held_out, self.recipe.kv_budgets
-        return budget_quality(self.decoder, rows, budgets, self.progress, self.journal)
+        return budget_quality(self.located, rows, budgets, self.progress, self.checkpoint)
 
 
 def _by(names: Sequence[str]) -> Callable[[VariantSpec], int]:

@@ -9,14 +9,14 @@ import torch
 from rich.progress import Progress
 
 from pruners.allocation import AllocationError, Cost, Curve, greedy, search
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.builder.recipe import BuildError
 from pruners.evaluation.evaluate import Reader, evaluate, reading
 from pruners.realization.mask import mask
 from pruners.realization.order import Order
 from pruners.recovery import Correction
 from pruners.recovery.library import Library
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.variant import Block, VariantSpec, base_spec
 
 Own = Mapping[Block, Correction]
@@ -30,13 +30,13 @@ class Chosen:
     kl: dict[str, float]
 
 
-def touched(decoder: Decoder, library: Library) -> Cost:
+def touched(located: LocatedModel, library: Library) -> Cost:
     """Matrix parameters read for a token, corrections among them."""
-    return lambda spec: spec.parameters(decoder.shape) + library.parameters(spec)
+    return lambda spec: spec.parameters(located.shape) + library.parameters(spec)
 
 
 def allocate(
-    decoder: Decoder,
+    located: LocatedModel,
     order: Order,
     curves: Sequence[Curve],
     library: Library,
@@ -53,12 +53,12 @@ def allocate(
     Greedy by cached errors; with `trials`, that many reweighted candidates are compared by their
     KL to the base on `rows`. Raises `BuildError`.
     """
-    base = base_spec(decoder.shape)
+    base = base_spec(located.shape)
     budget = share * cost(base)
 
     def loss(spec: VariantSpec) -> float:
-        reader = reading(decoder, partial(mask, decoder, spec, order, library.of(spec)))
-        return evaluate(decoder, {"candidate": reader}, rows).quality["candidate"].kl
+        reader = reading(located, partial(mask, located, spec, order, library.of(spec)))
+        return evaluate(located, {"candidate": reader}, rows).quality["candidate"].kl
 
     try:
         if trials:
@@ -73,22 +73,22 @@ def allocate(
 
 
 def choose_corrections(
-    decoder: Decoder,
+    located: LocatedModel,
     order: Order,
     specs: Sequence[VariantSpec],
     tiers: Mapping[str, Callable[[VariantSpec], Own]],
     rows: Sequence[torch.Tensor],
-    journal: Journal,
+    checkpoint: Checkpoint,
     progress: Progress | None = None,
 ) -> dict[str, Chosen]:
     """For each variant the tier of corrections, or none, with which it is nearest to the base."""
     offers: dict[str, Callable[[VariantSpec], Own]] = {"none": lambda _: {}, **tiers}
     readers: dict[str, Reader] = {
-        f"{spec.name} {tier}": reading(decoder, partial(mask, decoder, spec, order, own(spec)))
+        f"{spec.name} {tier}": reading(located, partial(mask, located, spec, order, own(spec)))
         for spec in specs
         for tier, own in offers.items()
     }
-    quality = evaluate(decoder, readers, rows, progress=progress, journal=journal).quality
+    quality = evaluate(located, readers, rows, progress=progress, checkpoint=checkpoint).quality
     chosen = {}
     for spec in specs:
         kl = {tier: quality[f"{spec.name} {tier}"].kl for tier in offers}

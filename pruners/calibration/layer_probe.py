@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import torch
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.calibration.layer_replay import replay
 from pruners.data.rows import Batch
 
@@ -19,9 +19,9 @@ class Probe:
     Hooks that are open count; `run` may stand in for how a layer is computed.
     """
 
-    def __init__(self, decoder: Decoder, batch: Batch) -> None:
-        self._decoder = decoder
-        self._replay = replay(decoder, batch)
+    def __init__(self, located: LocatedModel, batch: Batch) -> None:
+        self._decoder = located
+        self._replay = replay(located, batch)
         self._scored = batch.scored()
         self._inputs: list[torch.Tensor] = []
         self.targets = batch.targets(self._scored)

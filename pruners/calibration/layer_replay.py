@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.data.rows import Batch
 
 
@@ -23,30 +23,30 @@ class Replay:
     hidden: torch.Tensor
     calls: list[dict[str, Any]]
 
-    def layer(self, decoder: Decoder, index: int, hidden: torch.Tensor) -> torch.Tensor:
+    def layer(self, located: LocatedModel, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """The output of one layer for its input `hidden`."""
-        return decoder.layers[index].module(hidden, **self.calls[index])
+        return located.layers[index].module(hidden, **self.calls[index])
 
 
-def final_hidden(decoder: Decoder, batch: Batch) -> torch.Tensor:
+def final_hidden(located: LocatedModel, batch: Batch) -> torch.Tensor:
     """What the model gives to its head, `[rows, length, hidden]`."""
-    body: Any = decoder.model.base_model
-    device = decoder.embed.weight.device
+    body: Any = located.model.base_model
+    device = located.embed.weight.device
     # Padding stands behind all that a causal model reads; an encoder must be told of it.
-    masked = {} if decoder.causal else {"attention_mask": batch.valid.to(device)}
+    masked = {} if located.causal else {"attention_mask": batch.valid.to(device)}
     hidden = body(batch.tokens.to(device), use_cache=False, **masked).last_hidden_state
-    return decoder.final_norm(hidden) if decoder.norm_in_head else hidden
+    return located.final_norm(hidden) if located.norm_in_head else hidden
 
 
-def replay(decoder: Decoder, batch: Batch) -> Replay:
+def replay(located: LocatedModel, batch: Batch) -> Replay:
     """Records the arguments of every layer without computing any."""
-    with _recording(decoder) as (inputs, calls), torch.no_grad():
-        final_hidden(decoder, batch)
+    with _recording(located) as (inputs, calls), torch.no_grad():
+        final_hidden(located, batch)
     return Replay(inputs[0], calls)
 
 
 @contextmanager
-def _recording(decoder: Decoder) -> Iterator[tuple[list[torch.Tensor], list[dict[str, Any]]]]:
+def _recording(located: LocatedModel) -> Iterator[tuple[list[torch.Tensor], list[dict[str, Any]]]]:
     """Layers hand their input on and note how they were called.
 
     An attribute of the instance shadows the class's `forward` until it is deleted.
@@ -55,14 +55,14 @@ def _recording(decoder: Decoder) -> Iterator[tuple[list[torch.Tensor], list[dict
     calls: list[dict[str, Any]] = []
 
     # Some families pass by position what others pass by name.
-    names = list(inspect.signature(decoder.layers[0].module.forward).parameters)[1:]
+    names = list(inspect.signature(located.layers[0].module.forward).parameters)[1:]
 
     def note(hidden: torch.Tensor, *args: Any, **call: Any) -> torch.Tensor:  # noqa: ANN401
         inputs.append(hidden)
         calls.append(dict(zip(names, args, strict=False)) | call)
         return hidden
 
-    attributes = [vars(layer.module) for layer in decoder.layers]
+    attributes = [vars(layer.module) for layer in located.layers]
     before = [own.get("forward") for own in attributes]
     try:
         for own in attributes:

@@ -8,17 +8,17 @@ import torch
 from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import nn
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 
 
 @contextmanager
-def offloaded(decoder: Decoder, device: torch.device) -> Iterator[None]:
+def offloaded(located: LocatedModel, device: torch.device) -> Iterator[None]:
     """While open, a layer or the head goes to `device` for a call and comes back after it.
 
     So the device needs room for one of them, its statistics and a batch. What passes between layers
     stays at home. Without gradients, which would need weights that have left.
     """
-    modules = [*(layer.module for layer in decoder.layers), decoder.head]
+    modules = [*(layer.module for layer in located.layers), located.head]
     try:
         for module in modules:
             # An attribute of the instance shadows the class's `forward` until it is deleted; hooks

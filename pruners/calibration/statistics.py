@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.calibration.collectors import Collector, Moments, Valid, down, o
 from pruners.calibration.layer_replay import replay
 from pruners.data.rows import batches
@@ -30,20 +30,20 @@ class LayerStatistics:
 
 
 def calibrate(
-    decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+    located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
 ) -> list[LayerStatistics]:
     """Statistics of every layer over all tokens of `rows` (1-D, ragged), padding excluded."""
-    shape = decoder.shape
+    shape = located.shape
 
     def watch(_: int) -> tuple[Moments, Moments]:
         return Moments(shape.ffn, down), Moments(shape.heads * shape.head_dim, o)
 
-    return [LayerStatistics(*seen) for _, seen in stream(decoder, rows, watch, progress=progress)]
+    return [LayerStatistics(*seen) for _, seen in stream(located, rows, watch, progress=progress)]
 
 
 @torch.no_grad()
 def stream(
-    decoder: Decoder,
+    located: LocatedModel,
     rows: Sequence[torch.Tensor],
     watch: Callable[[int], Watching],
     *,
@@ -57,25 +57,25 @@ def stream(
     the caller did to it by then (a mask, a correction) reaches the layers behind it.
     """
     inputs = list(batches(rows))
-    replays = [replay(decoder, batch) for batch in inputs]
+    replays = [replay(located, batch) for batch in inputs]
     hidden = [run.hidden for run in replays]
-    for index in tracked(range(len(decoder.layers)), "Calibrating", progress):
+    for index in tracked(range(len(located.layers)), "Calibrating", progress):
         watching = watch(index)
         before = list(hidden)
         for i, (batch, run) in enumerate(zip(inputs, replays, strict=True)):
-            with _watched(decoder, index, watching, _valid(batch.valid)):
-                hidden[i] = run.layer(decoder, index, before[i])
+            with _watched(located, index, watching, _valid(batch.valid)):
+                hidden[i] = run.layer(located, index, before[i])
         yield index, watching
         if pruned_upstream:
             pairs = zip(replays, before, strict=True)
-            hidden = [run.layer(decoder, index, state) for run, state in pairs]
+            hidden = [run.layer(located, index, state) for run, state in pairs]
 
 
 @contextmanager
 def _watched(
-    decoder: Decoder, index: int, collectors: Sequence[Collector], valid: Valid
+    located: LocatedModel, index: int, collectors: Sequence[Collector], valid: Valid
 ) -> Iterator[None]:
-    handles = [h for c in collectors for h in c.attach(decoder.layers[index], valid)]
+    handles = [h for c in collectors for h in c.attach(located.layers[index], valid)]
     try:
         yield
     finally:

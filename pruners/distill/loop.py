@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.calibration.layer_replay import final_hidden
 from pruners.data.rows import Batch, batches, count
 from pruners.distill.learner import Learner, copied
@@ -55,7 +55,7 @@ class Trained:
 
 
 def train(
-    decoder: Decoder,
+    located: LocatedModel,
     specs: Sequence[VariantSpec],
     order: Order,
     corrections: Mapping[str, Mapping[Block, Correction]],
@@ -77,7 +77,7 @@ def train(
         raise RecoveryError(
             f"{count(rows)} tokens are less than a batch of {training.batch_tokens}; give more text"
         )
-    run = _Run(decoder, specs, order, corrections, held_out, training, len(plan))
+    run = _Run(located, specs, order, corrections, held_out, training, len(plan))
     done = 0 if state is None else read_state(state, run.learners)
     task = None
     if progress is not None:
@@ -100,7 +100,7 @@ def train(
 class _Run:
     def __init__(
         self,
-        decoder: Decoder,
+        located: LocatedModel,
         specs: Sequence[VariantSpec],
         order: Order,
         corrections: Mapping[str, Mapping[Block, Correction]],
@@ -108,7 +108,7 @@ class _Run:
         training: Training,
         steps: int,
     ) -> None:
-        self._decoder = decoder
+        self._decoder = located
         self._before = corrections
         self._held_out = list(batches(held_out, MICRO_TOKENS))
         self._training = training

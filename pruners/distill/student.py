@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pruners.architecture import SERVED_FAMILIES, Decoder, Layer
+from pruners.architecture import SERVED_FAMILIES, Layer, LocatedModel
 from pruners.data.rows import Batch
 from pruners.realization.mask import constant_output, input_parts
 from pruners.realization.order import Order, features
@@ -34,7 +34,7 @@ class Student(nn.Module):
 
     def __init__(
         self,
-        decoder: Decoder,
+        located: LocatedModel,
         spec: VariantSpec,
         order: Order,
         corrections: Mapping[Block, Correction],
@@ -43,18 +43,18 @@ class Student(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if decoder.family not in SERVED_FAMILIES:
-            raise RecoveryError(f"models of family '{decoder.family}' are not trained")
+        if located.family not in SERVED_FAMILIES:
+            raise RecoveryError(f"models of family '{located.family}' are not trained")
         if any(isinstance(correction, Materialised) for correction in corrections.values()):
             raise RecoveryError(f"variant '{spec.name}' has materialised matrices, which stay")
         self.spec = spec
-        copies: Copies = {id(tensor): tensor for tensor in decoder.model.parameters()}
-        self._model = [slice_into(copies, decoder, spec, order)]  # hidden: nothing of it is trained
+        copies: Copies = {id(tensor): tensor for tensor in located.model.parameters()}
+        self._model = [slice_into(copies, located, spec, order)]  # hidden: nothing of it is trained
         generator = torch.Generator().manual_seed(seed)
         self.blocks = nn.ModuleDict()
         start: torch.Tensor | None = None
         before: nn.Module | None = None
-        for index, layer in enumerate(decoder.layers):
+        for index, layer in enumerate(located.layers):
             if spec.kv_groups[index] == spec.ffn[index] == 0:
                 for part in PARTS:
                     bias = _constant(corrections, Block(index, part))
@@ -72,11 +72,11 @@ class Student(nn.Module):
                 given = corrections.get(block)
                 assert not isinstance(given, Materialised)
                 units = (order.kv if part == "attention" else order.ffn)[index][: spec.width(block)]
-                tuned = _Tuned(decoder, block, units, given, tier, rank, generator)
+                tuned = _Tuned(located, block, units, given, tier, rank, generator)
                 tuned.attach(copies)
                 self.blocks[f"{index}_{part}"] = tuned
         if start is not None:
-            copies[id(decoder.embed)].register_forward_hook(_plus(start))
+            copies[id(located.embed)].register_forward_hook(_plus(start))
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """What the variant hands to its head, `[rows, length, hidden]`."""
@@ -100,7 +100,7 @@ class _Tuned(nn.Module):
 
     def __init__(
         self,
-        decoder: Decoder,
+        located: LocatedModel,
         block: Block,
         units: torch.Tensor,
         given: LowRank | None,
@@ -110,10 +110,10 @@ class _Tuned(nn.Module):
     ) -> None:
         super().__init__()
         self.block = block
-        shape, layer = decoder.shape, decoder.layers[block.layer]
+        shape, layer = located.shape, located.layers[block.layer]
         attention = block.part == "attention"
         self._layer = layer
-        self._decoder = decoder
+        self._decoder = located
         size = shape.queries_per_group * shape.head_dim if attention else 1
         place = units.argsort()  # of each unit of the slice, in the artefact's order
         self._inputs = features(place, size)
@@ -142,7 +142,7 @@ class _Tuned(nn.Module):
 
     def attach(self, copies: Copies) -> None:
         """Hooks this block of the slice, whose modules are found by the base's in `copies`."""
-        layer, decoder = self._layer, self._decoder
+        layer, located = self._layer, self._decoder
         attention = self.block.part == "attention"
         norm = layer.attention_norm if attention else layer.mlp_norm
         copies[id(norm)].register_forward_hook(
@@ -153,7 +153,7 @@ class _Tuned(nn.Module):
         if self.entry_up.shape[1]:
             # The rows of `up` that belong to each projection, by their numbers.
             numbers = torch.arange(len(self.entry_up))
-            parts = input_parts(decoder, self.block, self._units, numbers[:, None])
+            parts = input_parts(located, self.block, self._units, numbers[:, None])
             for linear, _, rows in parts:
                 copies[id(linear)].register_forward_hook(self._entering(rows[:, 0]))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.artefact.table import Cost
 from pruners.recovery import Correction
 from pruners.variant import Block, VariantSpec, base_spec
@@ -11,10 +11,12 @@ CONTEXT = 1024
 """Cached tokens that the arithmetic of one more is counted with."""
 
 
-def cost_of(spec: VariantSpec, corrections: Mapping[Block, Correction], decoder: Decoder) -> Cost:
+def cost_of(
+    spec: VariantSpec, corrections: Mapping[Block, Correction], located: LocatedModel
+) -> Cost:
     """The cost of a variant with what it has of its own."""
-    shape, base = decoder.shape, base_spec(decoder.shape)
-    total = sum(parameter.numel() for parameter in decoder.model.parameters())
+    shape, base = located.shape, base_spec(located.shape)
+    total = sum(parameter.numel() for parameter in located.model.parameters())
     own = sum(t.numel() for c in corrections.values() for t in c.tensors())
     gone = base.body_parameters(shape) - spec.body_parameters(shape)
     touched = spec.parameters(shape) + own

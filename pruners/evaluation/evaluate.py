@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.artefact.table import Quality
 from pruners.calibration.layer_replay import final_hidden
 from pruners.data.rows import Batch, batches, described
@@ -17,7 +17,7 @@ from pruners.evaluation.divergence import Tally, compare
 from pruners.realization.mask import mask
 from pruners.realization.order import Order
 from pruners.recovery import Correction
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import tracked
 from pruners.variant import Block, VariantSpec
 
@@ -44,46 +44,46 @@ class Evaluation:
 
 
 def masked(
-    decoder: Decoder,
+    located: LocatedModel,
     specs: Sequence[VariantSpec],
     order: Order,
     corrections: Mapping[str, Mapping[Block, Correction]],
 ) -> dict[str, Reader]:
     """Variants as masks of the model, with their corrections, by name."""
     return {
-        spec.name: reading(decoder, partial(mask, decoder, spec, order, corrections.get(spec.name)))
+        spec.name: reading(located, partial(mask, located, spec, order, corrections.get(spec.name)))
         for spec in specs
     }
 
 
-def reading(decoder: Decoder, variant: Callable[[], AbstractContextManager[None]]) -> Reader:
+def reading(located: LocatedModel, variant: Callable[[], AbstractContextManager[None]]) -> Reader:
     """Reads with the model as it behaves while `variant()`, such as `mask`, is open."""
 
     def read(batch: Batch) -> torch.Tensor:
         with variant():
-            return final_hidden(decoder, batch)
+            return final_hidden(located, batch)
 
     return read
 
 
 @torch.no_grad()
 def evaluate(
-    decoder: Decoder,
+    located: LocatedModel,
     variants: Mapping[str, Reader],
     rows: Sequence[torch.Tensor],
     prompt: int = 0,
     progress: Progress | None = None,
-    journal: Journal | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Evaluation:
     """Reads `rows` with the base and with each variant, and compares every prediction.
 
     Each batch is read once by the base for all variants. With `prompt`, only what follows the
     first `prompt` tokens of a row counts (for a shortened KV cache, which changes nothing before).
-    With a journal, an interrupted call goes on behind the last batch it finished.
+    With a checkpoint, an interrupted call goes on behind the last batch it finished.
     Raises `ValueError` if no row is longer than `prompt` + 1.
     """
     key = f"quality behind {prompt} of {' '.join(variants)}"
-    noted = journal.recall(key) if journal is not None else None
+    noted = checkpoint.recall(key) if checkpoint is not None else None
     tallies = [Tally(**seen) for seen in noted["tallies"]] if noted else []
     tallies = tallies or [Tally() for _ in ("base", *variants)]
     done = noted["batches"] if noted else 0
@@ -92,12 +92,12 @@ def evaluate(
         scored = batch.scored(after=prompt)
         base, *finals = (
             _scored(read(batch), scored)
-            for read in (lambda batch: final_hidden(decoder, batch), *variants.values())
+            for read in (lambda batch: final_hidden(located, batch), *variants.values())
         )
         targets = batch.targets(scored).to(base.device)
-        compare(decoder.head, base, [base, *finals], targets, tallies)
-        if journal is not None:
-            journal.note(key, {"batches": number, "tallies": [asdict(t) for t in tallies]})
+        compare(located.head, base, [base, *finals], targets, tallies)
+        if checkpoint is not None:
+            checkpoint.note(key, {"batches": number, "tallies": [asdict(t) for t in tallies]})
     if tallies[0].tokens == 0:
         raise ValueError(f"nothing to measure: no row is longer than {prompt + 1} tokens")
     return Evaluation(

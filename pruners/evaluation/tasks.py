@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.artefact.table import Accuracy
 from pruners.data.readers import json_lines
 from pruners.data.rows import Batch, grouped, padded
 from pruners.evaluation.evaluate import Reader
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.errors import UserError
 from pruners.support.progress import tracked
 
@@ -127,24 +127,24 @@ class _Scored:
 
 
 def accuracies(
-    decoder: Decoder,
+    located: LocatedModel,
     tokenizer: "PreTrainedTokenizerBase",
     readers: Mapping[str, Reader],
     task: str,
     items: Sequence[Item],
-    journal: Journal,
+    checkpoint: Checkpoint,
     progress: Progress | None = None,
 ) -> dict[str, Accuracy]:
     """How many questions each variant answers rightly; the first reader is the base.
 
-    One variant's answers are noted in the journal as soon as it is through.
+    One variant's answers are noted in the checkpoint as soon as it is through.
     """
     encoded = [_encode(tokenizer, option) for item in items for option in item.options]
     found: dict[str, Accuracy] = {}
     base: list[int] = []
     for name, reader in readers.items():
-        score = partial(_score, decoder, reader, encoded, f"{task}, {name}", progress)
-        noted = journal.value(f"task {task} {name}", score)
+        score = partial(_score, located, reader, encoded, f"{task}, {name}", progress)
+        noted = checkpoint.value(f"task {task} {name}", score)
         scored = _Scored(*noted)
         answers = _answers(items, scored)
         base = base or answers
@@ -161,7 +161,7 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", option: Option) -> tuple[list[
 
 @torch.no_grad()
 def _score(
-    decoder: Decoder,
+    located: LocatedModel,
     reader: Reader,
     encoded: Sequence[tuple[list[int], int]],
     what: str,
@@ -175,7 +175,7 @@ def _score(
         starts = torch.tensor([encoded[index][1] for index in group])
         scored = _continuations(batch, starts)
         hidden = reader(batch)
-        log_p = decoder.head(hidden[scored.to(hidden.device)]).float().log_softmax(-1).cpu()
+        log_p = located.head(hidden[scored.to(hidden.device)]).float().log_softmax(-1).cpu()
         targets = batch.targets(scored)
         chosen = log_p.gather(1, targets[:, None])[:, 0]
         likeliest = log_p.argmax(-1) == targets

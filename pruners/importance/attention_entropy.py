@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.calibration.collectors import Entropy, Moments, down
 from pruners.calibration.statistics import stream
 from pruners.importance.base import Scores, column_norms, per_group, stack
@@ -21,30 +21,30 @@ class AttentionEntropy:
     """
 
     def __call__(
-        self, decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+        self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> Scores:
-        shape = decoder.shape
+        shape = located.shape
 
         def watch(_: int) -> tuple[Moments, Entropy]:
             return Moments(shape.ffn, down), Entropy(shape)
 
-        with eager_attention(decoder):
-            seen = [pair for _, pair in stream(decoder, rows, watch, progress=progress)]
+        with eager_attention(located):
+            seen = [pair for _, pair in stream(located, rows, watch, progress=progress)]
         return stack(
             [
                 neurons.second.sqrt() * column_norms(layer.mlp.down)
-                for layer, (neurons, _) in zip(decoder.layers, seen, strict=True)
+                for layer, (neurons, _) in zip(located.layers, seen, strict=True)
             ],
             [per_group(1 - entropy.heads, shape) / shape.queries_per_group for _, entropy in seen],
         )
 
 
 @contextmanager
-def eager_attention(decoder: Decoder) -> Iterator[None]:
+def eager_attention(located: LocatedModel) -> Iterator[None]:
     """The model's attention returns its weights while the context is open."""
-    before = decoder.model.config._attn_implementation
-    decoder.model.set_attn_implementation("eager")
+    before = located.model.config._attn_implementation
+    located.model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        decoder.model.set_attn_implementation(before)
+        located.model.set_attn_implementation(before)

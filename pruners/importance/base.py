@@ -8,7 +8,7 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from pruners.architecture import Decoder, Layer, Shape
+from pruners.architecture import Layer, LocatedModel, Shape
 from pruners.calibration.statistics import LayerStatistics, calibrate
 from pruners.realization.order import Order
 from pruners.support.errors import UserError
@@ -46,7 +46,7 @@ class Scorer(Protocol):
     """Scores a model by whatever it needs to see of `rows` (1-D token ids, ragged)."""
 
     def __call__(
-        self, decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+        self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> Scores: ...
 
 
@@ -57,26 +57,28 @@ class FromMoments:
     importance: Importance
 
     def __call__(
-        self, decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+        self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> Scores:
-        return score(decoder, calibrate(decoder, rows, progress), self.importance)
+        return score(located, calibrate(located, rows, progress), self.importance)
 
 
 @torch.no_grad()
 def score(
-    decoder: Decoder, statistics: Sequence[LayerStatistics], importance: Importance
+    located: LocatedModel, statistics: Sequence[LayerStatistics], importance: Importance
 ) -> Scores:
     """Scores every layer from moments that were gathered once for many scorers."""
-    pairs = list(zip(decoder.layers, statistics, strict=True))
+    pairs = list(zip(located.layers, statistics, strict=True))
     return stack(
         [importance.ffn(layer, seen) for layer, seen in pairs],
-        [importance.kv(layer, seen, decoder.shape) for layer, seen in pairs],
+        [importance.kv(layer, seen, located.shape) for layer, seen in pairs],
     )
 
 
-def rank(decoder: Decoder, statistics: Sequence[LayerStatistics], importance: Importance) -> Order:
+def rank(
+    located: LocatedModel, statistics: Sequence[LayerStatistics], importance: Importance
+) -> Order:
     """Orders each layer's neurons and groups by falling score; ties keep their place."""
-    return score(decoder, statistics, importance).order()
+    return score(located, statistics, importance).order()
 
 
 def stack(ffn: Sequence[torch.Tensor], kv: Sequence[torch.Tensor]) -> Scores:

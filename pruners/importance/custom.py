@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.calibration.collectors import Activations, down, o
 from pruners.calibration.statistics import stream
 from pruners.importance.base import ImportanceError, Scores, stack
@@ -31,15 +31,15 @@ class Custom:
         self._sparsities = sparsities
 
     def __call__(
-        self, decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+        self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> Scores:
         def watch(_: int) -> tuple[Activations, Activations]:
             return Activations(down), Activations(o)
 
         ffn, kv = [], []
-        for _, (neurons, heads) in stream(decoder, rows, watch, progress=progress):
+        for _, (neurons, heads) in stream(located, rows, watch, progress=progress):
             ffn.append(self._score(neurons.all))
-            groups = heads.all.unflatten(1, (decoder.shape.kv_groups, -1))
+            groups = heads.all.unflatten(1, (located.shape.kv_groups, -1))
             kv.append(self._score(groups.abs().mean(-1)))
         return stack(ffn, kv)
 

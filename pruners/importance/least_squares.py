@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.calibration.collectors import SecondMoments, down, o
 from pruners.calibration.statistics import stream
 from pruners.importance.base import Scores, stack
@@ -43,9 +43,9 @@ class LeastSquares:
     """
 
     def __call__(
-        self, decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+        self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> Scores:
-        shape = decoder.shape
+        shape = located.shape
         group = shape.queries_per_group * shape.head_dim
 
         def watch(_: int) -> tuple[SecondMoments, SecondMoments]:
@@ -55,8 +55,8 @@ class LeastSquares:
             )
 
         ffn, kv = [], []
-        for index, (neurons, heads) in stream(decoder, rows, watch, progress=progress):
-            layer = decoder.layers[index]
+        for index, (neurons, heads) in stream(located, rows, watch, progress=progress):
+            layer = located.layers[index]
             at_once = max(1, shape.ffn // _ROUNDS)
             ffn.append(eliminate(layer.mlp.down.weight, neurons.matrix, at_once=at_once).scores())
             kv.append(eliminate(layer.attention.o.weight, heads.matrix, size=group).scores())

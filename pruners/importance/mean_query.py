@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder, Layer
+from pruners.architecture import Layer, LocatedModel
 from pruners.calibration.collectors import Moments, OutputMoments, down
 from pruners.calibration.statistics import stream
 from pruners.importance.base import Scores, per_group, stack
@@ -19,14 +19,14 @@ class MeanQuery:
     """
 
     def __call__(
-        self, decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+        self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> Scores:
-        shape = decoder.shape
+        shape = located.shape
 
         def watch(_: int) -> tuple[Moments, OutputMoments]:
             return Moments(shape.ffn, down), OutputMoments(shape.heads * shape.head_dim, _query)
 
-        seen = [pair for _, pair in stream(decoder, rows, watch, progress=progress)]
+        seen = [pair for _, pair in stream(located, rows, watch, progress=progress)]
         return stack(
             [neurons.mean.abs() for neurons, _ in seen],
             [per_group(queries.mean.abs(), shape) for _, queries in seen],

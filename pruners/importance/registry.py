@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.importance.activation_norm import ActivationNorm
 from pruners.importance.activation_variance import ActivationVariance
 from pruners.importance.attention_entropy import AttentionEntropy
@@ -43,13 +43,13 @@ SCORERS: dict[str, Callable[[int], Scorer]] = {
 
 Rows: TypeAlias = Sequence[torch.Tensor]
 
-LAYER_ORDERS: dict[str, Callable[[Decoder, Rows, Progress | None], tuple[int, ...]]] = {
+LAYER_ORDERS: dict[str, Callable[[LocatedModel, Rows, Progress | None], tuple[int, ...]]] = {
     "block-influence": layer_influence,
-    "last": lambda decoder, _, __: last_layers(decoder),
+    "last": lambda located, _, __: last_layers(located),
 }
 """Layers by a score alone, the first to skip first; `depth.greedy_layers` chooses by KL."""
 
-BLOCK_ORDERS: dict[str, Callable[[Decoder, Rows, Progress | None], tuple[Block, ...]]] = {
+BLOCK_ORDERS: dict[str, Callable[[LocatedModel, Rows, Progress | None], tuple[Block, ...]]] = {
     "block-influence": block_influence,
     "attention-entropy": attention_entropy,
 }

@@ -6,7 +6,7 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.calibration.layer_replay import final_hidden
 from pruners.data.rows import Batch, batches
 from pruners.importance.base import Scores, stack
@@ -28,14 +28,14 @@ class Taylor:
     """
 
     def __call__(
-        self, decoder: Decoder, rows: Sequence[torch.Tensor], progress: Progress | None = None
+        self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> Scores:
-        shape = decoder.shape
+        shape = located.shape
         ffn = torch.zeros(shape.layers, shape.ffn)
         kv = torch.zeros(shape.layers, shape.kv_groups)
         inputs = list(batches(rows, _BATCH_TOKENS))
         for batch in tracked(inputs, "Reading gradients", progress):
-            products = _products(decoder, batch)  # o and down of each layer in turn
+            products = _products(located, batch)  # o and down of each layer in turn
             for layer, (heads, neurons) in enumerate(
                 zip(products[::2], products[1::2], strict=True)
             ):
@@ -46,7 +46,7 @@ class Taylor:
 
 
 @torch.enable_grad()
-def _products(decoder: Decoder, batch: Batch) -> list[torch.Tensor]:
+def _products(located: LocatedModel, batch: Batch) -> list[torch.Tensor]:
     """`sum_t h * dL/dh`, `[rows, features]`, at the input of `o` and `down` of each layer."""
     seen: list[torch.Tensor] = []
 
@@ -56,17 +56,17 @@ def _products(decoder: Decoder, batch: Batch) -> list[torch.Tensor]:
     def open_graph(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
         return output.detach().requires_grad_()  # gradients flow though every weight is frozen
 
-    handles = [decoder.embed.register_forward_hook(open_graph)]
-    for layer in decoder.layers:
+    handles = [located.embed.register_forward_hook(open_graph)]
+    for layer in located.layers:
         for linear in (layer.attention.o, layer.mlp.down):
             handles.append(linear.register_forward_pre_hook(note))
     try:
-        scored = batch.scored() if decoder.causal else batch.valid
-        logits = decoder.head(final_hidden(decoder, batch)[scored.to(decoder.head.weight.device)])
+        scored = batch.scored() if located.causal else batch.valid
+        logits = located.head(final_hidden(located, batch)[scored.to(located.head.weight.device)])
     finally:
         for handle in handles:
             handle.remove()
-    targets = batch.targets(scored) if decoder.causal else batch.tokens[scored]
+    targets = batch.targets(scored) if located.causal else batch.tokens[scored]
     loss = nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
     gradients = torch.autograd.grad(loss, seen)
     # No real token sees padding, so that no loss has a gradient there.

@@ -10,32 +10,32 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from pruners.architecture import Decoder, UnsupportedModelError
+from pruners.architecture import LocatedModel, UnsupportedModelError
 from pruners.data.rows import Batch
 from pruners.kv.base import Seen
 from pruners.kv.eviction import QUERIES, Eviction
 
 
 @torch.no_grad()
-def evicted(decoder: Decoder, batch: Batch, prompt: int, eviction: Eviction) -> Tensor:
+def evicted(located: LocatedModel, batch: Batch, prompt: int, eviction: Eviction) -> Tensor:
     """Final hidden states `[rows, length, hidden]`, those behind `prompt` over evicted caches.
 
     Rows must be of equal length. Raises `UnsupportedModelError` for an encoder.
     """
-    if not decoder.causal:
+    if not located.causal:
         raise UnsupportedModelError("an encoder has no KV cache to evict from")
     if not bool(batch.valid.all()):
         raise ValueError("rows of one batch must be equally long to be evicted from")
     length = batch.tokens.shape[1]
-    body: Any = decoder.model.base_model
-    device = decoder.embed.weight.device
+    body: Any = located.model.base_model
+    device = located.embed.weight.device
     cache = DynamicCache()  # without the configuration: no layer crops itself
     parts: list[Tensor] = []
     bounds = sorted({0, *range(prompt, length, eviction.interval), length})
-    with _watching(decoder) as watch:
+    with _watching(located) as watch:
         for start, stop in pairwise(bounds):
             if start:
-                _evict(decoder, cache, watch, eviction, coming=stop - start)
+                _evict(located, cache, watch, eviction, coming=stop - start)
             positions = torch.arange(start, stop, device=device).expand(len(batch.tokens), -1)
             watch.enter(positions)
             parts.append(
@@ -47,7 +47,7 @@ def evicted(decoder: Decoder, batch: Batch, prompt: int, eviction: Eviction) -> 
                 ).last_hidden_state
             )
     hidden = torch.cat(parts, dim=1)
-    return decoder.final_norm(hidden) if decoder.norm_in_head else hidden
+    return located.final_norm(hidden) if located.norm_in_head else hidden
 
 
 class _Watch:
@@ -82,22 +82,22 @@ class _Watch:
 
 
 @contextmanager
-def _watching(decoder: Decoder) -> Iterator[_Watch]:
-    watch = _Watch(len(decoder.layers))
+def _watching(located: LocatedModel) -> Iterator[_Watch]:
+    watch = _Watch(len(located.layers))
     with ExitStack() as hooks:
-        for index, layer in enumerate(decoder.layers):
-            queries = _noting(decoder, watch, index)
+        for index, layer in enumerate(located.layers):
+            queries = _noting(located, watch, index)
             hooks.callback(layer.attention.q.register_forward_hook(queries).remove)
             if layer.window is not None:
-                hook = _masking(watch, index, layer.window, decoder.embed.weight.dtype)
+                hook = _masking(watch, index, layer.window, located.embed.weight.dtype)
                 module = layer.attention.module
                 hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield watch
 
 
-def _noting(decoder: Decoder, watch: _Watch, index: int) -> Callable[..., None]:
-    heads = (decoder.shape.heads, decoder.shape.head_dim)
-    norm = decoder.layers[index].attention.q_norm
+def _noting(located: LocatedModel, watch: _Watch, index: int) -> Callable[..., None]:
+    heads = (located.shape.heads, located.shape.head_dim)
+    norm = located.layers[index].attention.q_norm
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         queries = output.unflatten(-1, heads)
@@ -116,11 +116,11 @@ def _masking(watch: _Watch, index: int, window: int, dtype: torch.dtype) -> Call
 
 
 def _evict(
-    decoder: Decoder, cache: DynamicCache, watch: _Watch, eviction: Eviction, coming: int
+    located: LocatedModel, cache: DynamicCache, watch: _Watch, eviction: Eviction, coming: int
 ) -> None:
     """Leaves room for `coming` tokens in every layer's cache."""
     keep = eviction.budget - coming
-    for index, (layer, held) in enumerate(zip(decoder.layers, cache.layers, strict=True)):
+    for index, (layer, held) in enumerate(zip(located.layers, cache.layers, strict=True)):
         keys, values = held.keys, held.values
         if keys.shape[2] <= keep:
             continue
@@ -131,7 +131,7 @@ def _evict(
             queries=watch.queries[index],
             position=int(watch.now[0, -1]),
             scale=layer.attention.scale,
-            rope=None if decoder.rotary is None else partial(decoder.rope_tables, kind=layer.rope),
+            rope=None if located.rotary is None else partial(located.rope_tables, kind=layer.rope),
         )
         kept = eviction.kept(seen, keep)
         taken = kept[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])

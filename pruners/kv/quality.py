@@ -6,20 +6,20 @@ from functools import partial
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.artefact.table import Quality
 from pruners.evaluation.evaluate import evaluate
 from pruners.kv import served_eviction
 from pruners.kv.evict import evicted
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 
 
 def budget_quality(
-    decoder: Decoder,
+    located: LocatedModel,
     rows: Sequence[torch.Tensor],
     budgets: Iterable[int],
     progress: Progress | None = None,
-    journal: Journal | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[int, Quality]:
     """By budget, over as many tokens again: a row's first `budget` tokens are its prompt.
 
@@ -28,10 +28,10 @@ def budget_quality(
     found = {}
     for budget in budgets:
         long = [row[: 2 * budget] for row in rows if len(row) >= 2 * budget]
-        if long and decoder.causal:
-            held = partial(evicted, decoder, prompt=budget, eviction=served_eviction(budget))
+        if long and located.causal:
+            held = partial(evicted, located, prompt=budget, eviction=served_eviction(budget))
             name = f"kv {budget}"
             found[budget] = evaluate(
-                decoder, {name: held}, long, budget, progress, journal
+                located, {name: held}, long, budget, progress, checkpoint
             ).quality[name]
     return found

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.correction import Correction, LowRank
 from pruners.realization.order import Order, features
 from pruners.variant import Block, VariantSpec
@@ -19,7 +19,7 @@ from pruners.variant import Block, VariantSpec
 
 @contextmanager
 def mask(
-    decoder: Decoder,
+    located: LocatedModel,
     spec: VariantSpec,
     order: Order,
     corrections: Mapping[Block, Correction] | None = None,
@@ -32,11 +32,11 @@ def mask(
     stays bit-identical. Weights are never touched and all hooks are gone on exit. Raises
     `ValueError` if the spec does not fit the model.
     """
-    spec.check(decoder.shape)
+    spec.check(located.shape)
     own = corrections or {}
-    queries = decoder.shape.queries_per_group * decoder.shape.head_dim
+    queries = located.shape.queries_per_group * located.shape.head_dim
     with ExitStack() as hooks:
-        for index, layer in enumerate(decoder.layers):
+        for index, layer in enumerate(located.layers):
             attention, mlp = Block(index, "attention"), Block(index, "mlp")
             if spec.width(attention) == spec.width(mlp) == 0:
                 # As a whole, since norms behind the residual sums would go on without the blocks.
@@ -56,7 +56,7 @@ def mask(
                 kept = features(units[:width], size)
                 if correction is not None:
                     hooks.callback(_correct(linear, kept, correction).remove)
-                    for handle in _enter(decoder, block, units[:width], correction):
+                    for handle in _enter(located, block, units[:width], correction):
                         hooks.callback(handle.remove)
                 if width < len(units):
                     dropped = features(units[width:], size)
@@ -94,28 +94,28 @@ def _zero_inputs(linear: nn.Linear, dropped: torch.Tensor) -> RemovableHandle:
 
 
 def _enter(
-    decoder: Decoder, block: Block, units: torch.Tensor, correction: Correction
+    located: LocatedModel, block: Block, units: torch.Tensor, correction: Correction
 ) -> list[RemovableHandle]:
     """Hooks for what a correction has at the sub-block's entrance."""
     entry = correction.entry if isinstance(correction, LowRank) else None
     if entry is None:
         return []
-    layer = decoder.layers[block.layer]
+    layer = located.layers[block.layer]
     norm = layer.attention_norm if block.part == "attention" else layer.mlp_norm
     return [
         norm.register_forward_hook(lambda module, args, output: output * entry.norm.to(output)),
         *(
             _add_low_rank(linear, kept, up, entry.down)
-            for linear, kept, up in input_parts(decoder, block, units, entry.up)
+            for linear, kept, up in input_parts(located, block, units, entry.up)
         ),
     ]
 
 
 def input_parts(
-    decoder: Decoder, block: Block, units: torch.Tensor, up: torch.Tensor
+    located: LocatedModel, block: Block, units: torch.Tensor, up: torch.Tensor
 ) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor]]:
     """Each input projection, the features of `units` in it, and their rows of an entry's `up`."""
-    shape, layer = decoder.shape, decoder.layers[block.layer]
+    shape, layer = located.shape, located.layers[block.layer]
     if block.part == "mlp":
         inputs = layer.mlp.inputs
         return [

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruners.architecture import SERVED_FAMILIES, Decoder, Layer
+from pruners.architecture import SERVED_FAMILIES, Layer, LocatedModel
 from pruners.realization.mask import input_parts
 from pruners.realization.order import Order, features
 from pruners.realization.slice import Copies, SliceError, slice_into
@@ -17,7 +17,7 @@ from pruners.variant import PARTS, Block, VariantSpec
 
 @torch.no_grad()
 def merged_slice(
-    decoder: Decoder,
+    located: LocatedModel,
     spec: VariantSpec,
     order: Order,
     corrections: Mapping[Block, Correction],
@@ -29,19 +29,19 @@ def merged_slice(
     a bias, so that `from_pretrained` builds them too. Raises `SliceError` for a family that is not
     served and where no bias stands in front of a constant.
     """
-    if decoder.family not in SERVED_FAMILIES:
-        raise SliceError(f"corrections of family '{decoder.family}' are not merged")
+    if located.family not in SERVED_FAMILIES:
+        raise SliceError(f"corrections of family '{located.family}' are not merged")
     copies: Copies = {}
-    smaller = slice_into(copies, decoder, spec, order)
+    smaller = slice_into(copies, located, spec, order)
     before: nn.Linear | None = None
-    for index, layer in enumerate(decoder.layers):
+    for index, layer in enumerate(located.layers):
         for part in PARTS:
             block = Block(index, part)
             correction = corrections.get(block)
             if spec.width(block):
                 before = copies[id(_output(layer, block))]
                 if correction is not None:
-                    _merge(copies, decoder, block, _units(spec, order, block), correction)
+                    _merge(copies, located, block, _units(spec, order, block), correction)
             elif correction is not None:
                 out_norm = layer.attention_out_norm or layer.mlp_out_norm
                 if before is None or out_norm is not None:
@@ -51,10 +51,10 @@ def merged_slice(
                     )
                 _add_bias(before, correction.bias)
     config: Any = smaller.config
-    if corrections and decoder.names.biases:
-        for flag in decoder.names.biases:
+    if corrections and located.names.biases:
+        for flag in located.names.biases:
             setattr(config, flag, True)
-        for layer in decoder.layers:
+        for layer in located.layers:
             for linear in _projections(layer):
                 twin = copies.get(id(linear))
                 if isinstance(twin, nn.Linear):
@@ -77,10 +77,10 @@ def _projections(layer: Layer) -> list[nn.Linear]:
 
 
 def _merge(
-    copies: Copies, decoder: Decoder, block: Block, units: torch.Tensor, correction: Correction
+    copies: Copies, located: LocatedModel, block: Block, units: torch.Tensor, correction: Correction
 ) -> None:
     """Into the modules of one block, which hold the units in the base's sequence."""
-    layer, shape = decoder.layers[block.layer], decoder.shape
+    layer, shape = located.layers[block.layer], located.shape
     place = units.argsort()
     size = shape.queries_per_group * shape.head_dim if block.part == "attention" else 1
     inputs = features(place, size)
@@ -92,20 +92,20 @@ def _merge(
             output.weight
         )
         if correction.entry is not None:
-            _merge_entry(copies, decoder, block, units, correction.entry)
+            _merge_entry(copies, located, block, units, correction.entry)
     _add_bias(output, correction.bias)
 
 
 def _merge_entry(
-    copies: Copies, decoder: Decoder, block: Block, units: torch.Tensor, entry: Entry
+    copies: Copies, located: LocatedModel, block: Block, units: torch.Tensor, entry: Entry
 ) -> None:
-    layer = decoder.layers[block.layer]
+    layer = located.layers[block.layer]
     norm = copies[id(layer.attention_norm if block.part == "attention" else layer.mlp_norm)]
-    shift = decoder.names.norm_shift
+    shift = located.names.norm_shift
     norm.weight.copy_((norm.weight.float() + shift) * entry.norm.float() - shift)
     # Where the variant's units stand in the slice.
     places = units.argsort().argsort()
-    for linear, rows, up in input_parts(decoder, block, places, entry.up.float()):
+    for linear, rows, up in input_parts(located, block, places, entry.up.float()):
         twin = copies[id(linear)]
         twin.weight.index_add_(0, rows, (up @ entry.down.float()).to(twin.weight))
 

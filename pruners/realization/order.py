@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pruners.architecture import Decoder, Shape
+from pruners.architecture import LocatedModel, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +32,15 @@ def identity(shape: Shape) -> Order:
     )
 
 
-def reorder(decoder: Decoder, order: Order) -> None:
+def reorder(located: LocatedModel, order: Order) -> None:
     """Permutes FFN neurons and KV groups in place; the model computes the same up to rounding.
 
     A KV group moves as a whole, with its query heads, so that grouped-query attention keeps its
     pairing. Norms on single heads are shared by all heads and stay.
     """
-    shape = decoder.shape
+    shape = located.shape
     queries = shape.queries_per_group * shape.head_dim
-    for layer, ffn, kv in zip(decoder.layers, order.ffn, order.kv, strict=True):
+    for layer, ffn, kv in zip(located.layers, order.ffn, order.kv, strict=True):
         attention, mlp = layer.attention, layer.mlp
         for projection in mlp.inputs:
             _permute_outputs(projection, ffn)

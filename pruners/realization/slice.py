@@ -9,7 +9,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from pruners.architecture import Attention, Decoder, Mlp, Shape, UnsupportedModelError, stored_in
+from pruners.architecture import (
+    Attention,
+    LocatedModel,
+    Mlp,
+    Shape,
+    UnsupportedModelError,
+    stored_in,
+)
 from pruners.realization.order import Order, features
 from pruners.realization.slice_config import describe
 from pruners.support.errors import UserError
@@ -23,7 +30,7 @@ class SliceError(UserError):
     """The cut leaves no model, or a slice's folder is missing, damaged or mixed up. One line."""
 
 
-def slice_model(decoder: Decoder, spec: VariantSpec, order: Order) -> PreTrainedModel:
+def slice_model(located: LocatedModel, spec: VariantSpec, order: Order) -> PreTrainedModel:
     """Copies what `spec` keeps into a smaller model of the same class; the base is left alone.
 
     `nn.Linear` and `Conv1D` are rebuilt with the units that `order` puts first, in the base's own
@@ -32,42 +39,42 @@ def slice_model(decoder: Decoder, spec: VariantSpec, order: Order) -> PreTrained
     Raises `ValueError` if the spec does not fit, `SliceError` if it leaves no layer, and
     `UnsupportedModelError` for quantised weights or a layer that cannot move.
     """
-    return slice_into({}, decoder, spec, order)
+    return slice_into({}, located, spec, order)
 
 
 def slice_into(
-    copies: Copies, decoder: Decoder, spec: VariantSpec, order: Order
+    copies: Copies, located: LocatedModel, spec: VariantSpec, order: Order
 ) -> PreTrainedModel:
     """`slice_model` that uses what is in `copies` instead of making a copy, and adds all it makes.
 
     With the base's own tensors in it, whatever is not cut is shared with the base.
     """
-    spec.check(decoder.shape)
+    spec.check(located.shape)
     kept = [
-        index for index in range(decoder.shape.layers) if spec.kv_groups[index] + spec.ffn[index]
+        index for index in range(located.shape.layers) if spec.kv_groups[index] + spec.ffn[index]
     ]
     if not kept:
         raise SliceError(f"variant '{spec.name}' leaves no layer to make a model of")
-    if decoder.names.layer_bound and len(kept) < decoder.shape.layers:
+    if located.names.layer_bound and len(kept) < located.shape.layers:
         raise UnsupportedModelError("attention scaled by a layer's number: layers cannot move up")
 
-    for index, layer in enumerate(decoder.layers):
+    for index, layer in enumerate(located.layers):
         if index not in kept:
             copies[id(layer.module)] = _Gone()
             continue
         groups = order.kv[index][: spec.kv_groups[index]].sort().values
         neurons = order.ffn[index][: spec.ffn[index]].sort().values
-        if len(groups) < decoder.shape.kv_groups:
-            _cut_attention(copies, layer.attention, groups, decoder.shape)
-        if len(neurons) < decoder.shape.ffn:
-            _cut_mlp(copies, layer.mlp, neurons, decoder.shape)
+        if len(groups) < located.shape.kv_groups:
+            _cut_attention(copies, layer.attention, groups, located.shape)
+        if len(neurons) < located.shape.ffn:
+            _cut_mlp(copies, layer.mlp, neurons, located.shape)
     # deepcopy takes what it finds among the copies and makes only the rest.
-    smaller = copy.deepcopy(decoder.model, copies)
+    smaller = copy.deepcopy(located.model, copies)
     for index in kept:
-        attention = decoder.layers[index].attention
-        _count_heads(copies[id(attention.module)], attention, spec.kv_groups[index], decoder.shape)
+        attention = located.layers[index].attention
+        _count_heads(copies[id(attention.module)], attention, spec.kv_groups[index], located.shape)
     _close_gaps(smaller)
-    describe(smaller.config, decoder, spec, kept)
+    describe(smaller.config, located, spec, kept)
     return smaller
 
 

@@ -158,8 +158,8 @@ def _rebuilt(
 
     `biases` are those that merged corrections have brought, by name.
     """
-    decoder = locate(_empty(model_class, config))
-    model = slice_model(decoder, spec, identity(decoder.shape))
+    located = locate(_empty(model_class, config))
+    model = slice_model(located, spec, identity(located.shape))
     for name in biases:
         linear = model.get_submodule(name.removesuffix(".bias"))
         if not isinstance(linear, torch.nn.Linear):

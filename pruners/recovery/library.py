@@ -9,7 +9,7 @@ from statistics import mean
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.correction import Correction, from_tensors, to_tensors
 from pruners.realization.order import Order
 from pruners.recovery.recover import Bought, Recipe, recover
@@ -57,7 +57,7 @@ class Library:
         ]
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Named by width and block, for a journal; what was bought is not among them."""
+        """Named by width and block, for a checkpoint; what was bought is not among them."""
         return {
             f"{width}/{name}": tensor
             for (block, width), correction in self.corrections.items()
@@ -82,7 +82,7 @@ def library_from(tensors: Mapping[str, torch.Tensor], bought: Sequence[Bought] =
 
 
 def make_library(
-    decoder: Decoder,
+    located: LocatedModel,
     order: Order,
     rows: Sequence[torch.Tensor],
     kv_widths: Sequence[int],
@@ -91,7 +91,7 @@ def make_library(
     progress: Progress | None = None,
 ) -> Library:
     """Fits every block at each of these widths; full ones need nothing. Raises `RecoveryError`."""
-    shape = decoder.shape
+    shape = located.shape
     # One uniform variant a pair of widths: what is recovered of a block depends on nothing else.
     pairs = zip_longest(kv_widths, ffn_widths)
     specs = [
@@ -104,7 +104,7 @@ def make_library(
     ]
     library = Library({})
     for spec, found in zip(
-        specs, recover(decoder, specs, order, rows, Recipe(rank), progress), strict=True
+        specs, recover(located, specs, order, rows, Recipe(rank), progress), strict=True
     ):
         for block, correction in found.corrections.items():
             library.corrections[block, spec.width(block)] = correction

@@ -7,7 +7,7 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from pruners.architecture import Decoder, Layer
+from pruners.architecture import Layer, LocatedModel
 from pruners.calibration.collectors import OutputMoments, SecondMoments, down, o
 from pruners.calibration.statistics import stream
 from pruners.correction import RecoveryError
@@ -29,7 +29,7 @@ class Linear:
 
 
 def moments(
-    decoder: Decoder,
+    located: LocatedModel,
     rows: Sequence[torch.Tensor],
     progress: Progress | None,
     *,
@@ -39,7 +39,7 @@ def moments(
 
     Raises `RecoveryError` for fewer than two rows.
     """
-    shape = decoder.shape
+    shape = located.shape
 
     def watch(_: int) -> tuple[SecondMoments, SecondMoments, OutputMoments, OutputMoments]:
         return (
@@ -55,11 +55,11 @@ def moments(
             "recovery needs at least 2 calibration rows, as one is held out; give more text"
         )
     for (index, seen), (_, unseen) in zip(
-        stream(decoder, fit, watch, pruned_upstream=pruned_upstream, progress=progress),
-        stream(decoder, held_out, watch, pruned_upstream=pruned_upstream),
+        stream(located, fit, watch, pruned_upstream=pruned_upstream, progress=progress),
+        stream(located, held_out, watch, pruned_upstream=pruned_upstream),
         strict=True,
     ):
-        layer, (heads, neurons, attention, mlp) = decoder.layers[index], seen
+        layer, (heads, neurons, attention, mlp) = located.layers[index], seen
         yield (
             index,
             {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.correction import Correction, LowRank, Materialised, constant
 from pruners.realization.order import Order, features
 from pruners.recovery.passes import Linear, moments
@@ -51,7 +51,7 @@ class Recipe:
 
 
 def recover(
-    decoder: Decoder,
+    located: LocatedModel,
     specs: Sequence[VariantSpec],
     order: Order,
     rows: Sequence[torch.Tensor],
@@ -66,16 +66,16 @@ def recover(
     does not fit the model.
     """
     for spec in specs:
-        spec.check(decoder.shape)
+        spec.check(located.shape)
     found = [Recovered({}, []) for _ in specs]
-    for index, linears in moments(decoder, rows, progress):
+    for index, linears in moments(located, rows, progress):
         for spec, recovered in zip(specs, found, strict=True):
-            recover_layer(decoder, index, linears, spec, order, recipe, recovered)
+            recover_layer(located, index, linears, spec, order, recipe, recovered)
     return found
 
 
 def recover_layer(
-    decoder: Decoder,
+    located: LocatedModel,
     index: int,
     linears: dict[Part, Linear],
     spec: VariantSpec,
@@ -84,7 +84,7 @@ def recover_layer(
     recovered: Recovered,
 ) -> None:
     """Adds the corrections of one layer, seen as `linears`, to `recovered`."""
-    queries = decoder.shape.queries_per_group * decoder.shape.head_dim
+    queries = located.shape.queries_per_group * located.shape.head_dim
     parts: tuple[tuple[Part, torch.Tensor, int, int], ...] = (
         ("attention", order.kv[index], spec.kv_groups[index], queries),
         ("mlp", order.ffn[index], spec.ffn[index], 1),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from pruners.realization.mask import mask
 from pruners.realization.order import Order
 from pruners.recovery.passes import moments
@@ -16,7 +16,7 @@ from pruners.variant import PARTS, Block, VariantSpec, base_spec
 
 
 def recover_in_sequence(
-    decoder: Decoder,
+    located: LocatedModel,
     spec: VariantSpec,
     order: Order,
     rows: Sequence[torch.Tensor],
@@ -30,16 +30,16 @@ def recover_in_sequence(
     base's residual stream, as the goal, fits were better on text like the calibration's and far
     worse on other text.) Raises what `recover` raises.
     """
-    spec.check(decoder.shape)
-    full = base_spec(decoder.shape)
+    spec.check(located.shape)
+    full = base_spec(located.shape)
     recovered = Recovered({}, [])
     with ExitStack() as applied:
-        for index, linears in moments(decoder, rows, progress, pruned_upstream=True):
-            recover_layer(decoder, index, linears, spec, order, recipe, recovered)
+        for index, linears in moments(located, rows, progress, pruned_upstream=True):
+            recover_layer(located, index, linears, spec, order, recipe, recovered)
             alone = full
             for block in (Block(index, part) for part in PARTS):
                 alone = alone.at(block, spec.width(block))
             made = {b: c for b, c in recovered.corrections.items() if b.layer == index}
             alone = replace(alone, name=spec.name)
-            applied.enter_context(mask(decoder, alone, order, made))
+            applied.enter_context(mask(located, alone, order, made))
     return recovered

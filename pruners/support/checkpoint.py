@@ -16,19 +16,19 @@ from pruners.support.errors import UserError
 from pruners.support.files import Kind, check_folder, replaced, write_json
 
 _IDENTITY = "identity.json"
-JOURNAL = Kind(
-    "journal", (_IDENTITY,), (_IDENTITY, "*-????????????.json", "*.safetensors", "search-*.db*")
+CHECKPOINT = Kind(
+    "checkpoint", (_IDENTITY,), (_IDENTITY, "*-????????????.json", "*.safetensors", "search-*.db*")
 )
 
 
-class Journal:
+class Checkpoint:
     """A folder of finished parts, one file each, that belong to one `identity`.
 
     The identity is anything JSON can hold that decides the results: inputs, recipe, versions. The
     folder is made for the first part; one of another identity is emptied then. Without a folder
     nothing is kept. As a context it removes the folder at a good end, and one that it has made
     where the work is refused; an interrupted run leaves it. Raises `TargetError` if something
-    other than a journal is in the way.
+    other than a checkpoint is in the way.
     """
 
     def __init__(self, folder: Path | None, identity: object) -> None:
@@ -37,10 +37,10 @@ class Journal:
         self._going_on = False
         self._begun = False
         if folder is not None:
-            check_folder(folder, JOURNAL)
+            check_folder(folder, CHECKPOINT)
             self._going_on = _read(folder / _IDENTITY) == self._text
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "Checkpoint":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -100,7 +100,7 @@ class Journal:
         """Makes the folder, if it is not this run's already."""
         if self._folder is None or self._going_on:
             return
-        check_folder(self._folder, JOURNAL)
+        check_folder(self._folder, CHECKPOINT)
         if self._folder.exists():
             shutil.rmtree(self._folder)
         self._folder.mkdir(parents=True)

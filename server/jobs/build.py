@@ -14,7 +14,7 @@ from pruners.builder.pipeline import Sources, build
 from pruners.builder.recipe import Recipe
 from pruners.data.rows import rows_hash
 from pruners.data.sources import Corpus
-from pruners.support.checkpoint import JOURNAL, Journal
+from pruners.support.checkpoint import CHECKPOINT, Checkpoint
 from pruners.support.files import check_folder
 from pruners.support.progress import bars
 from pruners.variant import PARTS, Part
@@ -52,7 +52,7 @@ def build_artefact(
     `TargetError`, `BuildError`, `SourceError`, `ModelSourceError` or `UnsupportedModelError`.
     """
     check_folder(out, ARTEFACT)
-    check_folder(_journal(out), JOURNAL)
+    check_folder(_checkpoint(out), CHECKPOINT)
     folder = resolve_model(model)
     recipe.check(locate(load_outline(folder)).shape)  # before minutes of sampling
     longest = 2 * max(recipe.kv_budgets, default=_ROW // 2)
@@ -61,22 +61,22 @@ def build_artefact(
     if corpus is not None:
         calibration, held_out = _text_rows(folder, corpus, recipe, piece, longest)
         identity["text"] = [rows_hash(rows) for rows in (calibration, held_out)]
-    with bars() as progress, Journal(_journal(out), identity) as journal:
+    with bars() as progress, Checkpoint(_checkpoint(out), identity) as checkpoint:
         if corpus is None:
-            text = OwnText(folder, journal, progress)
+            text = OwnText(folder, checkpoint, progress)
             number = _HELD_OUT_ROWS + -(-recipe.calibration_tokens // longest)
             rows = text.rows(number, longest, recipe.seed)
             held_out = rows[:_HELD_OUT_ROWS]
             calibration = [p for row in rows[_HELD_OUT_ROWS:] for p in row.split(piece)]
             del text  # two copies of the weights are enough, and building needs the other one
-        seconds = _seconds(folder, journal, progress) if recipe.budget == "latency" else None
+        seconds = _seconds(folder, checkpoint, progress) if recipe.budget == "latency" else None
         source = SELF if corpus is None else corpus.name
         artefact = build(
             load_transformers(folder, torch.float32),
             model_name(model),
             Sources(calibration, held_out, source, f"{source}, other rows"),
             recipe,
-            journal,
+            checkpoint,
             progress,
             device,
             seconds,
@@ -85,18 +85,18 @@ def build_artefact(
     return artefact
 
 
-def _journal(out: Path) -> Path:
+def _checkpoint(out: Path) -> Path:
     return out.parent / f".{out.name}-build"
 
 
-def _seconds(folder: Path, journal: Journal, progress: Progress) -> Latency:
+def _seconds(folder: Path, checkpoint: Checkpoint, progress: Progress) -> Latency:
     """Measured once: a build that goes on must not choose by another clock."""
 
     def measure() -> dict[str, Any]:
         model = load_model(folder, folder.name, device=preferred_device())  # as it is served
         return asdict(block_latency(model, progress=progress))
 
-    noted = journal.value("latency", measure)
+    noted = checkpoint.value("latency", measure)
     blocks: dict[Part, dict[int, float]] = {
         part: {int(width): seconds for width, seconds in noted["blocks"][part].items()}
         for part in PARTS

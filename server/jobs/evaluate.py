@@ -9,7 +9,7 @@ import torch
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from pruners.architecture import Decoder, locate
+from pruners.architecture import LocatedModel, locate
 from pruners.artefact.folder import Artefact, load_artefact
 from pruners.artefact.table import Quality, Table
 from pruners.calibration.layer_replay import final_hidden
@@ -22,7 +22,7 @@ from pruners.evaluation.tasks import Item, TaskError, accuracies, read_task
 from pruners.kv import KV_SCORERS, Eviction
 from pruners.kv.evict import evicted
 from pruners.kv.quality import budget_quality
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.files import check_file, check_folder
 from pruners.support.fingerprint import fingerprint
 from pruners.support.progress import bars
@@ -93,12 +93,12 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
         "text": None if rows is None else rows_hash(rows),
     }
     kept = folder.parent / f".{folder.name}-evaluate"
-    with bars() as progress, Journal(kept, identity) as journal:
+    with bars() as progress, Checkpoint(kept, identity) as checkpoint:
         if rows is None:
             limit = _OWN_ROWS * plan.window if plan.limit is None else plan.limit
             wanted = max(1, limit // plan.window)
-            rows = OwnText(source, journal, progress).rows(wanted, plan.window, _SEED)
-        table = _offline(artefact, source, rows, plan, items, tokenizer, journal, progress)
+            rows = OwnText(source, checkpoint, progress).rows(wanted, plan.window, _SEED)
+        table = _offline(artefact, source, rows, plan, items, tokenizer, checkpoint, progress)
         if plan.timing:
             memory.note("before")
             device = preferred_device()  # as it is served
@@ -134,16 +134,16 @@ def _offline(
     plan: Plan,
     items: dict[str, list[Item]],
     tokenizer: PreTrainedTokenizerBase,
-    journal: Journal,
+    checkpoint: Checkpoint,
     progress: Progress,
 ) -> Table:
     """Everything that `transformers` measures: quality, tasks, eviction and cost."""
-    decoder = locate(load_transformers(source, torch.float32))
+    located = locate(load_transformers(source, torch.float32))
     own, known = artefact.corrections, artefact.table.kv_quality
     budgets = sorted({*known, *JobSettings().kv_budgets})  # what the server offers, too
-    readers = masked(decoder, artefact.variants, artefact.order, own)
-    found = evaluate(decoder, readers, rows, progress=progress, journal=journal)
-    base: dict[str, Reader] = {BASE: partial(final_hidden, decoder)}
+    readers = masked(located, artefact.variants, artefact.order, own)
+    found = evaluate(located, readers, rows, progress=progress, checkpoint=checkpoint)
+    base: dict[str, Reader] = {BASE: partial(final_hidden, located)}
     return Table(
         evaluation={
             **found.about(rows, f"{SELF}, other rows" if plan.corpus is None else plan.corpus.name),
@@ -151,15 +151,15 @@ def _offline(
         },
         quality=found.quality,
         # What no row is long enough for stays as it was.
-        kv_quality={**known, **budget_quality(decoder, rows, budgets, progress, journal)},
+        kv_quality={**known, **budget_quality(located, rows, budgets, progress, checkpoint)},
         cost={
-            spec.name: cost_of(spec, own.get(spec.name, {}), decoder)
-            for spec in (base_spec(decoder.shape), *artefact.variants)
+            spec.name: cost_of(spec, own.get(spec.name, {}), located)
+            for spec in (base_spec(located.shape), *artefact.variants)
         },
-        eviction=_evictions(decoder, rows, plan.kv_prompt, journal, progress),
+        eviction=_evictions(located, rows, plan.kv_prompt, checkpoint, progress),
         tasks={
             task: accuracies(
-                decoder, tokenizer, {**base, **readers}, task, questions, journal, progress
+                located, tokenizer, {**base, **readers}, task, questions, checkpoint, progress
             )
             for task, questions in items.items()
         },
@@ -167,11 +167,15 @@ def _offline(
 
 
 def _evictions(
-    decoder: Decoder, rows: list[torch.Tensor], prompt: int, journal: Journal, progress: Progress
+    located: LocatedModel,
+    rows: list[torch.Tensor],
+    prompt: int,
+    checkpoint: Checkpoint,
+    progress: Progress,
 ) -> dict[str, dict[str, Quality]]:
     """Each scorer at each budget, on what follows a long prompt; nothing without rows that long."""
     long = [row[: prompt + prompt // 2] for row in rows if len(row) >= prompt + prompt // 2]
-    if not long or not decoder.causal:
+    if not long or not located.causal:
         return {}
     readers: dict[str, Reader] = {}
     for name, scorer in KV_SCORERS.items():
@@ -179,9 +183,9 @@ def _evictions(
             step = max(1, prompt // 32)
             eviction = Eviction(scorer(), int(share * prompt), interval=step, recent=step)
             readers[f"{name} {share:.0%}"] = partial(
-                evicted, decoder, prompt=prompt, eviction=eviction
+                evicted, located, prompt=prompt, eviction=eviction
             )
-    found = evaluate(decoder, readers, long[:_OWN_ROWS], prompt, progress, journal).quality
+    found = evaluate(located, readers, long[:_OWN_ROWS], prompt, progress, checkpoint).quality
     return {
         name: {f"{share:.0%}": found[f"{name} {share:.0%}"] for share in SHARES}
         for name in KV_SCORERS

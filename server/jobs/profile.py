@@ -14,7 +14,7 @@ from policies.simulation.profile import PROFILE, Origin, Profile, Prompts, load_
 from policies.simulation.rates import fit_rates
 from pruners.artefact.folder import Artefact
 from pruners.data.sources import Corpus
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.errors import UserError
 from pruners.support.files import check_folder
 from pruners.support.progress import bars
@@ -63,9 +63,9 @@ def make_profile(
         model.fingerprint, model.artefact.identity(), weights.precision, weights.device.type,
         [one.tokens for one in asked], answer_tokens,
     ]  # fmt: skip
-    with Journal(out.parent / f".{out.name}-profile", identity) as journal:
+    with Checkpoint(out.parent / f".{out.name}-profile", identity) as checkpoint:
         with bars() as progress:
-            swept = sweep(model, asked, answer_tokens, journal, progress)
+            swept = sweep(model, asked, answer_tokens, checkpoint, progress)
             prompts = _prompts(model, settings, asked, swept)
             found = _timed(model, settings, origin, prompts, progress)
         found.save(out)

@@ -9,7 +9,7 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from pruners.data.sources import Corpus
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.variant import BASE
 from server.app import build_runner
 from server.engine.loading.load import LoadedModel
@@ -84,12 +84,12 @@ def sweep(
     model: LoadedModel,
     asked: Sequence[Asked],
     answer_tokens: int,
-    journal: Journal,
+    checkpoint: Checkpoint,
     progress: Progress,
 ) -> list[Swept]:
     """The base answers each prompt at temperature 1, and all variants read prompt and answer.
 
-    What is measured is noted in the journal.
+    What is measured is noted in the checkpoint.
     """
     variants = list(model.variants.values())
     room = (_LONGEST + answer_tokens) * (len(variants) + 1 + _BATCH)
@@ -122,7 +122,7 @@ def sweep(
                 found.append([len(answer.output), loss, kl, surprise])
             return found
 
-        noted = journal.value(f"prompts and answers from {first}", compute)
+        noted = checkpoint.value(f"prompts and answers from {first}", compute)
         rows += [Swept(n, loss, tuple(kl), tuple(surprise)) for n, loss, kl, surprise in noted]
         progress.update(task, completed=len(rows))
     return rows

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Decoder, locate
+from pruners.architecture import LocatedModel, locate
 from pruners.artefact.folder import ARTEFACT, Artefact, load_artefact
 from pruners.data.rows import count, rows_hash
 from pruners.data.sources import Corpus
@@ -16,7 +16,7 @@ from pruners.distill import Trained, Training, quick_dtype, train
 from pruners.evaluation.cost import cost_of
 from pruners.evaluation.evaluate import Evaluation, evaluate, masked
 from pruners.evaluation.pareto import front
-from pruners.support.checkpoint import JOURNAL, Journal
+from pruners.support.checkpoint import CHECKPOINT, Checkpoint
 from pruners.support.errors import UserError
 from pruners.support.files import check_folder
 from pruners.support.fingerprint import fingerprint
@@ -61,7 +61,7 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
     """
     kept = out.parent / f".{out.name}-recover"
     check_folder(out, ARTEFACT)
-    check_folder(kept, JOURNAL)
+    check_folder(kept, CHECKPOINT)
     if request.tokens < request.training.batch_tokens:
         raise RecoverError(
             f"{request.tokens} tokens are less than a batch of {request.training.batch_tokens}"
@@ -71,7 +71,7 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
     source = resolve_model(model)
     base = load_transformers(source, torch.float32)
     artefact.check_base(fingerprint(base))
-    decoder = locate(base)
+    located = locate(base)
     identity = {
         "artefact": artefact.identity(),
         "variants": [spec.name for spec in specs],
@@ -80,20 +80,20 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
     }
     with bars() as progress:
         rows, held_out, measured, what = _text(source, artefact, request, progress)
-        with Journal(kept, {**identity, "text": what}) as journal:
+        with Checkpoint(kept, {**identity, "text": what}) as checkpoint:
             dtype = quick_dtype(request.device)
             base.to(device=request.device, dtype=dtype)
             trained = train(
-                decoder, specs, artefact.order, artefact.corrections, rows, held_out,
-                request.training, journal.path("state.safetensors"), progress,
+                located, specs, artefact.order, artefact.corrections, rows, held_out,
+                request.training, checkpoint.path("state.safetensors"), progress,
             )  # fmt: skip
             if request.device.type != "cpu" or dtype != torch.float32:  # measured as it was before
-                decoder = locate(load_transformers(source, torch.float32))
+                located = locate(load_transformers(source, torch.float32))
             corrections = artefact.corrections | {n: t.corrections for n, t in trained.items()}
             better = replace(artefact, corrections={n: c for n, c in corrections.items() if c})
-            readers = masked(decoder, better.variants, better.order, better.corrections)
-            found = evaluate(decoder, readers, measured, progress=progress, journal=journal)
-            better = _with_results(better, decoder, found, measured, what, request, trained)
+            readers = masked(located, better.variants, better.order, better.corrections)
+            found = evaluate(located, readers, measured, progress=progress, checkpoint=checkpoint)
+            better = _with_results(better, located, found, measured, what, request, trained)
             better.save(out)
     return better
 
@@ -111,8 +111,8 @@ def _text(
 ) -> tuple[Rows, Rows, Rows, dict[str, Any]]:
     """Rows to train on, to choose by and to measure on, and what the first are."""
     # Kept: the next training of this model reads the same text.
-    journal = Journal(cache_folder() / "text" / artefact.fingerprint, artefact.fingerprint)
-    own = OwnText(source, journal, progress)
+    checkpoint = Checkpoint(cache_folder() / "text" / artefact.fingerprint, artefact.fingerprint)
+    own = OwnText(source, checkpoint, progress)
     corpus = request.corpus
     wanted = request.tokens if corpus is None else request.tokens // 2
     seed = request.training.seed
@@ -129,7 +129,7 @@ def _text(
 
 def _with_results(
     artefact: Artefact,
-    decoder: Decoder,
+    located: LocatedModel,
     found: Evaluation,
     measured: Rows,
     what: Mapping[str, Any],
@@ -138,8 +138,8 @@ def _with_results(
 ) -> Artefact:
     table = artefact.table
     cost = {
-        spec.name: cost_of(spec, artefact.corrections.get(spec.name, {}), decoder)
-        for spec in (base_spec(decoder.shape), *artefact.variants)
+        spec.name: cost_of(spec, artefact.corrections.get(spec.name, {}), located)
+        for spec in (base_spec(located.shape), *artefact.variants)
     }
     points = {BASE: (cost[BASE].touched, 0.0)}
     points |= {name: (cost[name].touched, one.kl) for name, one in found.quality.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.progress import Progress
 from torch import Tensor, tensor
 
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.variant import BASE
 from server.app import build_runner
 from server.engine.loading.load import LoadedModel, load_model
@@ -27,12 +27,12 @@ _TOKENS = 32_768  # what their cache holds
 class OwnText:
     """Rows of a model's own text, the same for the same seed; what was sampled is noted.
 
-    The model is loaded for the first rows that are not in the journal.
+    The model is loaded for the first rows that are not in the checkpoint.
     """
 
-    def __init__(self, folder: Path, journal: Journal, progress: Progress) -> None:
+    def __init__(self, folder: Path, checkpoint: Checkpoint, progress: Progress) -> None:
         self._folder = folder
-        self._journal = journal
+        self._checkpoint = checkpoint
         self._progress = progress
         self._model: LoadedModel | None = None
 
@@ -49,7 +49,7 @@ class OwnText:
 
             # Of all of them, since another call may want fewer or more.
             key = f"own rows {wanted.start} to {wanted.stop} of {length} by {seed}"
-            noted = self._journal.tensors(key, compute)
+            noted = self._checkpoint.tensors(key, compute)
             made += [noted[name] for name in sorted(noted)]
         return made
 

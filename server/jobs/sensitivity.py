@@ -8,7 +8,7 @@ from controller.cross_validation import judge
 from controller.sensitivity import FILE, Sensitivity, fit
 from pruners.artefact.folder import load_artefact
 from pruners.data.sources import Corpus
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.errors import UserError
 from pruners.support.files import check_file
 from pruners.support.progress import bars
@@ -43,9 +43,9 @@ def learn_sensitivity(
         raise SensingError(f"{corpus.name} has {len(asked)} usable prompts; {_LEAST} are needed")
     identity = [artefact.identity(), [one.tokens for one in asked], answer_tokens]
     kept = folder.parent / f".{folder.name}-sensitivity"
-    with Journal(kept, identity) as journal:
+    with Checkpoint(kept, identity) as checkpoint:
         with bars() as progress:
-            swept = sweep(loaded, asked, answer_tokens, journal, progress)
+            swept = sweep(loaded, asked, answer_tokens, checkpoint, progress)
         losses = {
             name: [one.kl[number] for one in swept]
             for number, name in enumerate(loaded.variants)

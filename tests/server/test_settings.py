@@ -8,7 +8,7 @@ import torch
 from rich.progress import Progress
 
 import server
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from server.engine.loading.load import load_model
 from server.jobs.sample_answers import sample_answers
 from server.jobs.self_generated_text import OwnText
@@ -48,7 +48,7 @@ def test_jobs_read_no_variable():
 
 def test_every_offline_job_says_its_settings_itself():
     folder = Path(server.__file__).parent
-    files = [*folder.glob("jobs/*.py"), *folder.glob("cli/*.py")]
+    files = [*folder.glob("jobs/*.py"), folder / "cli/variants.py", folder / "cli/policies.py"]
     assert len(files) > 10
     for path in files:
         nodes = ast.walk(ast.parse(path.read_text()))
@@ -60,7 +60,9 @@ def test_every_offline_job_says_its_settings_itself():
 def test_what_a_job_computes_is_the_same_under_any_variable(tiny_folder, tmp_path, monkeypatch):
     def computed(where):
         with Progress(disable=True) as progress:
-            rows = OwnText(tiny_folder, Journal(tmp_path / where, where), progress).rows(3, 40, 1)
+            rows = OwnText(tiny_folder, Checkpoint(tmp_path / where, where), progress).rows(
+                3, 40, 1
+            )
         return rows, sample_answers(load_model(tiny_folder, "tiny", "fp32"))
 
     rows, answers = computed("without")

@@ -3,13 +3,13 @@
 from collections.abc import Sequence as Tokens
 
 import torch
+from server.engine.backends.pytorch.located import LocatedModel
 from transformers import PreTrainedModel
 
 from pruners.architecture import locate
 from pruners.variant import VariantSpec, base_spec, depth_spec, width_spec
 from server.engine.backends.pytorch.convert import take_weights
 from server.engine.backends.pytorch.corrections import OwnParts
-from server.engine.backends.pytorch.decoder import Decoder
 from server.engine.backends.pytorch.weights import BaseWeights
 from server.engine.cache.kv_cache import KVCache
 from server.engine.detokenizer import TextStream
@@ -30,11 +30,11 @@ def random_order(layers: int, width: int, seed: int) -> torch.Tensor:
 
 def weights_of(model: PreTrainedModel, seed: int | None = 7) -> BaseWeights:
     """Serving weights; with a seed, in a random order, which must not change the base."""
-    decoder = locate(model)
-    shape = decoder.shape
+    located = locate(model)
+    shape = located.shape
     ffn = None if seed is None else random_order(shape.layers, shape.ffn, seed)
     kv = None if seed is None else random_order(shape.layers, shape.kv_groups, seed)
-    return take_weights(decoder, ffn, kv, model.config.max_position_embeddings)
+    return take_weights(located, ffn, kv, model.config.max_position_embeddings)
 
 
 def runner_of(
@@ -43,7 +43,7 @@ def runner_of(
     running: int = 8,
     step_tokens: int = 32,
     own: OwnParts | None = None,
-    kind: type[Decoder] = Decoder,
+    kind: type[LocatedModel] = LocatedModel,
 ) -> Runner:
     cache = KVCache(weights.shape, capacity, weights.dtype, weights.device, spare=1)
     limits = SchedulerLimits(running, step_tokens)

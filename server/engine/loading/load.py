@@ -19,8 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pruners.architecture import SERVED_FAMILIES, UnsupportedModelError, locate
-from pruners.architecture import Decoder as LocatedModel
+from pruners.architecture import SERVED_FAMILIES, LocatedModel, UnsupportedModelError, locate
 from pruners.artefact.folder import Artefact
 from pruners.recovery import Correction
 from pruners.support.fingerprint import fingerprint

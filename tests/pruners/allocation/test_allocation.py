@@ -27,7 +27,7 @@ from pruners.evaluation.evaluate import evaluate, reading
 from pruners.importance import LeastSquares, Scores
 from pruners.realization.mask import mask
 from pruners.recovery.library import Library, make_library
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.variant import VariantSpec, base_spec
 from tests.support.models import random_order, random_rows, tiny_model
 
@@ -171,30 +171,30 @@ def test_curves_of_scores_are_cumulative_errors():
 
 
 def test_eliminated_curves_of_a_model_rise():
-    decoder = locate(tiny_model())
-    for curve in eliminated(LeastSquares()(decoder, random_rows(8, (40,))), decoder.shape):
+    located = locate(tiny_model())
+    for curve in eliminated(LeastSquares()(located, random_rows(8, (40,))), located.shape):
         assert list(curve.errors) == sorted(curve.errors)
         assert curve.errors[-1] < 1
 
 
 @pytest.mark.parametrize("corrected", [False, True])
 def test_measured_curves_are_the_kl_of_one_cut_block(corrected: bool):
-    decoder = locate(tiny_model(intermediate_size=256))
-    shape, rows = decoder.shape, random_rows(4, (20,))
+    located = locate(tiny_model(intermediate_size=256))
+    shape, rows = located.shape, random_rows(4, (20,))
     order = random_order(shape)
     library = Library({})
     if corrected:
         calibration = random_rows(8, (20,), seed=3)
-        library = make_library(decoder, order, calibration, (1, 0), ffn_levels(shape)[1:], 4)
-    curves = measured(decoder, order, rows, library.corrections, Journal(None, None))
+        library = make_library(located, order, calibration, (1, 0), ffn_levels(shape)[1:], 4)
+    curves = measured(located, order, rows, library.corrections, Checkpoint(None, None))
     assert [(c.layer, c.part) for c in curves][:2] == [(0, "attention"), (0, "mlp")]
     assert curves[0].widths == (2, 1, 0)
     assert curves[1].widths == (256, 224, 192, 160, 128, 96, 64, 32, 0)
     base = base_spec(shape)
     for curve, width in ((curves[3], 192), (curves[3], 0), (curves[2], 1), (curves[4], 0)):
         spec = curve.at(base, width)
-        reader = reading(decoder, partial(mask, decoder, spec, order, library.of(spec)))
-        kl = evaluate(decoder, {"one": reader}, rows).quality["one"].kl
+        reader = reading(located, partial(mask, located, spec, order, library.of(spec)))
+        kl = evaluate(located, {"one": reader}, rows).quality["one"].kl
         assert curve.errors[curve.widths.index(width)] == pytest.approx(kl, rel=1e-3)
         assert predicted(curves)(spec) == pytest.approx(kl, rel=1e-3)
     errors = dict(zip(curves[1].widths, curves[1].errors, strict=True))

@@ -13,27 +13,27 @@ from pruners.variant import Block, base_spec
 from tests.support.models import logits, random_rows, tiny_model
 
 
-def silence(decoder, index: int) -> None:
+def silence(located, index: int) -> None:
     with torch.no_grad():
-        decoder.layers[index].attention.o.weight.zero_()
-        decoder.layers[index].mlp.down.weight.zero_()
+        located.layers[index].attention.o.weight.zero_()
+        located.layers[index].mlp.down.weight.zero_()
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma3"])
 @pytest.mark.parametrize("useless", [0, 1, 2])
 def test_a_useless_layer_goes_first(family: str, useless: int):
-    decoder = locate(tiny_model(family))
-    silence(decoder, useless)
-    found = greedy_layers(decoder, random_rows(3, (16, 9)), 1)
+    located = locate(tiny_model(family))
+    silence(located, useless)
+    found = greedy_layers(located, random_rows(3, (16, 9)), 1)
     assert found.layers == (useless,)
     assert found.kl[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_best_candidates_survive_all_batches():
-    decoder = locate(tiny_model(num_hidden_layers=9))
-    silence(decoder, 2)
-    silence(decoder, 7)
-    found = greedy_layers(decoder, random_rows(20, (60,)), 2)  # three batches
+    located = locate(tiny_model(num_hidden_layers=9))
+    silence(located, 2)
+    silence(located, 7)
+    found = greedy_layers(located, random_rows(20, (60,)), 2)  # three batches
     assert set(found.layers) == {2, 7}
     assert found.kl == pytest.approx((0, 0), abs=1e-6)
 
@@ -78,11 +78,11 @@ def test_refuses_to_skip_none_or_all(count: int):
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma3"])
 @pytest.mark.parametrize("useless", [Block(1, "attention"), Block(2, "mlp")])
 def test_a_useless_sub_block_goes_first(family: str, useless: Block):
-    decoder = locate(tiny_model(family))
-    layer = decoder.layers[useless.layer]
+    located = locate(tiny_model(family))
+    layer = located.layers[useless.layer]
     with torch.no_grad():
         (layer.attention.o if useless.part == "attention" else layer.mlp.down).weight.zero_()
-    found = greedy_blocks(decoder, random_rows(3, (16, 9)), 1)
+    found = greedy_blocks(located, random_rows(3, (16, 9)), 1)
     assert found.blocks == (useless,)
     assert found.kl[0] == pytest.approx(0, abs=1e-6)
 
@@ -90,14 +90,14 @@ def test_a_useless_sub_block_goes_first(family: str, useless: Block):
 @pytest.mark.parametrize("biased", [False, True])
 def test_greedy_sub_blocks_equal_an_exhaustive_choice_by_mask(biased: bool):
     """The least rise of KL for a parameter, the constants of what is gone in place."""
-    decoder = locate(tiny_model())
-    shape, rows = decoder.shape, random_rows(4, (16, 9))
+    located = locate(tiny_model())
+    shape, rows = located.shape, random_rows(4, (16, 9))
     blocks = [Block(i, part) for i in range(3) for part in ("attention", "mlp")]
     draws = torch.randn(6, shape.hidden, generator=torch.Generator().manual_seed(0))
     biases = dict(zip(blocks, draws, strict=True)) if biased else {}
     own = {block: constant(bias) for block, bias in biases.items()}
     full = base_spec(shape).body_parameters(shape)
-    found = greedy_blocks(decoder, rows, full - 1, biases)
+    found = greedy_blocks(located, rows, full - 1, biases)
     gone: list[Block] = []
     before = 0.0
     for chosen, kl in zip(found.blocks, found.kl, strict=True):
@@ -105,8 +105,8 @@ def test_greedy_sub_blocks_equal_an_exhaustive_choice_by_mask(biased: bool):
         for block in set(blocks) - set(gone):
             spec = block_spec(shape, [*gone, block])
             constants = {b: c for b, c in own.items() if b in (*gone, block)}
-            reader = reading(decoder, partial(mask, decoder, spec, identity(shape), constants))
-            quality = evaluate(decoder, {"x": reader}, rows).quality["x"]
+            reader = reading(located, partial(mask, located, spec, identity(shape), constants))
+            quality = evaluate(located, {"x": reader}, rows).quality["x"]
             size = full - block_spec(shape, [block]).body_parameters(shape)
             price[block] = (quality.kl - before) / size
             if block == chosen:

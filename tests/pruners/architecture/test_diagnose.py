@@ -29,9 +29,9 @@ def test_counts_every_parameter_once(family: str):
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
 def test_targets_hold_what_a_slice_loses(family: str):
     model = tiny_model(family)
-    decoder = locate(model)
+    located = locate(model)
     targets = {target.name: target for target in diagnose(model).targets}
-    full, ffn = decoder.shape.kv_groups, decoder.shape.ffn
+    full, ffn = located.shape.kv_groups, located.shape.ffn
     whole = ((full,) * 3, (ffn,) * 3)
     for name, kv_groups, neurons in (
         ("ffn_neuron", whole[0], (ffn, ffn - 1, ffn)),
@@ -41,7 +41,7 @@ def test_targets_hold_what_a_slice_loses(family: str):
         ("layer", (full, 0, full), (ffn, 0, ffn)),
     ):
         spec = VariantSpec(name, kv_groups, neurons)
-        sliced = slice_model(decoder, spec, random_order(decoder.shape))
+        sliced = slice_model(located, spec, random_order(located.shape))
         lost = sum(p.numel() for p in model.parameters()) - sum(
             p.numel() for p in sliced.parameters()
         )

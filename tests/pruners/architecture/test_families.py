@@ -46,12 +46,12 @@ def says_it_all(family: str, cut: str) -> bool:
 @matrix
 def test_mask_equals_slice_and_leaves_the_base(family: str, cut: str):
     model = tiny_model(family)
-    decoder = locate(model)
+    located = locate(model)
     before, base = logits(model, ROWS), sum(p.numel() for p in model.parameters())
-    spec, order = cut_spec(cut, decoder.shape), random_order(decoder.shape)
+    spec, order = cut_spec(cut, located.shape), random_order(located.shape)
 
-    sliced = slice_model(decoder, spec, order)
-    with mask(decoder, spec, order):
+    sliced = slice_model(located, spec, order)
+    with mask(located, spec, order):
         masked = logits(model, ROWS)
 
     torch.testing.assert_close(logits(sliced, ROWS), masked, **close)
@@ -67,17 +67,17 @@ def test_mask_equals_slice_and_leaves_the_base(family: str, cut: str):
 def test_reordered_equals_base(family: str):
     model = tiny_model(family)
     before = logits(model, ROWS)
-    decoder = locate(model)
-    down = decoder.layers[1].mlp.down.weight.clone()
-    reorder(decoder, random_order(decoder.shape))
-    assert not torch.equal(decoder.layers[1].mlp.down.weight, down)
+    located = locate(model)
+    down = located.layers[1].mlp.down.weight.clone()
+    reorder(located, random_order(located.shape))
+    assert not torch.equal(located.layers[1].mlp.down.weight, down)
     torch.testing.assert_close(logits(model, ROWS), before, **close)
 
 
 @pytest.mark.parametrize("family", [family for family in PRUNED_FAMILIES if family != "bert"])
 def test_a_slice_generates_with_its_cache(family: str):
-    decoder = locate(tiny_model(family))
-    sliced = slice_model(decoder, cut_spec("mixed", decoder.shape), random_order(decoder.shape))
+    located = locate(tiny_model(family))
+    sliced = slice_model(located, cut_spec("mixed", located.shape), random_order(located.shape))
     prompt = torch.stack(random_rows(1, (12,)))
     cached, whole = (
         sliced.generate(
@@ -119,9 +119,9 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     root = tmp_path_factory.mktemp("slices")
     save_file({"tokens": torch.stack(ROWS)}, root / "tokens")
     for family, cut in MATRIX:
-        decoder = locate(tiny_model(family))
-        spec = cut_spec(cut, decoder.shape)
-        sliced = slice_model(decoder, spec, random_order(decoder.shape))
+        located = locate(tiny_model(family))
+        spec = cut_spec(cut, located.shape)
+        sliced = slice_model(located, spec, random_order(located.shape))
         save_slice(sliced, spec, root / f"{family}.{cut}")
     subprocess.run([sys.executable, "-c", RELOAD, str(root)], check=True)
     return root, load_file(root / "logits")
@@ -130,7 +130,7 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 @matrix
 def test_a_new_process_reloads_the_slice(family: str, cut: str, reloaded):
     root, found = reloaded
-    decoder = locate(tiny_model(family))
-    sliced = slice_model(decoder, cut_spec(cut, decoder.shape), random_order(decoder.shape))
+    located = locate(tiny_model(family))
+    sliced = slice_model(located, cut_spec(cut, located.shape), random_order(located.shape))
     torch.testing.assert_close(found[f"{family}.{cut}"], logits(sliced, ROWS), rtol=1e-6, atol=1e-6)
     assert (root / f"{family}.{cut}" / WEIGHTS).exists() != says_it_all(family, cut)

@@ -15,7 +15,7 @@ from pruners.evaluation.evaluate import evaluate, reading
 from pruners.importance import ImportanceError
 from pruners.realization.mask import mask
 from pruners.recovery import LowRank, Materialised
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.fingerprint import fingerprint
 from pruners.variant import BASE, VariantSpec, base_spec
 from tests.support.models import PRUNED_FAMILIES, random_rows, tiny_model
@@ -61,11 +61,11 @@ def test_build_saves_loads_and_measures_what_it_says(family: str, tmp_path):
     assert loaded.fingerprint == fingerprint(model)
     assert set(loaded.table.quality) == set(NAMES)
 
-    decoder = locate(model)
+    located = locate(model)
     for spec in loaded.variants:
         own = loaded.corrections.get(spec.name)
-        reader = reading(decoder, lambda s=spec, c=own: mask(decoder, s, loaded.order, c))
-        again = evaluate(decoder, {"again": reader}, HELD_OUT)
+        reader = reading(located, lambda s=spec, c=own: mask(located, s, loaded.order, c))
+        again = evaluate(located, {"again": reader}, HELD_OUT)
         # Corrections are stored in bfloat16.
         assert again.quality["again"].kl == pytest.approx(loaded.table.quality[spec.name].kl, 0.05)
         assert loaded.table.quality[spec.name].kl > 0
@@ -172,17 +172,17 @@ def test_a_killed_build_goes_on_to_the_same_artefact(tmp_path, monkeypatch):
     expected = build_tiny()
     monkeypatch.setattr("pruners.builder.pipeline.greedy_layers", _die)
     with pytest.raises(KilledError):
-        build_tiny(journal=Journal(tmp_path / "j", "run"))
+        build_tiny(checkpoint=Checkpoint(tmp_path / "j", "run"))
     monkeypatch.undo()
     monkeypatch.setattr("pruners.builder.pipeline.make_library", _die)
     monkeypatch.setattr("pruners.builder.pipeline.evaluate", _die)
     with pytest.raises(KilledError):
-        build_tiny(journal=Journal(tmp_path / "j", "run"))
+        build_tiny(checkpoint=Checkpoint(tmp_path / "j", "run"))
     monkeypatch.undo()
     monkeypatch.setattr("pruners.builder.pipeline.make_library", _die)
     monkeypatch.setattr("pruners.builder.pipeline.greedy_layers", _die)
     monkeypatch.setattr("pruners.allocation.by_kl._kl", _die)
-    found = build_tiny(journal=Journal(tmp_path / "j", "run"))
+    found = build_tiny(checkpoint=Checkpoint(tmp_path / "j", "run"))
     assert found.variants == expected.variants
     assert found.table == expected.table
     assert found.provenance == expected.provenance

@@ -50,25 +50,25 @@ def test_calibration_leaves_the_model_as_it_was():
 
 def test_orders_are_permutations_and_find_a_planted_dead_unit():
     model = tiny_model()
-    decoder = locate(model)
+    located = locate(model)
     with torch.no_grad():
-        decoder.layers[1].mlp.down.weight[:, 17] = 0
-        decoder.layers[1].attention.o.weight[:, :32] = 0  # both query heads of group 0
-    statistics = calibrate(decoder, random_rows(4, (16,)))
-    order = rank(decoder, statistics, ActivationNorm())
+        located.layers[1].mlp.down.weight[:, 17] = 0
+        located.layers[1].attention.o.weight[:, :32] = 0  # both query heads of group 0
+    statistics = calibrate(located, random_rows(4, (16,)))
+    order = rank(located, statistics, ActivationNorm())
     assert order.ffn[1, -1] == 17
     assert order.kv[1].tolist() == [1, 0]
     for importance in (ActivationNorm(), MeanActivation(), WeightNorm(), Random(0)):
-        order = rank(decoder, statistics, importance)
+        order = rank(located, statistics, importance)
         assert torch.equal(order.ffn.sort(1).values, torch.arange(96).expand(3, -1))
         assert torch.equal(order.kv.sort(1).values, torch.arange(2).expand(3, -1))
 
 
 def test_activation_norm_is_its_formula():
     model = tiny_model("llama-mha")
-    decoder = locate(model)
+    located = locate(model)
     rows = random_rows(3, (16,))
-    layer, statistics = decoder.layers[2], calibrate(decoder, rows)[2]
+    layer, statistics = located.layers[2], calibrate(located, rows)[2]
     seen = brute_force(model, rows)
     inputs = seen["model.layers.2.self_attn.o_proj"]
     weight = layer.attention.o.weight.double()
@@ -79,7 +79,7 @@ def test_activation_norm_is_its_formula():
         )
         for head in range(4)
     ]
-    scores = ActivationNorm().kv(layer, statistics, decoder.shape)
+    scores = ActivationNorm().kv(layer, statistics, located.shape)
     torch.testing.assert_close(scores.double(), torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
@@ -102,8 +102,8 @@ def test_weight_norm_counts_all_weights_of_a_unit():
 
 
 def test_random_repeats_by_seed():
-    decoder = locate(tiny_model())
-    statistics = calibrate(decoder, random_rows(2, (8,)))
-    first, again, other = (rank(decoder, statistics, Random(seed)) for seed in (1, 1, 2))
+    located = locate(tiny_model())
+    statistics = calibrate(located, random_rows(2, (8,)))
+    first, again, other = (rank(located, statistics, Random(seed)) for seed in (1, 1, 2))
     assert torch.equal(first.ffn, again.ffn)
     assert not torch.equal(first.ffn, other.ffn)

@@ -78,11 +78,11 @@ def test_cosines_of_layer_and_sub_blocks_equal_brute_force():
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma3"])
 def test_entropy_is_normalised_by_the_keys_of_each_query(family: str):
     model = tiny_model(family)
-    decoder = locate(model)
-    with eager_attention(decoder):
+    located = locate(model)
+    with eager_attention(located):
         found = [
             entropy.heads
-            for _, (entropy,) in stream(decoder, RAGGED, lambda _: (Entropy(decoder.shape),))
+            for _, (entropy,) in stream(located, RAGGED, lambda _: (Entropy(located.shape),))
         ]
         for index, heads in enumerate(found):
             values = []
@@ -103,13 +103,13 @@ def test_entropy_is_normalised_by_the_keys_of_each_query(family: str):
 
 def test_uniform_attention_has_entropy_one_at_any_length():
     model = tiny_model()
-    decoder = locate(model)
+    located = locate(model)
     with torch.no_grad():
-        decoder.layers[1].attention.q.weight.zero_()
+        located.layers[1].attention.q.weight.zero_()
     for rows in (random_rows(2, (5,)), random_rows(2, (50,))):
-        with eager_attention(decoder):
+        with eager_attention(located):
             found = [
-                e.heads for _, (e,) in stream(decoder, rows, lambda _: (Entropy(decoder.shape),))
+                e.heads for _, (e,) in stream(located, rows, lambda _: (Entropy(located.shape),))
             ]
         torch.testing.assert_close(found[1], torch.ones(4), rtol=0, atol=1e-5)
         assert (found[0] < 1).all()
@@ -126,14 +126,14 @@ def test_eager_attention_is_undone():
 
 def test_pruned_upstream_sees_what_was_done_to_layers_before():
     model = tiny_model()
-    decoder = locate(model)
+    located = locate(model)
     means = []
     for index, (moments,) in stream(
-        decoder, RAGGED, lambda _: (SecondMoments(96, down),), pruned_upstream=True
+        located, RAGGED, lambda _: (SecondMoments(96, down),), pruned_upstream=True
     ):
         means.append(moments.mean)
         with torch.no_grad():
-            decoder.layers[index].mlp.down.weight[:, :48] = 0
+            located.layers[index].mlp.down.weight[:, :48] = 0
     for index in range(3):  # layer l saw the cut of the layers before it only
         fresh = tiny_model()
         with torch.no_grad():

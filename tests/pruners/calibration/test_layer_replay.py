@@ -13,17 +13,17 @@ RAGGED = random_rows(3, (12, 7, 9))
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
 def test_final_hidden_and_replay_are_the_model_whatever_the_padding(family: str):
     model = tiny_model(family)
-    decoder = locate(model)
+    located = locate(model)
     (batch,) = batches(RAGGED)
-    run = replay(decoder, batch)
+    run = replay(located, batch)
     hidden = run.hidden
-    for index in range(len(decoder.layers)):
-        hidden = run.layer(decoder, index, hidden)
+    for index in range(len(located.layers)):
+        hidden = run.layer(located, index, hidden)
 
     rows = [tokens[valid] for tokens, valid in zip(batch.tokens, batch.valid, strict=True)]
     assert sorted(map(len, rows)) == [7, 9, 12]
-    for final in (final_hidden(decoder, batch), decoder.final_norm(hidden)):
-        found = decoder.head(final)
+    for final in (final_hidden(located, batch), located.final_norm(hidden)):
+        found = located.head(final)
         for index, row in enumerate(rows):
             expected = logits(model, [row])[0]
             torch.testing.assert_close(found[index, : len(row)], expected, rtol=1e-4, atol=1e-4)

@@ -37,30 +37,30 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[nn.Module, torch.device
 
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
 def test_one_layer_at_a_time_leaves_and_comes_back(family, moves):
-    decoder = locate(tiny_model(family))
-    order, batch = random_order(decoder.shape), padded(ROWS)
-    spec = VariantSpec("narrow", (1, decoder.shape.kv_groups, 0), (64, 96, 0))
-    with torch.no_grad(), mask(decoder, spec, order):
-        expected = decoder.head(final_hidden(decoder, batch))
-        with offloaded(decoder, AWAY):
-            found = decoder.head(final_hidden(decoder, batch))
+    located = locate(tiny_model(family))
+    order, batch = random_order(located.shape), padded(ROWS)
+    spec = VariantSpec("narrow", (1, located.shape.kv_groups, 0), (64, 96, 0))
+    with torch.no_grad(), mask(located, spec, order):
+        expected = located.head(final_hidden(located, batch))
+        with offloaded(located, AWAY):
+            found = located.head(final_hidden(located, batch))
     assert torch.equal(found, expected)
     home = torch.device("cpu")
     expected_moves = [
         (module, device)
-        for module in (*(layer.module for layer in decoder.layers), decoder.head)
+        for module in (*(layer.module for layer in located.layers), located.head)
         for device in (AWAY, home)
     ]
     assert moves == expected_moves
     moves.clear()
-    decoder.head(final_hidden(decoder, batch))
+    located.head(final_hidden(located, batch))
     assert not moves
 
 
 def test_comes_back_from_a_call_that_fails(moves):
-    decoder = locate(tiny_model())
-    with offloaded(decoder, AWAY), pytest.raises(TypeError):
-        decoder.layers[0].module()
+    located = locate(tiny_model())
+    with offloaded(located, AWAY), pytest.raises(TypeError):
+        located.layers[0].module()
     assert [device for _, device in moves] == [AWAY, torch.device("cpu")]
 
 

@@ -20,31 +20,31 @@ ROWS, HELD_OUT = random_rows(24, (64, 48)), random_rows(4, (64,), seed=9)
 
 def setting(family: str = "llama-gqa"):
     """Narrow blocks, skipped ones and a skipped layer, with corrections for all of them."""
-    decoder = locate(
+    located = locate(
         tiny_model(family, num_hidden_layers=4, layer_types=None).requires_grad_(False)
     )
-    shape, order = decoder.shape, random_order(decoder.shape)
+    shape, order = located.shape, random_order(located.shape)
     full = shape.kv_groups
     specs = [
         VariantSpec("narrow", (1, 0, 0, full), (64, 96, 0, 0)),
         VariantSpec("late", (0, full, 1, 0), (0, 64, 96, 32)),
     ]
-    library = make_library(decoder, order, ROWS[:6], (1, 0), (64, 32, 0), 4)
-    return decoder, order, specs, {spec.name: library.of(spec) for spec in specs}
+    library = make_library(located, order, ROWS[:6], (1, 0), (64, 32, 0), 4)
+    return located, order, specs, {spec.name: library.of(spec) for spec in specs}
 
 
-def masked_kl(decoder, order, spec, corrections) -> float:
-    reader = reading(decoder, partial(mask, decoder, spec, order, corrections))
-    return evaluate(decoder, {"it": reader}, HELD_OUT).quality["it"].kl
+def masked_kl(located, order, spec, corrections) -> float:
+    reader = reading(located, partial(mask, located, spec, order, corrections))
+    return evaluate(located, {"it": reader}, HELD_OUT).quality["it"].kl
 
 
 @pytest.mark.parametrize("tier", ["norms", "residuals", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_was_trained_is_what_the_mask_measures(family: str, tier: str):
-    decoder, order, specs, own = setting(family)
-    before = [parameter.clone() for parameter in decoder.model.parameters()]
+    located, order, specs, own = setting(family)
+    before = [parameter.clone() for parameter in located.model.parameters()]
     training = Training(tier, rank=4, batch_tokens=128, check=4)
-    found = train(decoder, specs, order, own, ROWS, HELD_OUT, training)
+    found = train(located, specs, order, own, ROWS, HELD_OUT, training)
     for spec in specs:
         trained = found[spec.name]
         assert min(trained.history) < trained.history[0]
@@ -52,16 +52,16 @@ def test_what_was_trained_is_what_the_mask_measures(family: str, tier: str):
             (own[spec.name], trained.history[0]),
             (trained.corrections, min(trained.history)),
         ):
-            assert masked_kl(decoder, order, spec, corrections) == pytest.approx(kl, rel=1e-4)
-    for parameter, was in zip(decoder.model.parameters(), before, strict=True):
+            assert masked_kl(located, order, spec, corrections) == pytest.approx(kl, rel=1e-4)
+    for parameter, was in zip(located.model.parameters(), before, strict=True):
         assert torch.equal(parameter, was)
         assert parameter.grad is None
 
 
 def test_the_norms_tier_leaves_low_ranks_shared():
-    decoder, order, specs, own = setting()
+    located, order, specs, own = setting()
     training = Training("norms", batch_tokens=256)
-    found = train(decoder, specs, order, own, ROWS, HELD_OUT, training)["narrow"].corrections
+    found = train(located, specs, order, own, ROWS, HELD_OUT, training)["narrow"].corrections
     block = Block(0, "mlp")
     assert isinstance(found[block], LowRank)
     assert found[block].up is own["narrow"][block].up
@@ -70,9 +70,9 @@ def test_the_norms_tier_leaves_low_ranks_shared():
 
 
 def test_the_residuals_tier_trains_the_low_ranks_there_are_and_adds_none():
-    decoder, order, specs, own = setting()
+    located, order, specs, own = setting()
     training = Training("residuals", rank=4, batch_tokens=256)
-    found = train(decoder, specs, order, own, ROWS, HELD_OUT, training)["narrow"].corrections
+    found = train(located, specs, order, own, ROWS, HELD_OUT, training)["narrow"].corrections
     block = Block(0, "mlp")
     before = own["narrow"][block]
     assert found[block].up.shape == before.up.shape
@@ -99,20 +99,20 @@ def test_the_gradient_is_that_of_autograd():
 
 
 def test_a_batch_in_parts_is_the_same_step(monkeypatch):
-    decoder, order, specs, own = setting()
+    located, order, specs, own = setting()
     training = Training("lora", rank=4, batch_tokens=512)
-    whole = train(decoder, specs, order, own, ROWS, HELD_OUT, training)
+    whole = train(located, specs, order, own, ROWS, HELD_OUT, training)
     monkeypatch.setattr(loop, "MICRO_TOKENS", 128)
-    parts = train(decoder, specs, order, own, ROWS, HELD_OUT, training)
+    parts = train(located, specs, order, own, ROWS, HELD_OUT, training)
     for name in whole:
         assert parts[name].history == pytest.approx(whole[name].history, rel=1e-3)
 
 
 @pytest.mark.parametrize("tokens", [100, 300])  # rows have 64 and 48
 def test_a_batch_of_any_size_is_checked_at_its_last_step(tokens: int):
-    decoder, order, specs, own = setting()
+    located, order, specs, own = setting()
     training = Training("norms", batch_tokens=tokens, check=1000)
-    found = train(decoder, specs, order, own, ROWS, HELD_OUT, training)
+    found = train(located, specs, order, own, ROWS, HELD_OUT, training)
     assert [len(one.history) for one in found.values()] == [2, 2]
 
 
@@ -121,9 +121,9 @@ class KilledError(Exception):
 
 
 def test_a_killed_training_goes_on_to_the_same_result(tmp_path, monkeypatch):
-    decoder, order, specs, own = setting()
+    located, order, specs, own = setting()
     training = Training("lora", rank=4, batch_tokens=128, check=2)
-    run = partial(train, decoder, specs, order, own, ROWS, HELD_OUT, training)
+    run = partial(train, located, specs, order, own, ROWS, HELD_OUT, training)
     whole = run()
     step, steps = loop._Run.step, []
 
@@ -153,26 +153,26 @@ def test_a_killed_training_goes_on_to_the_same_result(tmp_path, monkeypatch):
 
 
 def test_a_damaged_state_is_not_used(tmp_path):
-    decoder, order, specs, own = setting()
+    located, order, specs, own = setting()
     state = tmp_path / "state.safetensors"
     state.write_bytes(b"half")
     training = Training("norms", batch_tokens=512)
-    found = train(decoder, specs, order, own, ROWS, HELD_OUT, training, state)
+    found = train(located, specs, order, own, ROWS, HELD_OUT, training, state)
     assert len(found["narrow"].history) > 1
 
 
 def test_training_that_makes_nothing_better_changes_nothing_and_stops():
-    decoder, order, specs, own = setting()
+    located, order, specs, own = setting()
     training = Training("norms", batch_tokens=64, rate=30.0, check=1, patience=2)
-    found = train(decoder, specs, order, own, ROWS, HELD_OUT, training)
+    found = train(located, specs, order, own, ROWS, HELD_OUT, training)
     for spec in specs:
         assert len(found[spec.name].history) == 3
         assert found[spec.name].corrections == own[spec.name]
 
 
 def test_what_cannot_be_trained_is_refused():
-    decoder, order, specs, own = setting()
-    run = partial(train, decoder, specs, order)
+    located, order, specs, own = setting()
+    run = partial(train, located, specs, order)
     training = Training(batch_tokens=128)
     with pytest.raises(RecoveryError, match="less than a batch of 2048"):
         run(own, ROWS[:2], HELD_OUT, Training())

@@ -9,7 +9,7 @@ from pruners.evaluation import divergence
 from pruners.evaluation.evaluate import evaluate, reading
 from pruners.realization.mask import mask
 from pruners.realization.order import identity
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.variant import VariantSpec, base_spec
 from tests.support.models import logits, random_rows, tiny_model
 
@@ -20,10 +20,10 @@ NARROW = VariantSpec("narrow", (1, 2, 1), (32, 64, 0))
 def test_quality_equals_the_textbook_on_ragged_rows(monkeypatch, chunk_bytes: int):
     monkeypatch.setattr(divergence, "_CHUNK_BYTES", chunk_bytes)
     model = tiny_model()
-    decoder = locate(model)
+    located = locate(model)
     rows = random_rows(5, (16, 2, 9))
-    narrow = partial(mask, decoder, NARROW, identity(decoder.shape))
-    found = evaluate(decoder, {"narrow": reading(decoder, narrow)}, rows)
+    narrow = partial(mask, located, NARROW, identity(located.shape))
+    found = evaluate(located, {"narrow": reading(located, narrow)}, rows)
 
     base = torch.cat([logits(model, [row])[0, :-1] for row in rows])
     with narrow():
@@ -46,18 +46,18 @@ def test_quality_equals_the_textbook_on_ragged_rows(monkeypatch, chunk_bytes: in
 
 
 def test_the_base_as_a_variant_loses_exactly_nothing():
-    decoder = locate(tiny_model())
-    base = partial(mask, decoder, base_spec(decoder.shape), identity(decoder.shape))
-    found = evaluate(decoder, {"base": reading(decoder, base)}, random_rows(3, (16,)))
+    located = locate(tiny_model())
+    base = partial(mask, located, base_spec(located.shape), identity(located.shape))
+    found = evaluate(located, {"base": reading(located, base)}, random_rows(3, (16,)))
     assert found.quality["base"].kl == 0
     assert found.quality["base"].agreement == 1
     assert found.quality["base"].perplexity == found.base_perplexity
 
 
 def test_rows_within_the_prompt_measure_nothing():
-    decoder = locate(tiny_model())
+    located = locate(tiny_model())
     with pytest.raises(ValueError, match="no row is longer than 17 tokens"):
-        evaluate(decoder, {}, random_rows(2, (16,)), prompt=16)
+        evaluate(located, {}, random_rows(2, (16,)), prompt=16)
 
 
 class KilledError(Exception):
@@ -65,11 +65,11 @@ class KilledError(Exception):
 
 
 def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    decoder = locate(tiny_model())
+    located = locate(tiny_model())
     monkeypatch.setattr("pruners.data.rows.BATCH_TOKENS", 16)
     rows = random_rows(4, (700, 600))
-    narrow = reading(decoder, partial(mask, decoder, NARROW, identity(decoder.shape)))
-    expected = evaluate(decoder, {"narrow": narrow}, rows)
+    narrow = reading(located, partial(mask, located, NARROW, identity(located.shape)))
+    expected = evaluate(located, {"narrow": narrow}, rows)
     reads = 0
 
     def dying(batch):
@@ -80,10 +80,10 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypat
         return narrow(batch)
 
     with pytest.raises(KilledError):
-        evaluate(decoder, {"narrow": dying}, rows, journal=Journal(tmp_path / "j", "run"))
-    found = evaluate(decoder, {"narrow": dying}, rows, journal=Journal(tmp_path / "j", "run"))
+        evaluate(located, {"narrow": dying}, rows, checkpoint=Checkpoint(tmp_path / "j", "run"))
+    found = evaluate(located, {"narrow": dying}, rows, checkpoint=Checkpoint(tmp_path / "j", "run"))
     assert found == expected
     assert reads == 5  # two batches, the one that died, and the two that were left
 
-    other = Journal(tmp_path / "j", "another run")
+    other = Checkpoint(tmp_path / "j", "another run")
     assert other.recall("quality behind 0 of narrow") is None

@@ -11,13 +11,13 @@ from pruners.evaluation.evaluate import reading
 from pruners.evaluation.tasks import Item, Option, accuracies, read_task
 from pruners.realization.mask import mask
 from pruners.realization.order import identity
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.errors import UserError
 from pruners.variant import VariantSpec
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-NOTHING = Journal(None, None)
+NOTHING = Checkpoint(None, None)
 QUESTIONS = [
     Item((Option("the quick brown", " fox"), Option("the quick brown", " dogs and dogs")), 0),
     Item((Option("a fox", " jumps"), Option("a fox", " is lazy"), Option("a fox", " over")), 2),
@@ -62,7 +62,7 @@ def test_reads_every_form(tmp_path):
 @torch.no_grad()
 def test_accuracy_equals_summing_log_probabilities_by_hand():
     model = tiny_model()
-    decoder = locate(model)
+    located = locate(model)
 
     def likelihood(option: Option) -> float:
         whole = TOKENIZER(option.context + option.continuation).input_ids
@@ -79,10 +79,10 @@ def test_accuracy_equals_summing_log_probabilities_by_hand():
 
     spec = VariantSpec("narrow", (1, 1, 1), (32, 32, 32))
     readers = {
-        "base": partial(final_hidden, decoder),
-        "narrow": reading(decoder, partial(mask, decoder, spec, identity(decoder.shape))),
+        "base": partial(final_hidden, located),
+        "narrow": reading(located, partial(mask, located, spec, identity(located.shape))),
     }
-    found = accuracies(decoder, TOKENIZER, readers, "t", QUESTIONS, NOTHING)
+    found = accuracies(located, TOKENIZER, readers, "t", QUESTIONS, NOTHING)
     assert found["base"].items == 3
     assert found["base"].acc == pytest.approx(sum(right) / 3)
     assert found["base"].acc_norm == pytest.approx(sum(by_length) / 3)
@@ -98,23 +98,23 @@ def test_last_words_are_right_if_greedy_decoding_writes_them():
     # A word that is one token with its space, and one that the model does not write.
     items = [Item((Option("the quick brown", TOKENIZER.decode([written])),), None)]
     items.append(Item((Option("the quick brown", " fox"),), None))
-    decoder = locate(model)
-    readers = {"base": partial(final_hidden, decoder)}
-    found = accuracies(decoder, TOKENIZER, readers, "t", items, NOTHING)["base"]
+    located = locate(model)
+    readers = {"base": partial(final_hidden, located)}
+    found = accuracies(located, TOKENIZER, readers, "t", items, NOTHING)["base"]
     assert found.acc_norm is None
     assert found.acc == 0.5
 
 
 def test_answers_are_noted_and_not_asked_again(tmp_path):
-    decoder = locate(tiny_model())
-    journal = Journal(tmp_path / "j", "run")
-    readers = {"base": partial(final_hidden, decoder)}
-    first = accuracies(decoder, TOKENIZER, readers, "t", QUESTIONS, journal)
+    located = locate(tiny_model())
+    checkpoint = Checkpoint(tmp_path / "j", "run")
+    readers = {"base": partial(final_hidden, located)}
+    first = accuracies(located, TOKENIZER, readers, "t", QUESTIONS, checkpoint)
 
     def never(batch):
         raise AssertionError("answered already")
 
-    assert accuracies(decoder, TOKENIZER, {"base": never}, "t", QUESTIONS, journal) == first
+    assert accuracies(located, TOKENIZER, {"base": never}, "t", QUESTIONS, checkpoint) == first
 
 
 @pytest.mark.parametrize(

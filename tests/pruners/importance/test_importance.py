@@ -68,12 +68,12 @@ def test_every_scorer_repeats_itself_and_leaves_the_model_alone(name: str):
 
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
 def test_every_scorer_scores_every_family(family: str):
-    decoder = locate(tiny_model(family))
-    layer, shape = decoder.layers[1], decoder.shape
+    located = locate(tiny_model(family))
+    layer, shape = located.layers[1], located.shape
     with torch.no_grad():
         layer.mlp.down.weight[:, 17] = 0
     for name in SCORERS:
-        scores = scorer(name)(decoder, ROWS)
+        scores = scorer(name)(located, ROWS)
         assert scores.ffn.shape == (shape.layers, shape.ffn)
         assert scores.kv.shape == (shape.layers, shape.kv_groups)
         assert scores.ffn.isfinite().all()
@@ -82,7 +82,7 @@ def test_every_scorer_scores_every_family(family: str):
             assert scores.ffn[1, 17] == scores.ffn[1].min()
     for orders in (LAYER_ORDERS, BLOCK_ORDERS):
         for order in orders.values():
-            assert order(decoder, ROWS, None)
+            assert order(located, ROWS, None)
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -216,26 +216,26 @@ def test_custom_answers_are_checked(answer, message: str):
 
 def test_block_scores_find_a_planted_useless_layer_and_block():
     model = tiny_model(num_hidden_layers=4)
-    decoder = locate(model)
+    located = locate(model)
     with torch.no_grad():
-        decoder.layers[2].attention.o.weight.zero_()
-        decoder.layers[2].mlp.down.weight.zero_()
-        decoder.layers[0].mlp.down.weight.zero_()
-        decoder.layers[3].attention.q.weight.zero_()  # attends to all alike
-    assert layer_influence(decoder, ROWS)[0] == 2
-    first = block_influence(decoder, ROWS)
+        located.layers[2].attention.o.weight.zero_()
+        located.layers[2].mlp.down.weight.zero_()
+        located.layers[0].mlp.down.weight.zero_()
+        located.layers[3].attention.q.weight.zero_()  # attends to all alike
+    assert layer_influence(located, ROWS)[0] == 2
+    first = block_influence(located, ROWS)
     assert set(first[:3]) == {(2, "attention"), (2, "mlp"), (0, "mlp")}
     assert len(set(first)) == 8
-    entropy = attention_entropy(decoder, ROWS)
+    entropy = attention_entropy(located, ROWS)
     assert entropy[0] == (3, "attention")
     assert len(entropy) == 4
-    assert last_layers(decoder) == (3, 2, 1, 0)
+    assert last_layers(located) == (3, 2, 1, 0)
 
 
 def test_depth_orders_by_name_are_permutations():
-    decoder = locate(tiny_model())
+    located = locate(tiny_model())
     for layers in LAYER_ORDERS.values():
-        assert sorted(layers(decoder, ROWS, None)) == [0, 1, 2]
+        assert sorted(layers(located, ROWS, None)) == [0, 1, 2]
     for blocks in BLOCK_ORDERS.values():
-        found = blocks(decoder, ROWS, None)
+        found = blocks(located, ROWS, None)
         assert len(set(found)) == len(found) in (3, 6)

@@ -63,32 +63,32 @@ def test_streaming_equals_decoding_with_deleted_keys(family, implementation, sin
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("scorer", KV_SCORERS)
 def test_a_budget_for_all_tokens_is_the_base_and_a_small_one_is_not(family: str, scorer: str):
-    decoder = locate(tiny_model(family))
+    located = locate(tiny_model(family))
     batch = padded(random_rows(2, (40,)))
-    before = final_hidden(decoder, batch)
-    none = evicted(decoder, batch, 16, Eviction(KV_SCORERS[scorer](), 47, interval=5))
+    before = final_hidden(located, batch)
+    none = evicted(located, batch, 16, Eviction(KV_SCORERS[scorer](), 47, interval=5))
     torch.testing.assert_close(none, before, rtol=1e-4, atol=1e-4)
     few = Eviction(KV_SCORERS[scorer](), 12, interval=4, sinks=2, recent=2)
-    found = evicted(decoder, batch, 16, few)
+    found = evicted(located, batch, 16, few)
     torch.testing.assert_close(found[:, :16], before[:, :16], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found[:, 16:], before[:, 16:], atol=1e-3)
-    assert torch.equal(final_hidden(decoder, batch), before)
+    assert torch.equal(final_hidden(located, batch), before)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
 def test_a_window_counts_true_positions_after_eviction(family: str):
     """The window is 8: with sinks evicted or kept, a token beyond it must never be seen."""
-    decoder = locate(
+    located = locate(
         tiny_model(family, layer_types=None)
         if family == "mistral"
         else tiny_model(family, layer_types=["sliding_attention"] * 3)
     )
     batch = padded(random_rows(1, (40,)))
-    before = final_hidden(decoder, batch)
+    before = final_hidden(located, batch)
     # All that a window of 8 can see stays cached, so that nothing may change.
     eviction = Eviction(Streaming(), 14, interval=4, sinks=2, recent=0)
-    found = evicted(decoder, batch, 16, eviction)
+    found = evicted(located, batch, 16, eviction)
     torch.testing.assert_close(found, before, rtol=1e-4, atol=1e-4)
 
 

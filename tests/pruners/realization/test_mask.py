@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruners.architecture import Decoder, locate
+from pruners.architecture import LocatedModel, locate
 from pruners.realization.mask import mask
 from pruners.realization.order import Order, identity, reorder
 from pruners.variant import VariantSpec, base_spec
@@ -24,11 +24,11 @@ def narrow(linear: nn.Linear, out: list[int] | None, inp: list[int] | None) -> N
     linear.weight = nn.Parameter(weight)
 
 
-def slice_model(decoder: Decoder, spec: VariantSpec, order: Order) -> None:
+def slice_model(located: LocatedModel, spec: VariantSpec, order: Order) -> None:
     """Independent oracle: rebuilds every projection at its smaller size."""
-    shape, dim = decoder.shape, decoder.shape.head_dim
+    shape, dim = located.shape, located.shape.head_dim
     per_group = shape.heads // shape.kv_groups
-    for index, layer in enumerate(decoder.layers):
+    for index, layer in enumerate(located.layers):
         neurons = order.ffn[index][: spec.ffn[index]].tolist()
         groups = order.kv[index][: spec.kv_groups[index]].tolist()
         heads = [group * per_group + i for group in groups for i in range(per_group)]
@@ -46,14 +46,14 @@ def slice_model(decoder: Decoder, spec: VariantSpec, order: Order) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mask_equals_explicit_slicing(family: str):
     model = tiny_model(family)
-    decoder = locate(model)
-    order = random_order(decoder.shape)
-    full = decoder.shape.kv_groups
+    located = locate(model)
+    order = random_order(located.shape)
+    full = located.shape.kv_groups
     spec = VariantSpec("narrow", (full, 1, full - 1), (32, 96, 7))
     sliced = tiny_model(family)
     slice_model(locate(sliced), spec, order)
 
-    with mask(decoder, spec, order):
+    with mask(located, spec, order):
         masked = logits(model, ROWS)
 
     torch.testing.assert_close(masked, logits(sliced, ROWS), rtol=1e-4, atol=1e-4)
@@ -72,13 +72,13 @@ def test_prefix_of_reordered_model_equals_mask_of_base():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_width_zero_is_the_layer_removed(family: str):
     model = tiny_model(family)
-    decoder = locate(model)
-    full = decoder.shape.kv_groups
+    located = locate(model)
+    full = located.shape.kv_groups
     spec = VariantSpec("shallow", (full, 0, full), (96, 0, 96))
     shorter = copy.deepcopy(model)
     shorter.model.layers[1].forward = lambda hidden, **_: hidden
 
-    with mask(decoder, spec, identity(decoder.shape)):
+    with mask(located, spec, identity(located.shape)):
         masked = logits(model, ROWS)
 
     assert torch.equal(masked, logits(shorter, ROWS))
@@ -87,9 +87,9 @@ def test_width_zero_is_the_layer_removed(family: str):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_width_is_the_base_bit_for_bit(family: str):
     model = tiny_model(family)
-    decoder = locate(model)
+    located = locate(model)
     before = logits(model, ROWS)
-    with mask(decoder, base_spec(decoder.shape), random_order(decoder.shape)):
+    with mask(located, base_spec(located.shape), random_order(located.shape)):
         assert torch.equal(logits(model, ROWS), before)
 
 
@@ -99,11 +99,11 @@ def hooks(model: nn.Module) -> int:
 
 def test_mask_restores_also_after_an_exception():
     model = tiny_model()
-    decoder = locate(model)
+    located = locate(model)
     before, installed = logits(model, ROWS), hooks(model)
     spec = VariantSpec("narrow", (1, 0, 2), (32, 0, 64))
 
-    with pytest.raises(KeyError, match="True"), mask(decoder, spec, identity(decoder.shape)):
+    with pytest.raises(KeyError, match="True"), mask(located, spec, identity(located.shape)):
         raise KeyError(hooks(model) > installed)
     assert hooks(model) == installed
     assert torch.equal(logits(model, ROWS), before)
@@ -111,20 +111,20 @@ def test_mask_restores_also_after_an_exception():
 
 def test_masks_what_is_not_a_number():
     model = tiny_model()
-    decoder = locate(model)
+    located = locate(model)
     with torch.no_grad():
-        decoder.layers[0].mlp.up.weight[5] = float("inf")
-    order = identity(decoder.shape)
+        located.layers[0].mlp.up.weight[5] = float("inf")
+    order = identity(located.shape)
     order.ffn[0] = order.ffn[0].roll(-6)  # neuron 5 is the least important
-    with mask(decoder, VariantSpec("narrow", (2, 2, 2), (64, 96, 96)), order):
+    with mask(located, VariantSpec("narrow", (2, 2, 2), (64, 96, 96)), order):
         assert logits(model, ROWS).isfinite().all()
 
 
 def test_refuses_a_spec_of_another_model():
-    decoder = locate(tiny_model())
+    located = locate(tiny_model())
     spec = VariantSpec("wide", (2, 2, 2), (96, 96, 128))
     with (
         pytest.raises(ValueError, match="ffn outside"),
-        mask(decoder, spec, identity(decoder.shape)),
+        mask(located, spec, identity(located.shape)),
     ):
         pass

@@ -23,40 +23,40 @@ UNIFORM = VariantSpec("uniform", (2, 2, 2), (64, 64, 64))
 MIXED = VariantSpec("mixed", (1, 0, 2), (40, 96, 0))
 
 
-def check(folder: Path, decoder, spec, corrections, load=load_slice) -> None:
-    order = random_order(decoder.shape)
-    with mask(decoder, spec, order, corrections):
-        expected = logits(decoder.model, ROWS)
-    save_slice(merged_slice(decoder, spec, order, corrections), spec, folder)
+def check(folder: Path, located, spec, corrections, load=load_slice) -> None:
+    order = random_order(located.shape)
+    with mask(located, spec, order, corrections):
+        expected = logits(located.model, ROWS)
+    save_slice(merged_slice(located, spec, order, corrections), spec, folder)
     torch.testing.assert_close(logits(load(folder), ROWS), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_merged_slice_answers_as_the_corrected_mask(tmp_path: Path, family: str, kind: str):
-    decoder = locate(tiny_model(family).requires_grad_(False))
-    corrections = corrections_of(MIXED, decoder.shape, kind, 3)
+    located = locate(tiny_model(family).requires_grad_(False))
+    corrections = corrections_of(MIXED, located.shape, kind, 3)
     if family == "gemma3":  # norms behind its blocks: nothing can hold the constants
         corrections = {b: c for b, c in corrections.items() if MIXED.width(b)}
-    check(tmp_path / "slice", decoder, MIXED, corrections)
+    check(tmp_path / "slice", located, MIXED, corrections)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_pretrained_alone_reads_equal_widths_and_fewer_layers(tmp_path: Path, kind: str):
-    decoder = locate(tiny_model().requires_grad_(False))
+    located = locate(tiny_model().requires_grad_(False))
     depth = VariantSpec("depth", (2, 0, 2), (96, 0, 96))
     for spec in (UNIFORM, depth):
-        corrections = corrections_of(spec, decoder.shape, kind, 4)
+        corrections = corrections_of(spec, located.shape, kind, 4)
         load = AutoModelForCausalLM.from_pretrained
-        check(tmp_path / spec.name, decoder, spec, corrections, load)
+        check(tmp_path / spec.name, located, spec, corrections, load)
 
 
 def test_what_no_bias_can_hold_is_refused():
     first = VariantSpec("first", (0, 2, 2), (0, 96, 96))
-    decoder = locate(tiny_model())
+    located = locate(tiny_model())
     own = {Block(0, "mlp"): constant(torch.ones(64))}
     with pytest.raises(SliceError, match=r"'first': no bias .* mlp block of layer 0"):
-        merged_slice(decoder, first, identity(decoder.shape), own)
+        merged_slice(located, first, identity(located.shape), own)
     bert = locate(tiny_model("bert"))
     with pytest.raises(SliceError, match="family 'bert'"):
         merged_slice(bert, VariantSpec("v", (4, 4, 4), (96, 96, 64)), identity(bert.shape), own)

@@ -9,12 +9,12 @@ from tests.support.models import FAMILIES, logits, random_order, random_rows, ti
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reordered_model_equals_base(family: str):
     model = tiny_model(family)
-    decoder = locate(model)
+    located = locate(model)
     rows = random_rows(2, (24,))
     before = logits(model, rows)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    reorder(decoder, random_order(decoder.shape, seed=1))
+    reorder(located, random_order(located.shape, seed=1))
 
     moved = [n for n, t in model.state_dict().items() if not torch.equal(t, weights[n])]
     assert any("down_proj" in name for name in moved)
@@ -24,7 +24,7 @@ def test_reordered_model_equals_base(family: str):
 
 def test_identity_moves_nothing():
     model = tiny_model()
-    decoder = locate(model)
+    located = locate(model)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    reorder(decoder, identity(decoder.shape))
+    reorder(located, identity(located.shape))
     assert all(torch.equal(t, weights[n]) for n, t in model.state_dict().items())

@@ -20,8 +20,8 @@ MIXED = VariantSpec("mixed", (0, 1, 2), (96, 32, 0))
 
 
 def saved(folder: Path, spec: VariantSpec = MIXED) -> nn.Module:
-    decoder = locate(tiny_model())
-    sliced = slice_model(decoder, spec, identity(decoder.shape))
+    located = locate(tiny_model())
+    sliced = slice_model(located, spec, identity(located.shape))
     save_slice(sliced, spec, folder)
     return sliced
 
@@ -42,8 +42,8 @@ def test_a_loaded_slice_can_be_saved_again(tmp_path: Path):
 
 
 def test_half_precision_stays(tmp_path: Path):
-    decoder = locate(tiny_model().to(torch.bfloat16))
-    save_slice(slice_model(decoder, MIXED, identity(decoder.shape)), MIXED, tmp_path / "slice")
+    located = locate(tiny_model().to(torch.bfloat16))
+    save_slice(slice_model(located, MIXED, identity(located.shape)), MIXED, tmp_path / "slice")
     assert {p.dtype for p in load_slice(tmp_path / "slice").parameters()} == {torch.bfloat16}
 
 
@@ -54,9 +54,9 @@ def test_from_pretrained_alone_fills_in_nothing(tmp_path: Path):
 
 
 def test_heads_that_do_not_divide_the_hidden_size_are_reloaded_by_the_loader(tmp_path: Path):
-    decoder = locate(tiny_model("llama-mha"))
+    located = locate(tiny_model("llama-mha"))
     spec = VariantSpec("three-heads", (3, 3, 3), (96, 96, 96))  # 64 is no multiple of 3
-    sliced = slice_model(decoder, spec, identity(decoder.shape))
+    sliced = slice_model(located, spec, identity(located.shape))
     save_slice(sliced, spec, tmp_path / "slice")
     assert (tmp_path / "slice" / WEIGHTS).exists()
     assert torch.equal(logits(load_slice(tmp_path / "slice"), ROWS), logits(sliced, ROWS))
@@ -71,9 +71,9 @@ def edit(path: Path, **fields: object) -> None:
 
 
 def swap_weights(folder: Path, spec: VariantSpec, name: str) -> None:
-    decoder = locate(tiny_model(seed=1))
+    located = locate(tiny_model(seed=1))
     other = folder.parent / "other"
-    save_slice(slice_model(decoder, spec, identity(decoder.shape)), spec, other)
+    save_slice(slice_model(located, spec, identity(located.shape)), spec, other)
     (other / name).replace(folder / name)
 
 
@@ -118,11 +118,11 @@ def test_replaces_a_slice_and_nothing_else(tmp_path: Path):
 
 
 def test_refuses_a_model_that_is_not_the_spec(tmp_path: Path):
-    decoder = locate(tiny_model())
+    located = locate(tiny_model())
     with pytest.raises(SliceError, match="not the slice that variant 'mixed' describes"):
         save_slice(tiny_model(), MIXED, tmp_path / "slice")
     with pytest.raises(SliceError, match="leaves no layer"):
-        slice_model(decoder, VariantSpec("none", (0,) * 3, (0,) * 3), identity(decoder.shape))
+        slice_model(located, VariantSpec("none", (0,) * 3, (0,) * 3), identity(located.shape))
     assert not (tmp_path / "slice").exists()
 
 

@@ -120,10 +120,10 @@ BLOCKS = [Block(0, "attention"), Block(0, "mlp"), Block(2, "attention"), Block(2
 @pytest.mark.parametrize("recipe", [Recipe(0), Recipe(4), Recipe(materialised=True)])
 def test_a_corrected_mask_is_the_model_with_new_weights(family: str, recipe: Recipe):
     model = tiny_model(family)
-    decoder = locate(model)
-    shape, order = decoder.shape, random_order(decoder.shape)
+    located = locate(model)
+    shape, order = located.shape, random_order(located.shape)
     spec = VariantSpec("narrow", (1, shape.kv_groups, 0), NARROW.ffn)
-    (found,) = recover(decoder, [spec], order, ROWS, recipe)
+    (found,) = recover(located, [spec], order, ROWS, recipe)
     assert list(found.corrections) == BLOCKS
     rebuilt = copy.deepcopy(model)
     queries = shape.heads // shape.kv_groups * shape.head_dim
@@ -151,7 +151,7 @@ def test_a_corrected_mask_is_the_model_with_new_weights(family: str, recipe: Rec
     rows = random_rows(2, (24,), seed=5)
     expected = logits(rebuilt, rows)
     before = logits(model, rows)
-    with mask(decoder, spec, order, found.corrections):
+    with mask(located, spec, order, found.corrections):
         torch.testing.assert_close(logits(model, rows), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(logits(model, rows), before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -161,15 +161,15 @@ def test_a_corrected_mask_is_the_model_with_new_weights(family: str, recipe: Rec
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
 def test_a_skipped_block_is_made_up_for_by_the_mean_of_what_it_adds(family: str):
     model = tiny_model(family)
-    decoder = locate(model)
-    full = decoder.shape.kv_groups
+    located = locate(model)
+    full = located.shape.kv_groups
     spec = VariantSpec("skip", (full, 0, full), (96, 0, 0))
     rows = random_rows(4, (24,))
-    (found,) = recover(decoder, [spec], random_order(decoder.shape), rows, Recipe())
+    (found,) = recover(located, [spec], random_order(located.shape), rows, Recipe())
     blocks = [Block(1, "attention"), Block(1, "mlp"), Block(2, "mlp")]
     assert list(found.corrections) == blocks
     for block in blocks:
-        layer = decoder.layers[block.layer]
+        layer = located.layers[block.layer]
         seen = []
         join = layer.attention_join if block.part == "attention" else layer.mlp_join
         hook = join.register_forward_hook(lambda m, a, out, s=seen: s.append(out))
@@ -184,14 +184,14 @@ def test_a_skipped_block_is_made_up_for_by_the_mean_of_what_it_adds(family: str)
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
 def test_full_rank_is_the_materialised_refit_in_every_family(family: str):
     model = tiny_model(family)
-    decoder = locate(model)
-    shape, order = decoder.shape, random_order(decoder.shape)
+    located = locate(model)
+    shape, order = located.shape, random_order(located.shape)
     spec = VariantSpec("narrow", (1, shape.kv_groups, 1), (64, 96, 32))
     rows = random_rows(2, (24,), seed=5)
     outputs = []
     for recipe in (Recipe(rank=64), Recipe(materialised=True)):
-        (found,) = recover(decoder, [spec], order, random_rows(40, (60,)), recipe)
-        with mask(decoder, spec, order, found.corrections):
+        (found,) = recover(located, [spec], order, random_rows(40, (60,)), recipe)
+        with mask(located, spec, order, found.corrections):
             outputs.append(logits(model, rows))
         assert all(bought.refit < bought.none for bought in found.bought)
     torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
@@ -209,32 +209,32 @@ def redundant_model() -> nn.Module:
 
 def test_redundant_neurons_are_made_up_for():
     model = redundant_model()
-    decoder = locate(model)
-    order = random_order(decoder.shape)
+    located = locate(model)
+    order = random_order(located.shape)
     order.ffn[:] = torch.arange(96)
     spec = VariantSpec("narrow", (2, 2, 2), (64, 64, 64))
     recipe = Recipe(materialised=True)
-    (found,) = recover(decoder, [spec], order, ROWS, recipe)
+    (found,) = recover(located, [spec], order, ROWS, recipe)
     for bought in found.bought:
         assert bought.none > 0.05
         assert bought.refit < 1e-3 * bought.none
     rows = random_rows(4, (30,), seed=9)
 
     readers = {
-        "plain": reading(decoder, lambda: mask(decoder, spec, order)),
-        "better": reading(decoder, lambda: mask(decoder, spec, order, found.corrections)),
+        "plain": reading(located, lambda: mask(located, spec, order)),
+        "better": reading(located, lambda: mask(located, spec, order, found.corrections)),
     }
-    quality = evaluate(decoder, readers, rows).quality
+    quality = evaluate(located, readers, rows).quality
     assert quality["better"].kl < 0.05 * quality["plain"].kl
 
 
 def test_each_step_buys_something_and_more_rank_buys_more():
-    decoder = locate(tiny_model())
-    order = random_order(decoder.shape)
+    located = locate(tiny_model())
+    order = random_order(located.shape)
     rows = random_rows(60, (60,))
     steps = []
     for rank in (0, 8, 64):
-        (found,) = recover(decoder, [NARROW], order, rows, Recipe(rank))
+        (found,) = recover(located, [NARROW], order, rows, Recipe(rank))
         steps.append([bought.low_rank for bought in found.bought])
         for bought in found.bought:
             assert bought.refit < bought.bias < bought.none
@@ -249,11 +249,11 @@ def test_each_step_buys_something_and_more_rank_buys_more():
 
 
 def test_many_variants_share_a_pass_and_repeat_themselves():
-    decoder = locate(tiny_model())
-    order = random_order(decoder.shape)
+    located = locate(tiny_model())
+    order = random_order(located.shape)
     wider = VariantSpec("wider", (2, 2, 2), (64, 64, 64))
-    both = recover(decoder, [NARROW, wider], order, ROWS, Recipe(4))
-    (alone,) = recover(decoder, [wider], order, ROWS, Recipe(4))
+    both = recover(located, [NARROW, wider], order, ROWS, Recipe(4))
+    (alone,) = recover(located, [wider], order, ROWS, Recipe(4))
     assert alone.bought == both[1].bought
     for block, correction in alone.corrections.items():
         assert torch.equal(correction.bias, both[1].corrections[block].bias)
@@ -301,6 +301,6 @@ def test_tensors_that_are_no_corrections_are_refused(tensors, message: str):
 
 
 def test_a_single_row_cannot_be_held_out():
-    decoder = locate(tiny_model())
+    located = locate(tiny_model())
     with pytest.raises(RecoveryError, match="at least 2"):
-        recover(decoder, [NARROW], random_order(decoder.shape), ROWS[:1], Recipe())
+        recover(located, [NARROW], random_order(located.shape), ROWS[:1], Recipe())

@@ -82,7 +82,7 @@ def test_build_then_serve_then_refuse_a_foreign_or_damaged_artefact(tmp_path):
     options = ("--out", out, "--tokens", 1024, "--shares", "0.9,0.6")
     done = trimtab("build", "--model", model, *options)
     assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.glob(".artefact*"))  # the journal is gone
+    assert not list(tmp_path.glob(".artefact*"))  # the checkpoint is gone
     artefact = load_artefact(out)
     names = {v.name for v in artefact.variants}
     assert names

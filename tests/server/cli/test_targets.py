@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pruners.builder.recipe import BuildError
-from pruners.support.checkpoint import Journal
+from pruners.support.checkpoint import Checkpoint
 from pruners.support.files import Kind, TargetError, check_folder, replaced_folder
 from server.cli.main import main
 from tests.pruners.artefact.test_artefact import example
@@ -102,7 +102,7 @@ def below_a_file(path: Path) -> Path:
     return a_file(path) / "below"
 
 
-def someone_elses_journal(path: Path) -> Path:
+def someone_elses_checkpoint(path: Path) -> Path:
     for name in ("build", "recover"):
         foreign(path.parent / f".{path.name}-{name}")
     return path
@@ -134,10 +134,10 @@ def test_a_folder_that_is_not_the_commands_own(place, monkeypatch, capsys, comma
 
 
 @pytest.mark.parametrize("command", ["build", "recover"])
-def test_a_journals_place_that_is_taken(place, monkeypatch, capsys, command):
-    path = someone_elses_journal(Path("target"))
+def test_a_checkpoints_place_that_is_taken(place, monkeypatch, capsys, command):
+    path = someone_elses_checkpoint(Path("target"))
     before = everything(place)
-    assert "is no journal" in run(monkeypatch, capsys, FOLDERS[command], path)
+    assert "is no checkpoint" in run(monkeypatch, capsys, FOLDERS[command], path)
     assert everything(place) == before
 
 
@@ -185,17 +185,17 @@ def test_a_file_that_is_not_the_commands_own(place, monkeypatch, capsys, command
 @pytest.mark.parametrize("earlier", [False, True], ids=["alone", "after an interrupted one"])
 def test_a_refused_build_leaves_nothing_behind(place, tiny_folder, monkeypatch, capsys, earlier):
     """Refused in the middle of its work; what an earlier run has left for another text goes too."""
-    journal = Path(".made-build")
+    checkpoint = Path(".made-build")
 
     def refuse(*given: object) -> None:
-        noted = next(one for one in given if isinstance(one, Journal))
+        noted = next(one for one in given if isinstance(one, Checkpoint))
         noted.note("a part", 1)
         raise BuildError("no")
 
     monkeypatch.setattr("server.jobs.build.build", refuse)
     Path("text.txt").write_text("the quick brown fox " * 20)
     if earlier:
-        Journal(journal, "another text").note("a part", 1)
+        Checkpoint(checkpoint, "another text").note("a part", 1)
     before = everything(place)
     words = ["build", "--model", str(tiny_folder), "--text", "text.txt", "--out"]
     monkeypatch.setattr(sys, "argv", ["trimtab", *words, "made"])
@@ -203,7 +203,7 @@ def test_a_refused_build_leaves_nothing_behind(place, tiny_folder, monkeypatch, 
         main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == "trimtab: no"
-    kept = {name: body for name, body in before.items() if journal.name not in name}
+    kept = {name: body for name, body in before.items() if checkpoint.name not in name}
     assert everything(place) == kept
 
 
@@ -222,24 +222,24 @@ def test_a_replaced_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_p
     check_folder(target, kind)
 
 
-def ended(journal: Journal, error: Exception) -> None:
+def ended(checkpoint: Checkpoint, error: Exception) -> None:
     """Notes something in it, and leaves it by an error."""
-    with suppress(type(error)), journal:
-        journal.note("a", "noted")
+    with suppress(type(error)), checkpoint:
+        checkpoint.note("a", "noted")
         raise error
 
 
-def test_a_journal_removes_only_its_own(tmp_path):
+def test_a_checkpoint_removes_only_its_own(tmp_path):
     folder = tmp_path / ".x-build"
-    Journal(folder, "one")
+    Checkpoint(folder, "one")
     assert not folder.exists()  # made for the first part
-    ended(Journal(folder, "one"), RuntimeError("interrupted"))
-    assert Journal(folder, "one").recall("a") == "noted"
-    assert Journal(folder, "another").recall("a") is None
-    ended(Journal(folder, "one"), TargetError("refused"))
-    assert Journal(folder, "one").recall("a") == "noted"  # an earlier run's: kept
-    ended(Journal(folder, "another"), TargetError("refused"))
+    ended(Checkpoint(folder, "one"), RuntimeError("interrupted"))
+    assert Checkpoint(folder, "one").recall("a") == "noted"
+    assert Checkpoint(folder, "another").recall("a") is None
+    ended(Checkpoint(folder, "one"), TargetError("refused"))
+    assert Checkpoint(folder, "one").recall("a") == "noted"  # an earlier run's: kept
+    ended(Checkpoint(folder, "another"), TargetError("refused"))
     assert not folder.exists()
     foreign(folder)
-    with pytest.raises(TargetError, match=r"holds thesis\.txt and is no journal"):
-        Journal(folder, "one")
+    with pytest.raises(TargetError, match=r"holds thesis\.txt and is no checkpoint"):
+        Checkpoint(folder, "one")

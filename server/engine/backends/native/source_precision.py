@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 
 from torch import Tensor
 
-from pruners.architecture import Decoder
+from pruners.architecture import LocatedModel
 from server.engine.backends.native.packing import Bits, error, quantise
 
 _EXACT = 1e-6  # relative: a source that was quantised the same way
@@ -26,16 +26,16 @@ def mostly_4bit(matrices: Iterable[Tensor]) -> bool:
     return 2 * exact > total
 
 
-def source_bits(decoder: Decoder, quantised: Collection[str]) -> Bits | None:
+def source_bits(located: LocatedModel, quantised: Collection[str]) -> Bits | None:
     """Return 4 or 8 if most of the layers' values are quantised in the source, else None.
 
     `quantised` names parameters known to be so, such as K-quants, that neither 4 nor 8 bits hold
     exactly. It is 4 if 4 bits hold at least one matrix exactly.
     """
-    names = {id(parameter): name for name, parameter in decoder.model.named_parameters()}
+    names = {id(parameter): name for name, parameter in located.model.named_parameters()}
     total = known = 0
     some_4bit = False
-    for layer in decoder.layers:
+    for layer in located.layers:
         attention, mlp = layer.attention, layer.mlp
         for module in (attention.q, attention.k, attention.v, attention.o, *mlp.inputs, mlp.down):
             weight = module.weight

@@ -5,7 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pruners.architecture import Attention, Decoder, Layer, Serving, Shape, UnsupportedModelError
+from pruners.architecture import (
+    Attention,
+    Layer,
+    LocatedModel,
+    Serving,
+    Shape,
+    UnsupportedModelError,
+)
 from server.engine.backends.pytorch.linear import DenseLinear
 from server.engine.backends.pytorch.weights import ACTIVATIONS, BaseWeights, LayerWeights, Norm
 
@@ -14,53 +21,53 @@ _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 
 
 def take_weights(
-    decoder: Decoder, ffn_order: Tensor | None, kv_order: Tensor | None, context: int
+    located: LocatedModel, ffn_order: Tensor | None, kv_order: Tensor | None, context: int
 ) -> BaseWeights:
     """Moves a loaded model's weights into the serving layout, most important first.
 
     The source's matrices are released layer by layer, so the peak is one layer above the model.
     Permuting neurons and groups leaves the function unchanged up to rounding.
     """
-    serving = check_served(decoder)
-    dtype = decoder.embed.weight.dtype
+    serving = check_served(located)
+    dtype = located.embed.weight.dtype
 
     def norm(module: nn.Module | None) -> Norm | None:
         if module is None:
             return None
         weight = next(module.parameters()).detach()
-        shift = decoder.names.norm_shift
+        shift = located.names.norm_shift
         # A family that shifts its norms multiplies in fp32.
         return Norm(shift + weight.float() if shift else weight, serving.norm_eps, dtype)
 
     layers = []
     with torch.no_grad():
-        for index, layer in enumerate(decoder.layers):
+        for index, layer in enumerate(located.layers):
             kv = None if kv_order is None else kv_order[index].long()
             ffn = None if ffn_order is None else ffn_order[index].long()
-            layers.append(_take_layer(decoder, layer, kv, ffn, norm))
-    final_norm = norm(decoder.final_norm)
+            layers.append(_take_layer(located, layer, kv, ffn, norm))
+    final_norm = norm(located.final_norm)
     assert final_norm is not None
     return BaseWeights(
-        shape=decoder.shape,
+        shape=located.shape,
         dtype=dtype,
-        embed=decoder.embed.weight.detach(),
+        embed=located.embed.weight.detach(),
         # As the family rounds it: the scale is a tensor of the embedding's dtype.
         embed_scale=float(torch.tensor(serving.embed_scale).to(dtype)),
         layers=layers,
         final_norm=final_norm,
-        head=DenseLinear(decoder.head.weight.detach(), _bias(decoder.head)),
-        rope=_rope_tables(decoder, context + _AHEAD),
-        softmax_scale=decoder.layers[0].attention.scale,
+        head=DenseLinear(located.head.weight.detach(), _bias(located.head)),
+        rope=_rope_tables(located, context + _AHEAD),
+        softmax_scale=located.layers[0].attention.scale,
         activation_name=serving.activation,
         context=context,
     )
 
 
-def check_served(decoder: Decoder) -> Serving:
+def check_served(located: LocatedModel) -> Serving:
     """Return what the family computes with. Raises `UnsupportedModelError` for what is not done."""
-    serving = decoder.serving
+    serving = located.serving
     if serving is None:
-        raise UnsupportedModelError(f"model family '{decoder.family}' is not served")
+        raise UnsupportedModelError(f"model family '{located.family}' is not served")
     refusals = list(serving.refusals)
     if serving.activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
@@ -76,7 +83,7 @@ def check_served(decoder: Decoder) -> Serving:
 
 
 def _take_layer(
-    decoder: Decoder,
+    located: LocatedModel,
     layer: Layer,
     kv: Tensor | None,
     ffn: Tensor | None,
@@ -88,9 +95,9 @@ def _take_layer(
     assert mlp_norm is not None
     taken = LayerWeights(
         attention_norm=attention_norm,
-        qkv=_fuse_qkv(attention, decoder.shape, kv),
-        qk_norm=_fuse_qk_norm(attention, decoder.shape, norm),
-        o=_order_o(attention, decoder.shape, kv),
+        qkv=_fuse_qkv(attention, located.shape, kv),
+        qk_norm=_fuse_qk_norm(attention, located.shape, norm),
+        o=_order_o(attention, located.shape, kv),
         attention_out_norm=norm(layer.attention_out_norm),
         mlp_norm=mlp_norm,
         gate=_rows(mlp.gate, ffn),
@@ -155,18 +162,18 @@ def _fuse_qk_norm(
     return Norm(weight, q.eps, q.dtype)
 
 
-def _rope_tables(decoder: Decoder, context: int) -> dict[str | None, tuple[Tensor, Tensor]]:
+def _rope_tables(located: LocatedModel, context: int) -> dict[str | None, tuple[Tensor, Tensor]]:
     """cos and sin for every position, from the model's own rotary module.
 
     The first half of sin is negated: rotating is then `x * cos + roll(x, dim / 2) * sin`.
     """
     tables = {}
     with torch.no_grad():
-        for kind in {layer.rope for layer in decoder.layers}:
-            cos, sin = (t.clone() for t in decoder.rope_tables(torch.arange(context), kind))
-            if sin.shape[1] != decoder.shape.head_dim:
+        for kind in {layer.rope for layer in located.layers}:
+            cos, sin = (t.clone() for t in located.rope_tables(torch.arange(context), kind))
+            if sin.shape[1] != located.shape.head_dim:
                 raise UnsupportedModelError(
-                    f"rotary tables of {sin.shape[1]} for heads of {decoder.shape.head_dim} "
+                    f"rotary tables of {sin.shape[1]} for heads of {located.shape.head_dim} "
                     "(partial_rotary_factor or head_dim in config.json) are not supported"
                 )
             sin[:, : sin.shape[1] // 2].neg_()
