@@ -3,7 +3,7 @@
 from collections.abc import Sequence as Tokens
 
 import torch
-from server.engine.backends.pytorch.located import LocatedModel
+from server.engine.backends.pytorch.decoder import Decoder
 from transformers import PreTrainedModel
 
 from pruners.architecture import locate
@@ -43,7 +43,7 @@ def runner_of(
     running: int = 8,
     step_tokens: int = 32,
     own: OwnParts | None = None,
-    kind: type[LocatedModel] = LocatedModel,
+    kind: type[Decoder] = Decoder,
 ) -> Runner:
     cache = KVCache(weights.shape, capacity, weights.dtype, weights.device, spare=1)
     limits = SchedulerLimits(running, step_tokens)
