@@ -11,13 +11,12 @@ from rich.table import Table
 
 from benchmarks.offered import SLOTS, Objective, Offer, Run
 from policies import Objectives
-from policies.registry import named_policy
+from policies.registry import UnknownPolicyError, named_policy
 from policies.simulation.engine import Limits, Row, SimulatedEngine
 from policies.simulation.profile import Profile
 from policies.simulation.traffic import Arrival
 from policies.simulation.world import World, replay
 from policies.training.bound import quality_bounds
-from server.settings import SettingsError
 
 Cell = tuple[float, str]
 """The load that was wanted, and the policy."""
@@ -41,7 +40,7 @@ def simulate(
     """What `benchmarks.replay` would measure of a run; None for another's server."""
     try:
         chosen = named_policy(policy, profile.variants, profile.fingerprint, force=True)
-    except SettingsError:
+    except UnknownPolicyError:
         return None
     arrivals = [Arrival(a.offer.at, a.offer.prompt_tokens, a.offer.output) for a in run.answers]
     count = len(profile.prompts.names)

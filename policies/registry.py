@@ -1,19 +1,24 @@
-"""Policies by the names that settings and commands give them."""
+"""The policies that a setting or a command can name."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from policies import ExploringPolicy, Policy, RulePolicy, StaticPolicy
-from policies.bundle import load_policy
-from server.settings import SettingsError
+from policies.bundle import PolicyError, load_policy
+
+
+class UnknownPolicyError(PolicyError):
+    """There is no policy of this name, and no folder. The message lists the names that exist."""
 
 
 def named_policy(
     name: str, variants: Sequence[str], fingerprint: str | None, force: bool
 ) -> Policy:
-    """`rule`, `random`, `static:VARIANT`, `refusing:VARIANT` or a folder by `train-policy`.
+    """Return the policy that `name` stands for.
 
-    One that was not promoted is only loaded with `force`. Raises `SettingsError` or `PolicyError`.
+    Names are `rule`, `random`, `static:VARIANT`, `refusing:VARIANT` and the path of a folder that
+    `train-policy` wrote. `fingerprint` is that of the model, if it is known. With `force` a trained
+    policy is loaded even if it was not promoted. Raises `UnknownPolicyError` or `PolicyError`.
     """
     if name == "rule":
         return RulePolicy()
@@ -24,6 +29,6 @@ def named_policy(
         return StaticPolicy(variant, refuses=kind == "refusing")
     if Path(name).is_dir():
         return load_policy(Path(name), fingerprint, variants, force)
-    known = ["rule", "random", *(f"static:{one}" for one in variants)]
+    known = ["rule", "random", *(f"static:{variant}" for variant in variants)]
     known += ["refusing: instead of static:", "a folder by train-policy"]
-    raise SettingsError(f"no policy '{name}'; there are: {', '.join(known)}")
+    raise UnknownPolicyError(f"no policy '{name}'; there are: {', '.join(known)}")
