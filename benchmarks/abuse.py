@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.aftermath import left_behind
-from benchmarks.live import ServerProcess
 from benchmarks.machine import given, parser, save
+from server.testing import ServerProcess
 from telemetry.machine import describe
 
 HEALTH_P99 = 0.05  # seconds

@@ -1,8 +1,6 @@
 """What a server must not keep or say after a load is over."""
 
-import httpx
-
-from benchmarks.live import ServerProcess
+from server.testing import ServerProcess
 
 
 def left_behind(server: ServerProcess) -> list[str]:
@@ -11,12 +9,12 @@ def left_behind(server: ServerProcess) -> list[str]:
         return [f"the server ended with code {server.process.returncode}"]
     found = []
     try:
-        server.idle(seconds=30)
+        server.wait_until_idle(seconds=30)
     except AssertionError:
         metrics = server.metrics()
         names = ("requests_running", "requests_waiting", "kv_cache_usage_ratio")
         found += [f"{name} is {metrics[f'trimtab_{name}']:g} in the end" for name in names]
-    except httpx.TransportError as error:
+    except OSError as error:
         found.append(f"/metrics: {type(error).__name__}")
     _, *tracebacks = server.log().split("Traceback (most recent call last):")
     raised = {_raised(traceback) for traceback in tracebacks}

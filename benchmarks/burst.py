@@ -20,8 +20,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.live import ServerProcess
 from benchmarks.machine import given, parser, save
+from server.testing import ServerProcess
 from telemetry.machine import describe
 
 PROMPTS = [
@@ -75,7 +75,7 @@ def main() -> int:
         server = ServerProcess(log=log, **environment).wait()
         try:
             phases = asyncio.run(run(server.url, arguments.burst, arguments.rate, arguments.tokens))
-            metrics = server.idle()
+            metrics = server.wait_until_idle()
         finally:
             server.stop()
 

@@ -25,7 +25,6 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.answers import Reader
-from benchmarks.live import ServerProcess
 from benchmarks.machine import given, parser, save
 from benchmarks.offered import SLOTS, Objective, Offer, Run, capacity, send
 from benchmarks.peers import ggufs
@@ -38,6 +37,7 @@ from pruners.data.sources import read_corpus
 from server.engine.loading.load import load_tokenizer
 from server.engine.loading.source import DEFAULT_MODEL, resolve_model
 from server.jobs.prompt_losses import read_prompts
+from server.testing import ServerProcess
 from telemetry.machine import describe
 
 PROMPT, OUTPUT = 80, 60  # medians that the trace is scaled to

@@ -16,8 +16,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks.live import ServerProcess
 from benchmarks.machine import parser, save
+from server.testing import ServerProcess
 from telemetry.machine import describe
 
 _WORDS = "tell me a story about the sea and what a sailor finds in an old letter there"

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.aftermath import left_behind
-from benchmarks.live import ServerProcess
 from benchmarks.machine import given, parser, save
 from benchmarks.soak_load import jobs, send
+from server.testing import ServerProcess
 from telemetry.machine import describe
 
 GROWTH = 20e6  # bytes after the warm-up that are too much

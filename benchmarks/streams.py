@@ -18,9 +18,9 @@ import aiohttp
 import httpx
 from rich.console import Console
 
-from benchmarks.live import ServerProcess
 from benchmarks.machine import parser, save, spread
 from benchmarks.peers import ggufs
+from server.testing import ServerProcess
 from telemetry.machine import describe
 
 STREAMS, PROMPT, OUTPUT = 8, 100, 64

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.live import ServerProcess
 from server.engine.loading.source import DEFAULT_MODEL, resolve_model
+from server.testing import ServerProcess
 from tests.support.tiny import save_tiny
 
 

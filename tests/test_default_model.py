@@ -2,27 +2,24 @@
 
 import signal
 import time
-from pathlib import Path
 
 import openai
 import pytest
 import torch
 
-from benchmarks.live import ServerProcess
-from benchmarks.precision import compare, overlooked
 from pruners.variant import BASE, base_spec
 from server.app import build_runner, load
 from server.engine.backends.native import library as native_library
 from server.engine.backends.pytorch.linear import nbytes
 from server.engine.detokenizer import StopRules, TextStream
-from server.engine.loading.load import load_tokenizer, load_transformers
+from server.engine.loading.load import load_transformers
 from server.engine.loading.source import DEFAULT_MODEL
 from server.engine.sampling import SamplingParams
 from server.engine.segment import Segment
 from server.engine.sequence import GenerationRequest, Sequence
 from server.settings import Settings
+from server.testing import ServerProcess
 
-README = Path(__file__).parents[1] / "README.md"
 PROMPTS = [
     "The capital of France is",
     "def fibonacci(n):\n    ",
@@ -198,23 +195,9 @@ def test_a_real_client_on_the_real_server(default_model, tmp_path):
             client.completions.create(model="gpt-9", prompt="x")
         with pytest.raises(openai.BadRequestError, match="context"):
             client.completions.create(model=DEFAULT_MODEL, prompt="x " * 9000)
-        server.idle()
+        server.wait_until_idle()
     finally:
         assert server.stop() in (0, -signal.SIGTERM)
-
-
-@pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
-@pytest.mark.parametrize(("precision", "most"), [("int4", 0.01), ("int8", 0.005)])
-def test_native_kernels_are_close_to_fp32_on_the_same_weights(default_model, precision, most):
-    """On English prose that has nothing to do with the model: what this project says of itself."""
-    tokens = load_tokenizer(default_model).encode(README.read_text())[:512]
-    assert compare(precision, [torch.tensor(tokens)])["kl"] <= most
-
-
-@pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
-def test_the_likeliest_token_is_the_logits_arg_max(default_model):
-    tokens = load_tokenizer(default_model).encode(README.read_text())[:1024]
-    assert overlooked([torch.tensor(tokens)]) == {"positions": 1024, "others": 0}
 
 
 @pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")

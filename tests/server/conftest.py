@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.live import ServerProcess
 from pruners.builder.pipeline import Sources, build
 from pruners.builder.recipe import Recipe
 from server.engine.loading.load import load_transformers
+from server.testing import ServerProcess
 from tests.support.models import random_rows
 from tests.support.tiny import save_tiny
 

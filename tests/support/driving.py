@@ -3,13 +3,13 @@
 from collections.abc import Sequence as Tokens
 
 import torch
-from server.engine.backends.pytorch.decoder import Decoder
 from transformers import PreTrainedModel
 
 from pruners.architecture import locate
 from pruners.variant import VariantSpec, base_spec, depth_spec, width_spec
 from server.engine.backends.pytorch.convert import take_weights
 from server.engine.backends.pytorch.corrections import OwnParts
+from server.engine.backends.pytorch.decoder import Decoder
 from server.engine.backends.pytorch.weights import BaseWeights
 from server.engine.cache.kv_cache import KVCache
 from server.engine.detokenizer import TextStream

@@ -147,7 +147,7 @@ def test_a_prompt_that_fills_the_context_can_be_scored(client, tiny_server, leng
     """As lm-eval asks, with the log-probabilities that `transformers` computes."""
     prompts = [[(7 * at + start) % 280 + 5 for at in range(length)] for start in (0, 3)]
     body = {"prompt": prompts, "max_tokens": 0, "logprobs": 1, "echo": True, "temperature": 0}
-    before = tiny_server.idle()
+    before = tiny_server.wait_until_idle()
     found = client.post(COMPLETIONS, json=body).json()
     with torch.no_grad():
         expected = tiny_model()(torch.tensor(prompts)).logits.log_softmax(-1)
@@ -160,7 +160,9 @@ def test_a_prompt_that_fills_the_context_can_be_scored(client, tiny_server, leng
         assert scores[1:] == pytest.approx(wanted, abs=1e-3)
         best = [max(top.values()) for top in choice["logprobs"]["top_logprobs"][1:]]
         assert best == pytest.approx(row[:-1].amax(-1).tolist(), abs=1e-3)
-    grown = {name: value - before.get(name, 0) for name, value in tiny_server.idle().items()}
+    grown = {
+        name: value - before.get(name, 0) for name, value in tiny_server.wait_until_idle().items()
+    }
     assert grown['trimtab_requests_total{outcome="length",variant="base"}'] == 2
     assert not any(value for name, value in grown.items() if "objectives_total" in name)
 

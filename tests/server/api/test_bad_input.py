@@ -233,11 +233,11 @@ def test_every_decision_ends(tiny_server):
             return first, client.post(GENERATE, json=good).status_code
 
     bad = CASES[::2]
-    before = tiny_server.idle()
+    before = tiny_server.wait_until_idle()
     with ThreadPoolExecutor(4) as pool:
         codes = set(pool.map(ask, range(len(bad))))
     assert codes == {(400, 200)}
-    after = tiny_server.idle()
+    after = tiny_server.wait_until_idle()
     assert decided(after) - decided(before) == len(bad)
     assert ended(after) - ended(before) == len(bad)
 
@@ -266,7 +266,7 @@ def test_hanging_up_frees_the_slot(tiny_server, client):
     body = {"prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": True}
     with client.stream("POST", COMPLETIONS, json=body) as response:
         next(response.iter_lines())
-    tiny_server.idle()
+    tiny_server.wait_until_idle()
 
     # Without a stream: the connection is closed while the server is still writing.
     plain = json.dumps({"prompt": "x", "max_tokens": 400, "ignore_eos": True, "n": 8}).encode()
@@ -274,7 +274,7 @@ def test_hanging_up_frees_the_slot(tiny_server, client):
     with socket.create_connection(("127.0.0.1", tiny_server.port)) as raw:
         raw.sendall(f"{head}Content-Length: {len(plain)}\r\n\r\n".encode() + plain)
         time.sleep(0.2)
-    found = tiny_server.idle()
+    found = tiny_server.wait_until_idle()
     aborted = 'trimtab_requests_total{outcome="abort",variant="base"}'
     assert found[aborted] >= 2
 
@@ -292,5 +292,5 @@ def test_a_hundred_bad_and_good_requests_at_once_leave_nothing_behind(tiny_serve
         codes = list(pool.map(ask, range(100)))
     assert set(codes) == {200, 400}
     assert codes.count(400) == 34
-    tiny_server.idle()
+    tiny_server.wait_until_idle()
     assert "Traceback" not in tiny_server.log()

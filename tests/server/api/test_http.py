@@ -134,9 +134,9 @@ def test_request_ids_come_back(client):
 
 
 def test_metrics_count_requests_tokens_and_decisions(tiny_server, client):
-    before = tiny_server.idle()
+    before = tiny_server.wait_until_idle()
     client.post("/generate", json={"prompt": "hello", **GREEDY})
-    after = tiny_server.idle()
+    after = tiny_server.wait_until_idle()
 
     def grown(name):
         return after[name] - before.get(name, 0.0)

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from benchmarks.live import ServerProcess
 from server.app import create_app, load
 from server.http.connections import connections_of
 from server.http.server import Server, server_config
 from server.settings import Settings
+from server.testing import ServerProcess
 
 LONG = {"prompt": "word", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
 ENDING = "the server is shutting down"

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
 
-from benchmarks.live import ServerProcess
 from server.jobs.lm_eval import Exam, HarnessError, examine, examine_served
+from server.testing import ServerProcess
 
 TASK = """
 task: mine

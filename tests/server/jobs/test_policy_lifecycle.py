@@ -7,7 +7,6 @@ import httpx
 import pytest
 import typer
 
-from benchmarks.live import ServerProcess
 from policies.simulation.engine import Limits
 from policies.simulation.profile import load_profile
 from pruners.support.errors import UserError
@@ -15,6 +14,7 @@ from pruners.support.files import TargetError
 from server.jobs import profile as profiling
 from server.jobs import prompt_losses as sweeping
 from server.settings import Settings
+from server.testing import ServerProcess
 from tests.server.jobs.test_train_policy import KilledError, killed, run
 from tests.support.commands import one_line, trimtab
 
