@@ -22,10 +22,10 @@ from controller import (
     Analyzer,
     Catalogue,
     Controller,
-    EngineLoad,
-    Newcomer,
-    SequenceLoad,
-    StepModel,
+    EngineStatus,
+    IncomingRequest,
+    SequenceStatus,
+    StepTimeModel,
 )
 from controller.analyzer import BACKENDS
 from controller.engine_status import StepRecord
@@ -87,15 +87,15 @@ def controller() -> Controller:
         {name: quality.kl for name, quality in table.quality.items()},
         {budget: quality.kl for budget, quality in table.kv_quality.items()},
     )
-    latency = StepModel(artefact.shape)
+    latency = StepTimeModel(artefact.shape)
     latency.fit(
         [
             StepRecord(0.002 + 0.005 * rows, ((base, rows, 100 * rows),), rows)
             for rows in (1, 2, 4, 8, 64)
         ]
     )
-    line = tuple(SequenceLoad(base, i < 8, 0, 100, 100, 200, 300) for i in range(16))
-    load = EngineLoad(line, 8, 256, 1600, 16_384)
+    line = tuple(SequenceStatus(base, i < 8, 0, 100, 100, 200, 300) for i in range(16))
+    load = EngineStatus(line, 8, 256, 1600, 16_384)
     sampler = default_sampler()
     sampler.start()
 
@@ -136,7 +136,7 @@ def main() -> None:
                 time.sleep(_GAP)
                 started = time.perf_counter()
                 features = analyzer(prompt)
-                decide.decide(Newcomer(features, 150, 128))
+                decide.decide(IncomingRequest(features, 150, 128))
                 times.append(1e3 * (time.perf_counter() - started))
                 read += features.backend == backend
             cuts = quantiles(times, n=100)

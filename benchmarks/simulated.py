@@ -12,11 +12,11 @@ from rich.table import Table
 from benchmarks.offered import SLOTS, Objective, Offer, Run
 from policies import Objectives
 from policies.registry import UnknownPolicyError, named_policy
-from policies.simulation.engine import Limits, Row, SimulatedEngine
+from policies.simulation.engine import EngineLimits, SimulatedEngine, SimulatedRequest
 from policies.simulation.profile import Profile
+from policies.simulation.server import SimulatedServer, replay
 from policies.simulation.traffic import Arrival
-from policies.simulation.world import World, replay
-from policies.training.bound import quality_bounds
+from policies.training.fluid_bound import quality_bounds
 
 Cell = tuple[float, str]
 """The load that was wanted, and the policy."""
@@ -26,10 +26,12 @@ COMPARED = ("ttft_mean", "tokens_per_second", "attained")
 
 def base_rate(profile: Profile, offers: Sequence[Offer]) -> float:
     """Requests a second that the base answers on paper, always busy."""
-    engine = SimulatedEngine(profile.rates, Limits(max_running=SLOTS), lambda row, clock: None)
+    engine = SimulatedEngine(
+        profile.rates, EngineLimits(max_running=SLOTS), lambda row, clock: None
+    )
     for index, one in enumerate(offers):
         cached = one.prompt_tokens + one.output
-        engine.submit(Row(index, 0, 0.0, one.prompt_tokens, one.output, cached))
+        engine.submit(SimulatedRequest(index, 0, 0.0, one.prompt_tokens, one.output, cached))
     engine.finish()
     return len(offers) / engine.clock
 
@@ -46,7 +48,9 @@ def simulate(
     count = len(profile.prompts.names)
     rows = np.random.default_rng(seed).integers(count, size=len(arrivals)).tolist()
     # The server knows of the first objective alone.
-    world = World(profile, arrivals, rows, Objectives(ttft=objective.ttft, firm=True), seed=seed)
+    world = SimulatedServer(
+        profile, arrivals, rows, Objectives(ttft=objective.ttft, firm=True), seed=seed
+    )
     outcomes = replay(world, chosen)
     served = [(a, o) for a, o in zip(arrivals, outcomes, strict=True) if o.action is not None]
     met = [

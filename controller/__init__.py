@@ -2,22 +2,22 @@
 
 from controller.analyzer import Analyzer, PromptFeatures
 from controller.catalogue import Catalogue
-from controller.controller import Controller, Decision, Hints, Newcomer
-from controller.engine_status import EngineLoad, SequenceLoad, StepRecord
+from controller.controller import Controller, Decision, IncomingRequest, RequestPreferences
+from controller.engine_status import EngineStatus, SequenceStatus, StepRecord
 from controller.shield import ShieldSettings
-from controller.step_time_model import StepModel
+from controller.step_time_model import StepTimeModel
 
 __all__ = [
     "Analyzer",
     "Catalogue",
     "Controller",
     "Decision",
-    "EngineLoad",
-    "Hints",
-    "Newcomer",
+    "EngineStatus",
+    "IncomingRequest",
     "PromptFeatures",
-    "SequenceLoad",
+    "RequestPreferences",
+    "SequenceStatus",
     "ShieldSettings",
-    "StepModel",
     "StepRecord",
+    "StepTimeModel",
 ]

@@ -17,7 +17,7 @@ from typing import Any
 
 from controller.analyzer import PromptFeatures
 from controller.controller import Decision
-from controller.rotating_file import AuditError, RotatedFile
+from controller.rotating_file import AuditError, RotatingFile
 from policies import Candidate
 from telemetry import Snapshot
 
@@ -45,7 +45,7 @@ class AuditLog:
         keep: int = 5,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        self._file = RotatedFile(path, max_bytes, keep)
+        self._file = RotatingFile(path, max_bytes, keep)
         self._on_lost = on_lost
         self._warned: float | None = None
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(_WAITING)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from controller.analyzer import PromptFeatures
 from controller.catalogue import Catalogue
-from controller.engine_status import EngineLoad, StepRecord
+from controller.engine_status import EngineStatus, StepRecord
 from controller.forecast import Forecast
-from controller.quality_guard import Trust
+from controller.quality_guard import QualityGuard
 from controller.sensitivity import Sensitivity
 from controller.shield import Shield, ShieldSettings
-from controller.step_time_model import StepModel
+from controller.step_time_model import StepTimeModel
 from policies import (
     REFUSED,
     Action,
@@ -26,16 +26,21 @@ from policies import (
     label_of,
     propensities,
 )
-from policies.estimators.dwell import Held
-from policies.estimators.load import AnswerLength, Demand, Sizes, WaitBias
-from policies.hysteresis import settle
+from policies.estimators.dwell import DwellTracker
+from policies.estimators.load import (
+    AnswerLengthEstimator,
+    LoadEstimator,
+    RequestSizes,
+    WaitBiasEstimator,
+)
+from policies.hysteresis import choose_with_hysteresis
 from policies.observation import HOT_CELSIUS
 from pruners.variant import BASE
 from telemetry import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
-class Hints:
+class RequestPreferences:
     """What a request asks of the controller. Pins win over the policy."""
 
     objectives: Objectives = field(default_factory=Objectives)
@@ -51,7 +56,7 @@ class Hints:
 
 
 @dataclass(frozen=True, slots=True)
-class Newcomer:
+class IncomingRequest:
     """A request as the controller sees it.
 
     `reusable` says how many of its prompt's tokens a variant has cached already, by its name.
@@ -60,7 +65,7 @@ class Newcomer:
     features: PromptFeatures
     prompt_tokens: int
     max_tokens: int
-    hints: Hints = field(default_factory=Hints)
+    hints: RequestPreferences = field(default_factory=RequestPreferences)
     reusable: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -100,9 +105,9 @@ class Controller:
     def __init__(
         self,
         catalogue: Catalogue,
-        latency: StepModel,
+        step_time_model: StepTimeModel,
         policy: Policy,
-        load: Callable[[], EngineLoad],
+        load: Callable[[], EngineStatus],
         telemetry: Callable[[], Snapshot],
         defaults: Objectives,
         shield: ShieldSettings | None = None,
@@ -113,43 +118,43 @@ class Controller:
     ) -> None:
         self.catalogue = catalogue
         self._every = catalogue.actions()
-        self.latency = latency
+        self.step_time_model = step_time_model
         self._policy = policy
         self._load = load
         self._telemetry = telemetry
         self._defaults = defaults
         self._shield = shield or ShieldSettings()
-        self._length = AnswerLength()
-        self.trust = Trust(catalogue.variant_loss)
+        self._length = AnswerLengthEstimator()
+        self.quality_guard = QualityGuard(catalogue.variant_loss)
         self._sensitivity = sensitivity
         self._save_energy = save_energy
         self.dwell = dwell
         self._clock = clock
-        self._held = Held(clock)
-        self._demand, self._sizes, self._bias = Demand(), Sizes(), WaitBias()
+        self._held = DwellTracker(clock)
+        self._demand, self._sizes, self._bias = LoadEstimator(), RequestSizes(), WaitBiasEstimator()
         self._chance = random.Random()
 
-    def decide(self, newcomer: Newcomer) -> Decision:
+    def decide(self, newcomer: IncomingRequest) -> Decision:
         """Chooses the action for one request. Pinned names are expected to exist."""
         started = time.perf_counter()
         observation = self.observe(newcomer)
-        action, reason = self._settle(observation)
+        action, reason = self._choose(observation)
         self._held.note(observation, action.variant, reason)
         chosen = next(c for c in observation.candidates if c.action == action)
         seconds = time.perf_counter() - started
         odds = {label_of(action, reason): 1.0}
         if isinstance(self._policy, ExploringPolicy):
-            odds = propensities(self._policy, observation, self._settle)
+            odds = propensities(self._policy, observation, self._choose)
         return Decision(chosen, reason, self._policy.name, observation, seconds, odds)
 
-    def _settle(self, observation: Observation) -> tuple[Action, Reason]:
-        return settle(observation, self._policy, self.dwell)
+    def _choose(self, observation: Observation) -> tuple[Action, Reason]:
+        return choose_with_hysteresis(observation, self._policy, self.dwell)
 
-    def observe(self, newcomer: Newcomer) -> Observation:
+    def observe(self, newcomer: IncomingRequest) -> Observation:
         """What the policy is shown for this request, which counts as arriving now."""
         hints, prompt_tokens, reusable = newcomer.hints, newcomer.prompt_tokens, newcomer.reusable
         load, snapshot = self._load(), self._telemetry()
-        forecast = Forecast(self.latency, load, self._length.expected, self._bias.factor)
+        forecast = Forecast(self.step_time_model, load, self._length.expected, self._bias.factor)
         shield = Shield(self._shield, load, snapshot, self._length.expected)
         objectives = Objectives(
             ttft=_either(hints.objectives.ttft, self._defaults.ttft),
@@ -178,7 +183,7 @@ class Controller:
             tpot = timing.tpot + cached * timing.per_cached
             loss = self.catalogue.loss(action, expected, relative.get(action.variant, 1.0))
             if loss is not None:
-                loss += self.trust.extra(action.variant)
+                loss += self.quality_guard.loss_correction(action.variant)
             candidates.append(
                 Candidate(
                     action=action,
@@ -214,19 +219,19 @@ class Controller:
         """Name of the policy and what it keeps to."""
         return {"name": self._policy.name, "dwell_seconds": f"{self.dwell:g}"}
 
-    def step_done(self, record: StepRecord) -> None:
+    def observe_step(self, record: StepRecord) -> None:
         """Called by the engine after every step."""
-        self.latency.observe(record)
+        self.step_time_model.observe(record)
 
-    def answer_done(self, most: int, tokens: int) -> None:
+    def observe_answer(self, most: int, tokens: int) -> None:
         """Learns how long answers are, of the `most` tokens that they may have."""
         self._length.learn(most, tokens)
 
-    def waited(self, decision: Decision, seconds: float) -> None:
+    def observe_wait(self, decision: Decision, seconds: float) -> None:
         """Learns how long a request was in the queue."""
         self._bias.learn(decision.observation.wait, seconds)
 
-    def _actions(self, hints: Hints) -> list[Action]:
+    def _actions(self, hints: RequestPreferences) -> list[Action]:
         actions, pinned = self._every, hints.pinned
         return actions if pinned is None or pinned in actions else [*actions, pinned]
 

@@ -14,7 +14,7 @@ _RESAMPLES = 2000
 _LENGTH = FEATURES.index("words")
 
 
-def judge(
+def cross_validate(
     features: Sequence[PromptFeatures],
     losses: Mapping[str, Sequence[float]],
     prompt_loss: Sequence[float],

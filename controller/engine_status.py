@@ -6,7 +6,7 @@ from pruners.variant import VariantSpec
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceLoad:
+class SequenceStatus:
     """What one request in the engine still costs, in tokens."""
 
     variant: VariantSpec
@@ -19,10 +19,10 @@ class SequenceLoad:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineLoad:
+class EngineStatus:
     """What the engine is busy with now. KV figures in tokens."""
 
-    sequences: tuple[SequenceLoad, ...]
+    sequences: tuple[SequenceStatus, ...]
     max_running: int
     step_tokens: int
     kv_used: int

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from controller.engine_status import EngineLoad
-from controller.step_time_model import Rows, StepModel
+from controller.engine_status import EngineStatus
+from controller.step_time_model import Rows, StepTimeModel
 from pruners.variant import VariantSpec
 
 
@@ -42,8 +42,8 @@ class Forecast:
 
     def __init__(
         self,
-        model: StepModel,
-        load: EngineLoad,
+        model: StepTimeModel,
+        load: EngineStatus,
         expected: Callable[[int], float],
         wait_factor: float = 1.0,
     ) -> None:

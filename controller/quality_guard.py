@@ -14,7 +14,7 @@ _SLACK, _FLOOR = 1.25, 0.01
 """Other text than the table's loses otherwise: so much more, or so many nats, is no surprise."""
 
 
-class Trust:
+class QualityGuard:
     """A guard over the measured losses of variants, in nats per token.
 
     A variant is distrusted when the 95 % interval of its answers' mean loss lies above what the
@@ -47,11 +47,11 @@ class Trust:
             self._distrusted.discard(variant)
             log.warning("variant %s is back within what its table says", variant)
 
-    def trusted(self, variant: str) -> bool:
+    def is_trusted(self, variant: str) -> bool:
         """Whether the table is believed."""
         return variant not in self._distrusted
 
-    def extra(self, variant: str) -> float:
+    def loss_correction(self, variant: str) -> float:
         """What to add to the loss that the table predicts; 0 while it is believed."""
         if variant not in self._distrusted:
             return 0.0

@@ -14,7 +14,7 @@ class AuditError(UserError):
     """The audit log cannot be written. One clear line."""
 
 
-class RotatedFile:
+class RotatingFile:
     """Appends lines to `path`; before one would pass `max_bytes`, the file becomes `path.1`.
 
     `keep` such files stay, the oldest with the highest number. Each is readable by its owner

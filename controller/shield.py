@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from controller.engine_status import EngineLoad
+from controller.engine_status import EngineStatus
 from policies import Constraint
 from telemetry import Snapshot
 
@@ -23,7 +23,7 @@ class Shield:
     def __init__(
         self,
         settings: ShieldSettings,
-        load: EngineLoad,
+        load: EngineStatus,
         snapshot: Snapshot,
         expected: Callable[[int], float],
     ) -> None:

@@ -21,7 +21,7 @@ _SMOOTHING = 0.1  # weight of the newest step in the running correction
 _RECENT, _AGAIN = 1024, 256  # steps that a fit looks back on, and after how many it is done again
 
 
-class StepModel:
+class StepTimeModel:
     """Seconds of a step: a fixed part, and rates for what it streams, multiplies and reads.
 
     A mixed batch streams the union of its variants' weights once and multiplies what each row asks

@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from policies.features import CLIP, REFUSE, choices, feature_names
-from policies.learned import Layers, LearnedPolicy
+from policies.learned import LearnedPolicy, NetworkLayers
 from pruners.support.errors import UserError
 from pruners.support.files import file_hash, replaced, write_json
 
 SCHEMA = 3
-Kind = Literal["dqn", "bandit"]
+PolicyKind = Literal["dqn", "bandit"]
 TEXT, _NUMBERS = "policy.json", "policy.safetensors"
 _FIELDS: dict[str, type] = {
     "kind": str, "features": list, "clip": float, "choices": list, "model_fingerprint": str,
@@ -29,17 +29,17 @@ class PolicyError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
+class PolicyBundle:
     """A network, what it was trained for and on, and how it did.
 
     `fingerprint` is the model's, `training` what it was trained with, as `train-policy` notes it,
     `report` the evidence and whether it was `promoted`.
     """
 
-    kind: Kind
+    kind: PolicyKind
     fingerprint: str
     variants: tuple[str, ...]
-    layers: Layers
+    layers: NetworkLayers
     promoted: bool
     training: dict[str, Any]
     report: dict[str, Any]
@@ -91,7 +91,7 @@ def load_policy(
     return found.policy()
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_bundle(folder: Path) -> PolicyBundle:
     """Everything in a policy's folder. Raises `PolicyError` if it is not whole and sound."""
     path = folder / TEXT
     try:
@@ -110,7 +110,7 @@ def load_bundle(folder: Path) -> Bundle:
         _check_fields(body)
         if hashed != body["weights_sha256"]:
             raise ValueError(f"{_NUMBERS} is not the file that {TEXT} was written with")
-        return Bundle(
+        return PolicyBundle(
             kind=body["kind"],
             fingerprint=body["model_fingerprint"],
             variants=tuple(body["choices"][:-1]),
@@ -130,7 +130,7 @@ def _check_fields(body: dict[str, Any]) -> None:
             raise ValueError(f"it lacks '{name}'")
         if type(body[name]) is not kind:
             raise ValueError(f"'{name}' is no {kind.__name__}")
-    if body["kind"] not in get_args(Kind):
+    if body["kind"] not in get_args(PolicyKind):
         raise ValueError(f"there is no kind '{body['kind']}'")
     if body["clip"] != CLIP:
         raise ValueError(f"'clip' is {body['clip']}, here features end at {CLIP}")
@@ -143,7 +143,7 @@ def _check_fields(body: dict[str, Any]) -> None:
         raise ValueError("'features' are others than this version has for its variants")
 
 
-def _layers(tensors: dict[str, np.ndarray], inputs: int, outputs: int) -> Layers:
+def _layers(tensors: dict[str, np.ndarray], inputs: int, outputs: int) -> NetworkLayers:
     """In order, if they fit each other. Raises `ValueError`."""
     count = len(tensors) // 2
     wanted = {f"{number}.{part}" for number in range(count) for part in ("weight", "bias")}

@@ -11,7 +11,9 @@ from policies.observation import (
 )
 
 
-def settle(observation: Observation, policy: Policy, dwell: float) -> tuple[Action, Reason]:
+def choose_with_hysteresis(
+    observation: Observation, policy: Policy, dwell: float
+) -> tuple[Action, Reason]:
     """The action and its reason; a pure function, so that a logged decision can be replayed.
 
     A variant is held for `dwell` seconds after a change, unless the shield now forbids it or chance

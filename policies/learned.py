@@ -7,7 +7,7 @@ import numpy as np
 from policies.features import cheapest, largest_budget, open_choices, vector
 from policies.observation import Action, Observation, Reason
 
-Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
+NetworkLayers = tuple[tuple[np.ndarray, np.ndarray], ...]
 """Weights `[out, in]` and biases `[out]` in float32, with ReLU between them."""
 
 
@@ -18,7 +18,7 @@ class LearnedPolicy:
     that the shield leaves.
     """
 
-    def __init__(self, name: str, variants: Sequence[str], layers: Layers) -> None:
+    def __init__(self, name: str, variants: Sequence[str], layers: NetworkLayers) -> None:
         self.name = name
         self.variants = tuple(variants)
         self.layers = layers

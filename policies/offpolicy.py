@@ -28,7 +28,7 @@ class LogError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Logged:
+class LoggedDecision:
     """One decision, how likely it was, and what it was worth."""
 
     observation: Observation
@@ -38,7 +38,7 @@ class Logged:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class OffPolicyEstimate:
     """The mean value of a request, with 95 % bootstrap intervals over decisions.
 
     `effective` is the number of decisions that the weights leave, `largest` the largest weight
@@ -55,14 +55,14 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class DecisionLog:
     """The decisions of audit logs, and how many of their lines were torn and left out."""
 
-    decisions: list[Logged]
+    decisions: list[LoggedDecision]
     torn: int
 
 
-def read_log(paths: Iterable[Path], lost: float = -0.5) -> Log:
+def read_log(paths: Iterable[Path], lost: float = -0.5) -> DecisionLog:
     """The decisions of audit logs; pinned ones say nothing and are left out.
 
     A request that kept its objectives is worth exp(-loss), the loss as the shadow measured it or,
@@ -93,7 +93,7 @@ def read_log(paths: Iterable[Path], lost: float = -0.5) -> Log:
     for place, entry in answers:
         with _damage_named(place):
             decisions.append(_logged(entry, measured.get(entry["answer"]), lost))
-    return Log(decisions, torn)
+    return DecisionLog(decisions, torn)
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def _damage_named(place: str) -> Iterator[None]:
         raise LogError(f"{place} is not of an audit log: {error}") from error
 
 
-def _logged(entry: dict[str, Any], measured: float | None, lost: float) -> Logged:
+def _logged(entry: dict[str, Any], measured: float | None, lost: float) -> LoggedDecision:
     observation, outcome = read_observation(entry["observation"]), entry["outcome"]
     refused = entry["reason"] in ("late", "floor")
     label = REFUSE if refused else str(entry["action"])
@@ -125,12 +125,16 @@ def _logged(entry: dict[str, Any], measured: float | None, lost: float) -> Logge
     propensity = float(entry["propensities"][label])
     if not 0 < propensity <= 1:
         raise ValueError(f"a propensity of {propensity:g}")
-    return Logged(observation, label, propensity, value)
+    return LoggedDecision(observation, label, propensity, value)
 
 
-def estimate(
-    logged: Sequence[Logged], policy: Policy, lost: float = -0.5, clip: float = 20.0, seed: int = 0
-) -> Estimate:
+def estimate_value(
+    logged: Sequence[LoggedDecision],
+    policy: Policy,
+    lost: float = -0.5,
+    clip: float = 20.0,
+    seed: int = 0,
+) -> OffPolicyEstimate:
     """What `policy` would have been worth. Raises `LogError` if it never did what was logged.
 
     The doubly robust estimate's model is the controller's own predictions.
@@ -149,7 +153,7 @@ def estimate(
     drawn = np.random.default_rng(seed).integers(len(logged), size=(_RESAMPLES, len(logged)))
     totals = weights[drawn].sum(1)
     snips = (weights * value)[drawn].sum(1)[totals > 0] / totals[totals > 0]
-    return Estimate(
+    return OffPolicyEstimate(
         decisions=len(logged),
         snips=float(weights @ value / weights.sum()),
         snips_95=_interval(snips),
@@ -160,7 +164,7 @@ def estimate(
     )
 
 
-def _model(one: Logged, label: str, lost: float) -> float:
+def _model(one: LoggedDecision, label: str, lost: float) -> float:
     """What was predicted of an action, as a value."""
     if label == REFUSE:
         return lost

@@ -9,7 +9,7 @@ import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from controller import Catalogue, Controller, StepModel, StepRecord
+from controller import Catalogue, Controller, StepRecord, StepTimeModel
 from controller.audit import AuditLog
 from controller.sensitivity import Sensitivity, load_sensitivity
 from policies import ExploringPolicy, Objectives, Policy
@@ -134,7 +134,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
 
     def on_step(record: StepRecord) -> None:
         metrics.step.observe(record.seconds)
-        controller.step_done(record)
+        controller.observe_step(record)
 
     def on_reread(answer: Answered, found: Reread) -> None:
         accounts.reread(answer, found)
@@ -234,7 +234,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     return app
 
 
-def stall_seconds(settings: Settings, latency: StepModel, base: VariantSpec) -> float:
+def stall_seconds(settings: Settings, latency: StepTimeModel, base: VariantSpec) -> float:
     """Return how long a step may take before the engine counts as hanging.
 
     A large model on a slow host takes long for a full step, and longer while other processes run.
@@ -245,10 +245,10 @@ def stall_seconds(settings: Settings, latency: StepModel, base: VariantSpec) -> 
     return max(_STALL_SECONDS, _STALL_STEPS * full)
 
 
-def step_model(model: LoadedModel) -> StepModel:
+def step_model(model: LoadedModel) -> StepTimeModel:
     """How long steps take, to be fitted; it knows what each variant reads."""
     table = Table() if model.artefact is None else model.artefact.table
-    return StepModel(model.weights.shape, {name: cost.own for name, cost in table.cost.items()})
+    return StepTimeModel(model.weights.shape, {name: cost.own for name, cost in table.cost.items()})
 
 
 def sensitivity(model: LoadedModel, settings: Settings) -> Sensitivity | None:

@@ -10,7 +10,7 @@ _SIZES = 8  # kinds from the smallest to the largest
 _LONG_AGO = 1e9  # seconds
 
 
-class Held:
+class DwellTracker:
     """Requests of one kind share one variant at a time; others do not make it flap."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

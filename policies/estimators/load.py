@@ -11,7 +11,7 @@ _LIMIT = 1024  # tokens; a client that allows more has no length in mind
 _SHORT, _RATE = 0.05, 0.05  # waits that say nothing, in seconds; the weight of one request
 
 
-class Demand:
+class LoadEstimator:
     """A running average since the machine was last idle. Work is in seconds of serving the base."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Demand:
         self.value = self._work / (_MEMORY * seen)
 
 
-class Sizes:
+class RequestSizes:
     """How much work recent requests were, in seconds of serving the base."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Sizes:
         return (smaller + equal / 2) / total if total else 1.0
 
 
-class WaitBias:
+class WaitBiasEstimator:
     """What to multiply a predicted wait with, learned from how long requests then waited.
 
     Predictions rest on how long answers are thought to be, and are off by that.
@@ -79,7 +79,7 @@ def _bounded(factor: float) -> float:
     return factor if factor < 4.0 else 4.0
 
 
-class AnswerLength:
+class AnswerLengthEstimator:
     """How many tokens an answer will have, of the most that it may have.
 
     Some clients ask for what they want, others for far more: a line through recent answers, fitted

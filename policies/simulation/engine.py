@@ -15,7 +15,7 @@ from policies.simulation.rates import Rates
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EngineLimits:
     """As the server's settings: answers written at once, tokens of a step, cached tokens."""
 
     max_running: int = 16
@@ -24,7 +24,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Row:
+class SimulatedRequest:
     """One request in the engine. `cached` is what its cache may come to hold, in tokens."""
 
     index: int
@@ -39,7 +39,7 @@ class Row:
     started: float = 0.0
     first: float = 0.0
 
-    def __lt__(self, other: "Row") -> bool:
+    def __lt__(self, other: "SimulatedRequest") -> bool:
         return self.ends < other.ends
 
 
@@ -52,17 +52,17 @@ class SimulatedEngine:
     def __init__(
         self,
         rates: Rates,
-        limits: Limits,
-        done: Callable[[Row, float], None],
+        limits: EngineLimits,
+        done: Callable[[SimulatedRequest, float], None],
         slow: Callable[[float, bool], float] = lambda seconds, busy: seconds,
     ) -> None:
         self.rates, self.limits = rates, limits
         self._done, self._slow = done, slow
         self.clock = 0.0
         self.kv_promised = 0
-        self.waiting: deque[Row] = deque()
-        self._reading: list[Row] = []  # their prompts
-        self._writing: list[Row] = []  # a heap by their last tick
+        self.waiting: deque[SimulatedRequest] = deque()
+        self._reading: list[SimulatedRequest] = []  # their prompts
+        self._writing: list[SimulatedRequest] = []  # a heap by their last tick
         self._waiting_seconds = 0.0  # to read the prompts of all that wait
         self._ticks = 0
         self._row_seconds = 0.0  # of all that are writing
@@ -81,7 +81,7 @@ class SimulatedEngine:
         """Whether nothing runs or waits."""
         return not (self._reading or self._writing or self.waiting)
 
-    def submit(self, row: Row) -> None:
+    def submit(self, row: SimulatedRequest) -> None:
         """Queues a request that arrives now."""
         row.prompt_left = row.prompt
         row.expected = min(row.expected, row.output)
@@ -191,7 +191,7 @@ class SimulatedEngine:
         self._ticks += steps
         self._cached += steps * self._growth
 
-    def _start(self, row: Row) -> None:
+    def _start(self, row: SimulatedRequest) -> None:
         heapq.heappush(self._writing, row)
         self._row_seconds += self.rates.row[row.action]
         self._cached += (row.prompt + 1) * self.rates.cached[row.action]

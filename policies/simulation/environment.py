@@ -9,19 +9,19 @@ import numpy as np
 
 from policies.features import CLIP, choices, feature_names
 from policies.observation import Objectives
-from policies.simulation.engine import Limits
+from policies.simulation.engine import EngineLimits
 from policies.simulation.host import MAINS, HostScenario
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
+from policies.simulation.server import SimulatedServer
 from policies.simulation.traffic import Arrival, at_load
-from policies.simulation.world import World
 
 ALONE = 1e-3
 """A load at which nothing carries over from one request to the next."""
 
 
 @dataclass(frozen=True, slots=True)
-class Episodes:
+class EpisodeSettings:
     """What an episode is drawn from, each with equal chances.
 
     `loads` are over what a full batch of the base gets done; at `ALONE` every request finds the
@@ -32,7 +32,7 @@ class Episodes:
     objectives: tuple[Objectives, ...] = (Objectives(ttft=2.0, firm=True),)
     hosts: tuple[HostScenario, ...] = (MAINS,)
     length: int = 256
-    limits: Limits = field(default_factory=Limits)
+    limits: EngineLimits = field(default_factory=EngineLimits)
 
 
 class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
@@ -49,19 +49,19 @@ class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
         trace: Sequence[Arrival],
         prompts: np.ndarray,
         reward: Reward,
-        episodes: Episodes | None = None,
+        episodes: EpisodeSettings | None = None,
         hidden: np.ndarray | None = None,
     ) -> None:
         """`prompts` are the rows of the profile that may be asked; `hidden` features read 0."""
         self.profile, self.reward = profile, reward
-        self.episodes = episodes or Episodes()
+        self.episodes = episodes or EpisodeSettings()
         self._trace, self._prompts = trace, prompts
         features, options = feature_names(profile.variants), choices(profile.variants)
         self.observation_space = gymnasium.spaces.Box(0.0, CLIP, (len(features),), np.float32)
         self.action_space = gymnasium.spaces.Discrete(len(options))
         self.hidden = np.zeros(len(features), bool) if hidden is None else hidden
         self._blind = bool(self.hidden.any())
-        self.world: World | None = None
+        self.world: SimulatedServer | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -72,7 +72,7 @@ class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
         length = min(drawn.length, len(self._trace))
         first = int(chance.integers(len(self._trace) - length + 1))
         load = drawn.loads[chance.integers(len(drawn.loads))]
-        self.world = World(
+        self.world = SimulatedServer(
             self.profile,
             at_load(
                 self._trace[first : first + length],

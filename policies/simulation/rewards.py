@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from policies.simulation.world import Outcome
+from policies.simulation.server import Outcome
 
 RewardName = Literal["constraint", "thesis"]
 

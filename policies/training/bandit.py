@@ -6,7 +6,7 @@ to the requests behind it.
 
 import numpy as np
 
-from policies.learned import Layers
+from policies.learned import NetworkLayers
 from policies.simulation.environment import TrafficEnvironment
 from policies.training.trainer import Tensors
 
@@ -66,7 +66,7 @@ class BanditTrainer:
             raise ValueError("it is of other features or choices")
         self._inverse, self._earned = state["inverse"].copy(), state["earned"].copy()
 
-    def layers(self) -> Layers:
+    def layers(self) -> NetworkLayers:
         """See `Trainer`: one layer, without the widths."""
         theta = self._theta().astype(np.float32)
         return ((theta[:, :-1].copy(), theta[:, -1].copy()),)

@@ -7,7 +7,7 @@ import torch
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 
-from policies.learned import Layers
+from policies.learned import NetworkLayers
 from policies.simulation.environment import TrafficEnvironment
 from policies.training.trainer import Tensors
 
@@ -109,7 +109,7 @@ class DqnTrainer:
         buffer.pos, buffer.full = position, bool(full)
         model.num_timesteps, model._n_calls, model._n_updates = steps, calls, updates
 
-    def layers(self) -> Layers:
+    def layers(self) -> NetworkLayers:
         """See `Trainer`."""
         linear = [m for m in self._model.q_net.q_net if isinstance(m, torch.nn.Linear)]
         return tuple(

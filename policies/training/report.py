@@ -10,7 +10,7 @@ import numpy as np
 
 from policies.features import choices
 from policies.simulation.profile import Profile
-from policies.training.trial import ORACLE, RULE, Run, confusion
+from policies.training.evaluation import ORACLE, RULE, EvaluationRun, confusion
 from pruners.support.files import replaced, write_json, write_text
 
 mpl.use("Agg")
@@ -29,7 +29,7 @@ def write_report(
     folder: Path,
     profile: Profile,
     found: Mapping[str, Any],
-    runs: Mapping[str, Sequence[Run]],
+    runs: Mapping[str, Sequence[EvaluationRun]],
     name: str,
     rewards: Sequence[float],
 ) -> None:
@@ -85,7 +85,7 @@ def _markdown(found: Mapping[str, Any], name: str) -> str:
 def _figure(
     path: Path,
     names: Sequence[str],
-    runs: Mapping[str, Sequence[Run]],
+    runs: Mapping[str, Sequence[EvaluationRun]],
     name: str,
     rewards: Sequence[float],
 ) -> None:
@@ -132,7 +132,7 @@ def _curve(axes: Axes, rewards: Sequence[float]) -> None:
     axes.set(title="reward of an episode", xlabel="episode")
 
 
-def _bars(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
+def _bars(axes: Axes, runs: Mapping[str, Sequence[EvaluationRun]]) -> None:
     means = {name: float(np.mean([run.reward for run in own])) for name, own in runs.items()}
     order = sorted(means, key=means.__getitem__)
     axes.barh(order, [means[name] for name in order])

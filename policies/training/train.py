@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from policies.bundle import Kind
+from policies.bundle import PolicyKind
 from policies.features import hidden_columns
-from policies.learned import Layers
-from policies.simulation.environment import Episodes, TrafficEnvironment
+from policies.learned import NetworkLayers
+from policies.simulation.environment import EpisodeSettings, TrafficEnvironment
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import Arrival
@@ -22,22 +22,22 @@ from policies.training.dqn import DqnSettings, DqnTrainer
 from policies.training.trainer import Trainer
 
 ROUND = 10
-"""Episodes between checkpoints."""
+"""EpisodeSettings between checkpoints."""
 
-Blind = Literal["host", "prompt"]
-BLIND: tuple[Blind, ...] = ("host", "prompt")
+FeatureGroup = Literal["host", "prompt"]
+FEATURE_GROUPS: tuple[FeatureGroup, ...] = ("host", "prompt")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingPlan:
     """What to train. `blind` hides the features of the host or of the prompt, for ablations."""
 
-    kind: Kind = "dqn"
+    kind: PolicyKind = "dqn"
     episodes: int = 500
     reward: Reward = field(default_factory=Reward)
-    drawn: Episodes = field(default_factory=Episodes)
+    drawn: EpisodeSettings = field(default_factory=EpisodeSettings)
     dqn: DqnSettings = field(default_factory=DqnSettings)
-    blind: Blind | None = None
+    blind: FeatureGroup | None = None
     seed: int = 0
 
     def __str__(self) -> str:
@@ -53,10 +53,10 @@ def train(
     profile: Profile,
     trace: Sequence[Arrival],
     prompts: np.ndarray,
-    plan: Plan,
+    plan: TrainingPlan,
     checkpoint: Path | None = None,
     tick: Callable[[int], None] = lambda episodes: None,
-) -> tuple[Layers, list[float]]:
+) -> tuple[NetworkLayers, list[float]]:
     """The network and each episode's reward. Single-threaded and deterministic by the plan's seed.
 
     `prompts` are the profile's rows to learn from. With a `checkpoint` file an interrupted call
@@ -95,13 +95,13 @@ def train(
     return _blinded(trainer.layers(), environment.hidden), rewards
 
 
-def _trainer(environment: TrafficEnvironment, plan: Plan) -> Trainer:
+def _trainer(environment: TrafficEnvironment, plan: TrainingPlan) -> Trainer:
     if plan.kind == "bandit":
         return BanditTrainer(environment, ROUND)
     return DqnTrainer(environment, plan.dqn, ROUND, plan.seed)
 
 
-def _blinded(layers: Layers, hidden: np.ndarray) -> Layers:
+def _blinded(layers: NetworkLayers, hidden: np.ndarray) -> NetworkLayers:
     """The same network that ignores what was hidden, whatever it is shown."""
     (weight, bias), *rest = layers
     weight = weight.copy()
@@ -109,7 +109,9 @@ def _blinded(layers: Layers, hidden: np.ndarray) -> Layers:
     return ((weight, bias), *rest)
 
 
-def identity_of(profile: Profile, trace: Sequence[Arrival], prompts: np.ndarray, plan: Plan) -> str:
+def identity_of(
+    profile: Profile, trace: Sequence[Arrival], prompts: np.ndarray, plan: TrainingPlan
+) -> str:
     """Equal for trainings that come to the same weights: 32 hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode())
     digest.update(profile.identity.encode() + prompts.tobytes())

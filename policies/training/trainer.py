@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from policies.learned import Layers
+from policies.learned import NetworkLayers
 
 Tensors = dict[str, np.ndarray]
 
@@ -24,6 +24,6 @@ class Trainer(Protocol):
         """Takes up a state. `KeyError`, `ValueError` or `RuntimeError` if it does not fit."""
         ...
 
-    def layers(self) -> Layers:
+    def layers(self) -> NetworkLayers:
         """The policy as it is now."""
         ...

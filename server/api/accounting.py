@@ -67,7 +67,7 @@ class Accounts:
         if sequence.started_at is not None:
             waited = sequence.started_at - sequence.arrived
             metrics.queue.observe(waited)
-            self._controller.waited(call.decision, waited)
+            self._controller.observe_wait(call.decision, waited)
         variant = call.decision.action.variant
         prompt = len(request.prompt)
         metrics.finished(variant, reason.value, prompt, tokens, ttft, tpot, duration)
@@ -82,7 +82,7 @@ class Accounts:
             metrics.objectives.labels(name, "yes" if kept else "no").inc()
         whole = reason in (FinishReason.STOP, FinishReason.LENGTH)
         if whole and request.max_tokens:
-            self._controller.answer_done(request.max_tokens, tokens)
+            self._controller.observe_answer(request.max_tokens, tokens)
         outcome = {
             "finish_reason": reason.value,
             "prompt_tokens": prompt,
@@ -101,14 +101,14 @@ class Accounts:
 
     def reread(self, answer: Answered, found: Reread) -> None:
         """The shadow's result for an answer. Called in the engine's thread."""
-        name, metrics, trust = answer.variant.name, self.metrics, self._controller.trust
-        trust.observe(name, found.kl)
+        name, metrics, guard = answer.variant.name, self.metrics, self._controller.quality_guard
+        guard.observe(name, found.kl)
         metrics.shadow_loss.labels(name).observe(found.kl)
         self._worst[name] = max(found.worst, self._worst.get(name, 0.0))
         metrics.shadow_worst.labels(name).set(self._worst[name])
         metrics.shadow_tokens.labels(name).inc(found.tokens)
         metrics.shadow_agreed.labels(name).inc(round(found.agreement * found.tokens))
-        metrics.variant_trusted.labels(name).set(trust.trusted(name))
+        metrics.variant_trusted.labels(name).set(guard.is_trusted(name))
         if self._audit is not None:
             self._audit.shadow(
                 answer.answer_id,
@@ -118,7 +118,7 @@ class Accounts:
                     "kl": found.kl,
                     "worst": found.worst,
                     "agreement": found.agreement,
-                    "trusted": trust.trusted(name),
+                    "trusted": guard.is_trusted(name),
                 },
             )
 

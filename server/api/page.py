@@ -74,7 +74,7 @@ def _readings(holder: Any) -> dict[str, Any]:  # noqa: ANN401
 
 def _variants(service: Service) -> list[dict[str, Any]]:
     """The base first; `kl` is None where it was never measured."""
-    catalogue, trust = service.controller.catalogue, service.controller.trust
+    catalogue, guard = service.controller.catalogue, service.controller.quality_guard
     shape = service.model.weights.shape
     specs = catalogue.variants
     full = next(iter(specs.values())).parameters(shape)
@@ -83,7 +83,7 @@ def _variants(service: Service) -> list[dict[str, Any]]:
             "name": name,
             "bytes": spec.parameters(shape) / full,
             "kl": 0.0 if not index else catalogue.variant_loss.get(name),
-            "trusted": trust.trusted(name),
+            "trusted": guard.is_trusted(name),
         }
         for index, (name, spec) in enumerate(specs.items())
     ]

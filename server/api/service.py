@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from controller import Analyzer, Controller, Hints, Newcomer
+from controller import Analyzer, Controller, IncomingRequest, RequestPreferences
 from policies import Objectives, Reason
 from pruners.kv import served_eviction
 from pruners.variant import BASE
@@ -36,7 +36,7 @@ class _Plan:
 
     longest: Prompt
     max_tokens: int
-    hints: Hints
+    hints: RequestPreferences
     sampling: tuple[SamplingParams, ...]  # by the answer's index
     stop: StopRules
 
@@ -102,7 +102,7 @@ class Service:
         cached = [self.engine.reusable(p.tokens) for p in ask.prompts]  # by variant
         known = next(c for c, p in zip(cached, ask.prompts, strict=True) if p is plan.longest)
         decision = self.controller.decide(
-            Newcomer(features, len(plan.longest.tokens), plan.max_tokens, plan.hints, known)
+            IncomingRequest(features, len(plan.longest.tokens), plan.max_tokens, plan.hints, known)
         )
         self.accounts.decided(decision)
         prompt_tokens = sum(len(p.tokens) for p in ask.prompts)
@@ -214,12 +214,12 @@ class Service:
             )
             call.generations.append(self.engine.submit(request, call.inbox))
 
-    def _hints(self, hints: TrimtabHints, alias: str | None) -> Hints:
+    def _hints(self, hints: TrimtabHints, alias: str | None) -> RequestPreferences:
         variant = alias if hints.variant is None else hints.variant
         if variant is not None and variant not in self.model.variants:
             known = ", ".join(self.model.variants)
             raise ApiError(400, f"no variant '{variant}'; there are: {known}", "trimtab.variant")
-        return Hints(
+        return RequestPreferences(
             Objectives(
                 ttft=None if hints.ttft_ms is None else hints.ttft_ms / 1e3,
                 tpot=None if hints.tpot_ms is None else hints.tpot_ms / 1e3,

@@ -85,8 +85,7 @@ def estimate(
 
     The logs must come from a server that left some choices to chance (`TRIMTAB_EXPLORE`).
     """
-    from policies.offpolicy import LogError, read_log
-    from policies.offpolicy import estimate as judged
+    from policies.offpolicy import LogError, estimate_value, read_log
     from policies.registry import named_policy
 
     found = read_log(log, lost)
@@ -98,7 +97,7 @@ def estimate(
     seen = logged[-1].observation.candidates
     variants = list(dict.fromkeys(c.action.variant for c in seen))
     target = named_policy(policy_name, variants, None, force=True)
-    worth = judged(logged, target, lost, clip)
+    worth = estimate_value(logged, target, lost, clip)
     typer.echo(f"{target.name}: {worth.decisions} decisions, {worth.effective:.0f} effective")
     for name, value, (low, high) in (
         ("SNIPS", worth.snips, worth.snips_95),

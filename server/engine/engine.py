@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from controller import EngineLoad, SequenceLoad, StepRecord
+from controller import EngineStatus, SequenceStatus, StepRecord
 from pruners.variant import VariantSpec
 from server.engine.admission import check
 from server.engine.detokenizer import TextStream
@@ -158,14 +158,14 @@ class Engine:
         """How many tokens of a prompt need not be read again, by the names of variants."""
         return self._runner.scheduler.cache.prefixes.reusable(tuple(prompt))
 
-    def load(self) -> EngineLoad:
+    def load(self) -> EngineStatus:
         """A snapshot of the queue, the running answers and the cache."""
         scheduler = self._runner.scheduler
         borrowed = 0 if self._idle is None else self._idle.slots
         with self._wake:
             running = list(scheduler.running)
             waiting = [*scheduler.waiting, *self._arrivals]
-        return EngineLoad(
+        return EngineStatus(
             sequences=tuple(
                 [_load_of(s, True) for s in running] + [_load_of(s, False) for s in waiting]
             ),
@@ -268,7 +268,7 @@ def _deliver(written: Outbox) -> None:
         generation.inbox.put_nowait((generation, delta))
 
 
-def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:
+def _load_of(sequence: Sequence, running: bool) -> SequenceStatus:
     request = sequence.request
     total = len(request.prompt) + request.max_tokens
     budget = request.kv_budget
@@ -278,7 +278,7 @@ def _load_of(sequence: Sequence, running: bool) -> SequenceLoad:
     reusable = 0 if afresh else request.reusable
     cache = sequence.cache  # which the engine's thread may take away meanwhile
     unread = max(0, sequence.pending - reusable)
-    return SequenceLoad(
+    return SequenceStatus(
         variant=sequence.variant,
         running=running,
         prompt_left=unread if sequence.in_prompt else 0,

@@ -10,13 +10,19 @@ import numpy as np
 from rich.progress import Progress
 
 from policies import LearnedPolicy, Policy
-from policies.bundle import TEXT, Bundle, load_policy
+from policies.bundle import TEXT, PolicyBundle, load_policy
 from policies.simulation.profile import Profile
 from policies.simulation.traffic import Arrival
 from policies.training.checkpoint import CheckpointError, load_checkpoint
+from policies.training.evaluation import (
+    PolicyEvaluation,
+    decide_promotion,
+    evaluate_policies,
+    reward_interval,
+    summarize,
+)
 from policies.training.report import write_report
-from policies.training.train import BLIND, Plan, identity_of, train
-from policies.training.trial import Trial, interval, run_all, summary, verdict
+from policies.training.train import FEATURE_GROUPS, TrainingPlan, identity_of, train
 from pruners.support.files import Kind
 from server.jobs.training_spec import LEAST, Lesson, LessonError, Note
 
@@ -38,7 +44,7 @@ _SUFFIX = ".safetensors"
 class Course:
     """All trainings of a lesson: plans by name, the policy's own first, and what they see."""
 
-    plans: dict[str, Plan]
+    plans: dict[str, TrainingPlan]
     again: tuple[str, ...]  # the same from other seeds
     blind: dict[str, str]  # names of ablations, and what they do not see
     traffic: Sequence[Arrival]
@@ -57,7 +63,7 @@ def course_of(profile: Profile, lesson: Lesson) -> Course:
     (traffic, later), (learned, held) = lesson.traffic(), lesson.prompts(profile)
     again = {f"{plan.kind} seed {s}": s for s in range(plan.seed + 1, plan.seed + lesson.seeds)}
     plans = {plan.kind: plan} | {name: replace(plan, seed=seed) for name, seed in again.items()}
-    blind = {f"{plan.kind} without {what}": what for what in BLIND if lesson.ablations}
+    blind = {f"{plan.kind} without {what}": what for what in FEATURE_GROUPS if lesson.ablations}
     plans |= {name: replace(plan, blind=what) for name, what in blind.items()}
     return Course(plans, tuple(again), dict(blind), traffic, later, learned, held)
 
@@ -105,12 +111,12 @@ def train_policy(
         trained[name] = LearnedPolicy(plan.kind, profile.variants, layers)
     found, runs = _tried(profile, course.later, course.held, lesson, trained, progress)
     kind = lesson.kind
-    found["verdict"] = verdict(runs, kind, course.again)
+    found["verdict"] = decide_promotion(runs, kind, course.again)
     found["ablations"] = {
-        what: interval(runs[name], runs[kind]) for name, what in course.blind.items()
+        what: reward_interval(runs[name], runs[kind]) for name, what in course.blind.items()
     }
     write_report(out, profile, found, runs, kind, rewards[kind])
-    Bundle(
+    PolicyBundle(
         kind, profile.fingerprint, profile.variants, trained[kind].layers,
         found["verdict"]["promoted"], Note.of(lesson, profile).model_dump(), found,
     ).save(out)  # fmt: skip
@@ -162,17 +168,17 @@ def _tried(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     plan = lesson.plan()
     drawn = plan.drawn
-    trial = Trial(
+    trial = PolicyEvaluation(
         profile, traffic, prompts, plan.reward, drawn.objectives[0], drawn.limits, drawn.loads
     )
     total = len(profile.variants) + _STATICS + len(trained)
     task = progress.add_task("Trying policies", total=total)
-    runs = run_all(trial, trained, lambda: progress.advance(task))
+    runs = evaluate_policies(trial, trained, lambda: progress.advance(task))
     name = next(iter(trained))
     arrivals = "drawn arrivals" if lesson.trace is None else lesson.trace.name
     found = {
-        **summary(trial, runs),
-        "verdict": verdict(runs, name),
+        **summarize(trial, runs),
+        "verdict": decide_promotion(runs, name),
         "about": (
             f"{len(trial.cases())} runs a policy on held-out traffic ({arrivals}, "
             f"{len(traffic)} requests) and {len(prompts)} of the {len(profile.prompts.names)} "

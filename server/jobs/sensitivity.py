@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from controller.analyzer import BACKENDS, Analyzer
-from controller.cross_validation import judge
+from controller.cross_validation import cross_validate
 from controller.sensitivity import FILE, Sensitivity, fit
 from pruners.artefact.folder import load_artefact
 from pruners.data.sources import Corpus
@@ -59,7 +59,7 @@ def learn_sensitivity(
             except ImportError:
                 continue
             features[backend] = [analyze(one.text) for one in asked]
-            reports[backend] = judge(features[backend], losses, prompt_loss)
+            reports[backend] = cross_validate(features[backend], losses, prompt_loss)
         fitted = fit(features[analyzer], losses, artefact.fingerprint, analyzer)
         about = {"prompts": corpus.name, "count": len(asked), "answer_tokens": answer_tokens}
         found = replace(fitted, report={**about, "backends": reports})

@@ -8,14 +8,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from policies import Objectives
-from policies.bundle import Bundle, Kind, PolicyError
-from policies.simulation.engine import Limits
-from policies.simulation.environment import Episodes
+from policies.bundle import PolicyBundle, PolicyError, PolicyKind
+from policies.simulation.engine import EngineLimits
+from policies.simulation.environment import EpisodeSettings
 from policies.simulation.host import BATTERY, HOT, MAINS
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward, RewardName
 from policies.simulation.traffic import Arrival, read_trace, shortened, synthetic
-from policies.training.train import ROUND, Plan, split
+from policies.training.train import ROUND, TrainingPlan, split
 from pruners.support.errors import UserError
 from pruners.support.files import file_hash
 
@@ -57,7 +57,7 @@ class Lesson(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    kind: Kind = "dqn"
+    kind: PolicyKind = "dqn"
     episodes: int = Field(default=500, ge=ROUND, multiple_of=ROUND)
     train_samples: int | None = Field(default=None, ge=1)
     max_new_tokens: int = Field(default=400, ge=1)
@@ -83,14 +83,16 @@ class Lesson(BaseModel):
             option = str(first["loc"][0]).replace("_", "-")
             raise LessonError(f"--{option}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
-    def plan(self) -> Plan:
+    def plan(self) -> TrainingPlan:
         """Of the first training, on every host that a server may meet."""
         # So that no reading is new to the policy then.
         hosts = (MAINS, BATTERY, HOT)
         wanted = (Objectives(ttft=self.ttft_ms / 1e3, firm=True),)
-        limits = Limits(self.max_running)
-        drawn = Episodes(objectives=wanted, hosts=hosts, limits=limits)
-        return Plan(self.kind, self.episodes, Reward(self.reward, self.lost), drawn, seed=self.seed)
+        limits = EngineLimits(self.max_running)
+        drawn = EpisodeSettings(objectives=wanted, hosts=hosts, limits=limits)
+        return TrainingPlan(
+            self.kind, self.episodes, Reward(self.reward, self.lost), drawn, seed=self.seed
+        )
 
     def traffic(self) -> tuple[Sequence[Arrival], Sequence[Arrival]]:
         """The first two thirds to learn from, the rest to test with.
@@ -180,7 +182,7 @@ class Note(BaseModel):
         )
 
     @classmethod
-    def read(cls, bundle: Bundle, folder: Path) -> Self:
+    def read(cls, bundle: PolicyBundle, folder: Path) -> Self:
         """From the bundle in `folder`. Raises `PolicyError`."""
         try:
             return cls.model_validate(bundle.training)

@@ -9,10 +9,10 @@ from itertools import count
 
 import pytest
 
-from controller import Analyzer, Newcomer
+from controller import Analyzer, IncomingRequest
 from controller.audit import AuditError, AuditLog
 from policies import RulePolicy, read_observation
-from policies.hysteresis import settle
+from policies.hysteresis import choose_with_hysteresis
 from tests.controller.test_controller import Host
 
 
@@ -25,7 +25,7 @@ def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
     host = Host()
     host.busy(4, 12)
     features = Analyzer()("secret words")
-    decision = host.controller().decide(Newcomer(features, 40, 100))
+    decision = host.controller().decide(IncomingRequest(features, 40, 100))
     log = AuditLog(tmp_path / "logs" / "audit.jsonl")
     log.answer("a1", "same", decision, features, host.snapshot, {"output_tokens": 7})
     log.answer("a2", "same", decision, features, host.snapshot, {}, prompt="secret words")
@@ -47,7 +47,7 @@ def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
         ("a1", "same"),
         ("a2", "same"),
     ]
-    again = settle(read_observation(first["observation"]), RulePolicy(), 1.0)
+    again = choose_with_hysteresis(read_observation(first["observation"]), RulePolicy(), 1.0)
     assert again == (decision.action, decision.reason)
 
 

@@ -11,15 +11,15 @@ from controller import (
     Analyzer,
     Catalogue,
     Controller,
-    EngineLoad,
-    Hints,
-    Newcomer,
-    SequenceLoad,
-    StepModel,
+    EngineStatus,
+    IncomingRequest,
+    RequestPreferences,
+    SequenceStatus,
+    StepTimeModel,
 )
 from controller.sensitivity import FEATURES, Sensitivity
 from policies import Action, Constraint, Objectives, Reason, RulePolicy, read_observation
-from policies.hysteresis import settle
+from policies.hysteresis import choose_with_hysteresis
 from pruners.variant import BASE as BASE_NAME
 from telemetry import Snapshot, present
 from tests.controller.test_step_time_model import BASE, HALF, SHALLOW, fitted
@@ -32,7 +32,7 @@ class Host:
 
     def __init__(self):
         self.now = 100.0
-        self.load = EngineLoad((), 4, 256, 0, 4096)
+        self.load = EngineStatus((), 4, 256, 0, 4096)
         self.snapshot = Snapshot(
             taken_at=0.0,
             memory_total_bytes=present(16 * GIB, "test"),
@@ -41,9 +41,10 @@ class Host:
 
     def busy(self, running, waiting, capacity=4096):
         made = [
-            SequenceLoad(BASE, i < running, 0, 200, 200, 64, 264) for i in range(running + waiting)
+            SequenceStatus(BASE, i < running, 0, 200, 200, 64, 264)
+            for i in range(running + waiting)
         ]
-        self.load = EngineLoad(tuple(made), 4, 256, 64 * running, capacity)
+        self.load = EngineStatus(tuple(made), 4, 256, 64 * running, capacity)
 
     def controller(self, dwell=1.0, sensitivity=None, demand=0.0, **defaults):
         """`demand` is as if so much work had been arriving."""
@@ -74,14 +75,18 @@ def host():
 
 
 def decide(controller, prompt=40, output=100, **hints):
-    return controller.decide(Newcomer(Analyzer()("What is this?"), prompt, output, Hints(**hints)))
+    return controller.decide(
+        IncomingRequest(Analyzer()("What is this?"), prompt, output, RequestPreferences(**hints))
+    )
 
 
 def test_a_long_prompt_that_the_base_has_cached_is_no_reason_to_cut(host):
     controller, prompt = host.controller(ttft=0.05), 900
     said = Analyzer()("What is this?")
-    afresh = controller.decide(Newcomer(said, prompt, 100))
-    cached = controller.decide(Newcomer(said, prompt, 100, reusable={BASE_NAME: prompt - 10}))
+    afresh = controller.decide(IncomingRequest(said, prompt, 100))
+    cached = controller.decide(
+        IncomingRequest(said, prompt, 100, reusable={BASE_NAME: prompt - 10})
+    )
     assert afresh.reason == Reason.LEAST_BAD
     assert cached.action == Action("base")
     assert cached.chosen.ttft < 0.05 < afresh.chosen.ttft
@@ -140,7 +145,7 @@ def test_small_requests_keep_the_base_longer_and_a_variant_of_their_own(host):
     small = decide(controller, prompt=10, output=10)
     assert large.observation.rank > 0.5 > small.observation.rank
     assert (large.reason, small.reason) == (Reason.QUEUE, Reason.BASE_FITS)
-    host.load = EngineLoad((), 4, 256, 0, 4096)
+    host.load = EngineStatus((), 4, 256, 0, 4096)
     assert decide(controller, prompt=300, output=100).reason is Reason.DWELL
     assert decide(controller, prompt=10, output=10).reason is Reason.BASE_FITS
 
@@ -161,7 +166,10 @@ def test_what_the_shield_forbids_is_not_held(host):
         for c in held.observation.candidates
     )
     observation = replace(held.observation, candidates=forbidden)
-    assert settle(observation, RulePolicy(), 1e6) == (Action("base"), Reason.BASE_FITS)
+    assert choose_with_hysteresis(observation, RulePolicy(), 1e6) == (
+        Action("base"),
+        Reason.BASE_FITS,
+    )
 
 
 def test_a_floor_in_a_late_queue_is_refused_not_broken(host):
@@ -183,7 +191,7 @@ def test_a_predictor_makes_losses_depend_on_the_prompt(host):
     losses = [
         {
             c.action.label: c.loss
-            for c in controller.observe(Newcomer(Analyzer()(text), 40, 100)).candidates
+            for c in controller.observe(IncomingRequest(Analyzer()(text), 40, 100)).candidates
         }
         for text in ("Tell me this.", "What is this?")
     ]
@@ -199,7 +207,7 @@ def test_a_decision_is_replayed_from_its_record(host):
     for hints in ({}, {"variant": "ffn-50"}, {"objectives": Objectives(max_loss=0.8)}):
         decision = decide(controller, **hints)
         record = json.loads(json.dumps(asdict(decision.observation)))
-        again = settle(read_observation(record), RulePolicy(), controller.dwell)
+        again = choose_with_hysteresis(read_observation(record), RulePolicy(), controller.dwell)
         assert again == (decision.action, decision.reason)
 
 
@@ -259,6 +267,6 @@ def test_the_expected_answer_follows_what_answers_are(host):
     host.busy(4, 8)
     before = decide(controller).observation.wait
     for _ in range(200):
-        controller.answer_done(200, 10)
+        controller.observe_answer(200, 10)
     assert decide(controller).observation.wait < before / 2
-    assert isinstance(controller.step_time_model, StepModel)
+    assert isinstance(controller.step_time_model, StepTimeModel)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from controller import Analyzer
-from controller.cross_validation import judge
+from controller.cross_validation import cross_validate
 from controller.sensitivity import FILE, SensitivityError, fit, load_sensitivity
 from pruners.data.readers import ReadError
 from pruners.support.errors import UserError
@@ -34,7 +34,7 @@ def losses(features, noise: float, seed: int = 1) -> dict[str, list[float]]:
 def test_it_finds_what_makes_a_prompt_sensitive_and_says_what_it_is_worth():
     features = prompts()
     lost = losses(features, noise=0.02)
-    report = judge(features, lost, prompt_loss=[2.0 + loss for loss in lost["b"]])
+    report = cross_validate(features, lost, prompt_loss=[2.0 + loss for loss in lost["b"]])
     assert report["a"]["all"]["r2"] > 0.6
     assert report["a"]["all"]["rho"] > 0.7
     assert 0.7 < report["a"]["all"]["gain"] <= 1.0

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from controller import EngineLoad, SequenceLoad, StepModel, StepRecord
+from controller import EngineStatus, SequenceStatus, StepRecord, StepTimeModel
 from controller.forecast import Forecast
 from pruners.architecture import Shape
 from pruners.variant import base_spec, depth_spec, width_spec
@@ -36,7 +36,7 @@ def truth(rows, sampled, fixed=0.002, stream=1e-10, work=4e-11, read=5e-10):
 
 
 def fitted():
-    model = StepModel(SHAPE)
+    model = StepTimeModel(SHAPE)
     model.fit(
         [
             truth([(v, n, held)], s)
@@ -96,9 +96,9 @@ def test_short_steps_that_are_held_up_say_little_of_long_ones():
 
 
 def load(running, waiting=0, output=100, slots=4):
-    made = [SequenceLoad(BASE, True, 0, output, output, 50, 150) for _ in range(running)]
-    made += [SequenceLoad(BASE, False, 50, output, output, 0, 150) for _ in range(waiting)]
-    return EngineLoad(tuple(made), slots, 256, 0, 10_000)
+    made = [SequenceStatus(BASE, True, 0, output, output, 50, 150) for _ in range(running)]
+    made += [SequenceStatus(BASE, False, 50, output, output, 0, 150) for _ in range(waiting)]
+    return EngineStatus(tuple(made), slots, 256, 0, 10_000)
 
 
 def at_most(tokens):
@@ -151,7 +151,7 @@ def test_a_cached_token_adds_what_a_step_says_it_does():
 
 
 def test_what_a_variant_reads_of_its_own_counts_once_a_step_and_once_a_row():
-    plain, owning = fitted(), StepModel(SHAPE, {HALF.name: 10**7})
+    plain, owning = fitted(), StepTimeModel(SHAPE, {HALF.name: 10**7})
     owning._rates = plain._rates
     assert owning.seconds([(BASE, 4, 0)], 4) == plain.seconds([(BASE, 4, 0)], 4)
     more = [owning.seconds([(HALF, n, 0)], n) - plain.seconds([(HALF, n, 0)], n) for n in (1, 9)]
@@ -165,7 +165,7 @@ def test_a_variant_with_fewer_groups_reads_less_of_its_cache():
 
 
 def test_what_first_measurements_got_wrong_is_learned_from_steps():
-    model = StepModel(SHAPE)
+    model = StepTimeModel(SHAPE)
     sizes = ((1, 1, 50), (16, 16, 800), (64, 1, 0))
     # Steps that take long whatever they do, as on a host that has just started.
     model.fit([truth([(v, n, held)], s, fixed=0.01) for v in (BASE, HALF) for n, s, held in sizes])
@@ -192,7 +192,7 @@ def test_a_fit_leaves_predictions_where_the_last_steps_put_them():
 
 
 def test_steps_before_the_first_measurements_teach_nothing():
-    model = StepModel(SHAPE)
+    model = StepTimeModel(SHAPE)
     for _ in range(300):
         model.observe(truth([(BASE, 1, 0)], 1))
     assert (model.correction, model.seconds([(BASE, 1, 0)], 1)) == (1.0, 0.0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies.bundle import Bundle, PolicyError, load_policy
+from policies.bundle import PolicyBundle, PolicyError, load_policy
 from policies.features import choices, feature_names
 from policies.learned import LearnedPolicy
 from tests.support.paper import VARIANTS
@@ -29,7 +29,7 @@ def network(seed=0):
 
 def saved(folder, **changes):
     made = {"fingerprint": "model", "variants": VARIANTS, "promoted": True, "layers": network()}
-    Bundle(**{"kind": "dqn", "training": {}, "report": {}, **made, **changes}).save(folder)
+    PolicyBundle(**{"kind": "dqn", "training": {}, "report": {}, **made, **changes}).save(folder)
     return folder
 
 

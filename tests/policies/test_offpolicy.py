@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from policies import ExploringPolicy, Objectives, RulePolicy, StaticPolicy, propensities
-from policies.offpolicy import LogError, Logged, estimate, read_log
+from policies.offpolicy import LogError, LoggedDecision, estimate_value, read_log
 from policies.simulation.environment import ALONE
+from policies.simulation.server import SimulatedServer
 from policies.simulation.traffic import at_load, synthetic
-from policies.simulation.world import World
 from pruners.data.readers import ReadError
 from server.cli.main import main
 from tests.support.paper import RATES, VARIANTS, profile
@@ -26,7 +26,7 @@ def logged():
     table = profile(prompts=300)
     arrivals = at_load(synthetic(COUNT, 1), ALONE, RATES, 8)
     rows = np.random.default_rng(2).integers(0, 300, COUNT).tolist()
-    world = World(table, arrivals, rows, Objectives(ttft=1.0), seed=4)
+    world = SimulatedServer(table, arrivals, rows, Objectives(ttft=1.0), seed=4)
     entries, truth = [], {name: [] for name in VARIANTS}
     while world.arrive():
         seen = world.observation()
@@ -35,7 +35,7 @@ def logged():
         odds = propensities(POLICY, seen, POLICY.choose)
         row = rows[len(entries)]
         value = float(np.exp(-table.prompts.loss[row, number]))
-        entries.append(Logged(seen, action.label, odds[action.label], value))
+        entries.append(LoggedDecision(seen, action.label, odds[action.label], value))
         for place, name in enumerate(VARIANTS):
             truth[name].append(float(np.exp(-table.prompts.loss[row, place])))
         world.take(number)
@@ -45,7 +45,7 @@ def logged():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_both_estimates_cover_the_truth(logged, variant):
     entries, truth = logged
-    found = estimate(entries, StaticPolicy(variant))
+    found = estimate_value(entries, StaticPolicy(variant))
     for value, (low, high) in (
         (found.snips, found.snips_95),
         (found.doubly_robust, found.doubly_robust_95),
@@ -63,7 +63,7 @@ def test_a_perfect_model_needs_no_decision_that_agrees(logged):
     entries, _ = logged
     values = {c.action.label: np.exp(-c.loss) for c in entries[0].observation.candidates}
     exact = [replace(one, value=float(values[one.label])) for one in entries[:300]]
-    found = estimate(exact, StaticPolicy("tenth"))
+    found = estimate_value(exact, StaticPolicy("tenth"))
     assert found.doubly_robust == pytest.approx(values["tenth"])
     low, high = found.doubly_robust_95
     assert high - low < 1e-9
@@ -81,13 +81,13 @@ def test_a_wrong_model_is_corrected_by_what_was_seen(logged):
         )
         for one in entries
     ]
-    found = estimate(wrong, StaticPolicy("tenth"))
+    found = estimate_value(wrong, StaticPolicy("tenth"))
     assert found.doubly_robust == pytest.approx(truth["tenth"], abs=0.04)
 
 
 def test_clipping_bounds_the_weights(logged):
     entries, _ = logged
-    found = estimate(entries, StaticPolicy("tenth"), clip=2.0)
+    found = estimate_value(entries, StaticPolicy("tenth"), clip=2.0)
     assert found.largest == pytest.approx(6.0, rel=0.01)
     assert found.effective == pytest.approx(COUNT / 6, rel=0.15)
 
@@ -95,7 +95,7 @@ def test_clipping_bounds_the_weights(logged):
 def test_a_policy_that_the_log_never_followed_is_an_error(logged):
     entries = [one for one in logged[0] if one.label == "base"]
     with pytest.raises(LogError, match="log with chance"):
-        estimate(entries, StaticPolicy("tenth"))
+        estimate_value(entries, StaticPolicy("tenth"))
 
 
 def entry(seen, **changes):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from controller.analyzer import BACKENDS
-from policies.bundle import Bundle
+from policies.bundle import PolicyBundle
 from pruners.support.errors import UserError
 from server.app import load
 from server.prechecks import check_settings
@@ -45,10 +45,10 @@ def test_policies(artefact, tmp_path):
     made = {"kind": "dqn", "variants": variants, "layers": network()}
     made |= {"training": {}, "report": {}}
     folder = tmp_path / "policy"
-    Bundle(fingerprint="another", promoted=True, **made).save(folder)
+    PolicyBundle(fingerprint="another", promoted=True, **made).save(folder)
     refused("another model", artefact=artefact, policy=str(folder))
     mine = json.loads((artefact / "variants.json").read_text())["model"]["fingerprint"]
-    Bundle(fingerprint=mine, promoted=False, **made).save(folder)
+    PolicyBundle(fingerprint=mine, promoted=False, **made).save(folder)
     refused("--force serves it", artefact=artefact, policy=str(folder))
     check_settings(Settings(model=NOWHERE, artefact=artefact, policy=str(folder), force=True))
 

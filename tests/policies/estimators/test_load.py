@@ -4,10 +4,15 @@ import random
 
 import pytest
 
-from policies.estimators.load import AnswerLength, Demand, Sizes, WaitBias
+from policies.estimators.load import (
+    AnswerLengthEstimator,
+    LoadEstimator,
+    RequestSizes,
+    WaitBiasEstimator,
+)
 
 
-def arriving(demand: Demand, load: float, seconds: float, start: float = 0.0) -> float:
+def arriving(demand: LoadEstimator, load: float, seconds: float, start: float = 0.0) -> float:
     """Ten requests a second, from an idle start, that bring `load` seconds of work a second."""
     for number in range(int(10 * seconds)):
         demand.add(start + number / 10, load / 10, idle=number == 0)
@@ -17,24 +22,24 @@ def arriving(demand: Demand, load: float, seconds: float, start: float = 0.0) ->
 @pytest.mark.parametrize("load", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("seconds", [3.0, 6.0, 30.0])
 def test_it_finds_the_load_soon_and_keeps_to_it(load, seconds):
-    assert arriving(Demand(), load, seconds) == pytest.approx(load, rel=0.06)
+    assert arriving(LoadEstimator(), load, seconds) == pytest.approx(load, rel=0.06)
 
 
 def test_the_first_requests_are_no_flood():
-    demand = Demand()
+    demand = LoadEstimator()
     demand.add(0.0, 0.5, idle=True)
     assert demand.value < 0.5
-    assert arriving(Demand(), 2.0, 0.5) < 1.0, "half a second says little"
+    assert arriving(LoadEstimator(), 2.0, 0.5) < 1.0, "half a second says little"
 
 
 def test_what_an_idle_machine_has_met_is_forgotten():
-    demand = Demand()
+    demand = LoadEstimator()
     arriving(demand, 3.0, 10.0)
     assert arriving(demand, 0.5, 3.0, start=10.1) == pytest.approx(0.5, rel=0.06)
 
 
 def test_it_follows_a_load_that_falls():
-    demand = Demand()
+    demand = LoadEstimator()
     arriving(demand, 2.0, 20.0)
     for number in range(100):
         demand.add(20.0 + number / 10, 0.02)
@@ -42,7 +47,7 @@ def test_it_follows_a_load_that_falls():
 
 
 def test_a_rank_is_the_share_of_work_in_smaller_requests():
-    sizes = Sizes()
+    sizes = RequestSizes()
     assert sizes.rank(10) == 1.0, "nothing is known"
     for number in range(300):
         sizes.add(10_000 if number < 150 else 10 * (7 * number % 10 + 1))
@@ -53,7 +58,7 @@ def test_a_rank_is_the_share_of_work_in_smaller_requests():
 
 
 def test_waits_are_corrected_by_what_they_were():
-    bias = WaitBias()
+    bias = WaitBiasEstimator()
     for _ in range(200):
         bias.learn(bias.factor * 1.0, 2.0)
     assert bias.factor == pytest.approx(2.0, rel=0.01)
@@ -65,7 +70,7 @@ def test_waits_are_corrected_by_what_they_were():
 
 
 def test_answers_lengths_leave_the_first_guess_quickly_and_then_forget():
-    length = AnswerLength()
+    length = AnswerLengthEstimator()
     for _ in range(20):
         length.learn(500, 30)
     assert length.expected(500) < 36
@@ -76,7 +81,7 @@ def test_answers_lengths_leave_the_first_guess_quickly_and_then_forget():
 
 
 def test_clients_that_ask_for_what_they_want_are_taken_at_their_word():
-    exact, vague, chance = AnswerLength(), AnswerLength(), random.Random(0)
+    exact, vague, chance = AnswerLengthEstimator(), AnswerLengthEstimator(), random.Random(0)
     for _ in range(300):
         limit = chance.randrange(10, 400)
         exact.learn(limit, limit)
@@ -89,7 +94,7 @@ def test_clients_that_ask_for_what_they_want_are_taken_at_their_word():
 
 
 def test_longer_limits_never_mean_shorter_answers():
-    length = AnswerLength()
+    length = AnswerLengthEstimator()
     for step in range(100):
         length.learn(10 + step, 200 - step)
     assert length.expected(300) == length.expected(400)

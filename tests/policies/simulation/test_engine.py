@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from policies.simulation.engine import Limits, Row, SimulatedEngine
+from policies.simulation.engine import EngineLimits, SimulatedEngine, SimulatedRequest
 from policies.simulation.rates import Rates
 from tests.support.paper import RATES
 
@@ -16,11 +16,13 @@ def run(rows, rates=FLAT, limits=None):
     """Ends of all requests; `rows` are (arrival, action, prompt, output)."""
     ended = {}
     engine = SimulatedEngine(
-        rates, limits or Limits(4, 64), lambda row, clock: ended.setdefault(row.index, (row, clock))
+        rates,
+        limits or EngineLimits(4, 64),
+        lambda row, clock: ended.setdefault(row.index, (row, clock)),
     )
     for index, (at, action, prompt, output) in enumerate(rows):
         engine.advance(at)
-        engine.submit(Row(index, action, at, prompt, output, prompt + output))
+        engine.submit(SimulatedRequest(index, action, at, prompt, output, prompt + output))
     engine.finish()
     return [ended[index] for index in range(len(rows))]
 
@@ -75,7 +77,7 @@ def test_stretches_of_steps_are_the_steps_one_by_one(seed):
     for _ in range(60):
         clock += chance.expovariate(12.0)
         rows.append((clock, chance.randrange(3), chance.randint(4, 90), chance.randint(1, 40)))
-    limits = Limits(4, 48)
+    limits = EngineLimits(4, 48)
     found = [(row.first, end) for row, end in run(rows, RATES, limits)]
     for (first, end), (wanted, last) in zip(found, stepwise(rows, RATES, limits), strict=True):
         # A stretch ends on the step in which somebody arrives, so only rounding is left.
@@ -97,19 +99,19 @@ def test_a_mixed_batch_streams_its_widest_row_once():
 def test_a_stretched_clock_stretches_everything():
     ends = []
     engine = SimulatedEngine(
-        FLAT, Limits(4, 64), lambda row, clock: ends.append(clock), lambda s, busy: 2 * s
+        FLAT, EngineLimits(4, 64), lambda row, clock: ends.append(clock), lambda s, busy: 2 * s
     )
-    engine.submit(Row(0, 0, 0.0, 50, 5, 55))
+    engine.submit(SimulatedRequest(0, 0, 0.0, 50, 5, 55))
     engine.finish()
     assert ends[0] == pytest.approx(2 * run([(0.0, 0, 50, 5)])[0][1])
 
 
 def test_the_predicted_wait_is_about_the_wait():
-    engine = SimulatedEngine(FLAT, Limits(4, 64), lambda row, clock: None)
+    engine = SimulatedEngine(FLAT, EngineLimits(4, 64), lambda row, clock: None)
     for index in range(40):
-        engine.submit(Row(index, 0, 0.0, 16, 20, 36, expected=20.0))
+        engine.submit(SimulatedRequest(index, 0, 0.0, 16, 20, 36, expected=20.0))
     engine.advance(0.05)
-    predicted, last = engine.wait(), Row(40, 0, engine.clock, 16, 20, 36)
+    predicted, last = engine.wait(), SimulatedRequest(40, 0, engine.clock, 16, 20, 36)
     engine.submit(last)
     engine.finish()
     assert last.started - last.arrived == pytest.approx(predicted, rel=0.2)

@@ -6,16 +6,18 @@ from gymnasium.utils.env_checker import check_env
 
 from policies import Objectives
 from policies.features import feature_names, hidden_columns
-from policies.simulation.environment import ALONE, Episodes, TrafficEnvironment
+from policies.simulation.environment import ALONE, EpisodeSettings, TrafficEnvironment
 from policies.simulation.host import BATTERY, MAINS
 from policies.simulation.rewards import Reward
+from policies.simulation.server import Outcome
 from policies.simulation.traffic import synthetic
-from policies.simulation.world import Outcome
 from tests.support.paper import VARIANTS, profile
 
 
 def environment(reward=None, hidden=None, **drawn):
-    episodes = Episodes(length=64, **{"objectives": (Objectives(ttft=1.0, firm=True),), **drawn})
+    episodes = EpisodeSettings(
+        length=64, **{"objectives": (Objectives(ttft=1.0, firm=True),), **drawn}
+    )
     return TrafficEnvironment(
         profile(), synthetic(500, 0), np.arange(100), reward or Reward(), episodes, hidden
     )

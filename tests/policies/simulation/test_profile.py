@@ -173,7 +173,7 @@ def test_full_batches_weigh_the_most_where_no_line_fits():
 TRACES = {
     "azure.csv": "TIMESTAMP,ContextTokens,GeneratedTokens\n"
     + "".join(f"2023-11-16 18:15:{4 + i}.5000000,{100 + i},{20 + i}\n" for i in range(10, 20)),
-    "burst.csv": "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    "burst.csv": "Timestamp,Model,Request tokens,Response tokens,Total tokens,DecisionLog Type\n"
     + "".join(f"{14 + i},ChatGPT,{110 + i},{30 + i},9,Conversation log\n" for i in range(10)),
     "mooncake.jsonl": "".join(
         json.dumps({"timestamp": 1000 * (14 + i), "input_length": 110 + i, "output_length": 30 + i})

@@ -7,17 +7,17 @@ import pytest
 
 from policies import LearnedPolicy, Objectives, RulePolicy
 from policies.features import feature_names, hidden_columns
-from policies.simulation.environment import ALONE, Episodes, TrafficEnvironment
+from policies.simulation.environment import ALONE, EpisodeSettings, TrafficEnvironment
 from policies.simulation.rates import Rates
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import synthetic
 from policies.training.checkpoint import CheckpointError
 from policies.training.dqn import DqnSettings
-from policies.training.train import Plan, split, train
+from policies.training.train import TrainingPlan, split, train
 from tests.support.paper import RATES, VARIANTS, profile
 
 TRACE = synthetic(800, 0)
-DRAWN = Episodes(length=32, objectives=(Objectives(ttft=1.0, firm=True),), loads=(1.0, 2.0))
+DRAWN = EpisodeSettings(length=32, objectives=(Objectives(ttft=1.0, firm=True),), loads=(1.0, 2.0))
 SMALL = DqnSettings(hidden=(16,), buffer=2000)
 
 
@@ -31,7 +31,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("kind", ["dqn", "bandit"])
 def test_the_same_seed_and_an_interruption_give_the_same_weights(kind, tmp_path):
-    plan = Plan(kind, 40, drawn=DRAWN, dqn=SMALL)
+    plan = TrainingPlan(kind, 40, drawn=DRAWN, dqn=SMALL)
     table, rows = profile(), np.arange(80)
     whole, rewards = train(table, TRACE, rows, plan)
     path = tmp_path / "checkpoint.safetensors"
@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"x")
     with pytest.raises(CheckpointError, match="damaged"):
-        train(profile(), TRACE, np.arange(80), Plan("bandit", 10, drawn=DRAWN), path)
+        train(profile(), TRACE, np.arange(80), TrainingPlan("bandit", 10, drawn=DRAWN), path)
 
 
 def test_alone_the_network_reaches_the_tables_argmax():
@@ -72,10 +72,10 @@ def test_alone_the_network_reaches_the_tables_argmax():
     episode. Compared on prompts that were not learned from."""
     base = RATES.full_step(0, 1)
     wanted = tuple(Objectives(tpot=share * base) for share in (1.2, 0.8, 0.45))
-    drawn = Episodes(loads=(ALONE,), objectives=wanted, length=64)
+    drawn = EpisodeSettings(loads=(ALONE,), objectives=wanted, length=64)
     table = profile(200, rates=Rates(RATES.stream, RATES.row, RATES.prompt, (0.0, 0.0, 0.0)))
     learned, held = split(table.prompts.names)
-    plan = Plan("dqn", 300, drawn=drawn, dqn=DqnSettings(gamma=0.0, rate=1e-3))
+    plan = TrainingPlan("dqn", 300, drawn=drawn, dqn=DqnSettings(gamma=0.0, rate=1e-3))
     layers, rewards = train(table, TRACE, learned, plan)
     assert np.mean(rewards[-20:]) > np.mean(rewards[:20])
     policy = LearnedPolicy("dqn", VARIANTS, layers)
@@ -95,7 +95,7 @@ def test_alone_the_network_reaches_the_tables_argmax():
 
 @pytest.mark.parametrize("what", ["host", "prompt"])
 def test_a_blind_policy_is_blind(what):
-    plan = Plan("bandit", 20, drawn=DRAWN, blind=what)
+    plan = TrainingPlan("bandit", 20, drawn=DRAWN, blind=what)
     layers, _ = train(profile(), TRACE, np.arange(80), plan)
     policy = LearnedPolicy("bandit", VARIANTS, layers)
     hidden = hidden_columns(what, VARIANTS)

@@ -35,8 +35,8 @@ class _Engine:
 class _Controller:
     decisions = 0
 
-    def decide(self, newcomer):
-        self.newcomer = newcomer
+    def decide(self, incoming):
+        self.incoming = incoming
         self.decisions += 1
         seen = SimpleNamespace(wait=7.0)
         return SimpleNamespace(
@@ -73,8 +73,8 @@ def test_each_prompt_brings_what_is_cached_of_it_for_the_chosen_variant():
     prompts = [Prompt(list(range(length)), "x" * length) for length in (2, 3, 1)]
     service.start(Ask(prompts, CompletionBody(prompt="", n=2), 4), "call")
     assert [request.reusable for request in engine.requests] == [2, 2, 3, 3, 0, 0]
-    assert controller.newcomer.reusable == _CACHED[3], "of the longest prompt"
-    assert controller.newcomer.prompt_tokens == 3
+    assert controller.incoming.reusable == _CACHED[3], "of the longest prompt"
+    assert controller.incoming.prompt_tokens == 3
 
 
 @pytest.mark.parametrize(

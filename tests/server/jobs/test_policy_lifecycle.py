@@ -7,7 +7,7 @@ import httpx
 import pytest
 import typer
 
-from policies.simulation.engine import Limits
+from policies.simulation.engine import EngineLimits
 from policies.simulation.profile import load_profile
 from pruners.support.errors import UserError
 from pruners.support.files import TargetError
@@ -50,7 +50,7 @@ def trained(profile):
 
 def test_the_simulation_has_the_limits_of_a_server():
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
-    assert Limits() == Limits(defaults["max_running"], defaults["step_tokens"])
+    assert EngineLimits() == EngineLimits(defaults["max_running"], defaults["step_tokens"])
 
 
 def test_the_profile_knows_every_prompt_and_variant(profile):

@@ -177,14 +177,14 @@ def test_prompts_of_a_test_make_a_held_out_profile(school, monkeypatch):
 
     tried = []
 
-    class Watched(training.Trial):
+    class Watched(training.PolicyEvaluation):
         def __init__(self, profile, traffic, prompts, *rest):
             tried.append([profile.prompts.names[row] for row in prompts])
             super().__init__(profile, traffic, prompts, *rest)
 
     monkeypatch.setattr(schooling, "make_profile", make_profile)
     monkeypatch.setattr(schooling, "_check_artefact", lambda options, out: None)
-    monkeypatch.setattr(training, "Trial", Watched)
+    monkeypatch.setattr(training, "PolicyEvaluation", Watched)
     out = school / "policy"
     given = ("--mode", "test", "--out", out)
     before = contents(out)
@@ -271,7 +271,7 @@ def test_checkpoints(root, tmp_path, monkeypatch):
         refused("is a finished policy", "--out", out, *given, *OPTIONS, "--checkpoint", finished)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "run_all", killed)
+        patch.setattr(training, "evaluate_policies", killed)
         with pytest.raises(KilledError):
             run("train-policy", "--out", out, *given, *OPTIONS)
     kept = out / "checkpoint"

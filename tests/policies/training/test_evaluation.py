@@ -7,26 +7,33 @@ import pytest
 
 from policies import Objectives, RulePolicy, StaticPolicy
 from policies.features import choices
-from policies.simulation.engine import Limits
+from policies.simulation.engine import EngineLimits
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import synthetic
-from policies.training.bound import fluid_bound
+from policies.training.evaluation import (
+    PolicyEvaluation,
+    confusion,
+    decide_promotion,
+    evaluate_policies,
+    reward_interval,
+    summarize,
+)
+from policies.training.fluid_bound import fluid_bound
 from policies.training.report import write_report
-from policies.training.trial import Trial, confusion, interval, run_all, summary, verdict
 from tests.support.paper import VARIANTS, profile
 
 
 @pytest.fixture(scope="module")
 def trial():
-    return Trial(
+    return PolicyEvaluation(
         profile(), synthetic(600, 3), np.arange(60, 100), Reward(), Objectives(ttft=1.0, firm=True),
-        Limits(), loads=(0.5, 1.5),
+        EngineLimits(), loads=(0.5, 1.5),
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def runs(trial):
-    return run_all(trial, {"dqn": StaticPolicy("tenth"), "twin": RulePolicy()})
+    return evaluate_policies(trial, {"dqn": StaticPolicy("tenth"), "twin": RulePolicy()})
 
 
 def test_all_policies_go_through_the_same(trial, runs):
@@ -40,18 +47,18 @@ def test_all_policies_go_through_the_same(trial, runs):
 
 
 def test_the_worse_one_is_not_promoted_and_an_equal_one_neither(runs):
-    worse, equal = verdict(runs, "dqn"), verdict(runs, "twin")
+    worse, equal = decide_promotion(runs, "dqn"), decide_promotion(runs, "twin")
     assert not worse["promoted"]
     assert worse["over_rule"][1] < 0
     assert not equal["promoted"]
     assert equal["over_rule"] == (0.0, 0.0)
     assert worse["regret"][0] > 0
-    better = verdict({**runs, "dqn": runs["oracle"], "rule": runs["static:base"]}, "dqn")
+    better = decide_promotion({**runs, "dqn": runs["oracle"], "rule": runs["static:base"]}, "dqn")
     assert better["over_rule"][0] > 0
 
 
 def test_the_rule_is_near_the_oracle_and_above_dense(trial, runs):
-    found = summary(trial, runs)["policies"]
+    found = summarize(trial, runs)["policies"]
     for load in ("0.5", "1.5"):
         rule, oracle = found["rule"][load], found["oracle"][load]
         assert rule["quality"] > 0.95 * oracle["quality"]
@@ -61,7 +68,7 @@ def test_the_rule_is_near_the_oracle_and_above_dense(trial, runs):
 
 
 def test_figures_are_sums_over_all_requests(trial, runs):
-    found = summary(trial, runs)["policies"]["refusing:base"]["1.5"]
+    found = summarize(trial, runs)["policies"]["refusing:base"]["1.5"]
     outcomes = [one for run in runs["refusing:base"] if run.load == 1.5 for one in run.outcomes]
     met = sum(one.met for one in outcomes) / len(outcomes)
     assert found["attained"] == pytest.approx(met)
@@ -69,22 +76,24 @@ def test_figures_are_sums_over_all_requests(trial, runs):
 
 
 def test_the_interval_is_of_pairs(runs):
-    low, high = interval(runs["rule"], runs["static:tenth"])
+    low, high = reward_interval(runs["rule"], runs["static:tenth"])
     assert low < np.mean(
         [a.reward - b.reward for a, b in zip(runs["rule"], runs["static:tenth"], strict=True)]
     ) < high  # fmt: skip
-    assert interval(runs["rule"], runs["rule"]) == (0.0, 0.0)
+    assert reward_interval(runs["rule"], runs["rule"]) == (0.0, 0.0)
 
 
 def test_the_regret_is_over_trainings_and_runs(runs):
     """Of one training as good as the rule and one that is not, the interval reaches to both."""
-    found = verdict(runs, "twin", ["dqn"])
-    alone = [verdict(runs, name)["regret"] for name in ("twin", "dqn")]
+    found = decide_promotion(runs, "twin", ["dqn"])
+    alone = [decide_promotion(runs, name)["regret"] for name in ("twin", "dqn")]
     assert found["regret"][0] <= alone[0][1]
     assert found["regret"][1] >= alone[1][0] > alone[0][1]
     means = [np.mean([run.reward for run in runs[name]]) for name in ("twin", "dqn")]
     assert found["trainings"] == pytest.approx(means)
-    assert found["over_rule"] == verdict(runs, "twin")["over_rule"], "what is kept is the first"
+    assert found["over_rule"] == decide_promotion(runs, "twin")["over_rule"], (
+        "what is kept is the first"
+    )
 
 
 def test_the_fluid_bound_by_hand():
@@ -109,7 +118,7 @@ def test_the_fluid_bound_when_so_many_are_to_be_answered():
 
 
 def test_the_report_is_from_the_raw_runs(trial, runs, tmp_path):
-    found = {**summary(trial, runs), "verdict": verdict(runs, "dqn"), "about": "paper"}
+    found = {**summarize(trial, runs), "verdict": decide_promotion(runs, "dqn"), "about": "paper"}
     write_report(tmp_path, trial.profile, found, runs, "dqn", [1.0, 2.0])
     body = json.loads((tmp_path / "report.json").read_text())
     assert body["verdict"]["promoted"] is False

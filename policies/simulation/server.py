@@ -7,10 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from policies.estimators.dwell import Held
-from policies.estimators.load import AnswerLength, Demand, Sizes, WaitBias
+from policies.estimators.dwell import DwellTracker
+from policies.estimators.load import (
+    AnswerLengthEstimator,
+    LoadEstimator,
+    RequestSizes,
+    WaitBiasEstimator,
+)
 from policies.features import CLIP, DEFAULT_TPOT, DEFAULT_TTFT, LARGEST, REFUSE, pack, patience
-from policies.hysteresis import settle
+from policies.hysteresis import choose_with_hysteresis
 from policies.observation import (
     HOT_CELSIUS,
     REFUSED,
@@ -21,7 +26,7 @@ from policies.observation import (
     Observation,
     Policy,
 )
-from policies.simulation.engine import Limits, Row, SimulatedEngine
+from policies.simulation.engine import EngineLimits, SimulatedEngine, SimulatedRequest
 from policies.simulation.host import MAINS, HostScenario, SimulatedHost
 from policies.simulation.profile import Profile
 from policies.simulation.traffic import Arrival
@@ -52,7 +57,7 @@ class Outcome(NamedTuple):
         return math.exp(-self.loss) if self.met else 0.0
 
 
-class World:
+class SimulatedServer:
     """One run of traffic. Go through it with `arrive` and `take`, in turn, until `arrive` is False.
 
     `prompts` are rows of the profile, one for each arrival. The dwell and the rest of what settles
@@ -65,22 +70,22 @@ class World:
         arrivals: Sequence[Arrival],
         prompts: Sequence[int],
         objectives: Objectives,
-        limits: Limits | None = None,
+        limits: EngineLimits | None = None,
         host: HostScenario = MAINS,
         seed: int = 0,
     ) -> None:
         self.profile, self.objectives = profile, objectives
-        self.limits = limits or Limits()
+        self.limits = limits or EngineLimits()
         self._arrivals = arrivals
         self.host = SimulatedHost(host)
         self.engine = SimulatedEngine(profile.rates, self.limits, self._ended, self.host.work)
         self.outcomes: list[Outcome | None] = [None] * len(arrivals)
         self.finished: list[int] = []  # since somebody last emptied it
         self._chance = random.Random(seed)
-        self._length = AnswerLength()
-        self._demand, self._sizes, self._bias = Demand(), Sizes(), WaitBias()
+        self._length = AnswerLengthEstimator()
+        self._demand, self._sizes, self._bias = LoadEstimator(), RequestSizes(), WaitBiasEstimator()
         self._waits = [0.0] * len(arrivals)  # as predicted
-        self.held = Held(lambda: self.engine.clock)
+        self.held = DwellTracker(lambda: self.engine.clock)
         self._next = -1
         columns = profile.prompts.lists
         self._predicted, self._complexity, self._loss, self._surprise = (
@@ -117,7 +122,9 @@ class World:
             self.finished.append(index)
             return
         self.engine.submit(
-            Row(index, action, arrival.at, arrival.prompt, arrival.output, cached, self._output)
+            SimulatedRequest(
+                index, action, arrival.at, arrival.prompt, arrival.output, cached, self._output
+            )
         )
 
     def outcome(self, index: int) -> Outcome:
@@ -228,7 +235,7 @@ class World:
         host = self.host
         return host.temperature > HOT_CELSIUS if host.scenario.sensed else None
 
-    def _ended(self, row: Row, clock: float) -> None:
+    def _ended(self, row: SimulatedRequest, clock: float) -> None:
         wanted, index = self.objectives, row.index
         self._length.learn(row.output, row.output)
         self._bias.learn(self._waits[index], row.started - row.arrived)
@@ -253,7 +260,7 @@ class World:
 
 
 def replay(
-    world: World, policy: Policy, truth: bool = False, dwell: float = DWELL
+    world: SimulatedServer, policy: Policy, truth: bool = False, dwell: float = DWELL
 ) -> list[Outcome]:
     """All outcomes of a policy, in order of arrival, its decisions settled as a server does."""
     while world.arrive():
@@ -261,10 +268,12 @@ def replay(
     return [outcome for outcome in world.outcomes if outcome is not None]
 
 
-def decided(world: World, policy: Policy, truth: bool = False, dwell: float = DWELL) -> str:
+def decided(
+    world: SimulatedServer, policy: Policy, truth: bool = False, dwell: float = DWELL
+) -> str:
     """Takes what a policy decides for the request at hand; the variant's name, or `refuse`."""
     seen = world.observation(truth)
-    action, reason = settle(seen, policy, dwell)
+    action, reason = choose_with_hysteresis(seen, policy, dwell)
     world.held.note(seen, action.variant, reason)
     refused = reason in REFUSED
     world.take(None if refused else world.profile.variants.index(action.variant))

@@ -10,13 +10,13 @@ from policies.explore import ExploringPolicy
 from policies.features import REFUSE
 from policies.observation import REFUSED, Objectives, Policy
 from policies.rule import RulePolicy
-from policies.simulation.engine import Limits
+from policies.simulation.engine import EngineLimits
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
+from policies.simulation.server import Outcome, SimulatedServer, decided
 from policies.simulation.traffic import Arrival, at_load
-from policies.simulation.world import Outcome, World, decided
 from policies.static import StaticPolicy
-from policies.training.bound import quality_bounds
+from policies.training.fluid_bound import quality_bounds
 
 _WINDOW = 300  # requests of one run
 _RESAMPLES = 2000
@@ -24,7 +24,7 @@ ORACLE, RULE = "oracle", "rule"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class EvaluationRun:
     """One policy over one window of traffic at one load."""
 
     load: float
@@ -36,7 +36,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class PolicyEvaluation:
     """What all policies are put through: windows of a trace at several loads, by several seeds."""
 
     profile: Profile
@@ -44,7 +44,7 @@ class Trial:
     prompts: np.ndarray
     reward: Reward
     objectives: Objectives
-    limits: Limits
+    limits: EngineLimits
     loads: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     seeds: int = 2
 
@@ -58,18 +58,22 @@ class Trial:
             for seed in range(self.seeds)
         ]
 
-    def run(self, policy: Policy, truth: bool = False, watched: bool = False) -> list[Run]:
+    def run(
+        self, policy: Policy, truth: bool = False, watched: bool = False
+    ) -> list[EvaluationRun]:
         """Every case. With `truth` the policy is shown measured losses and true lengths; `watched`
         asks the oracle beside it."""
         return [self._run(policy, *case, truth, watched) for case in self.cases()]
 
     def _run(
         self, policy: Policy, load: float, start: int, seed: int, truth: bool, watched: bool
-    ) -> Run:
+    ) -> EvaluationRun:
         window = self.trace[start : start + _WINDOW]
         arrivals = at_load(window, load, self.profile.rates, self.limits.max_running)
         drawn = np.random.default_rng((seed, start)).choice(self.prompts, len(arrivals)).tolist()
-        world = World(self.profile, arrivals, drawn, self.objectives, self.limits, seed=seed)
+        world = SimulatedServer(
+            self.profile, arrivals, drawn, self.objectives, self.limits, seed=seed
+        )
         oracle, chosen, wished = RulePolicy(), [], []
         while world.arrive():
             if watched:
@@ -79,12 +83,12 @@ class Trial:
         outcomes = tuple(world.outcome(index) for index in range(len(arrivals)))
         mean = float(np.mean([self.reward.of(one) for one in outcomes]))
         seen = tuple(float(self.profile.prompts.complexity[row]) for row in drawn)
-        return Run(load, outcomes, mean, tuple(chosen), tuple(wished), seen)
+        return EvaluationRun(load, outcomes, mean, tuple(chosen), tuple(wished), seen)
 
 
-def run_all(
-    trial: Trial, trained: Mapping[str, Policy], tick: Callable[[], None] = lambda: None
-) -> dict[str, list[Run]]:
+def evaluate_policies(
+    trial: PolicyEvaluation, trained: Mapping[str, Policy], tick: Callable[[], None] = lambda: None
+) -> dict[str, list[EvaluationRun]]:
     """The trained policies beside every static one, chance, the rule and the oracle."""
     variants = trial.profile.variants
     policies: dict[str, Policy] = {f"static:{name}": StaticPolicy(name) for name in variants}
@@ -99,7 +103,9 @@ def run_all(
     return found
 
 
-def summary(trial: Trial, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+def summarize(
+    trial: PolicyEvaluation, runs: Mapping[str, Sequence[EvaluationRun]]
+) -> dict[str, Any]:
     """By policy and load: attainment, effective quality (a lost request counts 0, or -0.5), mean
     loss of what was in time, refusals, the reward, and the best there is for as many in time; and
     the fluid bounds."""
@@ -126,7 +132,7 @@ def summary(trial: Trial, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     }
 
 
-def _figures(runs: Sequence[Run]) -> dict[str, float]:
+def _figures(runs: Sequence[EvaluationRun]) -> dict[str, float]:
     outcomes = [outcome for run in runs for outcome in run.outcomes]
     met = [one for one in outcomes if one.met]
     attained = len(met) / len(outcomes)
@@ -141,14 +147,16 @@ def _figures(runs: Sequence[Run]) -> dict[str, float]:
     }
 
 
-def interval(better: Sequence[Run], worse: Sequence[Run], seed: int = 0) -> tuple[float, float]:
+def reward_interval(
+    better: Sequence[EvaluationRun], worse: Sequence[EvaluationRun], seed: int = 0
+) -> tuple[float, float]:
     """95 % bootstrap interval of the difference of mean rewards, over runs (pairs of the same
     traffic, prompts and seed), since requests within a run hang together."""
-    return intervals(better, [worse], seed)
+    return reward_interval_over_trainings(better, [worse], seed)
 
 
-def intervals(
-    better: Sequence[Run], trainings: Sequence[Sequence[Run]], seed: int = 0
+def reward_interval_over_trainings(
+    better: Sequence[EvaluationRun], trainings: Sequence[Sequence[EvaluationRun]], seed: int = 0
 ) -> tuple[float, float]:
     """The same over what several trainings came to: both they and the runs are drawn again."""
     gaps = np.array(
@@ -161,8 +169,8 @@ def intervals(
     return float(low), float(high)
 
 
-def verdict(
-    runs: Mapping[str, Sequence[Run]], name: str, again: Sequence[str] = ()
+def decide_promotion(
+    runs: Mapping[str, Sequence[EvaluationRun]], name: str, again: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Whether a trained policy beats the rule and the static policy that is best in hindsight.
 
@@ -171,19 +179,24 @@ def verdict(
     """
     statics = [n for n in runs if n.startswith(("static:", "refusing:"))]
     best = max(statics, key=lambda n: float(np.mean([run.reward for run in runs[n]])))
-    over_rule, over_best = interval(runs[name], runs[RULE]), interval(runs[name], runs[best])
+    over_rule, over_best = (
+        reward_interval(runs[name], runs[RULE]),
+        reward_interval(runs[name], runs[best]),
+    )
     return {
         "promoted": over_rule[0] > 0 and over_best[0] > 0,
         "best_static": best,
         "over_rule": over_rule,
         "over_best_static": over_best,
-        "regret": intervals(runs[ORACLE], [runs[one] for one in (name, *again)]),
+        "regret": reward_interval_over_trainings(
+            runs[ORACLE], [runs[one] for one in (name, *again)]
+        ),
         "trainings": [float(np.mean([r.reward for r in runs[one]])) for one in (name, *again)],
-        "rule_regret": interval(runs[ORACLE], runs[RULE]),
+        "rule_regret": reward_interval(runs[ORACLE], runs[RULE]),
     }
 
 
-def confusion(runs: Sequence[Run], names: Sequence[str]) -> list[list[int]]:
+def confusion(runs: Sequence[EvaluationRun], names: Sequence[str]) -> list[list[int]]:
     """Rows: what the oracle would have chosen; columns: what was chosen."""
     counts = [[0] * len(names) for _ in names]
     numbers = {name: number for number, name in enumerate(names)}

@@ -8,10 +8,10 @@ import pytest
 
 from policies import ExploringPolicy, Objectives, RulePolicy, StaticPolicy
 from policies.features import open_choices, vector
-from policies.simulation.engine import Limits
+from policies.simulation.engine import EngineLimits
 from policies.simulation.host import BATTERY, HOT, MAINS, HostScenario, SimulatedHost
+from policies.simulation.server import SimulatedServer, replay
 from policies.simulation.traffic import Arrival, at_load, synthetic
-from policies.simulation.world import World, replay
 from tests.support.paper import RATES, VARIANTS, profile
 
 FIRM = Objectives(ttft=1.0, firm=True)
@@ -19,7 +19,7 @@ FIRM = Objectives(ttft=1.0, firm=True)
 
 def world(load=1.5, count=400, objectives=None, **changes):
     arrivals = at_load(synthetic(count, 1), load, RATES, 8)
-    return World(profile(), arrivals, asked(count), objectives or FIRM, **changes)
+    return SimulatedServer(profile(), arrivals, asked(count), objectives or FIRM, **changes)
 
 
 def asked(count):
@@ -31,7 +31,7 @@ def asked(count):
 def test_the_fast_vector_is_that_of_the_observation(host):
     it = world(
         host=host,
-        limits=Limits(kv_tokens=900),
+        limits=EngineLimits(kv_tokens=900),
         objectives=replace(FIRM, tpot=0.02),
     )
     blocked = 0
@@ -107,8 +107,8 @@ def test_heat_slows_down_and_comes_back():
 
 
 def test_a_full_cache_leaves_budgets_and_then_nothing():
-    it = World(
-        profile(), [Arrival(0.0, 100, 20)] * 3, [0, 1, 2], Objectives(), Limits(kv_tokens=200)
+    it = SimulatedServer(
+        profile(), [Arrival(0.0, 100, 20)] * 3, [0, 1, 2], Objectives(), EngineLimits(kv_tokens=200)
     )
     kept = []
     while it.arrive():
