@@ -14,7 +14,7 @@ from pruners.realization.slice import SliceError
 from pruners.realization.slice_folder import load_slice, save_slice
 from pruners.recovery import constant
 from pruners.variant import Block, VariantSpec
-from tests.server.engine.backends.test_corrections import corrections_of
+from tests.support.corrections import corrections_of
 from tests.support.models import FAMILIES, logits, random_order, random_rows, tiny_model
 
 ROWS = random_rows(2, (24,))

@@ -6,64 +6,14 @@ import torch
 from pruners.architecture import locate
 from pruners.realization.mask import mask
 from pruners.realization.order import Order
-from pruners.recovery import Entry, LowRank, Materialised, constant
-from pruners.variant import Block, VariantSpec, base_spec
 from server.engine.backends.pytorch.corrections import own_parts
 from server.engine.segment import Segment
+from tests.support.corrections import corrections_by_name, specs_of
 from tests.support.driving import random_order, run, runner_of, submit, weights_of
 from tests.support.tiny import tiny_model
 
 SEED = 7
 PROMPT = list(range(30, 70))
-
-
-def specs_of(shape) -> dict[str, VariantSpec]:
-    full = shape.kv_groups
-    found = [
-        base_spec(shape),
-        VariantSpec("narrow", (1, full, 1), (32, 64, 96)),
-        VariantSpec("narrower", (1, 1, 0), (32, 32, 64)),
-        VariantSpec("plain", (full, full, full), (64, 64, 64)),
-        VariantSpec("own", (full, 1, full), (64, 96, 0)),
-        VariantSpec("trained", (1, full, 1), (96, 40, 64)),
-        VariantSpec("norms", (full, 0, 1), (0, 96, 80)),
-    ]
-    return {spec.name: spec for spec in found}
-
-
-def corrections_of(spec: VariantSpec, shape, kind: str, seed: int):
-    """Random ones for every block, skipped ones too."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*size: int) -> torch.Tensor:
-        return 0.1 * torch.randn(size, generator=generator)
-
-    found = {}
-    for layer in range(shape.layers):
-        queries = spec.kv_groups[layer] * shape.queries_per_group * shape.head_dim
-        for block, width in (
-            (Block(layer, "attention"), queries),
-            (Block(layer, "mlp"), spec.ffn[layer]),
-        ):
-            if width == 0:
-                found[block] = constant(draw(shape.hidden))
-            elif kind == "materialised":
-                found[block] = Materialised(draw(shape.hidden), draw(shape.hidden, width))
-            else:
-                rank = {"rank": 4, "bias": 0, "trained": 5, "norms": 0}[kind]
-                up, down = draw(shape.hidden, rank), draw(rank, width)
-                entry = None
-                if kind in ("trained", "norms"):
-                    per_group = (shape.queries_per_group + 2) * shape.head_dim
-                    features = (
-                        spec.kv_groups[layer] * per_group
-                        if block.part == "attention"
-                        else 2 * width
-                    )
-                    inner = draw(features, rank), draw(rank, shape.hidden)
-                    entry = Entry(1 + draw(shape.hidden), *inner)
-                found[block] = LowRank(draw(shape.hidden), up, down, entry)
-    return found
 
 
 def setting(family: str):
@@ -75,13 +25,7 @@ def setting(family: str):
         random_order(shape.layers, shape.kv_groups, SEED),
     )
     specs = specs_of(shape)
-    corrections = {
-        "narrow": corrections_of(specs["narrow"], shape, "rank", 1),
-        "narrower": corrections_of(specs["narrower"], shape, "bias", 2),
-        "own": corrections_of(specs["own"], shape, "materialised", 3),
-        "trained": corrections_of(specs["trained"], shape, "trained", 4),
-        "norms": corrections_of(specs["norms"], shape, "norms", 5),
-    }
+    corrections = corrections_by_name(specs, shape)
     runner = runner_of(weights, own=own_parts(weights, corrections))
     return locate(model), order, specs, corrections, runner
 

@@ -10,7 +10,7 @@ from server.engine.backends.pytorch.corrections import own_parts
 from server.engine.backends.pytorch.decoder import Decoder
 from server.engine.backends.pytorch.graph_decoder import GraphDecoder
 from server.engine.segment import Segment
-from tests.server.engine.backends.test_corrections import corrections_of, specs_of
+from tests.support.corrections import corrections_of, specs_of
 from tests.support.driving import runner_of, variants_of, weights_of
 from tests.support.tiny import FAMILIES, tiny_model
 

@@ -18,7 +18,7 @@ from server.engine.backends.pytorch.corrections import own_parts
 from server.engine.backends.pytorch.decoder import Decoder
 from server.engine.cache.kv_cache import KVCache
 from server.engine.segment import Segment
-from tests.server.engine.backends.test_corrections import corrections_of, specs_of
+from tests.support.corrections import corrections_by_name, specs_of
 from tests.support.driving import weights_of
 from tests.support.tiny import FAMILIES, VOCAB, tiny_model
 
@@ -186,13 +186,7 @@ def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.bfloat16, 
     packed = pack_weights(weights_of(tiny_model(family, head_dim=head_dim)), bits)
     shape = packed.shape
     specs = specs_of(shape)
-    corrections = {
-        "narrow": corrections_of(specs["narrow"], shape, "rank", 1),
-        "narrower": corrections_of(specs["narrower"], shape, "bias", 2),
-        "own": corrections_of(specs["own"], shape, "materialised", 3),
-        "trained": corrections_of(specs["trained"], shape, "trained", 4),
-        "norms": corrections_of(specs["norms"], shape, "norms", 5),
-    }
+    corrections = corrections_by_name(specs, shape)
     reference = Decoder(
         rounded, KVCache(shape, 2048, torch.float32, CPU), own_parts(rounded, corrections)
     )
