@@ -18,6 +18,7 @@ from benchmarks.machine import given, parser, save
 from pruners.allocation import Curve, ffn_levels, greedy, kv_levels, measured, search
 from pruners.allocation.depth import block_spec, greedy_blocks, greedy_layers
 from pruners.architecture import LocatedModel, Shape, locate
+from pruners.correction import from_tensors, to_tensors
 from pruners.data.rows import count, held_back, rows_hash, sample
 from pruners.data.sources import read_corpus
 from pruners.evaluation.evaluate import Reader, evaluate, reading
@@ -25,7 +26,7 @@ from pruners.importance import BLOCK_ORDERS, LAYER_ORDERS, scorer
 from pruners.realization.mask import mask
 from pruners.realization.order import Order
 from pruners.recovery import Recipe as Fit
-from pruners.recovery import from_tensors, recover, to_tensors
+from pruners.recovery import recover
 from pruners.recovery.library import Library, library_from, make_library
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import bars

@@ -21,12 +21,12 @@ from benchmarks.pruning import LAYERS, ORDER, Study
 from pruners.allocation import greedy, measured
 from pruners.allocation.depth import greedy_layers
 from pruners.architecture import locate
+from pruners.correction import Correction
 from pruners.data.sources import read_corpus
 from pruners.distill import Training, quick_dtype, train
 from pruners.evaluation.evaluate import evaluate, reading
 from pruners.realization.mask import mask
 from pruners.realization.order import Order
-from pruners.recovery import Correction
 from pruners.recovery.library import Library
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import bars

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from pruners.architecture import Shape
 from pruners.artefact.stored_corrections import misfit, once, restored
 from pruners.artefact.table import SCHEMA, Table, TableError, read_table
+from pruners.correction import Correction, from_tensors, to_tensors
 from pruners.data.readers import ReadError, read_json
 from pruners.realization.order import Order
-from pruners.recovery import Correction, from_tensors, to_tensors
 from pruners.support.errors import UserError
 from pruners.support.files import Kind, replaced_folder, write_json
 from pruners.support.validation import EXACT, checked

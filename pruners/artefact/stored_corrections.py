@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from pruners.architecture import Shape
-from pruners.recovery import Correction, LowRank, to_tensors
+from pruners.correction import Correction, LowRank, to_tensors
 from pruners.variant import Block, VariantSpec
 
 _RANK_AXIS = {"up": 1, "down": 0}

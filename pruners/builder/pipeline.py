@@ -19,6 +19,7 @@ from pruners.artefact.table import Quality, Table
 from pruners.builder.recipe import BuildError, Recipe
 from pruners.builder.selection import Chosen, Own, allocate, choose_corrections, touched
 from pruners.calibration.offload import offloaded
+from pruners.correction import from_tensors, to_tensors
 from pruners.data.rows import count, described, held_back, rows_hash, sample
 from pruners.evaluation.cost import cost_of
 from pruners.evaluation.evaluate import evaluate, masked
@@ -27,7 +28,7 @@ from pruners.importance import scorer
 from pruners.kv.quality import budget_quality
 from pruners.realization.order import Order
 from pruners.recovery import Recipe as Fit
-from pruners.recovery import Recovered, from_tensors, recover, to_tensors
+from pruners.recovery import Recovered, recover
 from pruners.recovery.library import Library, library_from, make_library
 from pruners.recovery.sequence import recover_in_sequence
 from pruners.support.checkpoint import Checkpoint

@@ -11,10 +11,10 @@ from rich.progress import Progress
 from pruners.allocation import AllocationError, Cost, Curve, greedy, search
 from pruners.architecture import LocatedModel
 from pruners.builder.recipe import BuildError
+from pruners.correction import Correction
 from pruners.evaluation.evaluate import Reader, evaluate, reading
 from pruners.realization.mask import mask
 from pruners.realization.order import Order
-from pruners.recovery import Correction
 from pruners.recovery.library import Library
 from pruners.support.checkpoint import Checkpoint
 from pruners.variant import Block, VariantSpec, base_spec

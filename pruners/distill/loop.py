@@ -10,13 +10,13 @@ from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
 from pruners.calibration.layer_replay import final_hidden
+from pruners.correction import Correction, RecoveryError
 from pruners.data.rows import Batch, batches, count
 from pruners.distill.learner import Learner, copied
 from pruners.distill.loss import distribution, divergence
 from pruners.distill.state import read_state, write_state
 from pruners.distill.student import Student, Tier
 from pruners.realization.order import Order
-from pruners.recovery import Correction, RecoveryError
 from pruners.variant import Block, VariantSpec
 
 MICRO_TOKENS = 2048

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from pruners.architecture import SERVED_FAMILIES, Layer, LocatedModel
+from pruners.correction import Correction, Entry, LowRank, Materialised, RecoveryError
 from pruners.data.rows import Batch
 from pruners.realization.mask import constant_output, input_parts
 from pruners.realization.order import Order, features
 from pruners.realization.slice import Copies, slice_into
-from pruners.recovery import Correction, Entry, LowRank, Materialised, RecoveryError
 from pruners.variant import PARTS, Block, VariantSpec
 
 Tier = Literal["norms", "residuals", "lora"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pruners.architecture import LocatedModel
 from pruners.artefact.table import Cost
-from pruners.recovery import Correction
+from pruners.correction import Correction
 from pruners.variant import Block, VariantSpec, base_spec
 
 CONTEXT = 1024

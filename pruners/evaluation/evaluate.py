@@ -12,11 +12,11 @@ from rich.progress import Progress
 from pruners.architecture import LocatedModel
 from pruners.artefact.table import Quality
 from pruners.calibration.layer_replay import final_hidden
+from pruners.correction import Correction
 from pruners.data.rows import Batch, batches, described
 from pruners.evaluation.divergence import Tally, compare
 from pruners.realization.mask import mask
 from pruners.realization.order import Order
-from pruners.recovery import Correction
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import tracked
 from pruners.variant import Block, VariantSpec

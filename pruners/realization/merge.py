@@ -8,10 +8,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pruners.architecture import SERVED_FAMILIES, Layer, LocatedModel
+from pruners.correction import Correction, Entry, Materialised
 from pruners.realization.mask import input_parts
 from pruners.realization.order import Order, features
 from pruners.realization.slice import Copies, SliceError, slice_into
-from pruners.recovery import Correction, Entry, Materialised
 from pruners.variant import PARTS, Block, VariantSpec
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from pruners.architecture import Shape
-from pruners.recovery import Correction, Entry, LowRank, Materialised, constant
+from pruners.correction import Correction, Entry, LowRank, Materialised, constant
 from pruners.variant import Block, VariantSpec, base_spec
 
 KINDS = {

@@ -21,7 +21,7 @@ from transformers import (
 
 from pruners.architecture import SERVED_FAMILIES, LocatedModel, UnsupportedModelError, locate
 from pruners.artefact.folder import Artefact
-from pruners.recovery import Correction
+from pruners.correction import Correction
 from pruners.support.fingerprint import fingerprint
 from pruners.variant import Block, VariantSpec, base_spec
 from server.engine.backends.native import library as native_library

@@ -5,10 +5,10 @@ import torch
 
 from pruners.allocation.depth import block_spec, greedy_blocks, greedy_layers
 from pruners.architecture import locate
+from pruners.correction import constant
 from pruners.evaluation.evaluate import evaluate, reading
 from pruners.realization.mask import mask
 from pruners.realization.order import identity
-from pruners.recovery import constant
 from pruners.variant import Block, base_spec
 from tests.support.models import logits, random_rows, tiny_model
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from pruners.architecture import Shape
 from pruners.artefact.folder import Artefact, ArtefactError, load_artefact
 from pruners.artefact.table import Accuracy, Cost, Quality, Table, TableError
-from pruners.recovery import Entry, LowRank, Materialised
+from pruners.correction import Entry, LowRank, Materialised
 from pruners.variant import Block, VariantSpec, both, depth_spec, width_spec
 
 PARTS = ("bias", "up", "down")

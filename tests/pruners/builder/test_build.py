@@ -10,11 +10,11 @@ from pruners.architecture import UnsupportedModelError, locate
 from pruners.artefact.folder import load_artefact
 from pruners.builder.pipeline import Sources, build
 from pruners.builder.recipe import BuildError, Recipe
+from pruners.correction import LowRank, Materialised
 from pruners.data.rows import rows_hash
 from pruners.evaluation.evaluate import evaluate, reading
 from pruners.importance import ImportanceError
 from pruners.realization.mask import mask
-from pruners.recovery import LowRank, Materialised
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.fingerprint import fingerprint
 from pruners.variant import BASE, VariantSpec, base_spec

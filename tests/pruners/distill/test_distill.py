@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from pruners.architecture import locate
+from pruners.correction import LowRank, Materialised, RecoveryError
 from pruners.distill import Training, loop, train
 from pruners.distill.loss import distribution, divergence
 from pruners.evaluation.evaluate import evaluate, reading
 from pruners.realization.mask import mask
-from pruners.recovery import LowRank, Materialised, RecoveryError
 from pruners.recovery.library import make_library
 from pruners.variant import Block, VariantSpec
 from tests.support.models import FAMILIES, random_order, random_rows, tiny_model

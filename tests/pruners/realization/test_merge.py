@@ -7,12 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruners.architecture import locate
+from pruners.correction import constant
 from pruners.realization.mask import mask
 from pruners.realization.merge import merged_slice
 from pruners.realization.order import identity
 from pruners.realization.slice import SliceError
 from pruners.realization.slice_folder import load_slice, save_slice
-from pruners.recovery import constant
 from pruners.variant import Block, VariantSpec
 from tests.support.corrections import corrections_of
 from tests.support.models import FAMILIES, logits, random_order, random_rows, tiny_model

@@ -5,17 +5,10 @@ import torch
 from torch import nn
 
 from pruners.architecture import locate
+from pruners.correction import LowRank, Materialised, RecoveryError, from_tensors, to_tensors
 from pruners.evaluation.evaluate import evaluate, reading
 from pruners.realization.mask import mask
-from pruners.recovery import (
-    LowRank,
-    Materialised,
-    Recipe,
-    RecoveryError,
-    from_tensors,
-    recover,
-    to_tensors,
-)
+from pruners.recovery import Recipe, recover
 from pruners.recovery.solve import Refit, Seen, bias, low_rank, refits, relative_errors
 from pruners.variant import Block, VariantSpec
 from tests.support.models import (

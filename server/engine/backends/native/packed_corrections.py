@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from pruners.recovery import Correction, Entry, LowRank, Materialised
+from pruners.correction import Correction, Entry, LowRank, Materialised
 from pruners.variant import Block, Part
 from server.engine.backends.native.packed_weights import PackedLayer, PackedWeights, woven
 from server.engine.backends.native.packing import BLOCK, PackedMatrix, pack, quantise

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pruners.recovery import Correction, Entry, Materialised
+from pruners.correction import Correction, Entry, Materialised
 from pruners.variant import Block
 from server.engine.backends.pytorch.linear import DenseLinear
 from server.engine.backends.pytorch.weights import BaseWeights
