@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from policies.features import CLIP, REFUSE, choices, feature_names
 from policies.learned import LearnedPolicy, NetworkLayers
 from pruners.support.errors import UserError
-from pruners.support.files import file_hash, replaced, write_json
+from pruners.support.files import file_hash, replace_file, write_json
 
 SCHEMA = 3
 PolicyKind = Literal["dqn", "bandit"]
@@ -50,7 +50,7 @@ class PolicyBundle:
         tensors: dict[str, np.ndarray] = {}
         for number, (weight, bias) in enumerate(self.layers):
             tensors |= {f"{number}.weight": weight, f"{number}.bias": bias}
-        replaced(folder / _NUMBERS, lambda path: save_file(tensors, path))
+        replace_file(folder / _NUMBERS, lambda path: save_file(tensors, path))
         body = {
             "schema": SCHEMA,
             "kind": self.kind,

@@ -16,7 +16,7 @@ class RecoveryError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class InputCorrection:
     """What training gives a sub-block at its entrance, beside the shared input projections.
 
     The normed input is multiplied by `norm` `[hidden]`; `up @ (down @ x)` of that is added to what
@@ -39,7 +39,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
+class LowRankCorrection:
     """`y + bias + up @ (down @ h)` on the kept inputs h, in their order; the weights are shared.
 
     `bias` is `[out]`, `up` `[out, rank]`, `down` `[rank, kept]`; rank 0 is the bias alone. Where
@@ -50,7 +50,7 @@ class LowRank:
     bias: torch.Tensor
     up: torch.Tensor
     down: torch.Tensor
-    entry: Entry | None = None
+    entry: InputCorrection | None = None
 
     @property
     def kept(self) -> int:
@@ -75,7 +75,7 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
-class Materialised:
+class RefitCorrection:
     """`weight @ h + bias` in place of the kept columns: as large as they are, nothing shared.
 
     `weight` is `[out, kept]`, `bias` `[out]`, added to the bias that the base has.
@@ -103,12 +103,12 @@ class Materialised:
         return inputs @ _like(self.weight, output).T + added
 
 
-def constant(adds: torch.Tensor) -> LowRank:
+def constant_correction(adds: torch.Tensor) -> LowRankCorrection:
     """For a skipped block: what it adds to the residual stream on average, `[hidden]`."""
-    return LowRank(adds, adds.new_zeros(len(adds), 0), adds.new_zeros(0, 0))
+    return LowRankCorrection(adds, adds.new_zeros(len(adds), 0), adds.new_zeros(0, 0))
 
 
-Correction: TypeAlias = LowRank | Materialised
+Correction: TypeAlias = LowRankCorrection | RefitCorrection
 Corrections: TypeAlias = Mapping[Block, Correction]
 """One for each cut `o` (part `attention`) and `down` (part `mlp`) of a variant."""
 
@@ -122,11 +122,11 @@ def to_tensors(corrections: Corrections) -> dict[str, torch.Tensor]:
     }
 
 
-def _named(correction: Correction | Entry) -> dict[str, torch.Tensor]:
+def _named(correction: Correction | InputCorrection) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for field in fields(correction):
         value = getattr(correction, field.name)
-        if isinstance(value, Entry):
+        if isinstance(value, InputCorrection):
             found |= {f"{field.name}.{name}": tensor for name, tensor in _named(value).items()}
         elif value is not None:
             found[field.name] = value
@@ -154,16 +154,18 @@ def _read(block: Block, group: Mapping[str, torch.Tensor]) -> Correction:
             len(own) == 3 and rows == out and same == rank
         ):
             if not entry:
-                return LowRank(own["bias"], own["up"], own["down"])
+                return LowRankCorrection(own["bias"], own["up"], own["down"])
             match shapes:
                 case {
                     "entry.norm": (hidden,),
                     "entry.up": (_, inner),
                     "entry.down": (likewise, inputs),
                 } if len(entry) == 3 and inner == likewise and inputs == hidden:
-                    return LowRank(own["bias"], own["up"], own["down"], Entry(**entry))
+                    return LowRankCorrection(
+                        own["bias"], own["up"], own["down"], InputCorrection(**entry)
+                    )
         case {"bias": (out,), "weight": (rows, _), **other} if not other and rows == out:
-            return Materialised(**group)
+            return RefitCorrection(**group)
     raise RecoveryError(f"correction of layer {block.layer} {block.part} has shapes {shapes}")
 
 

@@ -19,13 +19,13 @@ from safetensors.numpy import load_file, save_file
 from policies.simulation.rates import Rates
 from pruners.data.readers import ReadError, read_json
 from pruners.support.errors import UserError
-from pruners.support.files import Kind, file_hash, replaced, write_json
+from pruners.support.files import FolderKind, file_hash, replace_file, write_json
 from pruners.support.validation import EXACT, Count, Finite, Positive, Size, checked
 from pruners.variant import BASE
 
 SCHEMA = 2
 _TEXT, _NUMBERS = "profile.json", "profile.safetensors"
-PROFILE = Kind("profile", (_TEXT,), (_TEXT, _NUMBERS))
+PROFILE = FolderKind("profile", (_TEXT,), (_TEXT, _NUMBERS))
 
 
 class ProfileError(UserError):
@@ -112,7 +112,7 @@ class Profile:
         """Writes the folder's two files under temporary names and renames them."""
         folder.mkdir(parents=True, exist_ok=True)
         numbers = {name: getattr(self.prompts, name) for name in _COLUMNS}
-        replaced(folder / _NUMBERS, lambda path: save_file(numbers, path))
+        replace_file(folder / _NUMBERS, lambda path: save_file(numbers, path))
         body = {
             **{k: v for k, v in asdict(self).items() if k != "prompts"},
             "schema": SCHEMA,

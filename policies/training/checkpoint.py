@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from policies.training.trainer import Tensors
 from pruners.support.errors import UserError
-from pruners.support.files import replaced
+from pruners.support.files import replace_file
 
 
 class CheckpointError(UserError):
@@ -35,7 +35,7 @@ class Checkpoint:
         """Writes the file under a temporary name and renames it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         known = {name: getattr(self, name) for name in ("identity", "about", "rounds", "rewards")}
-        replaced(path, lambda it: save_file(self.state, it, {"checkpoint": json.dumps(known)}))
+        replace_file(path, lambda it: save_file(self.state, it, {"checkpoint": json.dumps(known)}))
 
 
 def load_checkpoint(path: Path, identity: str) -> Checkpoint | None:

@@ -11,7 +11,7 @@ import numpy as np
 from policies.features import choices
 from policies.simulation.profile import Profile
 from policies.training.evaluation import ORACLE, RULE, EvaluationRun, confusion
-from pruners.support.files import replaced, write_json, write_text
+from pruners.support.files import replace_file, write_json, write_text
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -119,7 +119,7 @@ def _figure(
     shown = [name, RULE, ORACLE]
     spread.boxplot([[run.reward for run in runs[one]] for one in shown], tick_labels=shown)
     spread.set(title="reward a request, by run")
-    replaced(path, partial(figure.savefig, format="png", dpi=80))
+    replace_file(path, partial(figure.savefig, format="png", dpi=80))
     plt.close(figure)
 
 

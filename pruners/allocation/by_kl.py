@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from pruners.allocation.curves import Curve
 from pruners.architecture import LocatedModel, Shape
-from pruners.calibration.layer_probe import Probe
+from pruners.calibration.layer_probe import LayerProbe
 from pruners.correction import Correction
 from pruners.data.rows import batches
 from pruners.evaluation.divergence import Tally, compare
@@ -51,7 +51,7 @@ def measured(
     What the score of a layer cannot say. Each width is corrected as `library` has it. Most FFN
     levels are interpolated; what was measured of a layer is noted in the checkpoint.
     """
-    probes = [Probe(located, batch) for batch in batches(rows)]
+    probes = [LayerProbe(located, batch) for batch in batches(rows)]
     shape = located.shape
     levels: dict[Part, tuple[int, ...]] = {"attention": kv_levels(shape), "mlp": ffn_levels(shape)}
     curves: list[Curve] = []
@@ -81,7 +81,7 @@ def _some(widths: Sequence[int]) -> tuple[int, ...]:
 def _kl(
     located: LocatedModel,
     order: Order,
-    probes: Sequence[Probe],
+    probes: Sequence[LayerProbe],
     library: Library,
     tried: Sequence[tuple[Block, int]],
 ) -> list[float]:

@@ -7,7 +7,7 @@ import torch
 
 from pruners.allocation.base import MULTIPLE, blocks_of
 from pruners.architecture import Shape
-from pruners.importance import Scores
+from pruners.importance import ImportanceScores
 from pruners.variant import Block, Part, VariantSpec
 
 
@@ -33,12 +33,12 @@ class Curve:
         return spec.at(Block(self.layer, self.part), width)
 
 
-def summed(scores: Scores, shape: Shape) -> list[Curve]:
+def summed(scores: ImportanceScores, shape: Shape) -> list[Curve]:
     """The error of a width is the sum of the scores of what goes, as squared norms add up."""
     return _curves(scores, shape, lambda falling: falling.flip(0).cumsum(0).flip(0))
 
 
-def eliminated(scores: Scores, shape: Shape) -> list[Curve]:
+def eliminated(scores: ImportanceScores, shape: Shape) -> list[Curve]:
     """Of `LeastSquares`, whose score is the relative output error at which a unit goes."""
     return _curves(scores, shape, lambda falling: falling)
 
@@ -63,7 +63,7 @@ def _all(shape: Shape) -> list[Curve]:
 
 
 def _curves(
-    scores: Scores, shape: Shape, losses: Callable[[torch.Tensor], torch.Tensor]
+    scores: ImportanceScores, shape: Shape, losses: Callable[[torch.Tensor], torch.Tensor]
 ) -> list[Curve]:
     """`losses(falling)[w]` is the error once all but the first w units are gone."""
     curves = []

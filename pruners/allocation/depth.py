@@ -10,7 +10,7 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel, Shape
-from pruners.calibration.layer_probe import LayerRun, Probe
+from pruners.calibration.layer_probe import LayerForward, LayerProbe
 from pruners.data.rows import batches
 from pruners.evaluation.divergence import Tally, compare
 from pruners.realization.mask import constant_output
@@ -120,7 +120,7 @@ def _greedy(
     half of the candidates retires (successive halving, Jamieson & Talwalkar 2016, arXiv
     1502.07943).
     """
-    probes = [Probe(located, batch) for batch in batches(rows, _BATCH_TOKENS)]
+    probes = [LayerProbe(located, batch) for batch in batches(rows, _BATCH_TOKENS)]
     remaining = list(cuts)
     price = dict.fromkeys(cuts, 0.0)  # rise of KL over size, when the cut was last tried
     removed: list[Cut] = []
@@ -152,10 +152,10 @@ def _greedy(
 
 def _skipping(
     located: LocatedModel,
-    probe: Probe,
+    probe: LayerProbe,
     gone: AbstractSet[Block],
     biases: Mapping[Block, torch.Tensor],
-) -> LayerRun:
+) -> LayerForward:
     """Computes layers without the blocks that are gone; a constant stands in for each."""
 
     def run(index: int, hidden: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ def standardised(scores: torch.Tensor, keep: float, multiple: int = MULTIPLE) ->
     """Keeps the best blocks of all layers by scores with mean 0 and deviation 1 in each layer.
 
     The adaptive global search of FLAP (An et al. 2024, arXiv 2312.11983). `scores` is
-    `[layers, units]`, such as `Scores.ffn`; a block is `multiple` units in falling order, worth
-    their mean. `[layers]`; at least one block a layer stays, and sums and errors are as for
+    `[layers, units]`, such as `ImportanceScores.ffn`; a block is `multiple` units in falling order,
+    worth their mean. `[layers]`; at least one block a layer stays, and sums and errors are as for
     `uniform`.
     """
     layers, full = scores.shape

@@ -5,15 +5,15 @@ from torch import nn
 from pruners.architecture import bert, gemma3, gpt2, llama, opt
 from pruners.architecture.base import (
     Attention,
-    ConfigNames,
-    Layer,
+    ConfigFields,
+    LocatedLayer,
     LocatedModel,
     Mlp,
-    Serving,
+    ServingConfig,
     Shape,
     UnsupportedModelError,
 )
-from pruners.architecture.weight_view import stored_in
+from pruners.architecture.weight_view import stored_module
 
 SERVED_FAMILIES = (*llama.FAMILIES, *gemma3.FAMILIES)
 
@@ -67,13 +67,13 @@ def _is_leaf(module: nn.Module) -> bool:
 __all__ = [
     "SERVED_FAMILIES",
     "Attention",
-    "ConfigNames",
-    "Layer",
+    "ConfigFields",
+    "LocatedLayer",
     "LocatedModel",
     "Mlp",
-    "Serving",
+    "ServingConfig",
     "Shape",
     "UnsupportedModelError",
     "locate",
-    "stored_in",
+    "stored_module",
 ]

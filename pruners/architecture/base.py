@@ -57,7 +57,7 @@ class Mlp:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LocatedLayer:
     """One layer. `attention_norm` and `mlp_norm` stand in front of their blocks.
 
     The `*_out_norm` norms exist in families that norm before the residual sum too. In families that
@@ -107,7 +107,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class ConfigNames:
+class ConfigFields:
     """What a family's configuration calls its sizes.
 
     `heads` and `kv_groups` are None where the configuration cannot say how many heads there are
@@ -126,7 +126,7 @@ class ConfigNames:
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ServingConfig:
     """What a served family computes with besides its weights, as its own modelling code reads it.
 
     `activation` is the gate's, by the name that `transformers` has for it, and `activation_field`
@@ -155,15 +155,15 @@ class LocatedModel:
     family: str
     model: PreTrainedModel
     shape: Shape
-    layers: list[Layer] = field(repr=False)
+    layers: list[LocatedLayer] = field(repr=False)
     embed: nn.Embedding
     final_norm: nn.Module
     head: nn.Linear
     rotary: nn.Module | Any
-    names: ConfigNames
+    names: ConfigFields
     norm_in_head: bool = False
     causal: bool = True
-    serving: Serving | None = None
+    serving: ServingConfig | None = None
 
     def rope_tables(
         self, positions: torch.Tensor, kind: str | None = None

@@ -2,9 +2,9 @@
 
 from pruners.architecture.base import (
     Attention,
-    ConfigNames,
+    ConfigFields,
     HfModule,
-    Layer,
+    LocatedLayer,
     LocatedModel,
     Mlp,
     Shape,
@@ -13,9 +13,9 @@ from pruners.architecture.base import (
 FAMILIES = ("bert",)
 
 
-def _layer(module: HfModule) -> Layer:
+def _layer(module: HfModule) -> LocatedLayer:
     attention = module.attention.self
-    return Layer(
+    return LocatedLayer(
         module=module,
         attention=Attention(
             q=attention.query,
@@ -54,7 +54,7 @@ def locate(model: HfModule) -> LocatedModel:
         final_norm=head.transform,
         head=head.decoder,
         rotary=None,
-        names=ConfigNames(),
+        names=ConfigFields(),
         norm_in_head=True,
         causal=config.is_decoder,
     )

@@ -7,13 +7,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import nn
 
-from pruners.architecture import SERVED_FAMILIES, LocatedModel, Shape, locate, stored_in
+from pruners.architecture import SERVED_FAMILIES, LocatedModel, Shape, locate, stored_module
 
 KINDS = ("embedding", "attention", "ffn", "norms", "head", "other")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class PruningTarget:
     """Something that can be cut: `units` of it in the model, `parameters` in each."""
 
     name: str
@@ -22,7 +22,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ModelReport:
     """`parameters` by kind; a head tied to the embedding is counted there."""
 
     family: str
@@ -32,7 +32,7 @@ class Report:
     causal: bool
     tied: bool
     parameters: dict[str, int]
-    targets: tuple[Target, ...]
+    targets: tuple[PruningTarget, ...]
     served: bool
 
     @property
@@ -44,13 +44,13 @@ class Report:
         return self.parameters[kind] / self.total
 
 
-def diagnose(model: nn.Module) -> Report:
+def diagnose(model: nn.Module) -> ModelReport:
     """Counts a `transformers` language model, without reading a weight: the meta device will do.
 
     Raises `UnsupportedModelError` with the names of the modules found if it cannot be taken apart.
     """
     located = locate(model)
-    return Report(
+    return ModelReport(
         family=located.family,
         model_class=type(model).__name__,
         shape=located.shape,
@@ -63,7 +63,7 @@ def diagnose(model: nn.Module) -> Report:
     )
 
 
-def render(report: Report) -> RenderableType:
+def render(report: ModelReport) -> RenderableType:
     """The report as Rich tables."""
     shape = report.shape
     sizes = Table(title=f"{report.model_class} ({report.family})", show_header=False)
@@ -114,8 +114,8 @@ def _kinds(located: LocatedModel) -> dict[int, str]:
     for layer in located.layers:
         attention = layer.attention
         projections = (attention.q, attention.k, attention.v, attention.o)
-        places += [("attention", stored_in(projection)) for projection in projections]
-        places += [("ffn", stored_in(part)) for part in (*layer.mlp.inputs, layer.mlp.down)]
+        places += [("attention", stored_module(projection)) for projection in projections]
+        places += [("ffn", stored_module(part)) for part in (*layer.mlp.inputs, layer.mlp.down)]
     places += [("head", located.head), ("embedding", located.embed)]
     # In this order, so that what is tied belongs to the embedding.
     return {id(p): kind for kind, module in places for p in module.parameters()}
@@ -128,7 +128,7 @@ def _kind_of(module: nn.Module) -> str:
     return "norms" if "norm" in type(module).__name__.lower() else "other"
 
 
-def _targets(located: LocatedModel) -> tuple[Target, ...]:
+def _targets(located: LocatedModel) -> tuple[PruningTarget, ...]:
     shape, layer = located.shape, located.layers[0]
     attention = layer.attention
     inputs = layer.mlp.inputs
@@ -138,11 +138,11 @@ def _targets(located: LocatedModel) -> tuple[Target, ...]:
     head_norms = sum(p.numel() for norm in norms for p in norm.parameters())
     groups = sum(_size(part) for part in outputs) + attention.o.weight.numel()
     return (
-        Target("ffn_neuron", shape.layers * shape.ffn, neurons // shape.ffn),
-        Target("kv_group", shape.layers * shape.kv_groups, groups // shape.kv_groups),
-        Target("attention_block", shape.layers, groups + _bias(attention.o) + head_norms),
-        Target("mlp_block", shape.layers, neurons + _bias(layer.mlp.down)),
-        Target("layer", shape.layers, sum(p.numel() for p in layer.module.parameters())),
+        PruningTarget("ffn_neuron", shape.layers * shape.ffn, neurons // shape.ffn),
+        PruningTarget("kv_group", shape.layers * shape.kv_groups, groups // shape.kv_groups),
+        PruningTarget("attention_block", shape.layers, groups + _bias(attention.o) + head_norms),
+        PruningTarget("mlp_block", shape.layers, neurons + _bias(layer.mlp.down)),
+        PruningTarget("layer", shape.layers, sum(p.numel() for p in layer.module.parameters())),
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pruners.architecture.base import HfModule, Layer, LocatedModel, Serving
+from pruners.architecture.base import HfModule, LocatedLayer, LocatedModel, ServingConfig
 from pruners.architecture.llama import (
     NAMES,
     attention_of,
@@ -16,8 +16,8 @@ from pruners.architecture.llama import (
 FAMILIES = ("gemma3_text",)
 
 
-def _layer(module: HfModule, window: int | None, kind: str) -> Layer:
-    return Layer(
+def _layer(module: HfModule, window: int | None, kind: str) -> LocatedLayer:
+    return LocatedLayer(
         module=module,
         attention=attention_of(module.self_attn, normed=True),
         mlp=mlp_of(module.mlp),
@@ -58,7 +58,7 @@ def locate(model: HfModule) -> LocatedModel:
         rotary=body.rotary_emb,
         names=replace(NAMES, norm_shift=1.0),
         causal=is_causal(config) and not config.use_bidirectional_attention,
-        serving=Serving(
+        serving=ServingConfig(
             activation=config.hidden_activation,
             activation_field="hidden_activation",
             norm_eps=config.rms_norm_eps,

@@ -2,9 +2,9 @@
 
 from pruners.architecture.base import (
     Attention,
-    ConfigNames,
+    ConfigFields,
     HfModule,
-    Layer,
+    LocatedLayer,
     LocatedModel,
     Mlp,
     Shape,
@@ -14,11 +14,11 @@ from pruners.architecture.weight_view import Conv1DView
 FAMILIES = ("gpt2",)
 
 
-def _layer(module: HfModule) -> Layer:
+def _layer(module: HfModule) -> LocatedLayer:
     attention, mlp = module.attn, module.mlp
     width = attention.c_attn.nf // 3
     q, k, v = (Conv1DView(attention.c_attn, i * width, (i + 1) * width) for i in range(3))
-    return Layer(
+    return LocatedLayer(
         module=module,
         attention=Attention(
             q=q,
@@ -57,7 +57,7 @@ def locate(model: HfModule) -> LocatedModel:
         final_norm=body.ln_f,
         head=model.lm_head,
         rotary=None,
-        names=ConfigNames(
+        names=ConfigFields(
             layers="n_layer", ffn="n_inner", layer_bound=config.scale_attn_by_inverse_layer_idx
         ),
     )

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 from pruners.architecture.base import (
     Attention,
-    ConfigNames,
+    ConfigFields,
     HfModule,
-    Layer,
+    LocatedLayer,
     LocatedModel,
     Mlp,
-    Serving,
+    ServingConfig,
     Shape,
 )
 
-NAMES = ConfigNames(heads="num_attention_heads", kv_groups="num_key_value_heads")
+NAMES = ConfigFields(heads="num_attention_heads", kv_groups="num_key_value_heads")
 
 Windows = list[int | None]
 
@@ -102,8 +102,8 @@ def refusals_of(config: HfModule, windows: Windows, layer_types: list[str]) -> l
     return found
 
 
-def _layer(family: str, module: HfModule, window: int | None) -> Layer:
-    return Layer(
+def _layer(family: str, module: HfModule, window: int | None) -> LocatedLayer:
+    return LocatedLayer(
         module=module,
         attention=attention_of(module.self_attn, normed=family == "qwen3"),
         mlp=mlp_of(module.mlp),
@@ -133,7 +133,7 @@ def locate(model: HfModule) -> LocatedModel:
         rotary=body.rotary_emb,
         names=replace(NAMES, biases=("attention_bias", "mlp_bias")) if family == "llama" else NAMES,
         causal=is_causal(config),
-        serving=Serving(
+        serving=ServingConfig(
             activation=config.hidden_act,
             activation_field="hidden_act",
             norm_eps=config.rms_norm_eps,

@@ -4,9 +4,9 @@ from torch import nn
 
 from pruners.architecture.base import (
     Attention,
-    ConfigNames,
+    ConfigFields,
     HfModule,
-    Layer,
+    LocatedLayer,
     LocatedModel,
     Mlp,
     Shape,
@@ -15,9 +15,9 @@ from pruners.architecture.base import (
 FAMILIES = ("opt",)
 
 
-def _layer(module: HfModule) -> Layer:
+def _layer(module: HfModule) -> LocatedLayer:
     attention = module.self_attn
-    return Layer(
+    return LocatedLayer(
         module=module,
         attention=Attention(
             q=attention.q_proj,
@@ -57,5 +57,5 @@ def locate(model: HfModule) -> LocatedModel:
         final_norm=nn.Sequential(*ends),
         head=model.lm_head,
         rotary=None,
-        names=ConfigNames(ffn="ffn_dim"),
+        names=ConfigFields(ffn="ffn_dim"),
     )

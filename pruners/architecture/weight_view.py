@@ -57,6 +57,6 @@ class Conv1DView(nn.Linear):
         return self.source.register_forward_hook(share, **options)
 
 
-def stored_in(projection: nn.Linear) -> nn.Module:
+def stored_module(projection: nn.Linear) -> nn.Module:
     """The model's own module that holds this projection."""
     return projection.source if isinstance(projection, Conv1DView) else projection

@@ -23,12 +23,12 @@ from pruners.correction import Correction, from_tensors, to_tensors
 from pruners.data.readers import ReadError, read_json
 from pruners.realization.order import Order
 from pruners.support.errors import UserError
-from pruners.support.files import Kind, replaced_folder, write_json
+from pruners.support.files import FolderKind, replace_folder, write_json
 from pruners.support.validation import EXACT, checked
 from pruners.variant import BASE, Block, VariantSpec
 
 _ORDER, _CORRECTIONS = "order.safetensors", "corrections.safetensors"
-ARTEFACT = Kind(
+ARTEFACT = FolderKind(
     "artefact",
     marks=("variants.json",),
     holds=(
@@ -92,7 +92,7 @@ class Artefact:
                 for v in self.variants
             ],
         }
-        with replaced_folder(folder, ARTEFACT) as staging:
+        with replace_folder(folder, ARTEFACT) as staging:
             save_file(order, staging / _ORDER)
             if self.corrections:
                 save_file(own, staging / _CORRECTIONS, self._binding())

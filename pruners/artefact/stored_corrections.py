@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from pruners.architecture import Shape
-from pruners.correction import Correction, LowRank, to_tensors
+from pruners.correction import Correction, LowRankCorrection, to_tensors
 from pruners.variant import Block, VariantSpec
 
 _RANK_AXIS = {"up": 1, "down": 0}
@@ -74,7 +74,7 @@ def misfit(
     width = spec.kv_groups[block.layer] * size if attention else spec.ffn[block.layer]
     if correction.kept != width or len(correction.bias) != shape.hidden:
         return f"is for {correction.kept} inputs, not for {width}"
-    entry = correction.entry if isinstance(correction, LowRank) else None
+    entry = correction.entry if isinstance(correction, LowRankCorrection) else None
     if entry is not None:
         groups = shape.queries_per_group + 2
         features = (

@@ -10,43 +10,43 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from pruners.architecture import Layer, Shape
+from pruners.architecture import LocatedLayer, Shape
 
-Valid = Callable[[torch.Tensor], torch.Tensor]
+UnpadFunction = Callable[[torch.Tensor], torch.Tensor]
 """Takes `[rows, length, features]` of the current batch to fp32 `[tokens, features]`, unpadded."""
 
-Site = Callable[[Layer], nn.Module]
+ModuleSelector = Callable[[LocatedLayer], nn.Module]
 """Finds the module of a layer whose input or output is read."""
 
 
 class Collector(Protocol):
     """Reads one statistic of one layer while batches run through it."""
 
-    def attach(self, layer: Layer, valid: Valid) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
         """Hooks the layer; the hooks update the statistic with `valid` activations."""
         ...
 
 
-def down(layer: Layer) -> nn.Module:
+def down(layer: LocatedLayer) -> nn.Module:
     """The projection whose inputs are the FFN neurons."""
     return layer.mlp.down
 
 
-def o(layer: Layer) -> nn.Module:
+def o(layer: LocatedLayer) -> nn.Module:
     """The projection whose inputs are the features of all query heads."""
     return layer.attention.o
 
 
-class Moments:
+class InputMoments:
     """First and second moment of each input feature of one linear module."""
 
-    def __init__(self, features: int, site: Site) -> None:
+    def __init__(self, features: int, site: ModuleSelector) -> None:
         self.tokens = 0
         self._site = site
         self._sum = torch.zeros(features, dtype=torch.float64)
         self._squares = torch.zeros(features, dtype=torch.float64)
 
-    def attach(self, layer: Layer, valid: Valid) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
         def update(module: nn.Module, args: tuple[Any, ...]) -> None:
             self._add(valid(args[0]))
 
@@ -74,29 +74,29 @@ class Moments:
         return (self._squares / self.tokens - mean.square()).clamp(min=0).float()
 
 
-class OutputMoments(Moments):
+class OutputMoments(InputMoments):
     """The same moments of each output feature."""
 
-    def attach(self, layer: Layer, valid: Valid) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
         def update(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
             self._add(valid(output))
 
         return [self._site(layer).register_forward_hook(update)]
 
 
-class SecondMoments:
+class SecondMomentMatrix:
     """The mean and the full matrix `E[h h^T]` of the inputs of one linear module.
 
     8 bytes an entry: hold one layer's at a time.
     """
 
-    def __init__(self, features: int, site: Site) -> None:
+    def __init__(self, features: int, site: ModuleSelector) -> None:
         self.tokens = 0
         self._site = site
         self._sum = torch.zeros(features, dtype=torch.float64)
         self._products = torch.zeros(features, features, dtype=torch.float64)
 
-    def attach(self, layer: Layer, valid: Valid) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
         def update(module: nn.Module, args: tuple[Any, ...]) -> None:
             inputs = valid(args[0])
             self.tokens += len(inputs)
@@ -116,14 +116,14 @@ class SecondMoments:
         return self._products / self.tokens
 
 
-class Activations:
+class InputActivations:
     """All inputs of one module, for those that want them raw; `parts` are `[tokens, features]`."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: ModuleSelector) -> None:
         self._site = site
         self.parts: list[torch.Tensor] = []
 
-    def attach(self, layer: Layer, valid: Valid) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
         def update(module: nn.Module, args: tuple[Any, ...]) -> None:
             self.parts.append(valid(args[0]).cpu())
 
@@ -135,7 +135,7 @@ class Activations:
         return torch.cat(self.parts)
 
 
-class Cosine:
+class ResidualCosine:
     """Mean cosine between the residual stream before and after: the layer and both sub-blocks.
 
     What a sub-block adds is read where it joins the stream, so that no family's forward is copied.
@@ -148,7 +148,7 @@ class Cosine:
         self._before = torch.empty(0)
         self._added = torch.empty(0)
 
-    def attach(self, layer: Layer, valid: Valid) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
         def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
             self._before = valid(args[0])
 
@@ -176,7 +176,7 @@ class Cosine:
         return 1 - self._sums[part] / self.tokens
 
 
-class Entropy:
+class HeadEntropy:
     """Entropy of each head's attention over the entropy of uniform attention, averaged.
 
     Normalised by `log(keys)` of each query, so that it does not grow with the length of a prompt;
@@ -188,7 +188,7 @@ class Entropy:
         self._sum = torch.zeros(shape.heads, dtype=torch.float64)
         self._count = torch.zeros(shape.heads, dtype=torch.float64)
 
-    def attach(self, layer: Layer, valid: Valid) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
         def update(module: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
             weights = output[1].float()  # [rows, heads, query, key]
             keys = (weights > 0).sum(-1)  # what is masked has weight zero

@@ -6,22 +6,22 @@ from typing import TypeAlias
 import torch
 
 from pruners.architecture import LocatedModel
-from pruners.calibration.layer_replay import replay
-from pruners.data.rows import Batch
+from pruners.calibration.layer_replay import record_layer_calls
+from pruners.data.rows import TokenBatch
 
-LayerRun: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
+LayerForward: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
 """Gives a layer's output for its input."""
 
 
-class Probe:
+class LayerProbe:
     """One batch, and the hidden state in front of each layer of the base.
 
     Hooks that are open count; `run` may stand in for how a layer is computed.
     """
 
-    def __init__(self, located: LocatedModel, batch: Batch) -> None:
+    def __init__(self, located: LocatedModel, batch: TokenBatch) -> None:
         self._decoder = located
-        self._replay = replay(located, batch)
+        self._replay = record_layer_calls(located, batch)
         self._scored = batch.scored()
         self._inputs: list[torch.Tensor] = []
         self.targets = batch.targets(self._scored)
@@ -31,7 +31,7 @@ class Probe:
         """One layer's output, as the model computes it."""
         return self._replay.layer(self._decoder, index, hidden)
 
-    def remember(self, run: LayerRun | None = None) -> torch.Tensor:
+    def remember(self, run: LayerForward | None = None) -> torch.Tensor:
         """Recomputes the inputs of all layers; returns what `final` would from the first."""
         run = run or self.layer
         self._inputs = []
@@ -41,7 +41,7 @@ class Probe:
             hidden = run(index, hidden)
         return self._finish(hidden)
 
-    def final(self, start: int, run: LayerRun | None = None) -> torch.Tensor:
+    def final(self, start: int, run: LayerForward | None = None) -> torch.Tensor:
         """Final hidden states `[scored positions, hidden]`, layers from `start` on rerun."""
         run = run or self.layer
         hidden = self._inputs[start]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from pruners.architecture import LocatedModel
-from pruners.data.rows import Batch
+from pruners.data.rows import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
+class LayerReplay:
     """One batch in front of the first layer.
 
     `hidden` is `[rows, length, hidden]`; `calls[l]` holds the keyword arguments (positions,
@@ -28,7 +28,7 @@ class Replay:
         return located.layers[index].module(hidden, **self.calls[index])
 
 
-def final_hidden(located: LocatedModel, batch: Batch) -> torch.Tensor:
+def final_hidden(located: LocatedModel, batch: TokenBatch) -> torch.Tensor:
     """What the model gives to its head, `[rows, length, hidden]`."""
     body: Any = located.model.base_model
     device = located.embed.weight.device
@@ -38,11 +38,11 @@ def final_hidden(located: LocatedModel, batch: Batch) -> torch.Tensor:
     return located.final_norm(hidden) if located.norm_in_head else hidden
 
 
-def replay(located: LocatedModel, batch: Batch) -> Replay:
+def record_layer_calls(located: LocatedModel, batch: TokenBatch) -> LayerReplay:
     """Records the arguments of every layer without computing any."""
     with _recording(located) as (inputs, calls), torch.no_grad():
         final_hidden(located, batch)
-    return Replay(inputs[0], calls)
+    return LayerReplay(inputs[0], calls)
 
 
 @contextmanager

@@ -13,20 +13,20 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
-from pruners.calibration.collectors import Collector, Moments, Valid, down, o
-from pruners.calibration.layer_replay import replay
+from pruners.calibration.collectors import Collector, InputMoments, UnpadFunction, down, o
+from pruners.calibration.layer_replay import record_layer_calls
 from pruners.data.rows import batches
 from pruners.support.progress import tracked
 
-Watching = TypeVar("Watching", bound=Sequence[Collector])
+LayerCollectors = TypeVar("LayerCollectors", bound=Sequence[Collector])
 
 
 @dataclass(frozen=True, slots=True)
 class LayerStatistics:
     """What was seen in one layer: `ffn` at the input of `down`, `heads` at the input of `o`."""
 
-    ffn: Moments
-    heads: Moments
+    ffn: InputMoments
+    heads: InputMoments
 
 
 def calibrate(
@@ -35,8 +35,8 @@ def calibrate(
     """Statistics of every layer over all tokens of `rows` (1-D, ragged), padding excluded."""
     shape = located.shape
 
-    def watch(_: int) -> tuple[Moments, Moments]:
-        return Moments(shape.ffn, down), Moments(shape.heads * shape.head_dim, o)
+    def watch(_: int) -> tuple[InputMoments, InputMoments]:
+        return InputMoments(shape.ffn, down), InputMoments(shape.heads * shape.head_dim, o)
 
     return [LayerStatistics(*seen) for _, seen in stream(located, rows, watch, progress=progress)]
 
@@ -45,11 +45,11 @@ def calibrate(
 def stream(
     located: LocatedModel,
     rows: Sequence[torch.Tensor],
-    watch: Callable[[int], Watching],
+    watch: Callable[[int], LayerCollectors],
     *,
     pruned_upstream: bool = False,
     progress: Progress | None = None,
-) -> Iterator[tuple[int, Watching]]:
+) -> Iterator[tuple[int, LayerCollectors]]:
     """Yields each layer's index and its collectors, filled, as soon as the layer is done.
 
     `watch(l)` makes the collectors of layer `l`; drop them when handled, and one layer's are all
@@ -57,7 +57,7 @@ def stream(
     the caller did to it by then (a mask, a correction) reaches the layers behind it.
     """
     inputs = list(batches(rows))
-    replays = [replay(located, batch) for batch in inputs]
+    replays = [record_layer_calls(located, batch) for batch in inputs]
     hidden = [run.hidden for run in replays]
     for index in tracked(range(len(located.layers)), "Calibrating", progress):
         watching = watch(index)
@@ -73,7 +73,7 @@ def stream(
 
 @contextmanager
 def _watched(
-    located: LocatedModel, index: int, collectors: Sequence[Collector], valid: Valid
+    located: LocatedModel, index: int, collectors: Sequence[Collector], valid: UnpadFunction
 ) -> Iterator[None]:
     handles = [h for c in collectors for h in c.attach(located.layers[index], valid)]
     try:
@@ -83,7 +83,7 @@ def _watched(
             handle.remove()
 
 
-def _valid(real: torch.Tensor) -> Valid:
+def _valid(real: torch.Tensor) -> UnpadFunction:
     # Flat, as some families join rows and positions inside a block.
     flat = real.flatten()
     return lambda activations: activations.flatten(0, -2)[flat.to(activations.device)].float()

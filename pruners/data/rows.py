@@ -15,7 +15,7 @@ _HELD_BACK = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TokenBatch:
     """Rows padded on the right, `[rows, length]`; `valid` is false on padding.
 
     A causal model's real tokens never see what stands to their right, so that padding needs no
@@ -37,7 +37,7 @@ class Batch:
         return self.tokens.roll(-1, dims=1)[scored]
 
 
-def batches(rows: Sequence[torch.Tensor], tokens: int = BATCH_TOKENS) -> Iterator[Batch]:
+def batches(rows: Sequence[torch.Tensor], tokens: int = BATCH_TOKENS) -> Iterator[TokenBatch]:
     """Joins rows of similar length, up to `tokens` with padding; a longer row stands alone."""
     for group in grouped([len(row) for row in rows], tokens):
         yield padded([rows[index] for index in group])
@@ -55,11 +55,11 @@ def grouped(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterator[list
         yield group
 
 
-def padded(rows: Sequence[torch.Tensor]) -> Batch:
+def padded(rows: Sequence[torch.Tensor]) -> TokenBatch:
     """One batch of these rows."""
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    return Batch(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
+    return TokenBatch(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
 
 
 def text_rows(

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from pruners.architecture import LocatedModel
 from pruners.calibration.layer_replay import final_hidden
 from pruners.correction import Correction, RecoveryError
-from pruners.data.rows import Batch, batches, count
+from pruners.data.rows import TokenBatch, batches, count
 from pruners.distill.learner import Learner, copied
 from pruners.distill.loss import distribution, divergence
 from pruners.distill.state import read_state, write_state
@@ -164,14 +164,14 @@ class _Run:
         through = (step - warm) / max(1, self._steps - warm)
         return _LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * through))
 
-    def _base(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _base(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
             hidden = final_hidden(self._decoder, batch)
             scored = batch.scored().to(hidden.device)
             return distribution(self._decoder.head, hidden[scored]), scored
 
     def _divergence(
-        self, learner: Learner, batch: Batch, base: torch.Tensor, scored: torch.Tensor
+        self, learner: Learner, batch: TokenBatch, base: torch.Tensor, scored: torch.Tensor
     ) -> torch.Tensor:
         return divergence(self._decoder.head, learner.student.hidden(batch)[scored], base)
 

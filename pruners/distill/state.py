@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pruners.distill.learner import Learner
-from pruners.support.files import replaced
+from pruners.support.files import replace_file
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -22,7 +22,7 @@ def write_state(path: Path, step: int, learners: Sequence[Learner]) -> None:
         for name, tensor in _tensors(learner)
     }
     note = {"step": step, "history": {learner.name: learner.history for learner in learners}}
-    replaced(path, lambda staged: save_file(tensors, staged, {"training": json.dumps(note)}))
+    replace_file(path, lambda staged: save_file(tensors, staged, {"training": json.dumps(note)}))
 
 
 def read_state(path: Path, learners: Sequence[Learner]) -> int:

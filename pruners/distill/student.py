@@ -11,12 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pruners.architecture import SERVED_FAMILIES, Layer, LocatedModel
-from pruners.correction import Correction, Entry, LowRank, Materialised, RecoveryError
-from pruners.data.rows import Batch
+from pruners.architecture import SERVED_FAMILIES, LocatedLayer, LocatedModel
+from pruners.correction import (
+    Correction,
+    InputCorrection,
+    LowRankCorrection,
+    RecoveryError,
+    RefitCorrection,
+)
+from pruners.data.rows import TokenBatch
 from pruners.realization.mask import constant_output, input_parts
 from pruners.realization.order import Order, features
-from pruners.realization.slice import Copies, slice_into
+from pruners.realization.slice import CopyMemo, slice_into
 from pruners.variant import PARTS, Block, VariantSpec
 
 Tier = Literal["norms", "residuals", "lora"]
@@ -45,10 +51,10 @@ class Student(nn.Module):
         super().__init__()
         if located.family not in SERVED_FAMILIES:
             raise RecoveryError(f"models of family '{located.family}' are not trained")
-        if any(isinstance(correction, Materialised) for correction in corrections.values()):
+        if any(isinstance(correction, RefitCorrection) for correction in corrections.values()):
             raise RecoveryError(f"variant '{spec.name}' has materialised matrices, which stay")
         self.spec = spec
-        copies: Copies = {id(tensor): tensor for tensor in located.model.parameters()}
+        copies: CopyMemo = {id(tensor): tensor for tensor in located.model.parameters()}
         self._model = [slice_into(copies, located, spec, order)]  # hidden: nothing of it is trained
         generator = torch.Generator().manual_seed(seed)
         self.blocks = nn.ModuleDict()
@@ -70,7 +76,7 @@ class Student(nn.Module):
                     _skip(copies, layer, block, _constant(corrections, block))
                     continue
                 given = corrections.get(block)
-                assert not isinstance(given, Materialised)
+                assert not isinstance(given, RefitCorrection)
                 units = (order.kv if part == "attention" else order.ffn)[index][: spec.width(block)]
                 tuned = _Tuned(located, block, units, given, tier, rank, generator)
                 tuned.attach(copies)
@@ -78,7 +84,7 @@ class Student(nn.Module):
         if start is not None:
             copies[id(located.embed)].register_forward_hook(_plus(start))
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
+    def hidden(self, batch: TokenBatch) -> torch.Tensor:
         """What the variant hands to its head, `[rows, length, hidden]`."""
         body: Any = self._model[0].base_model
         found: torch.Tensor = body(batch.tokens.to(body.device), use_cache=False).last_hidden_state
@@ -103,7 +109,7 @@ class _Tuned(nn.Module):
         located: LocatedModel,
         block: Block,
         units: torch.Tensor,
-        given: LowRank | None,
+        given: LowRankCorrection | None,
         tier: Tier,
         rank: int,
         generator: torch.Generator,
@@ -140,7 +146,7 @@ class _Tuned(nn.Module):
         self.entry_up = _parameter(inner[0][self._features], trained)
         self.entry_down = _parameter(inner[1], trained)
 
-    def attach(self, copies: Copies) -> None:
+    def attach(self, copies: CopyMemo) -> None:
         """Hooks this block of the slice, whose modules are found by the base's in `copies`."""
         layer, located = self._layer, self._decoder
         attention = self.block.part == "attention"
@@ -175,7 +181,7 @@ class _Tuned(nn.Module):
 
         return add
 
-    def correction(self) -> LowRank:
+    def correction(self) -> LowRankCorrection:
         """In the artefact's order of units."""
 
         def taken(tensor: torch.Tensor) -> torch.Tensor:
@@ -187,8 +193,8 @@ class _Tuned(nn.Module):
         entry_up[self._features] = taken(self.entry_up)
         if self._kept is not None:  # not trained: the tensor that other variants have too
             up, down = self._kept.up, self._kept.down
-        entry = Entry(taken(self.norm), entry_up, taken(self.entry_down))
-        return LowRank(taken(self.bias), up, down, entry)
+        entry = InputCorrection(taken(self.norm), entry_up, taken(self.entry_down))
+        return LowRankCorrection(taken(self.bias), up, down, entry)
 
 
 def _parameter(tensor: torch.Tensor, trained: bool = True) -> nn.Parameter:
@@ -196,7 +202,7 @@ def _parameter(tensor: torch.Tensor, trained: bool = True) -> nn.Parameter:
 
 
 def _factors(
-    given: LowRank | Entry | None, outputs: int, inputs: int
+    given: LowRankCorrection | InputCorrection | None, outputs: int, inputs: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if given is None:
         return torch.zeros(outputs, 0), torch.zeros(0, inputs)
@@ -232,7 +238,7 @@ def _plus(bias: torch.Tensor) -> Any:  # noqa: ANN401
     return lambda module, args, output: output + bias.to(output)
 
 
-def _skip(copies: Copies, layer: Layer, block: Block, bias: torch.Tensor | None) -> None:
+def _skip(copies: CopyMemo, layer: LocatedLayer, block: Block, bias: torch.Tensor | None) -> None:
     """Gives a skipped block of a layer that stays its constant, if it has one."""
     if bias is None:
         return

@@ -13,7 +13,7 @@ from pruners.architecture import LocatedModel
 from pruners.artefact.table import Quality
 from pruners.calibration.layer_replay import final_hidden
 from pruners.correction import Correction
-from pruners.data.rows import Batch, batches, described
+from pruners.data.rows import TokenBatch, batches, described
 from pruners.evaluation.divergence import Tally, compare
 from pruners.realization.mask import mask
 from pruners.realization.order import Order
@@ -21,7 +21,7 @@ from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import tracked
 from pruners.variant import Block, VariantSpec
 
-Reader: TypeAlias = Callable[[Batch], torch.Tensor]
+Reader: TypeAlias = Callable[[TokenBatch], torch.Tensor]
 """Gives what a variant hands to its head, `[rows, length, hidden]`."""
 
 
@@ -59,7 +59,7 @@ def masked(
 def reading(located: LocatedModel, variant: Callable[[], AbstractContextManager[None]]) -> Reader:
     """Reads with the model as it behaves while `variant()`, such as `mask`, is open."""
 
-    def read(batch: Batch) -> torch.Tensor:
+    def read(batch: TokenBatch) -> torch.Tensor:
         with variant():
             return final_hidden(located, batch)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pruners.artefact.folder import Artefact
 from pruners.evaluation.pareto import front
-from pruners.support.files import replaced
+from pruners.support.files import replace_file
 from pruners.variant import BASE
 
 if TYPE_CHECKING:
@@ -90,6 +90,6 @@ def _widths(artefact: Artefact, path: Path) -> str:
 def _write(figure: "Figure", path: Path) -> str:
     from matplotlib import pyplot
 
-    replaced(path, partial(figure.savefig, dpi=110, bbox_inches="tight", format="png"))
+    replace_file(path, partial(figure.savefig, dpi=110, bbox_inches="tight", format="png"))
     pyplot.close(figure)
     return path.name

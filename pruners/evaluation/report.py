@@ -11,10 +11,10 @@ from pruners.artefact.folder import Artefact
 from pruners.artefact.table import Quality, Table
 from pruners.evaluation.pareto import front, hull
 from pruners.evaluation.plots import draw
-from pruners.support.files import Kind, write_text
+from pruners.support.files import FolderKind, write_text
 from pruners.variant import BASE
 
-REPORT = Kind("report", ("report.md",))
+REPORT = FolderKind("report", ("report.md",))
 Columns = list[tuple[str, Callable[[str], str]]]
 
 

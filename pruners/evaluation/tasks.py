@@ -14,7 +14,7 @@ from rich.progress import Progress
 from pruners.architecture import LocatedModel
 from pruners.artefact.table import Accuracy
 from pruners.data.readers import json_lines
-from pruners.data.rows import Batch, grouped, padded
+from pruners.data.rows import TokenBatch, grouped, padded
 from pruners.evaluation.evaluate import Reader
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.errors import UserError
@@ -188,7 +188,7 @@ def _score(
     return likelihood, greedy
 
 
-def _continuations(batch: Batch, starts: torch.Tensor) -> torch.Tensor:
+def _continuations(batch: TokenBatch, starts: torch.Tensor) -> torch.Tensor:
     """Positions whose next token belongs to the continuation."""
     scored = batch.scored()
     return scored & (torch.arange(scored.shape[1]) >= starts[:, None] - 1)

@@ -1,6 +1,6 @@
 """Scorers, one small class a file.
 
-Those that need weights and moments only are an `Importance`, scored many at a time from one pass;
+Those that need weights and moments only are an `MomentScorer`, scored many at a time from one pass;
 a `Scorer` sees the rows itself. `scorer(name)` finds either.
 """
 
@@ -8,20 +8,20 @@ from pruners.importance.activation_norm import ActivationNorm
 from pruners.importance.activation_variance import ActivationVariance
 from pruners.importance.attention_entropy import AttentionEntropy
 from pruners.importance.base import (
-    FromMoments,
-    Importance,
     ImportanceError,
+    ImportanceScores,
+    MomentScorer,
     Scorer,
-    Scores,
+    ScorerFromMoments,
     rank,
     score,
 )
-from pruners.importance.custom import Custom
+from pruners.importance.custom import CustomScorer
 from pruners.importance.fluctuation import Fluctuation
 from pruners.importance.least_squares import LeastSquares
 from pruners.importance.mean_activation import MeanActivation
 from pruners.importance.mean_query import MeanQuery
-from pruners.importance.random import Random
+from pruners.importance.random import RandomScores
 from pruners.importance.registry import BLOCK_ORDERS, LAYER_ORDERS, SCORERS, scorer
 from pruners.importance.taylor import Taylor
 from pruners.importance.weight_norm import WeightNorm
@@ -33,17 +33,17 @@ __all__ = [
     "ActivationNorm",
     "ActivationVariance",
     "AttentionEntropy",
-    "Custom",
+    "CustomScorer",
     "Fluctuation",
-    "FromMoments",
-    "Importance",
     "ImportanceError",
+    "ImportanceScores",
     "LeastSquares",
     "MeanActivation",
     "MeanQuery",
-    "Random",
+    "MomentScorer",
+    "RandomScores",
     "Scorer",
-    "Scores",
+    "ScorerFromMoments",
     "Taylor",
     "WeightNorm",
     "rank",

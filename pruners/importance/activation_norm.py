@@ -2,7 +2,7 @@
 
 import torch
 
-from pruners.architecture import Layer, Shape
+from pruners.architecture import LocatedLayer, Shape
 from pruners.calibration.statistics import LayerStatistics
 from pruners.importance.base import column_norms, per_group
 
@@ -14,9 +14,9 @@ class ActivationNorm:
     structured Wanda-sp baseline of FLAP (An et al. 2024, arXiv 2312.11983).
     """
 
-    def ffn(self, layer: Layer, statistics: LayerStatistics) -> torch.Tensor:
+    def ffn(self, layer: LocatedLayer, statistics: LayerStatistics) -> torch.Tensor:
         return statistics.ffn.second.sqrt() * column_norms(layer.mlp.down)
 
-    def kv(self, layer: Layer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
+    def kv(self, layer: LocatedLayer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
         columns = statistics.heads.second.sqrt() * column_norms(layer.attention.o)
         return per_group(columns, shape)

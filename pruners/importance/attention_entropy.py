@@ -7,9 +7,9 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
-from pruners.calibration.collectors import Entropy, Moments, down
+from pruners.calibration.collectors import HeadEntropy, InputMoments, down
 from pruners.calibration.statistics import stream
-from pruners.importance.base import Scores, column_norms, per_group, stack
+from pruners.importance.base import ImportanceScores, column_norms, per_group, stack
 
 
 class AttentionEntropy:
@@ -22,11 +22,11 @@ class AttentionEntropy:
 
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
-    ) -> Scores:
+    ) -> ImportanceScores:
         shape = located.shape
 
-        def watch(_: int) -> tuple[Moments, Entropy]:
-            return Moments(shape.ffn, down), Entropy(shape)
+        def watch(_: int) -> tuple[InputMoments, HeadEntropy]:
+            return InputMoments(shape.ffn, down), HeadEntropy(shape)
 
         with eager_attention(located):
             seen = [pair for _, pair in stream(located, rows, watch, progress=progress)]

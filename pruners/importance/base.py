@@ -8,7 +8,7 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from pruners.architecture import Layer, LocatedModel, Shape
+from pruners.architecture import LocatedLayer, LocatedModel, Shape
 from pruners.calibration.statistics import LayerStatistics, calibrate
 from pruners.realization.order import Order
 from pruners.support.errors import UserError
@@ -19,7 +19,7 @@ class ImportanceError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class ImportanceScores:
     """fp32, higher is kept longer: `ffn` is `[layers, ffn]`, `kv` is `[layers, kv_groups]`."""
 
     ffn: torch.Tensor
@@ -30,14 +30,14 @@ class Scores:
         return Order(_falling(self.ffn), _falling(self.kv))
 
 
-class Importance(Protocol):
+class MomentScorer(Protocol):
     """Scores the units of one layer from its weights and moments; higher is kept longer."""
 
-    def ffn(self, layer: Layer, statistics: LayerStatistics) -> torch.Tensor:
+    def ffn(self, layer: LocatedLayer, statistics: LayerStatistics) -> torch.Tensor:
         """One score a neuron, `[ffn]`."""
         ...
 
-    def kv(self, layer: Layer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
+    def kv(self, layer: LocatedLayer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
         """One score a key/value group with its query heads, `[kv_groups]`."""
         ...
 
@@ -47,25 +47,25 @@ class Scorer(Protocol):
 
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
-    ) -> Scores: ...
+    ) -> ImportanceScores: ...
 
 
 @dataclass(frozen=True, slots=True)
-class FromMoments:
-    """Makes a scorer of an `Importance`: one streaming pass for its moments."""
+class ScorerFromMoments:
+    """Makes a scorer of an `MomentScorer`: one streaming pass for its moments."""
 
-    importance: Importance
+    importance: MomentScorer
 
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
-    ) -> Scores:
+    ) -> ImportanceScores:
         return score(located, calibrate(located, rows, progress), self.importance)
 
 
 @torch.no_grad()
 def score(
-    located: LocatedModel, statistics: Sequence[LayerStatistics], importance: Importance
-) -> Scores:
+    located: LocatedModel, statistics: Sequence[LayerStatistics], importance: MomentScorer
+) -> ImportanceScores:
     """Scores every layer from moments that were gathered once for many scorers."""
     pairs = list(zip(located.layers, statistics, strict=True))
     return stack(
@@ -75,15 +75,17 @@ def score(
 
 
 def rank(
-    located: LocatedModel, statistics: Sequence[LayerStatistics], importance: Importance
+    located: LocatedModel, statistics: Sequence[LayerStatistics], importance: MomentScorer
 ) -> Order:
     """Orders each layer's neurons and groups by falling score; ties keep their place."""
     return score(located, statistics, importance).order()
 
 
-def stack(ffn: Sequence[torch.Tensor], kv: Sequence[torch.Tensor]) -> Scores:
+def stack(ffn: Sequence[torch.Tensor], kv: Sequence[torch.Tensor]) -> ImportanceScores:
     """Scores of a model from those of its layers."""
-    return Scores(torch.stack(list(ffn)).float().cpu(), torch.stack(list(kv)).float().cpu())
+    return ImportanceScores(
+        torch.stack(list(ffn)).float().cpu(), torch.stack(list(kv)).float().cpu()
+    )
 
 
 def per_group(scores: torch.Tensor, shape: Shape) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
-from pruners.calibration.collectors import Cosine, Entropy
+from pruners.calibration.collectors import HeadEntropy, ResidualCosine
 from pruners.calibration.statistics import stream
 from pruners.importance.attention_entropy import eager_attention
 from pruners.variant import PARTS, Block
@@ -50,8 +50,8 @@ def attention_entropy(
     alike.
     """
 
-    def watch(_: int) -> tuple[Entropy]:
-        return (Entropy(located.shape),)
+    def watch(_: int) -> tuple[HeadEntropy]:
+        return (HeadEntropy(located.shape),)
 
     with eager_attention(located):
         seen = [
@@ -64,8 +64,8 @@ def attention_entropy(
 
 def _cosines(
     located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None
-) -> list[Cosine]:
-    def watch(_: int) -> tuple[Cosine]:
-        return (Cosine(),)
+) -> list[ResidualCosine]:
+    def watch(_: int) -> tuple[ResidualCosine]:
+        return (ResidualCosine(),)
 
     return [cosine for _, (cosine,) in stream(located, rows, watch, progress=progress)]

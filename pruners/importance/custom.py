@@ -6,15 +6,15 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
-from pruners.calibration.collectors import Activations, down, o
+from pruners.calibration.collectors import InputActivations, down, o
 from pruners.calibration.statistics import stream
-from pruners.importance.base import ImportanceError, Scores, stack
+from pruners.importance.base import ImportanceError, ImportanceScores, stack
 
-Strategy = Callable[[torch.Tensor, float], tuple[Sequence[int] | torch.Tensor, int]]
+PruningStrategy = Callable[[torch.Tensor, float], tuple[Sequence[int] | torch.Tensor, int]]
 """`(activations, sparsity) -> (keep, total)`, as in Slimformers: indices of the units to keep."""
 
 
-class Custom:
+class CustomScorer:
     """Asks a user's callable at several sparsities; a unit scores by how often it is kept.
 
     The plug-in contract of Slimformers. Activations are fp32 `[1, tokens, units]`: inputs of
@@ -25,16 +25,18 @@ class Custom:
     """
 
     def __init__(
-        self, strategy: Strategy, sparsities: Sequence[float] = (0.125, 0.25, 0.375, 0.5, 0.75)
+        self,
+        strategy: PruningStrategy,
+        sparsities: Sequence[float] = (0.125, 0.25, 0.375, 0.5, 0.75),
     ) -> None:
         self._strategy = strategy
         self._sparsities = sparsities
 
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
-    ) -> Scores:
-        def watch(_: int) -> tuple[Activations, Activations]:
-            return Activations(down), Activations(o)
+    ) -> ImportanceScores:
+        def watch(_: int) -> tuple[InputActivations, InputActivations]:
+            return InputActivations(down), InputActivations(o)
 
         ffn, kv = [], []
         for _, (neurons, heads) in stream(located, rows, watch, progress=progress):

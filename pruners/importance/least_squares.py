@@ -7,9 +7,9 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
-from pruners.calibration.collectors import SecondMoments, down, o
+from pruners.calibration.collectors import SecondMomentMatrix, down, o
 from pruners.calibration.statistics import stream
-from pruners.importance.base import Scores, stack
+from pruners.importance.base import ImportanceScores, stack
 
 _ROUNDS = 192
 RIDGE = 1e-2
@@ -44,14 +44,14 @@ class LeastSquares:
 
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
-    ) -> Scores:
+    ) -> ImportanceScores:
         shape = located.shape
         group = shape.queries_per_group * shape.head_dim
 
-        def watch(_: int) -> tuple[SecondMoments, SecondMoments]:
+        def watch(_: int) -> tuple[SecondMomentMatrix, SecondMomentMatrix]:
             return (
-                SecondMoments(shape.ffn, down),
-                SecondMoments(shape.heads * shape.head_dim, o),
+                SecondMomentMatrix(shape.ffn, down),
+                SecondMomentMatrix(shape.heads * shape.head_dim, o),
             )
 
         ffn, kv = [], []

@@ -2,7 +2,7 @@
 
 import torch
 
-from pruners.architecture import Layer, Shape
+from pruners.architecture import LocatedLayer, Shape
 from pruners.calibration.statistics import LayerStatistics
 from pruners.importance.base import per_group
 
@@ -13,8 +13,8 @@ class MeanActivation:
     The default criterion of Slimformers, taken here at the input of `down` and `o`.
     """
 
-    def ffn(self, layer: Layer, statistics: LayerStatistics) -> torch.Tensor:
+    def ffn(self, layer: LocatedLayer, statistics: LayerStatistics) -> torch.Tensor:
         return statistics.ffn.mean.abs()
 
-    def kv(self, layer: Layer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
+    def kv(self, layer: LocatedLayer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
         return per_group(statistics.heads.mean.abs(), shape)

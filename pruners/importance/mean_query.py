@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from rich.progress import Progress
 
-from pruners.architecture import Layer, LocatedModel
-from pruners.calibration.collectors import Moments, OutputMoments, down
+from pruners.architecture import LocatedLayer, LocatedModel
+from pruners.calibration.collectors import InputMoments, OutputMoments, down
 from pruners.calibration.statistics import stream
-from pruners.importance.base import Scores, per_group, stack
+from pruners.importance.base import ImportanceScores, per_group, stack
 
 
 class MeanQuery:
@@ -20,11 +20,13 @@ class MeanQuery:
 
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
-    ) -> Scores:
+    ) -> ImportanceScores:
         shape = located.shape
 
-        def watch(_: int) -> tuple[Moments, OutputMoments]:
-            return Moments(shape.ffn, down), OutputMoments(shape.heads * shape.head_dim, _query)
+        def watch(_: int) -> tuple[InputMoments, OutputMoments]:
+            return InputMoments(shape.ffn, down), OutputMoments(
+                shape.heads * shape.head_dim, _query
+            )
 
         seen = [pair for _, pair in stream(located, rows, watch, progress=progress)]
         return stack(
@@ -33,5 +35,5 @@ class MeanQuery:
         )
 
 
-def _query(layer: Layer) -> torch.nn.Module:
+def _query(layer: LocatedLayer) -> torch.nn.Module:
     return layer.attention.q

@@ -10,7 +10,7 @@ from pruners.architecture import LocatedModel
 from pruners.importance.activation_norm import ActivationNorm
 from pruners.importance.activation_variance import ActivationVariance
 from pruners.importance.attention_entropy import AttentionEntropy
-from pruners.importance.base import FromMoments, ImportanceError, Scorer
+from pruners.importance.base import ImportanceError, Scorer, ScorerFromMoments
 from pruners.importance.blocks import (
     attention_entropy,
     block_influence,
@@ -21,19 +21,19 @@ from pruners.importance.fluctuation import Fluctuation
 from pruners.importance.least_squares import LeastSquares
 from pruners.importance.mean_activation import MeanActivation
 from pruners.importance.mean_query import MeanQuery
-from pruners.importance.random import Random
+from pruners.importance.random import RandomScores
 from pruners.importance.taylor import Taylor
 from pruners.importance.weight_norm import WeightNorm
 from pruners.variant import Block
 
 SCORERS: dict[str, Callable[[int], Scorer]] = {
-    "random": lambda seed: FromMoments(Random(seed)),
-    "l1": lambda _: FromMoments(WeightNorm(1)),
-    "l2": lambda _: FromMoments(WeightNorm(2)),
-    "mean-activation": lambda _: FromMoments(MeanActivation()),
-    "activation-variance": lambda _: FromMoments(ActivationVariance()),
-    "wanda": lambda _: FromMoments(ActivationNorm()),
-    "flap": lambda _: FromMoments(Fluctuation()),
+    "random": lambda seed: ScorerFromMoments(RandomScores(seed)),
+    "l1": lambda _: ScorerFromMoments(WeightNorm(1)),
+    "l2": lambda _: ScorerFromMoments(WeightNorm(2)),
+    "mean-activation": lambda _: ScorerFromMoments(MeanActivation()),
+    "activation-variance": lambda _: ScorerFromMoments(ActivationVariance()),
+    "wanda": lambda _: ScorerFromMoments(ActivationNorm()),
+    "flap": lambda _: ScorerFromMoments(Fluctuation()),
     "taylor": lambda _: Taylor(),
     "least-squares": lambda _: LeastSquares(),
     "mean-query": lambda _: MeanQuery(),
@@ -41,15 +41,15 @@ SCORERS: dict[str, Callable[[int], Scorer]] = {
 }
 """Each makes its scorer from a seed, which only chance needs."""
 
-Rows: TypeAlias = Sequence[torch.Tensor]
+TokenRows: TypeAlias = Sequence[torch.Tensor]
 
-LAYER_ORDERS: dict[str, Callable[[LocatedModel, Rows, Progress | None], tuple[int, ...]]] = {
+LAYER_ORDERS: dict[str, Callable[[LocatedModel, TokenRows, Progress | None], tuple[int, ...]]] = {
     "block-influence": layer_influence,
     "last": lambda located, _, __: last_layers(located),
 }
 """Layers by a score alone, the first to skip first; `depth.greedy_layers` chooses by KL."""
 
-BLOCK_ORDERS: dict[str, Callable[[LocatedModel, Rows, Progress | None], tuple[Block, ...]]] = {
+BLOCK_ORDERS: dict[str, Callable[[LocatedModel, TokenRows, Progress | None], tuple[Block, ...]]] = {
     "block-influence": block_influence,
     "attention-entropy": attention_entropy,
 }

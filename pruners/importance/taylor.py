@@ -8,8 +8,8 @@ from torch import nn
 
 from pruners.architecture import LocatedModel
 from pruners.calibration.layer_replay import final_hidden
-from pruners.data.rows import Batch, batches
-from pruners.importance.base import Scores, stack
+from pruners.data.rows import TokenBatch, batches
+from pruners.importance.base import ImportanceScores, stack
 from pruners.support.progress import tracked
 
 # Activations of all layers are alive for the backward pass: smaller batches than elsewhere.
@@ -29,7 +29,7 @@ class Taylor:
 
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
-    ) -> Scores:
+    ) -> ImportanceScores:
         shape = located.shape
         ffn = torch.zeros(shape.layers, shape.ffn)
         kv = torch.zeros(shape.layers, shape.kv_groups)
@@ -46,7 +46,7 @@ class Taylor:
 
 
 @torch.enable_grad()
-def _products(located: LocatedModel, batch: Batch) -> list[torch.Tensor]:
+def _products(located: LocatedModel, batch: TokenBatch) -> list[torch.Tensor]:
     """`sum_t h * dL/dh`, `[rows, features]`, at the input of `o` and `down` of each layer."""
     seen: list[torch.Tensor] = []
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pruners.architecture import Layer, Shape
+from pruners.architecture import LocatedLayer, Shape
 from pruners.calibration.statistics import LayerStatistics
 
 
@@ -17,11 +17,11 @@ class WeightNorm:
     def __init__(self, power: int = 2) -> None:
         self._power = power
 
-    def ffn(self, layer: Layer, statistics: LayerStatistics) -> torch.Tensor:
+    def ffn(self, layer: LocatedLayer, statistics: LayerStatistics) -> torch.Tensor:
         mlp = layer.mlp
         return self._norms(mlp.inputs, mlp.down, mlp.down.in_features)
 
-    def kv(self, layer: Layer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
+    def kv(self, layer: LocatedLayer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
         a = layer.attention
         return self._norms([a.q, a.k, a.v], a.o, shape.kv_groups)
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 
-from pruners.kv.base import SINKS, KVScorer, Seen
+from pruners.kv.base import SINKS, CachedTokens, KVScorer
 from pruners.kv.eviction import QUERIES, Eviction
 from pruners.kv.expected_attention import ExpectedAttention
 from pruners.kv.key_diff import KeyDiff
 from pruners.kv.key_norm import KeyNorm
 from pruners.kv.snap import SnapKV
-from pruners.kv.streaming import Streaming
+from pruners.kv.streaming import StreamingLLM
 
 KV_SCORERS: dict[str, Callable[[], KVScorer]] = {
-    "streaming": Streaming,
+    "streaming": StreamingLLM,
     "key-norm": KeyNorm,
     "key-diff": KeyDiff,
     "snap": SnapKV,
@@ -22,7 +22,7 @@ KV_SCORERS: dict[str, Callable[[], KVScorer]] = {
 def served_eviction(budget: int, scorer: str = "streaming") -> Eviction:
     """As the engine serves a KV budget. Raises `ValueError` if it is too small."""
     if scorer == "streaming":
-        return Eviction(Streaming(), budget, interval=max(1, budget // 32), recent=0)
+        return Eviction(StreamingLLM(), budget, interval=max(1, budget // 32), recent=0)
     return Eviction(KV_SCORERS[scorer](), budget, interval=budget // 8, recent=budget // 8)
 
 
@@ -30,13 +30,13 @@ __all__ = [
     "KV_SCORERS",
     "QUERIES",
     "SINKS",
+    "CachedTokens",
     "Eviction",
     "ExpectedAttention",
     "KVScorer",
     "KeyDiff",
     "KeyNorm",
-    "Seen",
     "SnapKV",
-    "Streaming",
+    "StreamingLLM",
     "served_eviction",
 ]

@@ -10,12 +10,12 @@ from torch import Tensor
 SINKS = 4
 """First tokens that every budget keeps; attention rests on them (arXiv 2309.17453)."""
 
-Tables = Callable[[Tensor], tuple[Tensor, Tensor]]
+RopeTables = Callable[[Tensor], tuple[Tensor, Tensor]]
 """cos and sin, each `[positions, head_dim]`, of integer positions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class CachedTokens:
     """One layer's cache and the queries that were last asked of it.
 
     Cached tokens come in any order; `positions`, `[rows, tokens]`, says where each stands in the
@@ -31,7 +31,7 @@ class Seen:
     queries: Tensor
     position: int
     scale: float
-    rope: Tables | None
+    rope: RopeTables | None
 
     @property
     def repeated_keys(self) -> Tensor:
@@ -56,7 +56,7 @@ class KVScorer(Protocol):
         """Whether `queries` have to be kept for it."""
         ...
 
-    def __call__(self, seen: Seen) -> Tensor: ...
+    def __call__(self, seen: CachedTokens) -> Tensor: ...
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from pruners.architecture import LocatedModel, UnsupportedModelError
-from pruners.data.rows import Batch
-from pruners.kv.base import Seen
+from pruners.data.rows import TokenBatch
+from pruners.kv.base import CachedTokens
 from pruners.kv.eviction import QUERIES, Eviction
 
 
 @torch.no_grad()
-def evicted(located: LocatedModel, batch: Batch, prompt: int, eviction: Eviction) -> Tensor:
+def evicted(located: LocatedModel, batch: TokenBatch, prompt: int, eviction: Eviction) -> Tensor:
     """Final hidden states `[rows, length, hidden]`, those behind `prompt` over evicted caches.
 
     Rows must be of equal length. Raises `UnsupportedModelError` for an encoder.
@@ -124,7 +124,7 @@ def _evict(
         keys, values = held.keys, held.values
         if keys.shape[2] <= keep:
             continue
-        seen = Seen(
+        seen = CachedTokens(
             positions=watch.cached[index],
             keys=keys,
             values=values,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruners.kv.base import SINKS, KVScorer, Seen
+from pruners.kv.base import SINKS, CachedTokens, KVScorer
 
 QUERIES = 256
 """Of the latest tokens, kept for scorers that look at queries."""
@@ -35,7 +35,7 @@ class Eviction:
                 f"{self.recent} recent tokens and {self.interval} new ones"
             )
 
-    def kept(self, seen: Seen, keep: int) -> Tensor:
+    def kept(self, seen: CachedTokens, keep: int) -> Tensor:
         """Which of the cached tokens stay, by their places in the cache, rising, `[rows, keep]`."""
         always = (seen.positions < self.sinks) | (seen.positions > seen.position - self.recent)
         scores = self.scorer(seen).masked_fill(always, torch.inf)

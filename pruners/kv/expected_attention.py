@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pruners.kv.base import Seen, rotate
+from pruners.kv.base import CachedTokens, rotate
 
 
 class ExpectedAttention:
@@ -21,7 +21,7 @@ class ExpectedAttention:
         self._future = future
         self._floor = floor
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: CachedTokens) -> Tensor:
         queries = seen.queries.float()
         mean = queries.mean(2)
         centred = queries - mean[:, :, None]

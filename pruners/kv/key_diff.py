@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from pruners.kv.base import Seen
+from pruners.kv.base import CachedTokens
 
 
 class KeyDiff:
@@ -15,7 +15,7 @@ class KeyDiff:
     looks_at_keys = True
     looks_at_queries = False
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: CachedTokens) -> Tensor:
         keys = seen.keys.float()
         anchor = normalize(keys, dim=-1).mean(2, keepdim=True)
         return -cosine_similarity(keys, anchor, dim=-1).mean(1)

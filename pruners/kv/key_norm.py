@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pruners.kv.base import Seen
+from pruners.kv.base import CachedTokens
 
 
 class KeyNorm:
@@ -11,5 +11,5 @@ class KeyNorm:
     looks_at_keys = True
     looks_at_queries = False
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: CachedTokens) -> Tensor:
         return -seen.keys.float().norm(dim=-1).mean(1)

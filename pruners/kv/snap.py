@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from pruners.kv.base import Seen, rotate
+from pruners.kv.base import CachedTokens, rotate
 
 _POOL = 5
 
@@ -22,7 +22,7 @@ class SnapKV:
     def __init__(self, window: int = 64) -> None:
         self._window = window
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: CachedTokens) -> Tensor:
         tokens = seen.keys.shape[2]
         window = min(self._window, seen.queries.shape[2], tokens)
         queries = seen.queries[:, :, -window:].float()

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from pruners.kv.base import Seen
+from pruners.kv.base import CachedTokens
 
 
-class Streaming:
+class StreamingLLM:
     """The later the better (StreamingLLM, Xiao et al. 2023, arXiv 2309.17453).
 
     The sinks are kept by every eviction. Keys keep their true rotary positions.
@@ -14,5 +14,5 @@ class Streaming:
     looks_at_keys = False
     looks_at_queries = False
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: CachedTokens) -> Tensor:
         return seen.positions.float()

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from pruners.architecture import LocatedModel
-from pruners.correction import Correction, LowRank
+from pruners.correction import Correction, LowRankCorrection
 from pruners.realization.order import Order, features
 from pruners.variant import Block, VariantSpec
 
@@ -97,7 +97,7 @@ def _enter(
     located: LocatedModel, block: Block, units: torch.Tensor, correction: Correction
 ) -> list[RemovableHandle]:
     """Hooks for what a correction has at the sub-block's entrance."""
-    entry = correction.entry if isinstance(correction, LowRank) else None
+    entry = correction.entry if isinstance(correction, LowRankCorrection) else None
     if entry is None:
         return []
     layer = located.layers[block.layer]

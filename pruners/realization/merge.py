@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruners.architecture import SERVED_FAMILIES, Layer, LocatedModel
-from pruners.correction import Correction, Entry, Materialised
+from pruners.architecture import SERVED_FAMILIES, LocatedLayer, LocatedModel
+from pruners.correction import Correction, InputCorrection, RefitCorrection
 from pruners.realization.mask import input_parts
 from pruners.realization.order import Order, features
-from pruners.realization.slice import Copies, SliceError, slice_into
+from pruners.realization.slice import CopyMemo, SliceError, slice_into
 from pruners.variant import PARTS, Block, VariantSpec
 
 
@@ -31,7 +31,7 @@ def merged_slice(
     """
     if located.family not in SERVED_FAMILIES:
         raise SliceError(f"corrections of family '{located.family}' are not merged")
-    copies: Copies = {}
+    copies: CopyMemo = {}
     smaller = slice_into(copies, located, spec, order)
     before: nn.Linear | None = None
     for index, layer in enumerate(located.layers):
@@ -67,17 +67,21 @@ def _units(spec: VariantSpec, order: Order, block: Block) -> torch.Tensor:
     return orders[block.layer][: spec.width(block)]
 
 
-def _output(layer: Layer, block: Block) -> nn.Linear:
+def _output(layer: LocatedLayer, block: Block) -> nn.Linear:
     return layer.attention.o if block.part == "attention" else layer.mlp.down
 
 
-def _projections(layer: Layer) -> list[nn.Linear]:
+def _projections(layer: LocatedLayer) -> list[nn.Linear]:
     attention, mlp = layer.attention, layer.mlp
     return [attention.q, attention.k, attention.v, attention.o, *mlp.inputs, mlp.down]
 
 
 def _merge(
-    copies: Copies, located: LocatedModel, block: Block, units: torch.Tensor, correction: Correction
+    copies: CopyMemo,
+    located: LocatedModel,
+    block: Block,
+    units: torch.Tensor,
+    correction: Correction,
 ) -> None:
     """Into the modules of one block, which hold the units in the base's sequence."""
     layer, shape = located.layers[block.layer], located.shape
@@ -85,7 +89,7 @@ def _merge(
     size = shape.queries_per_group * shape.head_dim if block.part == "attention" else 1
     inputs = features(place, size)
     output = copies[id(_output(layer, block))]
-    if isinstance(correction, Materialised):
+    if isinstance(correction, RefitCorrection):
         output.weight.copy_(correction.weight[:, inputs])
     else:
         output.weight += (correction.up.float() @ correction.down.float())[:, inputs].to(
@@ -97,7 +101,11 @@ def _merge(
 
 
 def _merge_entry(
-    copies: Copies, located: LocatedModel, block: Block, units: torch.Tensor, entry: Entry
+    copies: CopyMemo,
+    located: LocatedModel,
+    block: Block,
+    units: torch.Tensor,
+    entry: InputCorrection,
 ) -> None:
     layer = located.layers[block.layer]
     norm = copies[id(layer.attention_norm if block.part == "attention" else layer.mlp_norm)]

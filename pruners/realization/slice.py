@@ -15,14 +15,14 @@ from pruners.architecture import (
     Mlp,
     Shape,
     UnsupportedModelError,
-    stored_in,
+    stored_module,
 )
 from pruners.realization.order import Order, features
 from pruners.realization.slice_config import describe
 from pruners.support.errors import UserError
 from pruners.variant import VariantSpec
 
-Copies = dict[int, Any]
+CopyMemo = dict[int, Any]
 """What stands in the smaller model for an object of the base, by the object's id."""
 
 
@@ -43,7 +43,7 @@ def slice_model(located: LocatedModel, spec: VariantSpec, order: Order) -> PreTr
 
 
 def slice_into(
-    copies: Copies, located: LocatedModel, spec: VariantSpec, order: Order
+    copies: CopyMemo, located: LocatedModel, spec: VariantSpec, order: Order
 ) -> PreTrainedModel:
     """`slice_model` that uses what is in `copies` instead of making a copy, and adds all it makes.
 
@@ -124,12 +124,12 @@ class _Gone(nn.Module):
 
 
 def _cut_attention(
-    copies: Copies, attention: Attention, groups: torch.Tensor, shape: Shape
+    copies: CopyMemo, attention: Attention, groups: torch.Tensor, shape: Shape
 ) -> None:
     if len(groups) == 0:
         module: Any = attention.module
         copies[id(module)] = NoAttention(module.layer_idx)
-        copies[id(stored_in(attention.o))] = NoOutput(shape.hidden)
+        copies[id(stored_module(attention.o))] = NoOutput(shape.hidden)
         return
     queries = features(groups, shape.queries_per_group * shape.head_dim)
     keys = features(groups, shape.head_dim)
@@ -137,26 +137,26 @@ def _cut_attention(
     _cut_inputs(copies, attention.o, queries)
 
 
-def _cut_mlp(copies: Copies, mlp: Mlp, neurons: torch.Tensor, shape: Shape) -> None:
+def _cut_mlp(copies: CopyMemo, mlp: Mlp, neurons: torch.Tensor, shape: Shape) -> None:
     if len(neurons) == 0:
-        copies.update({id(stored_in(projection)): NoNeurons() for projection in mlp.inputs})
-        copies[id(stored_in(mlp.down))] = NoOutput(shape.hidden)
+        copies.update({id(stored_module(projection)): NoNeurons() for projection in mlp.inputs})
+        copies[id(stored_module(mlp.down))] = NoOutput(shape.hidden)
         return
     _cut_outputs(copies, [(projection, neurons) for projection in mlp.inputs])
     _cut_inputs(copies, mlp.down, neurons)
 
 
-def _cut_outputs(copies: Copies, parts: Sequence[tuple[nn.Linear, torch.Tensor]]) -> None:
+def _cut_outputs(copies: CopyMemo, parts: Sequence[tuple[nn.Linear, torch.Tensor]]) -> None:
     """Keeps these outputs of each projection; those packed in one module are packed again."""
-    for source in {stored_in(projection) for projection, _ in parts}:
-        mine = [(p, kept.to(p.weight.device)) for p, kept in parts if stored_in(p) is source]
+    for source in {stored_module(projection) for projection, _ in parts}:
+        mine = [(p, kept.to(p.weight.device)) for p, kept in parts if stored_module(p) is source]
         weight = torch.cat([p.weight[kept] for p, kept in mine])
         biases = [p.bias[kept] for p, kept in mine if p.bias is not None]
         copies[id(source)] = _rebuilt(source, weight, torch.cat(biases) if biases else None)
 
 
-def _cut_inputs(copies: Copies, projection: nn.Linear, kept: torch.Tensor) -> None:
-    source = stored_in(projection)
+def _cut_inputs(copies: CopyMemo, projection: nn.Linear, kept: torch.Tensor) -> None:
+    source = stored_module(projection)
     weight = projection.weight[:, kept.to(projection.weight.device)]
     bias = None if projection.bias is None else projection.bias.clone()
     copies[id(source)] = _rebuilt(source, weight, bias)

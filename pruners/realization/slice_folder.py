@@ -22,14 +22,14 @@ from pruners.architecture import locate
 from pruners.data.readers import ReadError, read_json
 from pruners.realization.order import identity
 from pruners.realization.slice import SliceError, slice_model
-from pruners.support.files import Kind, replaced_folder, write_json
+from pruners.support.files import FolderKind, replace_folder, write_json
 from pruners.support.fingerprint import fingerprint
 from pruners.variant import VariantSpec
 
 SCHEMA = 2
 MANIFEST = "trimtab_slice.json"
 WEIGHTS = "trimtab_slice.safetensors"
-SLICE = Kind(
+SLICE = FolderKind(
     "slice",
     marks=(MANIFEST,),
     holds=(
@@ -69,7 +69,7 @@ def save_slice(
         "ffn": list(spec.ffn),
         "biases": biases,
     }
-    with replaced_folder(folder, SLICE) as staging:
+    with replace_folder(folder, SLICE) as staging:
         if plain:
             model.save_pretrained(staging)
         else:

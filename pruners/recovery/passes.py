@@ -7,8 +7,8 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
-from pruners.architecture import Layer, LocatedModel
-from pruners.calibration.collectors import OutputMoments, SecondMoments, down, o
+from pruners.architecture import LocatedLayer, LocatedModel
+from pruners.calibration.collectors import OutputMoments, SecondMomentMatrix, down, o
 from pruners.calibration.statistics import stream
 from pruners.correction import RecoveryError
 from pruners.data.rows import held_back, to_fit
@@ -41,10 +41,12 @@ def moments(
     """
     shape = located.shape
 
-    def watch(_: int) -> tuple[SecondMoments, SecondMoments, OutputMoments, OutputMoments]:
+    def watch(
+        _: int,
+    ) -> tuple[SecondMomentMatrix, SecondMomentMatrix, OutputMoments, OutputMoments]:
         return (
-            SecondMoments(shape.heads * shape.head_dim, o),
-            SecondMoments(shape.ffn, down),
+            SecondMomentMatrix(shape.heads * shape.head_dim, o),
+            SecondMomentMatrix(shape.ffn, down),
             OutputMoments(shape.hidden, _attention_join),
             OutputMoments(shape.hidden, _mlp_join),
         )
@@ -69,16 +71,16 @@ def moments(
         )
 
 
-def _attention_join(layer: Layer) -> nn.Module:
+def _attention_join(layer: LocatedLayer) -> nn.Module:
     return layer.attention_join
 
 
-def _mlp_join(layer: Layer) -> nn.Module:
+def _mlp_join(layer: LocatedLayer) -> nn.Module:
     return layer.mlp_join
 
 
 def _linear(
-    module: nn.Linear, fit: SecondMoments, held_out: SecondMoments, join: OutputMoments
+    module: nn.Linear, fit: SecondMomentMatrix, held_out: SecondMomentMatrix, join: OutputMoments
 ) -> Linear:
     weight = module.weight.double().cpu()
     seen, unseen = (Seen(weight, inputs.mean, inputs.matrix) for inputs in (fit, held_out))

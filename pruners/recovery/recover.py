@@ -7,7 +7,7 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
-from pruners.correction import Correction, LowRank, Materialised, constant
+from pruners.correction import Correction, LowRankCorrection, RefitCorrection, constant_correction
 from pruners.realization.order import Order, features
 from pruners.recovery.passes import Linear, moments
 from pruners.recovery.solve import bias, low_rank, refits, relative_errors
@@ -92,7 +92,7 @@ def recover_layer(
     for part, units, width, size in parts:
         block = Block(index, part)
         if width == 0:
-            recovered.corrections[block] = constant(linears[part].adds)
+            recovered.corrections[block] = constant_correction(linears[part].adds)
         elif width < len(units):
             kept = features(units[:width], size)
             correction, bought = _solve(linears[part], kept, recipe, block)
@@ -128,6 +128,6 @@ def _solve(
     if recipe.materialised:
         refitted = shared + best.change
         offset = bias(seen.fit, kept, refitted)
-        return Materialised(offset.float(), refitted.float()), bought
+        return RefitCorrection(offset.float(), refitted.float()), bought
     offset = bias(seen.fit, kept, approximate)
-    return LowRank(offset.float(), up.float(), down_.float()), bought
+    return LowRankCorrection(offset.float(), up.float(), down_.float()), bought

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pruners.support.errors import UserError
-from pruners.support.files import Kind, check_folder, replaced, write_json
+from pruners.support.files import FolderKind, check_folder, replace_file, write_json
 
 _IDENTITY = "identity.json"
-CHECKPOINT = Kind(
+CHECKPOINT = FolderKind(
     "checkpoint", (_IDENTITY,), (_IDENTITY, "*-????????????.json", "*.safetensors", "search-*.db*")
 )
 
@@ -70,7 +70,7 @@ class Checkpoint:
                 path.unlink()
         found = compute()
         self._begin()
-        replaced(path, lambda staged: save_file(found, staged))
+        replace_file(path, lambda staged: save_file(found, staged))
         return found
 
     def recall(self, key: str) -> Any | None:  # noqa: ANN401
@@ -84,7 +84,7 @@ class Checkpoint:
         if self._folder is not None:
             self._begin()
             path = self._folder / f"{_file_name(key)}.json"
-            replaced(path, lambda staged: staged.write_text(json.dumps(value)))
+            replace_file(path, lambda staged: staged.write_text(json.dumps(value)))
 
     def close(self) -> None:
         """The run is over: the folder goes."""

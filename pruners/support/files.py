@@ -24,7 +24,7 @@ class TargetError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FolderKind:
     """A kind of folder that commands write.
 
     `name` is what it is called, such as "artefact". A folder is of this kind if one of its files
@@ -39,7 +39,7 @@ class Kind:
     holds: tuple[str, ...] = ()
 
 
-def check_folder(folder: Path, kind: Kind) -> None:
+def check_folder(folder: Path, kind: FolderKind) -> None:
     """Raise `TargetError` unless a folder of this kind may be written at `folder`.
 
     It may if nothing is there, or an empty folder, or one with the kind's mark and nothing foreign.
@@ -68,7 +68,7 @@ def _never() -> set[Path]:
     return {folder for one in own for folder in (one, *one.parents)}
 
 
-def _check_content(folder: Path, kind: Kind) -> None:
+def _check_content(folder: Path, kind: FolderKind) -> None:
     first = next(folder.iterdir(), None)
     marks = [path for mark in kind.marks for path in folder.glob(mark)]
     if first is not None and not any(map(_is_mark, marks)):
@@ -166,7 +166,7 @@ def _check_parent(path: Path) -> None:
 
 
 @contextmanager
-def replaced_folder(folder: Path, kind: Kind) -> Iterator[Path]:
+def replace_folder(folder: Path, kind: FolderKind) -> Iterator[Path]:
     """Give a new folder to fill, which takes the place of `folder` if all went well.
 
     Raises `TargetError` if `folder` may not be replaced.
@@ -189,7 +189,7 @@ def replaced_folder(folder: Path, kind: Kind) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def replaced(path: Path, write: Callable[[Path], object]) -> Path:
+def replace_file(path: Path, write: Callable[[Path], object]) -> Path:
     """Has `write` make a file beside `path`, and puts it in its place."""
     staged = path.with_name(f".{path.name}-{os.getpid()}")
     try:
@@ -202,7 +202,7 @@ def replaced(path: Path, write: Callable[[Path], object]) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     """The same for text."""
-    return replaced(path, lambda staged: staged.write_text(text, encoding="utf-8"))
+    return replace_file(path, lambda staged: staged.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: object) -> Path:

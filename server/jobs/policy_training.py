@@ -23,12 +23,12 @@ from policies.training.evaluation import (
 )
 from policies.training.report import write_report
 from policies.training.train import FEATURE_GROUPS, TrainingPlan, identity_of, train
-from pruners.support.files import Kind
+from pruners.support.files import FolderKind
 from server.jobs.training_spec import LEAST, Lesson, LessonError, Note
 
 _SWEEP = ".profile-profile/identity.json"  # of an interrupted one
-POLICY = Kind("policy", (TEXT, "profile/profile.json", _SWEEP, "checkpoint/*.safetensors"))
-TEST = Kind(
+POLICY = FolderKind("policy", (TEXT, "profile/profile.json", _SWEEP, "checkpoint/*.safetensors"))
+TEST = FolderKind(
     "test of a policy",
     ("report.json", "profile/profile.json", _SWEEP),
     (

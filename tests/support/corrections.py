@@ -3,7 +3,13 @@
 import torch
 
 from pruners.architecture import Shape
-from pruners.correction import Correction, Entry, LowRank, Materialised, constant
+from pruners.correction import (
+    Correction,
+    InputCorrection,
+    LowRankCorrection,
+    RefitCorrection,
+    constant_correction,
+)
 from pruners.variant import Block, VariantSpec, base_spec
 
 KINDS = {
@@ -48,9 +54,9 @@ def corrections_of(
             (Block(layer, "mlp"), spec.ffn[layer]),
         ):
             if width == 0:
-                found[block] = constant(draw(shape.hidden))
+                found[block] = constant_correction(draw(shape.hidden))
             elif kind == "materialised":
-                found[block] = Materialised(draw(shape.hidden), draw(shape.hidden, width))
+                found[block] = RefitCorrection(draw(shape.hidden), draw(shape.hidden, width))
             else:
                 rank = {"rank": 4, "bias": 0, "trained": 5, "norms": 0}[kind]
                 up, down = draw(shape.hidden, rank), draw(rank, width)
@@ -63,8 +69,8 @@ def corrections_of(
                         else 2 * width
                     )
                     inner = draw(features, rank), draw(rank, shape.hidden)
-                    entry = Entry(1 + draw(shape.hidden), *inner)
-                found[block] = LowRank(draw(shape.hidden), up, down, entry)
+                    entry = InputCorrection(1 + draw(shape.hidden), *inner)
+                found[block] = LowRankCorrection(draw(shape.hidden), up, down, entry)
     return found
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pruners.kv import QUERIES, Eviction, Seen
+from pruners.kv import QUERIES, CachedTokens, Eviction
 from pruners.variant import VariantSpec
 from server.engine.backends.native.packed_weights import PackedWeights
 from server.engine.backends.pytorch.weights import BaseWeights
@@ -55,7 +55,7 @@ def _chosen(
         if groups == 0:  # nothing is cached there
             kept[layers] = torch.arange(cache.held - keep, cache.held)
             continue
-        seen = Seen(
+        seen = CachedTokens(
             positions=cache.known_positions()[layers].to(keys.device),
             keys=keys[layers, :groups],
             values=values[layers, :groups],

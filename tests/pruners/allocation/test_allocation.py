@@ -24,7 +24,7 @@ from pruners.allocation import (
 )
 from pruners.architecture import locate
 from pruners.evaluation.evaluate import evaluate, reading
-from pruners.importance import LeastSquares, Scores
+from pruners.importance import ImportanceScores, LeastSquares
 from pruners.realization.mask import mask
 from pruners.recovery.library import Library, make_library
 from pruners.support.checkpoint import Checkpoint
@@ -44,7 +44,9 @@ def random_scores(layers: int, units: int, seed: int = 0) -> torch.Tensor:
 
 
 def random_curves(seed: int = 0) -> list[Curve]:
-    return summed(Scores(random_scores(3, 96, seed), random_scores(3, 2, seed + 1)), SHAPE)
+    return summed(
+        ImportanceScores(random_scores(3, 96, seed), random_scores(3, 2, seed + 1)), SHAPE
+    )
 
 
 WAYS = {
@@ -159,7 +161,7 @@ def test_greedy_refuses_a_budget_below_the_smallest_widths():
 
 
 def test_curves_of_scores_are_cumulative_errors():
-    scores = Scores(random_scores(3, 96), random_scores(3, 2))
+    scores = ImportanceScores(random_scores(3, 96), random_scores(3, 2))
     curve = next(c for c in summed(scores, SHAPE) if (c.layer, c.part) == (1, "mlp"))
     falling = scores.ffn[1].sort(descending=True).values
     assert curve.widths == (96, 64, 32)

@@ -5,7 +5,7 @@ import torch
 
 from pruners.allocation.depth import block_spec, greedy_blocks, greedy_layers
 from pruners.architecture import locate
-from pruners.correction import constant
+from pruners.correction import constant_correction
 from pruners.evaluation.evaluate import evaluate, reading
 from pruners.realization.mask import mask
 from pruners.realization.order import identity
@@ -95,7 +95,7 @@ def test_greedy_sub_blocks_equal_an_exhaustive_choice_by_mask(biased: bool):
     blocks = [Block(i, part) for i in range(3) for part in ("attention", "mlp")]
     draws = torch.randn(6, shape.hidden, generator=torch.Generator().manual_seed(0))
     biases = dict(zip(blocks, draws, strict=True)) if biased else {}
-    own = {block: constant(bias) for block, bias in biases.items()}
+    own = {block: constant_correction(bias) for block, bias in biases.items()}
     full = base_spec(shape).body_parameters(shape)
     found = greedy_blocks(located, rows, full - 1, biases)
     gone: list[Block] = []

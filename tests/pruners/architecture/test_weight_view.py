@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from pruners.architecture import locate, stored_in
+from pruners.architecture import locate, stored_module
 from pruners.architecture.weight_view import Conv1DView
 from tests.support.models import logits, random_rows, tiny_model
 
@@ -20,7 +20,7 @@ def test_a_view_is_the_linear_that_it_shows(packed: Conv1D):
     assert (view.in_features, view.out_features, tuple(view.weight.shape)) == (5, 4, (4, 5))
     torch.testing.assert_close(view(x), packed(x)[:, 4:8])
     assert not list(view.parameters())
-    assert stored_in(view) is packed
+    assert stored_module(view) is packed
 
 
 def test_writing_to_a_view_writes_to_the_model(packed: Conv1D):
@@ -55,6 +55,6 @@ def test_views_of_gpt2_lie_where_its_projections_are():
             lambda module, args, output, name=name: seen.update({name: output})
         )
     whole = []
-    stored_in(attention.q).register_forward_hook(lambda m, args, output: whole.append(output))
+    stored_module(attention.q).register_forward_hook(lambda m, args, output: whole.append(output))
     logits(model, rows)
     assert torch.equal(torch.cat([seen["q"], seen["k"], seen["v"]], dim=-1), whole[0])

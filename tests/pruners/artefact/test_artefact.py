@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from pruners.architecture import Shape
 from pruners.artefact.folder import Artefact, ArtefactError, load_artefact
 from pruners.artefact.table import Accuracy, Cost, Quality, Table, TableError
-from pruners.correction import Entry, LowRank, Materialised
+from pruners.correction import InputCorrection, LowRankCorrection, RefitCorrection
 from pruners.variant import Block, VariantSpec, both, depth_spec, width_spec
 
 PARTS = ("bias", "up", "down")
@@ -50,14 +50,18 @@ def corrections_of(spec: VariantSpec, generator: torch.Generator):
         return torch.randn(size, generator=generator).bfloat16()
 
     found = {
-        Block(layer, "mlp"): LowRank(draw(64), draw(64, 4), draw(4, width))
+        Block(layer, "mlp"): LowRankCorrection(draw(64), draw(64, 4), draw(4, width))
         for layer, width in enumerate(spec.ffn)
         if width
     }
-    found[Block(2, "mlp")] = Materialised(draw(64), draw(64, spec.ffn[2]))
+    found[Block(2, "mlp")] = RefitCorrection(draw(64), draw(64, spec.ffn[2]))
     groups = spec.kv_groups[0]
-    entry = Entry(draw(64), draw(groups * 4 * 16, 4), draw(4, 64))  # two queries, a key, a value
-    found[Block(0, "attention")] = LowRank(draw(64), draw(64, 0), draw(0, groups * 32), entry)
+    entry = InputCorrection(
+        draw(64), draw(groups * 4 * 16, 4), draw(4, 64)
+    )  # two queries, a key, a value
+    found[Block(0, "attention")] = LowRankCorrection(
+        draw(64), draw(64, 0), draw(0, groups * 32), entry
+    )
     return found
 
 

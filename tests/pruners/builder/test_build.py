@@ -10,7 +10,7 @@ from pruners.architecture import UnsupportedModelError, locate
 from pruners.artefact.folder import load_artefact
 from pruners.builder.pipeline import Sources, build
 from pruners.builder.recipe import BuildError, Recipe
-from pruners.correction import LowRank, Materialised
+from pruners.correction import LowRankCorrection, RefitCorrection
 from pruners.data.rows import rows_hash
 from pruners.evaluation.evaluate import evaluate, reading
 from pruners.importance import ImportanceError
@@ -152,9 +152,9 @@ def test_each_variant_may_be_fitted_for_itself(way: str):
     artefact = build_tiny(calibration=rows, recipe=dataclasses.replace(recipe, **{way: True}))
     assert set(artefact.provenance["recovery"]["kl"]["mix-60"]) == {"none", "shared", way}
     kinds = {type(c) for own in artefact.corrections.values() for c in own.values()}
-    assert LowRank in kinds
+    assert LowRankCorrection in kinds
     if way == "materialised":
-        assert Materialised in kinds
+        assert RefitCorrection in kinds
 
 
 def test_candidates_are_searched_by_their_measured_loss():

@@ -3,7 +3,7 @@ import torch
 
 from pruners.architecture import locate
 from pruners.calibration.statistics import calibrate
-from pruners.importance import ActivationNorm, MeanActivation, Random, WeightNorm, rank
+from pruners.importance import ActivationNorm, MeanActivation, RandomScores, WeightNorm, rank
 from tests.support.models import FAMILIES, random_rows, tiny_model
 
 
@@ -58,7 +58,7 @@ def test_orders_are_permutations_and_find_a_planted_dead_unit():
     order = rank(located, statistics, ActivationNorm())
     assert order.ffn[1, -1] == 17
     assert order.kv[1].tolist() == [1, 0]
-    for importance in (ActivationNorm(), MeanActivation(), WeightNorm(), Random(0)):
+    for importance in (ActivationNorm(), MeanActivation(), WeightNorm(), RandomScores(0)):
         order = rank(located, statistics, importance)
         assert torch.equal(order.ffn.sort(1).values, torch.arange(96).expand(3, -1))
         assert torch.equal(order.kv.sort(1).values, torch.arange(2).expand(3, -1))
@@ -104,6 +104,6 @@ def test_weight_norm_counts_all_weights_of_a_unit():
 def test_random_repeats_by_seed():
     located = locate(tiny_model())
     statistics = calibrate(located, random_rows(2, (8,)))
-    first, again, other = (rank(located, statistics, Random(seed)) for seed in (1, 1, 2))
+    first, again, other = (rank(located, statistics, RandomScores(seed)) for seed in (1, 1, 2))
     assert torch.equal(first.ffn, again.ffn)
     assert not torch.equal(first.ffn, other.ffn)

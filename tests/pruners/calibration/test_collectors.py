@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from pruners.architecture import locate
-from pruners.calibration.collectors import Cosine, Entropy, OutputMoments, SecondMoments, down, o
+from pruners.calibration.collectors import (
+    HeadEntropy,
+    OutputMoments,
+    ResidualCosine,
+    SecondMomentMatrix,
+    down,
+    o,
+)
 from pruners.calibration.statistics import stream
 from pruners.importance.attention_entropy import eager_attention
 from tests.support.models import FAMILIES, logits, random_rows, tiny_model
@@ -32,7 +39,7 @@ def test_second_moments_equal_brute_force_covariance(family: str):
     model = tiny_model(family)
     names = ("mlp.down_proj", "self_attn.o_proj")
     for index, (ffn, heads) in stream(
-        locate(model), RAGGED, lambda _: (SecondMoments(96, down), SecondMoments(64, o))
+        locate(model), RAGGED, lambda _: (SecondMomentMatrix(96, down), SecondMomentMatrix(64, o))
     ):
         seen = recorded(model, tuple(f"model.layers.{index}.{n}" for n in names), RAGGED)
         for moments, values in zip((ffn, heads), seen.values(), strict=True):
@@ -59,7 +66,9 @@ def test_output_moments_read_the_queries():
 
 def test_cosines_of_layer_and_sub_blocks_equal_brute_force():
     model = tiny_model()
-    found = [cosine for _, (cosine,) in stream(locate(model), RAGGED, lambda _: (Cosine(),))]
+    found = [
+        cosine for _, (cosine,) in stream(locate(model), RAGGED, lambda _: (ResidualCosine(),))
+    ]
     names = tuple(f"model.layers.{i}" for i in range(3))
     before = recorded(model, names, RAGGED)
     after = recorded(model, names, RAGGED, output=True)
@@ -82,7 +91,7 @@ def test_entropy_is_normalised_by_the_keys_of_each_query(family: str):
     with eager_attention(located):
         found = [
             entropy.heads
-            for _, (entropy,) in stream(located, RAGGED, lambda _: (Entropy(located.shape),))
+            for _, (entropy,) in stream(located, RAGGED, lambda _: (HeadEntropy(located.shape),))
         ]
         for index, heads in enumerate(found):
             values = []
@@ -109,7 +118,8 @@ def test_uniform_attention_has_entropy_one_at_any_length():
     for rows in (random_rows(2, (5,)), random_rows(2, (50,))):
         with eager_attention(located):
             found = [
-                e.heads for _, (e,) in stream(located, rows, lambda _: (Entropy(located.shape),))
+                e.heads
+                for _, (e,) in stream(located, rows, lambda _: (HeadEntropy(located.shape),))
             ]
         torch.testing.assert_close(found[1], torch.ones(4), rtol=0, atol=1e-5)
         assert (found[0] < 1).all()
@@ -129,7 +139,7 @@ def test_pruned_upstream_sees_what_was_done_to_layers_before():
     located = locate(model)
     means = []
     for index, (moments,) in stream(
-        located, RAGGED, lambda _: (SecondMoments(96, down),), pruned_upstream=True
+        located, RAGGED, lambda _: (SecondMomentMatrix(96, down),), pruned_upstream=True
     ):
         means.append(moments.mean)
         with torch.no_grad():

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pruners.architecture import locate
-from pruners.calibration.layer_replay import final_hidden, replay
+from pruners.calibration.layer_replay import final_hidden, record_layer_calls
 from pruners.data.rows import batches
 from tests.support.models import PRUNED_FAMILIES, logits, random_rows, tiny_model
 
@@ -15,7 +15,7 @@ def test_final_hidden_and_replay_are_the_model_whatever_the_padding(family: str)
     model = tiny_model(family)
     located = locate(model)
     (batch,) = batches(RAGGED)
-    run = replay(located, batch)
+    run = record_layer_calls(located, batch)
     hidden = run.hidden
     for index in range(len(located.layers)):
         hidden = run.layer(located, index, hidden)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruners.architecture import locate
-from pruners.correction import LowRank, Materialised, RecoveryError
+from pruners.correction import LowRankCorrection, RecoveryError, RefitCorrection
 from pruners.distill import Training, loop, train
 from pruners.distill.loss import distribution, divergence
 from pruners.evaluation.evaluate import evaluate, reading
@@ -63,7 +63,7 @@ def test_the_norms_tier_leaves_low_ranks_shared():
     training = Training("norms", batch_tokens=256)
     found = train(located, specs, order, own, ROWS, HELD_OUT, training)["narrow"].corrections
     block = Block(0, "mlp")
-    assert isinstance(found[block], LowRank)
+    assert isinstance(found[block], LowRankCorrection)
     assert found[block].up is own["narrow"][block].up
     assert found[block].entry.rank == 0
     assert found[Block(1, "mlp")].rank == 0  # whole, and yet it has a bias and a norm now
@@ -176,7 +176,7 @@ def test_what_cannot_be_trained_is_refused():
     training = Training(batch_tokens=128)
     with pytest.raises(RecoveryError, match="less than a batch of 2048"):
         run(own, ROWS[:2], HELD_OUT, Training())
-    whole = {Block(0, "mlp"): Materialised(torch.zeros(64), torch.zeros(64, 64))}
+    whole = {Block(0, "mlp"): RefitCorrection(torch.zeros(64), torch.zeros(64, 64))}
     with pytest.raises(RecoveryError, match="'narrow' has materialised"):
         run({"narrow": whole}, ROWS, HELD_OUT, training)
     bert = locate(tiny_model("bert").requires_grad_(False))

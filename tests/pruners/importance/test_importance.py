@@ -9,7 +9,7 @@ from pruners.importance import (
     BLOCK_ORDERS,
     LAYER_ORDERS,
     SCORERS,
-    Custom,
+    CustomScorer,
     Fluctuation,
     ImportanceError,
     Taylor,
@@ -195,7 +195,7 @@ def test_custom_receives_activations_and_gives_a_nested_order():
         return size.topk(int((1 - sparsity) * len(size))).indices, len(size)
 
     model = tiny_model()
-    scores = Custom(largest, (0.25, 0.5))(locate(model), ROWS)
+    scores = CustomScorer(largest, (0.25, 0.5))(locate(model), ROWS)
     tokens = sum(map(len, ROWS))
     assert set(shapes) == {(1, tokens, 96), (1, tokens, 2)}
     assert [int((scores.ffn[0] == times).sum()) for times in (0, 1, 2)] == [24, 24, 48]
@@ -211,7 +211,7 @@ def test_custom_receives_activations_and_gives_a_nested_order():
 )
 def test_custom_answers_are_checked(answer, message: str):
     with pytest.raises(ImportanceError, match=message):
-        Custom(lambda *_: answer)(locate(tiny_model()), ROWS)
+        CustomScorer(lambda *_: answer)(locate(tiny_model()), ROWS)
 
 
 def test_block_scores_find_a_planted_useless_layer_and_block():

@@ -11,13 +11,13 @@ from pruners.calibration.layer_replay import final_hidden
 from pruners.data.rows import padded
 from pruners.kv import (
     KV_SCORERS,
+    CachedTokens,
     Eviction,
     ExpectedAttention,
     KeyDiff,
     KeyNorm,
-    Seen,
     SnapKV,
-    Streaming,
+    StreamingLLM,
 )
 from pruners.kv.base import rotate
 from pruners.kv.evict import evicted
@@ -53,7 +53,7 @@ def test_streaming_equals_decoding_with_deleted_keys(family, implementation, sin
     model.set_attn_implementation(implementation)
     row = random_rows(1, (24,))[0]
     expected = reference_decode(model, row, prompt=12, sinks=sinks, recent=recent)
-    eviction = Eviction(Streaming(), sinks + recent, interval=1, sinks=sinks, recent=0)
+    eviction = Eviction(StreamingLLM(), sinks + recent, interval=1, sinks=sinks, recent=0)
     found = evicted(locate(model), padded([row]), 12, eviction)[0, 12:]
     found = locate(model).head(found)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -87,12 +87,12 @@ def test_a_window_counts_true_positions_after_eviction(family: str):
     batch = padded(random_rows(1, (40,)))
     before = final_hidden(located, batch)
     # All that a window of 8 can see stays cached, so that nothing may change.
-    eviction = Eviction(Streaming(), 14, interval=4, sinks=2, recent=0)
+    eviction = Eviction(StreamingLLM(), 14, interval=4, sinks=2, recent=0)
     found = evicted(located, batch, 16, eviction)
     torch.testing.assert_close(found, before, rtol=1e-4, atol=1e-4)
 
 
-def seen(tokens: int = 30, rope: bool = True) -> Seen:
+def seen(tokens: int = 30, rope: bool = True) -> CachedTokens:
     generator = torch.Generator().manual_seed(3)
 
     def draw(*size: int) -> torch.Tensor:
@@ -103,7 +103,7 @@ def seen(tokens: int = 30, rope: bool = True) -> Seen:
         angles = torch.cat([angles, angles], dim=1)
         return angles.cos(), angles.sin()
 
-    return Seen(
+    return CachedTokens(
         positions=torch.arange(tokens).expand(2, -1),
         keys=draw(2, 3, tokens, 8),
         values=draw(2, 3, tokens, 8),
@@ -116,7 +116,7 @@ def seen(tokens: int = 30, rope: bool = True) -> Seen:
 
 def test_key_scores_equal_their_definitions():
     cache = seen()
-    assert Streaming()(cache).argsort(1).equal(torch.arange(30).expand(2, -1))
+    assert StreamingLLM()(cache).argsort(1).equal(torch.arange(30).expand(2, -1))
     norms = KeyNorm()(cache)
     assert norms[1, 4] == pytest.approx(-cache.keys[1, :, 4].norm(dim=-1).mean().item())
     unit = cache.keys / cache.keys.norm(dim=-1, keepdim=True)
@@ -155,7 +155,7 @@ def test_expected_attention_equals_the_mean_over_sampled_queries(rope: bool):
     if rope:
         drawn = rotate(drawn, *cache.rope(torch.tensor([12])))
     weights = (drawn @ cache.keys[row, head // 2].T * cache.scale).exp().mean(0)
-    only = Seen(
+    only = CachedTokens(
         positions=torch.arange(12)[None],
         keys=cache.keys[row : row + 1, 2:3],
         values=torch.ones(1, 1, 12, 1),
@@ -189,10 +189,10 @@ def test_the_order_in_which_tokens_are_cached_does_not_matter(scorer: str):
 
 def test_refuses_what_cannot_be_evicted():
     with pytest.raises(ValueError, match="is not above its 4 sinks"):
-        Eviction(Streaming(), 20)
+        Eviction(StreamingLLM(), 20)
     with pytest.raises(ValueError, match="interval"):
-        Eviction(Streaming(), 99, interval=0)
-    eviction = Eviction(Streaming(), 99)
+        Eviction(StreamingLLM(), 99, interval=0)
+    eviction = Eviction(StreamingLLM(), 99)
     with pytest.raises(UnsupportedModelError, match="encoder"):
         evicted(locate(tiny_model("bert")), padded(random_rows(1, (9,))), 4, eviction)
     with pytest.raises(ValueError, match="equally long"):

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruners.architecture import locate
-from pruners.correction import constant
+from pruners.correction import constant_correction
 from pruners.realization.mask import mask
 from pruners.realization.merge import merged_slice
 from pruners.realization.order import identity
@@ -54,7 +54,7 @@ def test_from_pretrained_alone_reads_equal_widths_and_fewer_layers(tmp_path: Pat
 def test_what_no_bias_can_hold_is_refused():
     first = VariantSpec("first", (0, 2, 2), (0, 96, 96))
     located = locate(tiny_model())
-    own = {Block(0, "mlp"): constant(torch.ones(64))}
+    own = {Block(0, "mlp"): constant_correction(torch.ones(64))}
     with pytest.raises(SliceError, match=r"'first': no bias .* mlp block of layer 0"):
         merged_slice(located, first, identity(located.shape), own)
     bert = locate(tiny_model("bert"))

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from pruners.architecture import locate
-from pruners.correction import LowRank, Materialised, RecoveryError, from_tensors, to_tensors
+from pruners.correction import (
+    LowRankCorrection,
+    RecoveryError,
+    RefitCorrection,
+    from_tensors,
+    to_tensors,
+)
 from pruners.evaluation.evaluate import evaluate, reading
 from pruners.realization.mask import mask
 from pruners.recovery import Recipe, recover
@@ -133,7 +139,7 @@ def test_a_corrected_mask_is_the_model_with_new_weights(family: str, recipe: Rec
             linear, width = layer.mlp.down_proj, spec.ffn[block.layer]
             kept = order.ffn[block.layer, :width].tolist()
         weight = linear.weight.data[:, kept]
-        if isinstance(correction, Materialised):
+        if isinstance(correction, RefitCorrection):
             weight = correction.weight
         else:
             weight = weight + correction.up @ correction.down
@@ -254,8 +260,8 @@ def test_many_variants_share_a_pass_and_repeat_themselves():
 
 def test_tensors_of_corrections_come_back():
     corrections = {
-        Block(3, "mlp"): LowRank(torch.ones(4), torch.ones(4, 2), torch.ones(2, 7)),
-        Block(0, "attention"): Materialised(torch.ones(4), torch.ones(4, 5)),
+        Block(3, "mlp"): LowRankCorrection(torch.ones(4), torch.ones(4, 2), torch.ones(2, 7)),
+        Block(0, "attention"): RefitCorrection(torch.ones(4), torch.ones(4, 5)),
     }
     tensors = to_tensors(corrections)
     assert set(tensors) == {

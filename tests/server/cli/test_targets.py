@@ -9,7 +9,7 @@ import pytest
 
 from pruners.builder.recipe import BuildError
 from pruners.support.checkpoint import Checkpoint
-from pruners.support.files import Kind, TargetError, check_folder, replaced_folder
+from pruners.support.files import FolderKind, TargetError, check_folder, replace_folder
 from server.cli.main import main
 from tests.pruners.artefact.test_artefact import example
 
@@ -208,13 +208,13 @@ def test_a_refused_build_leaves_nothing_behind(place, tiny_folder, monkeypatch, 
 
 
 def test_a_replaced_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
-    kind = Kind("thing", ("mark.json",), ("mark.json",))
+    kind = FolderKind("thing", ("mark.json",), ("mark.json",))
     target = tmp_path / "thing"
     for number in (1, 2):
-        with replaced_folder(target, kind) as staging:
+        with replace_folder(target, kind) as staging:
             (staging / "mark.json").write_text(json.dumps({"schema": number}))
     assert json.loads((target / "mark.json").read_text()) == {"schema": 2}
-    with pytest.raises(TargetError, match=r"holds late\.txt"), replaced_folder(target, kind):
+    with pytest.raises(TargetError, match=r"holds late\.txt"), replace_folder(target, kind):
         (target / "late.txt").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
     (target / "late.txt").unlink()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from pruners.correction import Correction, Entry, LowRank, Materialised
+from pruners.correction import Correction, InputCorrection, LowRankCorrection, RefitCorrection
 from pruners.variant import Block, Part
 from server.engine.backends.native.packed_weights import PackedLayer, PackedWeights, woven
 from server.engine.backends.native.packing import BLOCK, PackedMatrix, pack, quantise
@@ -71,7 +71,7 @@ class _Packer:
     def own(self, correction: Correction, layer: PackedLayer, part: Part) -> PackedOwn:
         shared = layer.o if part == "attention" else layer.down
         bias = self._biases.setdefault(id(correction.bias), correction.bias.float().contiguous())
-        if isinstance(correction, Materialised):
+        if isinstance(correction, RefitCorrection):
             if shared.bias is not None:
                 bias = bias + shared.bias
             matrix = pack(quantise(correction.weight, shared.bits), input_major=True)
@@ -80,13 +80,13 @@ class _Packer:
         inner, outer = self._low_rank(correction)
         return PackedOwn(inner, outer, bias, entry=entry)
 
-    def _entry(self, entry: Entry, layer: PackedLayer, part: Part) -> PackedEntry:
+    def _entry(self, entry: InputCorrection, layer: PackedLayer, part: Part) -> PackedEntry:
         norm = (layer.norms[f"{part}_norm"] * entry.norm.float()).contiguous()
         inner, outer = self._low_rank(entry, gated=part == "mlp")
         return PackedEntry(norm, inner, outer)
 
     def _low_rank(
-        self, own: LowRank | Entry, gated: bool = False
+        self, own: LowRankCorrection | InputCorrection, gated: bool = False
     ) -> tuple[PackedMatrix | None, PackedMatrix | None]:
         if own.rank == 0:
             return None, None

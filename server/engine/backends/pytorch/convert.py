@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from pruners.architecture import (
     Attention,
-    Layer,
+    LocatedLayer,
     LocatedModel,
-    Serving,
+    ServingConfig,
     Shape,
     UnsupportedModelError,
 )
@@ -63,7 +63,7 @@ def take_weights(
     )
 
 
-def check_served(located: LocatedModel) -> Serving:
+def check_served(located: LocatedModel) -> ServingConfig:
     """Return what the family computes with. Raises `UnsupportedModelError` for what is not done."""
     serving = located.serving
     if serving is None:
@@ -84,7 +84,7 @@ def check_served(located: LocatedModel) -> Serving:
 
 def _take_layer(
     located: LocatedModel,
-    layer: Layer,
+    layer: LocatedLayer,
     kv: Tensor | None,
     ffn: Tensor | None,
     norm: Callable[[nn.Module | None], Norm | None],

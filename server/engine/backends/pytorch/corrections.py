@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pruners.correction import Correction, Entry, Materialised
+from pruners.correction import Correction, InputCorrection, RefitCorrection
 from pruners.variant import Block
 from server.engine.backends.pytorch.linear import DenseLinear
 from server.engine.backends.pytorch.weights import BaseWeights
@@ -103,7 +103,7 @@ class _Ready:
 
 def _own(correction: Correction, shared: DenseLinear, ready: _Ready, sides: int) -> Own:
     bias = ready(correction.bias)
-    if isinstance(correction, Materialised):
+    if isinstance(correction, RefitCorrection):
         if shared.bias is not None:
             bias = bias + shared.bias
         return Own(inner=DenseLinear(ready(correction.weight), bias), replaces=True)
@@ -114,7 +114,7 @@ def _own(correction: Correction, shared: DenseLinear, ready: _Ready, sides: int)
     return Own(inner=inner, outer=DenseLinear(ready(correction.up), bias), entry=entry)
 
 
-def _entry(entry: Entry, ready: _Ready, sides: int) -> OwnEntry:
+def _entry(entry: InputCorrection, ready: _Ready, sides: int) -> OwnEntry:
     if entry.rank == 0:
         return OwnEntry(ready(entry.norm))
     outers = tuple(DenseLinear(up) for up in ready(entry.up).chunk(sides))

@@ -7,7 +7,7 @@ import torch
 
 from pruners.architecture import locate
 from pruners.data.rows import batches
-from pruners.kv import KV_SCORERS, Eviction, SnapKV, Streaming, served_eviction
+from pruners.kv import KV_SCORERS, Eviction, SnapKV, StreamingLLM, served_eviction
 from pruners.kv.evict import evicted
 from pruners.variant import base_spec
 from server.engine.backends.native import library as native_library
@@ -109,7 +109,7 @@ def drive(
 )
 def test_a_budget_equals_masking_the_dropped_tokens(family, prompt, crowded, kind):
     """True positions, tokens really gone: the same logits as an explicit mask in transformers."""
-    eviction, length = Eviction(Streaming(), 24, interval=3, sinks=4, recent=0), 190
+    eviction, length = Eviction(StreamingLLM(), 24, interval=3, sinks=4, recent=0), 190
     model = tiny_model(family, attn_implementation="eager")
     tokens = [(11 * i + 5) % 384 for i in range(length)]
     mask = visible_by_hand(length, prompt, eviction, chunk=16 if crowded else length)
