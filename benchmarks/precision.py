@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import parser, save
-from pruners.data.rows import rows_hash
-from pruners.data.sources import read_corpus
+from pruners.data.corpus import read_corpus
+from pruners.data.rows import hash_rows
 from pruners.variant import BASE
 from server.engine.backends.native.packed_weights import round_weights
 from server.engine.backends.pytorch.weights import BaseWeights
@@ -85,7 +85,7 @@ def main() -> None:
         print(f"{name}: KL {values['kl']:.4f}, agreement {values['agreement']:.3f}")
     best = overlooked(corpus.rows(tokenizer, _ROW, arguments.best_tokens))
     print(f"likeliest tokens: {best['others']} of {best['positions']} were others")
-    text = {"name": corpus.name, "hash": rows_hash(rows), "tokens": sum(map(len, rows))}
+    text = {"name": corpus.name, "hash": hash_rows(rows), "tokens": sum(map(len, rows))}
     result = {"machine": describe(), "text": text, **found, "best": best}
     print(f"written to {save('precision', result, arguments.json)}")
 

@@ -19,17 +19,17 @@ from pruners.allocation import Curve, ffn_levels, greedy, kv_levels, measured, s
 from pruners.allocation.depth import block_spec, greedy_blocks, greedy_layers
 from pruners.architecture import LocatedModel, Shape, locate
 from pruners.correction import from_tensors, to_tensors
-from pruners.data.rows import count, held_back, rows_hash, sample
-from pruners.data.sources import read_corpus
+from pruners.data.corpus import read_corpus
+from pruners.data.rows import count_tokens, hash_rows, held_out_rows, sample_rows
 from pruners.evaluation.evaluate import Reader, evaluate, reading
-from pruners.importance import BLOCK_ORDERS, LAYER_ORDERS, scorer
-from pruners.realization.mask import mask
+from pruners.importance import BLOCK_ORDERS, LAYER_ORDERS, make_scorer
+from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
 from pruners.recovery import Recipe as Fit
 from pruners.recovery import recover
 from pruners.recovery.library import Library, library_from, make_library
 from pruners.support.checkpoint import Checkpoint
-from pruners.support.progress import bars
+from pruners.support.progress import progress_bars
 from pruners.variant import Block, VariantSpec, base_spec, depth_spec, width_spec
 from server.engine.loading.load import load_tokenizer, load_transformers
 from server.engine.loading.source import DEFAULT_MODEL, cache_folder, resolve_model
@@ -54,8 +54,8 @@ class Study:
         self.located = located
         self.rows = rows
         self.checkpoint = checkpoint
-        self.selection = sample(held_back(rows), 2048, seed=1)
-        self.scored = sample(rows, 8192, seed=2)
+        self.selection = sample_rows(held_out_rows(rows), 2048, seed=1)
+        self.scored = sample_rows(rows, 8192, seed=2)
         self.cuts: dict[str, Reader] = {}
         self.shares: dict[str, float] = {}
 
@@ -67,14 +67,14 @@ class Study:
         numbers = sum(t.numel() for c in (own or {}).values() for t in c.tensors())
         touched = spec.parameters(shape) + numbers
         self.shares[name] = touched / base_spec(shape).parameters(shape)
-        self.cuts[name] = reading(self.located, partial(mask, self.located, spec, order, own))
+        self.cuts[name] = reading(self.located, partial(apply_mask, self.located, spec, order, own))
 
     def order(self, name: str, progress: Progress) -> Order:
         """Units as a scorer puts them."""
 
         def compute() -> dict[str, torch.Tensor]:
             rows = self.rows if name == ORDER else self.scored
-            found = scorer(name)(self.located, rows, progress).order()
+            found = make_scorer(name)(self.located, rows, progress).order()
             return {"ffn": found.ffn, "kv": found.kv}
 
         return Order(**self.checkpoint.tensors(f"order {name}", compute))
@@ -97,7 +97,7 @@ class Study:
 
         def loss(spec: VariantSpec) -> float:
             reader = reading(
-                self.located, partial(mask, self.located, spec, order, library.of(spec))
+                self.located, partial(apply_mask, self.located, spec, order, library.of(spec))
             )
             return evaluate(self.located, {"it": reader}, self.selection).quality["it"].kl
 
@@ -198,8 +198,8 @@ def main() -> None:
     what = {"model": str(source), "tokens": arguments.tokens, "rank": arguments.rank, "study": 2}
     folder = cache_folder() / "benchmarks"
     checkpoint = Checkpoint(folder / "pruning", what)
-    read = Checkpoint(folder / "pruning-text", {**what, "text": rows_hash(text)})
-    with bars() as progress:
+    read = Checkpoint(folder / "pruning-text", {**what, "text": hash_rows(text)})
+    with progress_bars() as progress:
         own = OwnText(source, checkpoint, progress)
         # As `build` takes them, whose first rows are held out.
         rows = own.rows(8 + -(-arguments.tokens // ROW), ROW, seed=0)[8:]
@@ -234,8 +234,8 @@ def main() -> None:
     result = {
         "machine": describe(),
         "arguments": {**given(arguments), "text": corpus.name},
-        "calibration": {"tokens": count(rows), "hash": rows_hash(rows)},
-        "text": {"hash": rows_hash(text), "predictions": found.tokens},
+        "calibration": {"tokens": count_tokens(rows), "hash": hash_rows(rows)},
+        "text": {"hash": hash_rows(text), "predictions": found.tokens},
         "base_perplexity": found.base_perplexity,
         "cuts": results,
     }

@@ -22,14 +22,14 @@ from pruners.allocation import greedy, measured
 from pruners.allocation.depth import greedy_layers
 from pruners.architecture import locate
 from pruners.correction import Correction
-from pruners.data.sources import read_corpus
+from pruners.data.corpus import read_corpus
 from pruners.distill import Training, quick_dtype, train
 from pruners.evaluation.evaluate import evaluate, reading
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
 from pruners.recovery.library import Library
 from pruners.support.checkpoint import Checkpoint
-from pruners.support.progress import bars
+from pruners.support.progress import progress_bars
 from pruners.variant import Block, VariantSpec, base_spec, depth_spec
 from server.engine.loading.load import load_tokenizer, load_transformers
 from server.engine.loading.source import DEFAULT_MODEL, cache_folder, resolve_model
@@ -79,7 +79,7 @@ def main() -> None:
     limit = None if arguments.windows is None else arguments.windows * 1024
     text = corpus.rows(load_tokenizer(source), 1024, limit)
     checkpoint = Checkpoint(cache_folder() / "benchmarks" / "recovery", {"rows": CALIBRATION_ROWS})
-    with bars() as progress:
+    with progress_bars() as progress:
         own_text = OwnText(source, checkpoint, progress)
         calibration = own_text.rows(CALIBRATION_ROWS, ROW, seed=0)
         held_out = own_text.rows(8, ROW, seed=5)
@@ -103,7 +103,7 @@ def main() -> None:
         after = {name: one.corrections for name, one in trained.items()}
         readers = {
             f"{spec.name} {when}": reading(
-                located, partial(mask, located, spec, order, own[spec.name])
+                located, partial(apply_mask, located, spec, order, own[spec.name])
             )
             for spec in named
             for when, own in (("before", before), ("after", after))

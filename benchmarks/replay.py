@@ -33,7 +33,7 @@ from benchmarks.simulated import simulated
 from benchmarks.streams import llama_server
 from policies.simulation.profile import load_profile
 from policies.simulation.traffic import read_trace, shortened, synthetic
-from pruners.data.sources import read_corpus
+from pruners.data.corpus import read_corpus
 from server.engine.loading.load import load_tokenizer
 from server.engine.loading.source import DEFAULT_MODEL, resolve_model
 from server.jobs.prompt_losses import read_prompts

@@ -18,7 +18,7 @@ from controller.analyzer import PromptFeatures
 from pruners.data.readers import ReadError, read_json
 from pruners.support.errors import UserError
 from pruners.support.files import write_json
-from pruners.support.validation import EXACT, Finite, Positive, checked
+from pruners.support.validation import EXACT, Finite, Positive, validate
 
 SCHEMA = 1
 FILE = "sensitivity.json"
@@ -102,7 +102,7 @@ def load_sensitivity(folder: Path, fingerprint: str) -> Sensitivity | None:
             raise ValueError("it has no schema or features")
         if value.pop("schema") != SCHEMA or value.pop("features") != list(FEATURES):
             raise SensitivityError(f"{path} is of another version; make it again")
-        found = checked(Sensitivity, value)
+        found = validate(Sensitivity, value)
         sizes = {len(found.mean), len(found.scale), *map(len, found.weights.values())}
         if sizes != {len(FEATURES)} or found.weights.keys() != found.level.keys():
             raise ValueError("its numbers do not fit together")

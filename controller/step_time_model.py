@@ -116,7 +116,7 @@ class StepTimeModel:
         if found is None:
             found = variant.body_parameters(self._shape) + self._own.get(variant.name, 0)
             self._seen[variant.name], self._multiplied[variant.name] = variant, found
-            self._cached[variant.name] = variant.kv_numbers(self._shape)
+            self._cached[variant.name] = variant.kv_elements(self._shape)
         return found
 
     def _union(self, names: frozenset[str]) -> int:

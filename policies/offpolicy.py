@@ -17,7 +17,7 @@ import numpy as np
 from policies.explore import label_of
 from policies.features import REFUSE
 from policies.observation import Observation, Policy, read_observation
-from pruners.data.readers import parse_json, raw_lines
+from pruners.data.readers import parse_json, read_raw_lines
 from pruners.support.errors import UserError
 
 _RESAMPLES = 1000
@@ -74,7 +74,7 @@ def read_log(paths: Iterable[Path], lost: float = -0.5) -> DecisionLog:
     torn = 0
     for path in paths:
         whole = False
-        for number, line in raw_lines(path):
+        for number, line in read_raw_lines(path):
             place = f"{path} line {number}"
             try:
                 entry = parse_json(line.decode())

@@ -53,7 +53,7 @@ class LowRankCorrection:
     entry: InputCorrection | None = None
 
     @property
-    def kept(self) -> int:
+    def input_width(self) -> int:
         """How many inputs it was made for."""
         return self.down.shape[1]
 
@@ -85,7 +85,7 @@ class RefitCorrection:
     weight: torch.Tensor
 
     @property
-    def kept(self) -> int:
+    def input_width(self) -> int:
         """How many inputs it was made for."""
         return self.weight.shape[1]
 

@@ -55,7 +55,7 @@ class VariantSpec:
         """KV groups or neurons of one block."""
         return (self.kv_groups if block.part == "attention" else self.ffn)[block.layer]
 
-    def at(self, block: Block, width: int) -> "VariantSpec":
+    def with_width(self, block: Block, width: int) -> "VariantSpec":
         """The same with this width in one block."""
         if block.part == "attention":
             return replace(self, kv_groups=_with(self.kv_groups, block.layer, width))
@@ -67,7 +67,7 @@ class VariantSpec:
         per_neuron = shape.hidden * (3 if shape.gated else 2)
         return sum(self.kv_groups) * per_group + sum(self.ffn) * per_neuron
 
-    def kv_numbers(self, shape: "Shape") -> int:
+    def kv_elements(self, shape: "Shape") -> int:
         """Keys and values of one cached token, in numbers."""
         return 2 * shape.head_dim * sum(self.kv_groups)
 
@@ -101,7 +101,7 @@ def depth_spec(shape: "Shape", skipped: list[int]) -> VariantSpec:
     )
 
 
-def both(first: VariantSpec, second: VariantSpec) -> VariantSpec:
+def intersect(first: VariantSpec, second: VariantSpec) -> VariantSpec:
     """What is left when both cuts are made, such as `depth-24-ffn-75`."""
     return VariantSpec(
         f"{first.name}-{second.name}",

@@ -20,7 +20,7 @@ from policies.simulation.rates import Rates
 from pruners.data.readers import ReadError, read_json
 from pruners.support.errors import UserError
 from pruners.support.files import FolderKind, file_hash, replace_file, write_json
-from pruners.support.validation import EXACT, Count, Finite, Positive, Size, checked
+from pruners.support.validation import EXACT, Count, Finite, Positive, Size, validate
 from pruners.variant import BASE
 
 SCHEMA = 2
@@ -159,7 +159,7 @@ def load_profile(folder: Path) -> Profile:
     if isinstance(value, dict) and value.get("schema", SCHEMA) != SCHEMA:
         raise ProfileError(f"{folder} is of another version; make it with `trimtab profile`")
     try:
-        body = checked(_Body, value)
+        body = validate(_Body, value)
         if hashed != body.numbers_sha256:
             raise ValueError(f"{_NUMBERS} is not the file that {_TEXT} was written with")
         _check(body, numbers)

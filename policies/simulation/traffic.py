@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from policies.simulation.rates import Rates
-from pruners.data.readers import csv_rows, json_lines
+from pruners.data.readers import read_csv, read_json_lines
 from pruners.support.errors import UserError
 
 _LEAST = 8
@@ -45,7 +45,7 @@ def read_trace(path: Path, requests: int | None = None) -> list[Arrival]:
     BurstGPT's (`Timestamp`, `Request tokens`, `Response tokens`) or Mooncake's JSON lines
     (`timestamp` in milliseconds, `input_length`, `output_length`).
     """
-    rows = json_lines(path) if path.suffix.lower() == ".jsonl" else csv_rows(path)
+    rows = read_json_lines(path) if path.suffix.lower() == ".jsonl" else read_csv(path)
     made = []
     for number, row in islice(rows, requests):
         try:

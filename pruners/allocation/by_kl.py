@@ -10,12 +10,12 @@ from pruners.allocation.curves import Curve
 from pruners.architecture import LocatedModel, Shape
 from pruners.calibration.layer_probe import LayerProbe
 from pruners.correction import Correction
-from pruners.data.rows import batches
+from pruners.data.rows import make_batches
 from pruners.evaluation.divergence import Tally, compare
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
 from pruners.support.checkpoint import Checkpoint
-from pruners.support.progress import tracked
+from pruners.support.progress import track
 from pruners.variant import PARTS, Block, Part, base_spec
 
 LEVELS = 8
@@ -51,11 +51,11 @@ def measured(
     What the score of a layer cannot say. Each width is corrected as `library` has it. Most FFN
     levels are interpolated; what was measured of a layer is noted in the checkpoint.
     """
-    probes = [LayerProbe(located, batch) for batch in batches(rows)]
+    probes = [LayerProbe(located, batch) for batch in make_batches(rows)]
     shape = located.shape
     levels: dict[Part, tuple[int, ...]] = {"attention": kv_levels(shape), "mlp": ffn_levels(shape)}
     curves: list[Curve] = []
-    for layer in tracked(range(shape.layers), "Measuring each layer", progress):
+    for layer in track(range(shape.layers), "Measuring each layer", progress):
         tried = [
             (Block(layer, part), width)
             for part in PARTS
@@ -90,10 +90,10 @@ def _kl(
     for probe in probes:
         finals = []
         for block, width in tried:
-            spec = base_spec(located.shape).at(block, width)
+            spec = base_spec(located.shape).with_width(block, width)
             own = {block: library[block, width]} if (block, width) in library else {}
-            with mask(located, spec, order, own):
-                finals.append(probe.final(block.layer))
+            with apply_mask(located, spec, order, own):
+                finals.append(probe.final_hidden_from(block.layer))
         compare(located.head, probe.base, finals, probe.targets, tallies)
     return [tally.mean_kl for tally in tallies]
 

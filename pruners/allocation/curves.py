@@ -30,7 +30,7 @@ class Curve:
 
     def at(self, spec: VariantSpec, width: int) -> VariantSpec:
         """`spec` with this width here."""
-        return spec.at(Block(self.layer, self.part), width)
+        return spec.with_width(Block(self.layer, self.part), width)
 
 
 def summed(scores: ImportanceScores, shape: Shape) -> list[Curve]:

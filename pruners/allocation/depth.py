@@ -11,10 +11,10 @@ from rich.progress import Progress
 
 from pruners.architecture import LocatedModel, Shape
 from pruners.calibration.layer_probe import LayerForward, LayerProbe
-from pruners.data.rows import batches
+from pruners.data.rows import make_batches
 from pruners.evaluation.divergence import Tally, compare
-from pruners.realization.mask import constant_output
-from pruners.support.progress import tracked
+from pruners.realization.mask import constant_output_hook
+from pruners.support.progress import track
 from pruners.variant import PARTS, Block, VariantSpec, base_spec
 
 # Small batches, since all candidates read the first one; at least these read the last.
@@ -120,7 +120,7 @@ def _greedy(
     half of the candidates retires (successive halving, Jamieson & Talwalkar 2016, arXiv
     1502.07943).
     """
-    probes = [LayerProbe(located, batch) for batch in batches(rows, _BATCH_TOKENS)]
+    probes = [LayerProbe(located, batch) for batch in make_batches(rows, _BATCH_TOKENS)]
     remaining = list(cuts)
     price = dict.fromkeys(cuts, 0.0)  # rise of KL over size, when the cut was last tried
     removed: list[Cut] = []
@@ -130,9 +130,11 @@ def _greedy(
         tried = _SHORTLIST if removed else len(remaining)
         candidates = sorted(remaining, key=price.__getitem__)[:tried]
         tallies = {cut: Tally() for cut in candidates}
-        for probe in tracked(probes, f"Choosing {what} {len(removed) + 1} to skip", progress):
+        for probe in track(probes, f"Choosing {what} {len(removed) + 1} to skip", progress):
             finals = [
-                probe.final(cut[0].layer, _skipping(located, probe, gone | set(cut), biases))
+                probe.final_hidden_from(
+                    cut[0].layer, _skipping(located, probe, gone | set(cut), biases)
+                )
                 for cut in candidates
             ]
             scores = [tallies[cut] for cut in candidates]
@@ -146,7 +148,7 @@ def _greedy(
         removed.append(best)
         remaining.remove(best)
         for probe in probes:
-            probe.remember(_skipping(located, probe, gone | set(best), biases))
+            probe.record_inputs(_skipping(located, probe, gone | set(best), biases))
     return removed, tuple(kl)
 
 
@@ -160,7 +162,7 @@ def _skipping(
 
     def run(index: int, hidden: torch.Tensor) -> torch.Tensor:
         layer = located.layers[index]
-        joins = {"attention": layer.attention_join, "mlp": layer.mlp_join}
+        joins = {"attention": layer.attention_output, "mlp": layer.mlp_output}
         silent = [block for part in PARTS if (block := Block(index, part)) in gone]
         if len(silent) == len(PARTS):
             for block in silent:
@@ -168,7 +170,7 @@ def _skipping(
             return hidden
         with ExitStack() as hooks:
             for block in silent:
-                hook = constant_output(biases.get(block))
+                hook = constant_output_hook(biases.get(block))
                 hooks.callback(joins[block.part].register_forward_hook(hook).remove)
             return probe.layer(index, hidden)
 

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from pruners.allocation.base import AllocationError
 from pruners.allocation.curves import Curve
 from pruners.allocation.greedy import Cost, greedy
-from pruners.support.progress import tracked
+from pruners.support.progress import track
 from pruners.variant import VariantSpec
 
 # How errors measured one at a time may add up: as a power, more in one half of the model than in
@@ -63,7 +63,7 @@ def search(
         return loss(candidate({n: trial.suggest_float(n, *r) for n, r in _DIMENSIONS.items()}))
 
     done = _scored(optuna, study)
-    for _ in tracked(range(trials - done), "Searching widths", progress):
+    for _ in track(range(trials - done), "Searching widths", progress):
         study.optimize(objective, n_trials=1)
     return Found(candidate(study.best_params), study.best_value, plain, _scored(optuna, study))
 

@@ -77,12 +77,12 @@ class LocatedLayer:
     rope: str | None = None
 
     @property
-    def attention_join(self) -> nn.Module:
+    def attention_output(self) -> nn.Module:
         """The module whose output is what attention adds to the residual stream."""
         return self.attention_out_norm or self.attention.o
 
     @property
-    def mlp_join(self) -> nn.Module:
+    def mlp_output(self) -> nn.Module:
         """The module whose output is what the MLP adds to the residual stream."""
         return self.mlp_out_norm or self.mlp.down
 
@@ -112,8 +112,8 @@ class ConfigFields:
 
     `heads` and `kv_groups` are None where the configuration cannot say how many heads there are
     without changing their size. `biases` are the fields that together give every projection a bias.
-    `layer_bound` says that a layer computes differently elsewhere. `norm_shift` is what the family
-    adds to a norm's stored weight.
+    `bound_to_layer_index` says that a layer computes differently elsewhere. `norm_shift` is what
+    the family adds to a norm's stored weight.
     """
 
     layers: str = "num_hidden_layers"
@@ -121,7 +121,7 @@ class ConfigFields:
     heads: str | None = None
     kv_groups: str | None = None
     biases: tuple[str, ...] = ()
-    layer_bound: bool = False
+    bound_to_layer_index: bool = False
     norm_shift: float = 0.0
 
 

@@ -58,6 +58,8 @@ def locate(model: HfModule) -> LocatedModel:
         head=model.lm_head,
         rotary=None,
         names=ConfigFields(
-            layers="n_layer", ffn="n_inner", layer_bound=config.scale_attn_by_inverse_layer_idx
+            layers="n_layer",
+            ffn="n_inner",
+            bound_to_layer_index=config.scale_attn_by_inverse_layer_idx,
         ),
     )

@@ -24,7 +24,7 @@ from pruners.data.readers import ReadError, read_json
 from pruners.realization.order import Order
 from pruners.support.errors import UserError
 from pruners.support.files import FolderKind, replace_folder, write_json
-from pruners.support.validation import EXACT, checked
+from pruners.support.validation import EXACT, validate
 from pruners.variant import BASE, Block, VariantSpec
 
 _ORDER, _CORRECTIONS = "order.safetensors", "corrections.safetensors"
@@ -102,7 +102,7 @@ class Artefact:
     def identity(self) -> str:
         """Equal for artefacts that would be measured alike: 32 hexadecimal digits."""
         digest = hashlib.sha256(self.fingerprint.encode())
-        digest.update(self.order.identity().encode())
+        digest.update(self.order.digest().encode())
         digest.update(repr(self.variants).encode())
         for name, blocks in self.corrections.items():
             for key, tensor in to_tensors(blocks).items():
@@ -120,7 +120,7 @@ class Artefact:
 
     def _binding(self) -> dict[str, str]:
         """What the corrections were made for; another order would permute their inputs."""
-        return {"fingerprint": self.fingerprint, "order": self.order.identity()}
+        return {"fingerprint": self.fingerprint, "order": self.order.digest()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def load_artefact(folder: Path) -> Artefact:
             "build it again with `trimtab build`"
         )
     try:
-        given = checked(_Variants, variants)
+        given = validate(_Variants, variants)
     except ValueError as error:
         raise ArtefactError(f"artefact {folder} is damaged: variants.json: {error}") from error
     try:

@@ -72,8 +72,8 @@ def misfit(
     size = shape.queries_per_group * shape.head_dim
     attention = block.part == "attention"
     width = spec.kv_groups[block.layer] * size if attention else spec.ffn[block.layer]
-    if correction.kept != width or len(correction.bias) != shape.hidden:
-        return f"is for {correction.kept} inputs, not for {width}"
+    if correction.input_width != width or len(correction.bias) != shape.hidden:
+        return f"is for {correction.input_width} inputs, not for {width}"
     entry = correction.entry if isinstance(correction, LowRankCorrection) else None
     if entry is not None:
         groups = shape.queries_per_group + 2

@@ -7,7 +7,7 @@ from typing import Any
 
 from pruners.support.errors import UserError
 from pruners.support.files import write_json
-from pruners.support.validation import EXACT, Count, Finite, Positive, Share, Size, checked
+from pruners.support.validation import EXACT, Count, Finite, Positive, Share, Size, validate
 
 SCHEMA = 3
 
@@ -102,6 +102,6 @@ def read_table(value: Mapping[str, Any]) -> Table:
 
 def _table(value: Mapping[str, Any]) -> Table:
     try:
-        return checked(Table, value)
+        return validate(Table, value)
     except ValueError as error:
         raise TableError(str(error)) from error

@@ -18,14 +18,14 @@ from pruners.artefact.folder import Artefact
 from pruners.artefact.table import Quality, Table
 from pruners.builder.recipe import BuildError, Recipe
 from pruners.builder.selection import Chosen, Own, allocate, choose_corrections, touched
-from pruners.calibration.offload import offloaded
+from pruners.calibration.offload import offload_layers
 from pruners.correction import from_tensors, to_tensors
-from pruners.data.rows import count, described, held_back, rows_hash, sample
+from pruners.data.rows import count_tokens, describe_rows, hash_rows, held_out_rows, sample_rows
 from pruners.evaluation.cost import cost_of
 from pruners.evaluation.evaluate import evaluate, masked
 from pruners.evaluation.pareto import front
-from pruners.importance import scorer
-from pruners.kv.quality import budget_quality
+from pruners.importance import make_scorer
+from pruners.kv.budget_quality import measure_budgets
 from pruners.realization.order import Order
 from pruners.recovery import Recipe as Fit
 from pruners.recovery import Recovered, recover
@@ -78,7 +78,7 @@ def build(
         )
     model.eval()
     run = _Run(located, sources, recipe, checkpoint or Checkpoint(None, None), progress, seconds)
-    with nullcontext() if device is None else offloaded(located, device):
+    with nullcontext() if device is None else offload_layers(located, device):
         return _built(run, model_name)
 
 
@@ -115,8 +115,8 @@ def _built(run: "_Run", model_name: str) -> Artefact:
         provenance={
             "versions": {name: _version(name) for name in ("trimtab", "torch", "transformers")},
             "recipe": asdict(recipe),
-            "calibration": described(run.calibration, sources.calibration_source),
-            "selection": described(run.selection, sources.calibration_source),
+            "calibration": describe_rows(run.calibration, sources.calibration_source),
+            "selection": describe_rows(run.selection, sources.calibration_source),
             "skip_order": {"layers": skip_order, "kl": skip_kl},
             "recovery": {"outputs": outputs, "kl": {n: chosen[n].kl for n in names}},
             "beaten": {
@@ -141,18 +141,20 @@ class _Run:
 
     @property
     def calibration(self) -> list[torch.Tensor]:
-        return sample(self.sources.calibration, self.recipe.calibration_tokens, self.recipe.seed)
+        return sample_rows(
+            self.sources.calibration, self.recipe.calibration_tokens, self.recipe.seed
+        )
 
     @property
     def selection(self) -> list[torch.Tensor]:
-        rows = held_back(self.calibration)
-        return sample(rows, self.recipe.selection_tokens, self.recipe.seed + 1)
+        rows = held_out_rows(self.calibration)
+        return sample_rows(rows, self.recipe.selection_tokens, self.recipe.seed + 1)
 
     def order(self) -> Order:
         """Units by falling importance."""
 
         def compute() -> dict[str, torch.Tensor]:
-            score = scorer(self.recipe.importance, self.recipe.seed)
+            score = make_scorer(self.recipe.importance, self.recipe.seed)
             order = score(self.located, self.calibration, self.progress).order()
             return {"ffn": order.ffn, "kv": order.kv}
 
@@ -254,7 +256,7 @@ class _Run:
 
     def kv_quality(self) -> dict[int, Quality]:
         rows, budgets = self.sources.held_out, self.recipe.kv_budgets
-        return budget_quality(self.located, rows, budgets, self.progress, self.checkpoint)
+        return measure_budgets(self.located, rows, budgets, self.progress, self.checkpoint)
 
 
 def _by(names: Sequence[str]) -> Callable[[VariantSpec], int]:
@@ -264,10 +266,10 @@ def _by(names: Sequence[str]) -> Callable[[VariantSpec], int]:
 def _check_rows(sources: Sources) -> None:
     calibration, held_out = sources.calibration, sources.held_out
     for what, rows in (("calibration", calibration), ("held-out", held_out)):
-        if count(rows) < 2:
+        if count_tokens(rows) < 2:
             raise BuildError(f"{what} rows hold no text to predict; give at least 2 tokens")
-    seen = {rows_hash([row]) for row in calibration}
-    if any(rows_hash([row]) in seen for row in held_out):
+    seen = {hash_rows([row]) for row in calibration}
+    if any(hash_rows([row]) in seen for row in held_out):
         raise BuildError("a held-out row is also a calibration row; measure on other text")
 
 

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pruners.allocation import ffn_levels, kv_levels
 from pruners.architecture import Shape
-from pruners.importance import scorer
-from pruners.kv import served_eviction
+from pruners.importance import make_scorer
+from pruners.kv import make_eviction
 from pruners.support.errors import UserError
-from pruners.variant import VariantSpec, both, depth_spec, width_spec
+from pruners.variant import VariantSpec, depth_spec, intersect, width_spec
 
 
 class BuildError(UserError):
@@ -54,7 +54,7 @@ class Recipe:
 
     def check(self, shape: Shape) -> None:
         """Raises `BuildError` or `ImportanceError` if a model of this shape cannot be cut so."""
-        scorer(self.importance)
+        make_scorer(self.importance)
         for what, shares in (
             ("ffn_keep", (*self.ffn_keep, *(keep for _, keep in self.mixed))),
             ("shares", self.shares),
@@ -67,7 +67,7 @@ class Recipe:
                 raise BuildError(f"recipe: cannot skip {skip} of the model's {shape.layers} layers")
         for budget in self.kv_budgets:
             try:
-                served_eviction(budget)
+                make_eviction(budget)
             except ValueError as error:
                 raise BuildError(f"recipe: {error}") from error
         if min(self.calibration_tokens, self.selection_tokens) < 2:
@@ -84,7 +84,7 @@ class Recipe:
         widths = [width_spec(shape, keep) for keep in self.ffn_keep]
         depths = [depth_spec(shape, list(skip_order[:skip])) for skip in self.skip_layers]
         mixed = [
-            both(depth_spec(shape, list(skip_order[:skip])), width_spec(shape, keep))
+            intersect(depth_spec(shape, list(skip_order[:skip])), width_spec(shape, keep))
             for skip, keep in self.mixed
         ]
         return [*widths, *depths, *mixed]

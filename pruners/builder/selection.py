@@ -13,7 +13,7 @@ from pruners.architecture import LocatedModel
 from pruners.builder.recipe import BuildError
 from pruners.correction import Correction
 from pruners.evaluation.evaluate import Reader, evaluate, reading
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
 from pruners.recovery.library import Library
 from pruners.support.checkpoint import Checkpoint
@@ -57,7 +57,7 @@ def allocate(
     budget = share * cost(base)
 
     def loss(spec: VariantSpec) -> float:
-        reader = reading(located, partial(mask, located, spec, order, library.of(spec)))
+        reader = reading(located, partial(apply_mask, located, spec, order, library.of(spec)))
         return evaluate(located, {"candidate": reader}, rows).quality["candidate"].kl
 
     try:
@@ -84,7 +84,9 @@ def choose_corrections(
     """For each variant the tier of corrections, or none, with which it is nearest to the base."""
     offers: dict[str, Callable[[VariantSpec], Own]] = {"none": lambda _: {}, **tiers}
     readers: dict[str, Reader] = {
-        f"{spec.name} {tier}": reading(located, partial(mask, located, spec, order, own(spec)))
+        f"{spec.name} {tier}": reading(
+            located, partial(apply_mask, located, spec, order, own(spec))
+        )
         for spec in specs
         for tier, own in offers.items()
     }

@@ -27,12 +27,12 @@ class Collector(Protocol):
         ...
 
 
-def down(layer: LocatedLayer) -> nn.Module:
+def down_projection(layer: LocatedLayer) -> nn.Module:
     """The projection whose inputs are the FFN neurons."""
     return layer.mlp.down
 
 
-def o(layer: LocatedLayer) -> nn.Module:
+def output_projection(layer: LocatedLayer) -> nn.Module:
     """The projection whose inputs are the features of all query heads."""
     return layer.attention.o
 
@@ -63,7 +63,7 @@ class InputMoments:
         return (self._sum / self.tokens).float()
 
     @property
-    def second(self) -> torch.Tensor:
+    def second_moment(self) -> torch.Tensor:
         """E[h^2], `[features]`."""
         return (self._squares / self.tokens).float()
 
@@ -167,7 +167,7 @@ class ResidualCosine:
 
         return [
             layer.module.register_forward_pre_hook(enter),
-            layer.attention_join.register_forward_hook(add),
+            layer.attention_output.register_forward_hook(add),
             layer.module.register_forward_hook(leave),
         ]
 

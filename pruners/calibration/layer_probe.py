@@ -22,17 +22,17 @@ class LayerProbe:
     def __init__(self, located: LocatedModel, batch: TokenBatch) -> None:
         self._decoder = located
         self._replay = record_layer_calls(located, batch)
-        self._scored = batch.scored()
+        self._scored = batch.scored_positions()
         self._inputs: list[torch.Tensor] = []
         self.targets = batch.targets(self._scored)
-        self.base = self.remember()
+        self.base = self.record_inputs()
 
     def layer(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """One layer's output, as the model computes it."""
         return self._replay.layer(self._decoder, index, hidden)
 
-    def remember(self, run: LayerForward | None = None) -> torch.Tensor:
-        """Recomputes the inputs of all layers; returns what `final` would from the first."""
+    def record_inputs(self, run: LayerForward | None = None) -> torch.Tensor:
+        """Recompute the inputs of all layers; return what `final_hidden_from(0)` would."""
         run = run or self.layer
         self._inputs = []
         hidden = self._replay.hidden
@@ -41,7 +41,7 @@ class LayerProbe:
             hidden = run(index, hidden)
         return self._finish(hidden)
 
-    def final(self, start: int, run: LayerForward | None = None) -> torch.Tensor:
+    def final_hidden_from(self, start: int, run: LayerForward | None = None) -> torch.Tensor:
         """Final hidden states `[scored positions, hidden]`, layers from `start` on rerun."""
         run = run or self.layer
         hidden = self._inputs[start]

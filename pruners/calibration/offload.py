@@ -12,7 +12,7 @@ from pruners.architecture import LocatedModel
 
 
 @contextmanager
-def offloaded(located: LocatedModel, device: torch.device) -> Iterator[None]:
+def offload_layers(located: LocatedModel, device: torch.device) -> Iterator[None]:
     """While open, a layer or the head goes to `device` for a call and comes back after it.
 
     So the device needs room for one of them, its statistics and a batch. What passes between layers

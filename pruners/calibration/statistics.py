@@ -13,10 +13,16 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
-from pruners.calibration.collectors import Collector, InputMoments, UnpadFunction, down, o
+from pruners.calibration.collectors import (
+    Collector,
+    InputMoments,
+    UnpadFunction,
+    down_projection,
+    output_projection,
+)
 from pruners.calibration.layer_replay import record_layer_calls
-from pruners.data.rows import batches
-from pruners.support.progress import tracked
+from pruners.data.rows import make_batches
+from pruners.support.progress import track
 
 LayerCollectors = TypeVar("LayerCollectors", bound=Sequence[Collector])
 
@@ -36,13 +42,18 @@ def calibrate(
     shape = located.shape
 
     def watch(_: int) -> tuple[InputMoments, InputMoments]:
-        return InputMoments(shape.ffn, down), InputMoments(shape.heads * shape.head_dim, o)
+        return InputMoments(shape.ffn, down_projection), InputMoments(
+            shape.heads * shape.head_dim, output_projection
+        )
 
-    return [LayerStatistics(*seen) for _, seen in stream(located, rows, watch, progress=progress)]
+    return [
+        LayerStatistics(*seen)
+        for _, seen in collect_by_layer(located, rows, watch, progress=progress)
+    ]
 
 
 @torch.no_grad()
-def stream(
+def collect_by_layer(
     located: LocatedModel,
     rows: Sequence[torch.Tensor],
     watch: Callable[[int], LayerCollectors],
@@ -56,10 +67,10 @@ def stream(
     that is held. With `pruned_upstream`, a layer is run again after it was yielded, so that what
     the caller did to it by then (a mask, a correction) reaches the layers behind it.
     """
-    inputs = list(batches(rows))
+    inputs = list(make_batches(rows))
     replays = [record_layer_calls(located, batch) for batch in inputs]
     hidden = [run.hidden for run in replays]
-    for index in tracked(range(len(located.layers)), "Calibrating", progress):
+    for index in track(range(len(located.layers)), "Calibrating", progress):
         watching = watch(index)
         before = list(hidden)
         for i, (batch, run) in enumerate(zip(inputs, replays, strict=True)):

@@ -46,10 +46,10 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         raise ReadError(f"{path}: {error}") from error
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each line that is not blank. Raises `ReadError`."""
     _check(path)
-    for number, line in raw_lines(path):
+    for number, line in read_raw_lines(path):
         try:
             yield number, parse_json(line.decode())
         except UnicodeDecodeError as error:
@@ -58,7 +58,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             raise ReadError(f"{path} line {number}: {error}") from error
 
 
-def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the number and the bytes of each line that is not blank; only `\\n` ends a line.
 
     Raises `ReadError`.
@@ -73,7 +73,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise _unreadable(path, error) from error
 
 
-def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the last line's number and the fields by name of each row under a header.
 
     Raises `ReadError`, for rows with more or fewer fields than the header too.
@@ -160,7 +160,7 @@ def _check(path: Path) -> None:
 
 
 def _undecodable(path: Path) -> int:
-    for number, line in raw_lines(path):
+    for number, line in read_raw_lines(path):
         try:
             line.decode()
         except UnicodeDecodeError:

@@ -25,7 +25,7 @@ class TokenBatch:
     tokens: torch.Tensor
     valid: torch.Tensor
 
-    def scored(self, after: int = 0) -> torch.Tensor:
+    def scored_positions(self, after: int = 0) -> torch.Tensor:
         """Positions from `after` on whose next token is real, `[rows, length]`."""
         scored = self.valid.roll(-1, dims=1)
         scored[:, -1] = False
@@ -37,13 +37,13 @@ class TokenBatch:
         return self.tokens.roll(-1, dims=1)[scored]
 
 
-def batches(rows: Sequence[torch.Tensor], tokens: int = BATCH_TOKENS) -> Iterator[TokenBatch]:
+def make_batches(rows: Sequence[torch.Tensor], tokens: int = BATCH_TOKENS) -> Iterator[TokenBatch]:
     """Joins rows of similar length, up to `tokens` with padding; a longer row stands alone."""
-    for group in grouped([len(row) for row in rows], tokens):
-        yield padded([rows[index] for index in group])
+    for group in group_by_length([len(row) for row in rows], tokens):
+        yield pad_rows([rows[index] for index in group])
 
 
-def grouped(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
+def group_by_length(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
     """Indices of rows, the longest first, that make a batch of at most `tokens` with padding."""
     group: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
@@ -55,14 +55,14 @@ def grouped(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterator[list
         yield group
 
 
-def padded(rows: Sequence[torch.Tensor]) -> TokenBatch:
+def pad_rows(rows: Sequence[torch.Tensor]) -> TokenBatch:
     """One batch of these rows."""
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     return TokenBatch(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
 
 
-def text_rows(
+def tokenize_text(
     tokenizer: "PreTrainedTokenizerBase", text: str, window: int, limit: int | None = None
 ) -> list[torch.Tensor]:
     """Cuts a text into non-overlapping rows of `window` tokens, `limit` tokens in all.
@@ -77,7 +77,7 @@ def text_rows(
     return [torch.tensor(row) for row in rows if len(row) > 1]
 
 
-def wikitext2_rows(
+def tokenize_wikitext2(
     tokenizer: "PreTrainedTokenizerBase", raw: str, window: int = 1024
 ) -> list[torch.Tensor]:
     """WikiText-2 as the field measures it: lines of the raw file joined by blank lines.
@@ -86,16 +86,16 @@ def wikitext2_rows(
     shorter context gives a higher perplexity.
     """
     lines = ["" if not line.strip() else line + "\n" for line in raw.split("\n")[:-1]]
-    rows = text_rows(tokenizer, "\n\n".join(lines), window)
+    rows = tokenize_text(tokenizer, "\n\n".join(lines), window)
     return [row for row in rows if len(row) == window]
 
 
-def count(rows: Sequence[torch.Tensor]) -> int:
+def count_tokens(rows: Sequence[torch.Tensor]) -> int:
     """Tokens in all rows."""
     return sum(len(row) for row in rows)
 
 
-def rows_hash(rows: Sequence[torch.Tensor]) -> str:
+def hash_rows(rows: Sequence[torch.Tensor]) -> str:
     """Identity of a set of rows, in order: 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for row in rows:
@@ -104,27 +104,32 @@ def rows_hash(rows: Sequence[torch.Tensor]) -> str:
     return digest.hexdigest()[:32]
 
 
-def described(rows: Sequence[torch.Tensor], source: str) -> dict[str, Any]:
+def describe_rows(rows: Sequence[torch.Tensor], source: str) -> dict[str, Any]:
     """What rows are, for a file that says what was done with them."""
-    return {"source": source, "rows": len(rows), "tokens": count(rows), "hash": rows_hash(rows)}
+    return {
+        "source": source,
+        "rows": len(rows),
+        "tokens": count_tokens(rows),
+        "hash": hash_rows(rows),
+    }
 
 
-def to_fit(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def fitting_rows(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The calibration rows that corrections are fitted on: three of four."""
     return [row for index, row in enumerate(rows) if index % _HELD_BACK]
 
 
-def held_back(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def held_out_rows(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The other calibration rows, which no fit sees: choices are made and checked on them."""
     return list(rows[::_HELD_BACK])
 
 
-def sample(rows: Sequence[torch.Tensor], tokens: int, seed: int) -> list[torch.Tensor]:
+def sample_rows(rows: Sequence[torch.Tensor], tokens: int, seed: int) -> list[torch.Tensor]:
     """Rows drawn without replacement until there are `tokens`; the last one is cut to fit."""
     drawn: list[torch.Tensor] = []
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     for index in order.tolist():
-        room = tokens - count(drawn)
+        room = tokens - count_tokens(drawn)
         if room < 2:  # a single token predicts nothing
             break
         drawn.append(rows[index][:room])

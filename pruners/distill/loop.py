@@ -11,7 +11,7 @@ from rich.progress import Progress
 from pruners.architecture import LocatedModel
 from pruners.calibration.layer_replay import final_hidden
 from pruners.correction import Correction, RecoveryError
-from pruners.data.rows import TokenBatch, batches, count
+from pruners.data.rows import TokenBatch, count_tokens, make_batches
 from pruners.distill.learner import Learner, copied
 from pruners.distill.loss import distribution, divergence
 from pruners.distill.state import read_state, write_state
@@ -75,7 +75,8 @@ def train(
     plan = list(_drawn(rows, training))
     if not plan:
         raise RecoveryError(
-            f"{count(rows)} tokens are less than a batch of {training.batch_tokens}; give more text"
+            f"{count_tokens(rows)} tokens are less than a batch of {training.batch_tokens}; "
+            "give more text"
         )
     run = _Run(located, specs, order, corrections, held_out, training, len(plan))
     done = 0 if state is None else read_state(state, run.learners)
@@ -110,7 +111,7 @@ class _Run:
     ) -> None:
         self._decoder = located
         self._before = corrections
-        self._held_out = list(batches(held_out, MICRO_TOKENS))
+        self._held_out = list(make_batches(held_out, MICRO_TOKENS))
         self._training = training
         self._steps = steps
         self.learners = [self._learner(spec, order) for spec in specs]
@@ -142,8 +143,10 @@ class _Run:
     def step(self, step: int, rows: Sequence[torch.Tensor]) -> None:
         """One update of every variant that still gets better."""
         active = self._active()
-        total = sum(int(batch.scored().sum()) for batch in batches(rows, MICRO_TOKENS))
-        for batch in batches(rows, MICRO_TOKENS):
+        total = sum(
+            int(batch.scored_positions().sum()) for batch in make_batches(rows, MICRO_TOKENS)
+        )
+        for batch in make_batches(rows, MICRO_TOKENS):
             base, scored = self._base(batch)
             share = len(base) / total
             for learner in active:
@@ -167,7 +170,7 @@ class _Run:
     def _base(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
             hidden = final_hidden(self._decoder, batch)
-            scored = batch.scored().to(hidden.device)
+            scored = batch.scored_positions().to(hidden.device)
             return distribution(self._decoder.head, hidden[scored]), scored
 
     def _divergence(
@@ -212,6 +215,6 @@ def _drawn(rows: Sequence[torch.Tensor], training: Training) -> Iterator[list[to
     batch: list[torch.Tensor] = []
     for number in order.tolist():
         batch.append(rows[number])
-        if count(batch) >= training.batch_tokens:
+        if count_tokens(batch) >= training.batch_tokens:
             yield batch
             batch = []

@@ -20,8 +20,8 @@ from pruners.correction import (
     RefitCorrection,
 )
 from pruners.data.rows import TokenBatch
-from pruners.realization.mask import constant_output, input_parts
-from pruners.realization.order import Order, features
+from pruners.realization.mask import constant_output_hook, split_input_correction
+from pruners.realization.order import Order, feature_indices
 from pruners.realization.slice import CopyMemo, slice_into
 from pruners.variant import PARTS, Block, VariantSpec
 
@@ -122,12 +122,12 @@ class _Tuned(nn.Module):
         self._decoder = located
         size = shape.queries_per_group * shape.head_dim if attention else 1
         place = units.argsort()  # of each unit of the slice, in the artefact's order
-        self._inputs = features(place, size)
+        self._inputs = feature_indices(place, size)
         self._units = torch.arange(len(units))
         per_unit = (shape.queries_per_group + 2) * shape.head_dim if attention else 1
         sides = 1 if attention or not shape.gated else 2
         self._features = torch.cat(
-            [features(place, per_unit) + side * len(units) for side in range(sides)]
+            [feature_indices(place, per_unit) + side * len(units) for side in range(sides)]
         )
         entry = None if given is None else given.entry
         hidden = shape.hidden
@@ -159,7 +159,7 @@ class _Tuned(nn.Module):
         if self.entry_up.shape[1]:
             # The rows of `up` that belong to each projection, by their numbers.
             numbers = torch.arange(len(self.entry_up))
-            parts = input_parts(located, self.block, self._units, numbers[:, None])
+            parts = split_input_correction(located, self.block, self._units, numbers[:, None])
             for linear, _, rows in parts:
                 copies[id(linear)].register_forward_hook(self._entering(rows[:, 0]))
 
@@ -249,5 +249,5 @@ def _skip(copies: CopyMemo, layer: LocatedLayer, block: Block, bias: torch.Tenso
             lambda module, args, output: (output[0] + bias.to(output[0]), *output[1:])
         )
         return
-    join = layer.attention_join if attention else layer.mlp_join
-    copies[id(join)].register_forward_hook(constant_output(bias))
+    join = layer.attention_output if attention else layer.mlp_output
+    copies[id(join)].register_forward_hook(constant_output_hook(bias))

@@ -13,12 +13,12 @@ from pruners.architecture import LocatedModel
 from pruners.artefact.table import Quality
 from pruners.calibration.layer_replay import final_hidden
 from pruners.correction import Correction
-from pruners.data.rows import TokenBatch, batches, described
+from pruners.data.rows import TokenBatch, describe_rows, make_batches
 from pruners.evaluation.divergence import Tally, compare
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
 from pruners.support.checkpoint import Checkpoint
-from pruners.support.progress import tracked
+from pruners.support.progress import track
 from pruners.variant import Block, VariantSpec
 
 Reader: TypeAlias = Callable[[TokenBatch], torch.Tensor]
@@ -36,7 +36,7 @@ class Evaluation:
     def about(self, rows: Sequence[torch.Tensor], source: str) -> dict[str, Any]:
         """On what it was measured, as a table says it."""
         return {
-            **described(rows, source),
+            **describe_rows(rows, source),
             "window": max(map(len, rows)),
             "predictions": self.tokens,
             "base_perplexity": self.base_perplexity,
@@ -51,7 +51,9 @@ def masked(
 ) -> dict[str, Reader]:
     """Variants as masks of the model, with their corrections, by name."""
     return {
-        spec.name: reading(located, partial(mask, located, spec, order, corrections.get(spec.name)))
+        spec.name: reading(
+            located, partial(apply_mask, located, spec, order, corrections.get(spec.name))
+        )
         for spec in specs
     }
 
@@ -87,9 +89,9 @@ def evaluate(
     tallies = [Tally(**seen) for seen in noted["tallies"]] if noted else []
     tallies = tallies or [Tally() for _ in ("base", *variants)]
     done = noted["batches"] if noted else 0
-    waiting = list(batches(rows))[done:]
-    for number, batch in enumerate(tracked(waiting, "Measuring quality", progress), done + 1):
-        scored = batch.scored(after=prompt)
+    waiting = list(make_batches(rows))[done:]
+    for number, batch in enumerate(track(waiting, "Measuring quality", progress), done + 1):
+        scored = batch.scored_positions(after=prompt)
         base, *finals = (
             _scored(read(batch), scored)
             for read in (lambda batch: final_hidden(located, batch), *variants.values())

@@ -13,12 +13,12 @@ from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
 from pruners.artefact.table import Accuracy
-from pruners.data.readers import json_lines
-from pruners.data.rows import TokenBatch, grouped, padded
+from pruners.data.readers import read_json_lines
+from pruners.data.rows import TokenBatch, group_by_length, pad_rows
 from pruners.evaluation.evaluate import Reader
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.errors import UserError
-from pruners.support.progress import tracked
+from pruners.support.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +54,7 @@ def read_task(path: Path, limit: int | None = None) -> list[Item]:
     (LAMBADA).
     """
     items: list[Item] = []
-    for number, row in json_lines(path):
+    for number, row in read_json_lines(path):
         if len(items) == limit:
             break
         try:
@@ -169,9 +169,9 @@ def _score(
 ) -> tuple[list[float], list[bool]]:
     likelihood = [0.0] * len(encoded)
     greedy = [True] * len(encoded)
-    groups = list(grouped([len(tokens) for tokens, _ in encoded]))
-    for group in tracked(groups, f"Answering {what}", progress):
-        batch = padded([torch.tensor(encoded[index][0]) for index in group])
+    groups = list(group_by_length([len(tokens) for tokens, _ in encoded]))
+    for group in track(groups, f"Answering {what}", progress):
+        batch = pad_rows([torch.tensor(encoded[index][0]) for index in group])
         starts = torch.tensor([encoded[index][1] for index in group])
         scored = _continuations(batch, starts)
         hidden = reader(batch)
@@ -190,7 +190,7 @@ def _score(
 
 def _continuations(batch: TokenBatch, starts: torch.Tensor) -> torch.Tensor:
     """Positions whose next token belongs to the continuation."""
-    scored = batch.scored()
+    scored = batch.scored_positions()
     return scored & (torch.arange(scored.shape[1]) >= starts[:, None] - 1)
 
 

@@ -13,8 +13,8 @@ from pruners.importance.base import (
     MomentScorer,
     Scorer,
     ScorerFromMoments,
-    rank,
-    score,
+    rank_from_moments,
+    score_from_moments,
 )
 from pruners.importance.custom import CustomScorer
 from pruners.importance.fluctuation import Fluctuation
@@ -22,7 +22,7 @@ from pruners.importance.least_squares import LeastSquares
 from pruners.importance.mean_activation import MeanActivation
 from pruners.importance.mean_query import MeanQuery
 from pruners.importance.random import RandomScores
-from pruners.importance.registry import BLOCK_ORDERS, LAYER_ORDERS, SCORERS, scorer
+from pruners.importance.registry import BLOCK_ORDERS, LAYER_ORDERS, SCORERS, make_scorer
 from pruners.importance.taylor import Taylor
 from pruners.importance.weight_norm import WeightNorm
 
@@ -46,7 +46,7 @@ __all__ = [
     "ScorerFromMoments",
     "Taylor",
     "WeightNorm",
-    "rank",
-    "score",
-    "scorer",
+    "make_scorer",
+    "rank_from_moments",
+    "score_from_moments",
 ]

@@ -4,7 +4,7 @@ import torch
 
 from pruners.architecture import LocatedLayer, Shape
 from pruners.calibration.statistics import LayerStatistics
-from pruners.importance.base import column_norms, per_group
+from pruners.importance.base import input_column_norms, sum_per_group
 
 
 class ActivationNorm:
@@ -15,8 +15,8 @@ class ActivationNorm:
     """
 
     def ffn(self, layer: LocatedLayer, statistics: LayerStatistics) -> torch.Tensor:
-        return statistics.ffn.second.sqrt() * column_norms(layer.mlp.down)
+        return statistics.ffn.second_moment.sqrt() * input_column_norms(layer.mlp.down)
 
     def kv(self, layer: LocatedLayer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
-        columns = statistics.heads.second.sqrt() * column_norms(layer.attention.o)
-        return per_group(columns, shape)
+        columns = statistics.heads.second_moment.sqrt() * input_column_norms(layer.attention.o)
+        return sum_per_group(columns, shape)

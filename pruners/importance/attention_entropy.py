@@ -7,9 +7,14 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
-from pruners.calibration.collectors import HeadEntropy, InputMoments, down
-from pruners.calibration.statistics import stream
-from pruners.importance.base import ImportanceScores, column_norms, per_group, stack
+from pruners.calibration.collectors import HeadEntropy, InputMoments, down_projection
+from pruners.calibration.statistics import collect_by_layer
+from pruners.importance.base import (
+    ImportanceScores,
+    input_column_norms,
+    stack_scores,
+    sum_per_group,
+)
 
 
 class AttentionEntropy:
@@ -26,16 +31,19 @@ class AttentionEntropy:
         shape = located.shape
 
         def watch(_: int) -> tuple[InputMoments, HeadEntropy]:
-            return InputMoments(shape.ffn, down), HeadEntropy(shape)
+            return InputMoments(shape.ffn, down_projection), HeadEntropy(shape)
 
         with eager_attention(located):
-            seen = [pair for _, pair in stream(located, rows, watch, progress=progress)]
-        return stack(
+            seen = [pair for _, pair in collect_by_layer(located, rows, watch, progress=progress)]
+        return stack_scores(
             [
-                neurons.second.sqrt() * column_norms(layer.mlp.down)
+                neurons.second_moment.sqrt() * input_column_norms(layer.mlp.down)
                 for layer, (neurons, _) in zip(located.layers, seen, strict=True)
             ],
-            [per_group(1 - entropy.heads, shape) / shape.queries_per_group for _, entropy in seen],
+            [
+                sum_per_group(1 - entropy.heads, shape) / shape.queries_per_group
+                for _, entropy in seen
+            ],
         )
 
 

@@ -59,41 +59,41 @@ class ScorerFromMoments:
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> ImportanceScores:
-        return score(located, calibrate(located, rows, progress), self.importance)
+        return score_from_moments(located, calibrate(located, rows, progress), self.importance)
 
 
 @torch.no_grad()
-def score(
+def score_from_moments(
     located: LocatedModel, statistics: Sequence[LayerStatistics], importance: MomentScorer
 ) -> ImportanceScores:
     """Scores every layer from moments that were gathered once for many scorers."""
     pairs = list(zip(located.layers, statistics, strict=True))
-    return stack(
+    return stack_scores(
         [importance.ffn(layer, seen) for layer, seen in pairs],
         [importance.kv(layer, seen, located.shape) for layer, seen in pairs],
     )
 
 
-def rank(
+def rank_from_moments(
     located: LocatedModel, statistics: Sequence[LayerStatistics], importance: MomentScorer
 ) -> Order:
     """Orders each layer's neurons and groups by falling score; ties keep their place."""
-    return score(located, statistics, importance).order()
+    return score_from_moments(located, statistics, importance).order()
 
 
-def stack(ffn: Sequence[torch.Tensor], kv: Sequence[torch.Tensor]) -> ImportanceScores:
+def stack_scores(ffn: Sequence[torch.Tensor], kv: Sequence[torch.Tensor]) -> ImportanceScores:
     """Scores of a model from those of its layers."""
     return ImportanceScores(
         torch.stack(list(ffn)).float().cpu(), torch.stack(list(kv)).float().cpu()
     )
 
 
-def per_group(scores: torch.Tensor, shape: Shape) -> torch.Tensor:
+def sum_per_group(scores: torch.Tensor, shape: Shape) -> torch.Tensor:
     """Sums scores of attention features, `[heads * head_dim]`, over each KV group's query heads."""
     return scores.reshape(shape.kv_groups, -1).sum(1)
 
 
-def column_norms(linear: nn.Linear) -> torch.Tensor:
+def input_column_norms(linear: nn.Linear) -> torch.Tensor:
     """L2 norm of the weights that each input feature meets, `[in]`."""
     return linear.weight.detach().float().norm(dim=0).cpu()
 

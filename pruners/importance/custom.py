@@ -6,9 +6,9 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
-from pruners.calibration.collectors import InputActivations, down, o
-from pruners.calibration.statistics import stream
-from pruners.importance.base import ImportanceError, ImportanceScores, stack
+from pruners.calibration.collectors import InputActivations, down_projection, output_projection
+from pruners.calibration.statistics import collect_by_layer
+from pruners.importance.base import ImportanceError, ImportanceScores, stack_scores
 
 PruningStrategy = Callable[[torch.Tensor, float], tuple[Sequence[int] | torch.Tensor, int]]
 """`(activations, sparsity) -> (keep, total)`, as in Slimformers: indices of the units to keep."""
@@ -36,14 +36,14 @@ class CustomScorer:
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> ImportanceScores:
         def watch(_: int) -> tuple[InputActivations, InputActivations]:
-            return InputActivations(down), InputActivations(o)
+            return InputActivations(down_projection), InputActivations(output_projection)
 
         ffn, kv = [], []
-        for _, (neurons, heads) in stream(located, rows, watch, progress=progress):
+        for _, (neurons, heads) in collect_by_layer(located, rows, watch, progress=progress):
             ffn.append(self._score(neurons.all))
             groups = heads.all.unflatten(1, (located.shape.kv_groups, -1))
             kv.append(self._score(groups.abs().mean(-1)))
-        return stack(ffn, kv)
+        return stack_scores(ffn, kv)
 
     def _score(self, activations: torch.Tensor) -> torch.Tensor:
         units = activations.shape[1]

@@ -4,7 +4,7 @@ import torch
 
 from pruners.architecture import LocatedLayer, Shape
 from pruners.calibration.statistics import LayerStatistics
-from pruners.importance.base import column_norms, per_group
+from pruners.importance.base import input_column_norms, sum_per_group
 
 
 class Fluctuation:
@@ -15,8 +15,8 @@ class Fluctuation:
     """
 
     def ffn(self, layer: LocatedLayer, statistics: LayerStatistics) -> torch.Tensor:
-        return statistics.ffn.variance * column_norms(layer.mlp.down).square()
+        return statistics.ffn.variance * input_column_norms(layer.mlp.down).square()
 
     def kv(self, layer: LocatedLayer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
-        columns = statistics.heads.variance * column_norms(layer.attention.o).square()
-        return per_group(columns, shape)
+        columns = statistics.heads.variance * input_column_norms(layer.attention.o).square()
+        return sum_per_group(columns, shape)

@@ -7,9 +7,9 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
-from pruners.calibration.collectors import SecondMomentMatrix, down, o
-from pruners.calibration.statistics import stream
-from pruners.importance.base import ImportanceScores, stack
+from pruners.calibration.collectors import SecondMomentMatrix, down_projection, output_projection
+from pruners.calibration.statistics import collect_by_layer
+from pruners.importance.base import ImportanceScores, stack_scores
 
 _ROUNDS = 192
 RIDGE = 1e-2
@@ -50,17 +50,17 @@ class LeastSquares:
 
         def watch(_: int) -> tuple[SecondMomentMatrix, SecondMomentMatrix]:
             return (
-                SecondMomentMatrix(shape.ffn, down),
-                SecondMomentMatrix(shape.heads * shape.head_dim, o),
+                SecondMomentMatrix(shape.ffn, down_projection),
+                SecondMomentMatrix(shape.heads * shape.head_dim, output_projection),
             )
 
         ffn, kv = [], []
-        for index, (neurons, heads) in stream(located, rows, watch, progress=progress):
+        for index, (neurons, heads) in collect_by_layer(located, rows, watch, progress=progress):
             layer = located.layers[index]
             at_once = max(1, shape.ffn // _ROUNDS)
             ffn.append(eliminate(layer.mlp.down.weight, neurons.matrix, at_once=at_once).scores())
             kv.append(eliminate(layer.attention.o.weight, heads.matrix, size=group).scores())
-        return stack(ffn, kv)
+        return stack_scores(ffn, kv)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import torch
 
 from pruners.architecture import LocatedLayer, Shape
 from pruners.calibration.statistics import LayerStatistics
-from pruners.importance.base import per_group
+from pruners.importance.base import sum_per_group
 
 
 class MeanActivation:
@@ -17,4 +17,4 @@ class MeanActivation:
         return statistics.ffn.mean.abs()
 
     def kv(self, layer: LocatedLayer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
-        return per_group(statistics.heads.mean.abs(), shape)
+        return sum_per_group(statistics.heads.mean.abs(), shape)

@@ -6,9 +6,9 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedLayer, LocatedModel
-from pruners.calibration.collectors import InputMoments, OutputMoments, down
-from pruners.calibration.statistics import stream
-from pruners.importance.base import ImportanceScores, per_group, stack
+from pruners.calibration.collectors import InputMoments, OutputMoments, down_projection
+from pruners.calibration.statistics import collect_by_layer
+from pruners.importance.base import ImportanceScores, stack_scores, sum_per_group
 
 
 class MeanQuery:
@@ -24,14 +24,14 @@ class MeanQuery:
         shape = located.shape
 
         def watch(_: int) -> tuple[InputMoments, OutputMoments]:
-            return InputMoments(shape.ffn, down), OutputMoments(
+            return InputMoments(shape.ffn, down_projection), OutputMoments(
                 shape.heads * shape.head_dim, _query
             )
 
-        seen = [pair for _, pair in stream(located, rows, watch, progress=progress)]
-        return stack(
+        seen = [pair for _, pair in collect_by_layer(located, rows, watch, progress=progress)]
+        return stack_scores(
             [neurons.mean.abs() for neurons, _ in seen],
-            [per_group(queries.mean.abs(), shape) for _, queries in seen],
+            [sum_per_group(queries.mean.abs(), shape) for _, queries in seen],
         )
 
 

@@ -11,7 +11,7 @@ from pruners.importance.activation_norm import ActivationNorm
 from pruners.importance.activation_variance import ActivationVariance
 from pruners.importance.attention_entropy import AttentionEntropy
 from pruners.importance.base import ImportanceError, Scorer, ScorerFromMoments
-from pruners.importance.blocks import (
+from pruners.importance.block_orders import (
     attention_entropy,
     block_influence,
     last_layers,
@@ -56,7 +56,7 @@ BLOCK_ORDERS: dict[str, Callable[[LocatedModel, TokenRows, Progress | None], tup
 """Sub-blocks by a score alone; `depth.greedy_blocks` chooses by KL."""
 
 
-def scorer(name: str, seed: int = 0) -> Scorer:
+def make_scorer(name: str, seed: int = 0) -> Scorer:
     """The scorer of this name. Raises `ImportanceError`, listing the names there are."""
     if name not in SCORERS:
         raise ImportanceError(f"no importance '{name}'; there are: {', '.join(SCORERS)}")

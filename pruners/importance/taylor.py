@@ -8,9 +8,9 @@ from torch import nn
 
 from pruners.architecture import LocatedModel
 from pruners.calibration.layer_replay import final_hidden
-from pruners.data.rows import TokenBatch, batches
-from pruners.importance.base import ImportanceScores, stack
-from pruners.support.progress import tracked
+from pruners.data.rows import TokenBatch, make_batches
+from pruners.importance.base import ImportanceScores, stack_scores
+from pruners.support.progress import track
 
 # Activations of all layers are alive for the backward pass: smaller batches than elsewhere.
 _BATCH_TOKENS = 512
@@ -33,8 +33,8 @@ class Taylor:
         shape = located.shape
         ffn = torch.zeros(shape.layers, shape.ffn)
         kv = torch.zeros(shape.layers, shape.kv_groups)
-        inputs = list(batches(rows, _BATCH_TOKENS))
-        for batch in tracked(inputs, "Reading gradients", progress):
+        inputs = list(make_batches(rows, _BATCH_TOKENS))
+        for batch in track(inputs, "Reading gradients", progress):
             products = _products(located, batch)  # o and down of each layer in turn
             for layer, (heads, neurons) in enumerate(
                 zip(products[::2], products[1::2], strict=True)
@@ -42,7 +42,7 @@ class Taylor:
                 groups = heads.reshape(len(heads), shape.kv_groups, -1).sum(-1)
                 kv[layer] += groups.abs().sum(0).cpu()
                 ffn[layer] += neurons.abs().sum(0).cpu()
-        return stack(list(ffn / len(rows)), list(kv / len(rows)))
+        return stack_scores(list(ffn / len(rows)), list(kv / len(rows)))
 
 
 @torch.enable_grad()
@@ -61,7 +61,7 @@ def _products(located: LocatedModel, batch: TokenBatch) -> list[torch.Tensor]:
         for linear in (layer.attention.o, layer.mlp.down):
             handles.append(linear.register_forward_pre_hook(note))
     try:
-        scored = batch.scored() if located.causal else batch.valid
+        scored = batch.scored_positions() if located.causal else batch.valid
         logits = located.head(final_hidden(located, batch)[scored.to(located.head.weight.device)])
     finally:
         for handle in handles:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from pruners.kv.base import SINKS, CachedTokens, KVScorer
-from pruners.kv.eviction import QUERIES, Eviction
+from pruners.kv.base import SINK_TOKENS, CachedTokens, KVScorer
+from pruners.kv.eviction import RECENT_QUERIES, Eviction
 from pruners.kv.expected_attention import ExpectedAttention
 from pruners.kv.key_diff import KeyDiff
 from pruners.kv.key_norm import KeyNorm
-from pruners.kv.snap import SnapKV
-from pruners.kv.streaming import StreamingLLM
+from pruners.kv.snap_kv import SnapKV
+from pruners.kv.streaming_llm import StreamingLLM
 
 KV_SCORERS: dict[str, Callable[[], KVScorer]] = {
     "streaming": StreamingLLM,
@@ -19,7 +19,7 @@ KV_SCORERS: dict[str, Callable[[], KVScorer]] = {
 }
 
 
-def served_eviction(budget: int, scorer: str = "streaming") -> Eviction:
+def make_eviction(budget: int, scorer: str = "streaming") -> Eviction:
     """As the engine serves a KV budget. Raises `ValueError` if it is too small."""
     if scorer == "streaming":
         return Eviction(StreamingLLM(), budget, interval=max(1, budget // 32), recent=0)
@@ -28,8 +28,8 @@ def served_eviction(budget: int, scorer: str = "streaming") -> Eviction:
 
 __all__ = [
     "KV_SCORERS",
-    "QUERIES",
-    "SINKS",
+    "RECENT_QUERIES",
+    "SINK_TOKENS",
     "CachedTokens",
     "Eviction",
     "ExpectedAttention",
@@ -38,5 +38,5 @@ __all__ = [
     "KeyNorm",
     "SnapKV",
     "StreamingLLM",
-    "served_eviction",
+    "make_eviction",
 ]

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-SINKS = 4
+SINK_TOKENS = 4
 """First tokens that every budget keeps; attention rests on them (arXiv 2309.17453)."""
 
 RopeTables = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -34,7 +34,7 @@ class CachedTokens:
     rope: RopeTables | None
 
     @property
-    def repeated_keys(self) -> Tensor:
+    def keys_by_query_head(self) -> Tensor:
         """Each query head's keys, `[rows, heads, tokens, dim]`."""
         return self.keys.repeat_interleave(self.queries.shape[1] // self.keys.shape[1], dim=1)
 
@@ -47,12 +47,12 @@ class KVScorer(Protocol):
     """
 
     @property
-    def looks_at_keys(self) -> bool:
+    def needs_keys(self) -> bool:
         """Whether it has to be given `keys` and `values`; if not, it also works without."""
         ...
 
     @property
-    def looks_at_queries(self) -> bool:
+    def needs_queries(self) -> bool:
         """Whether `queries` have to be kept for it."""
         ...
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruners.kv.base import SINKS, CachedTokens, KVScorer
+from pruners.kv.base import SINK_TOKENS, CachedTokens, KVScorer
 
-QUERIES = 256
+RECENT_QUERIES = 256
 """Of the latest tokens, kept for scorers that look at queries."""
 
 
@@ -23,7 +23,7 @@ class Eviction:
     scorer: KVScorer
     budget: int
     interval: int = 16
-    sinks: int = SINKS
+    sinks: int = SINK_TOKENS
     recent: int = 16
 
     def __post_init__(self) -> None:
@@ -35,7 +35,7 @@ class Eviction:
                 f"{self.recent} recent tokens and {self.interval} new ones"
             )
 
-    def kept(self, seen: CachedTokens, keep: int) -> Tensor:
+    def select(self, seen: CachedTokens, keep: int) -> Tensor:
         """Which of the cached tokens stay, by their places in the cache, rising, `[rows, keep]`."""
         always = (seen.positions < self.sinks) | (seen.positions > seen.position - self.recent)
         scores = self.scorer(seen).masked_fill(always, torch.inf)

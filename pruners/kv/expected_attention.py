@@ -14,8 +14,8 @@ class ExpectedAttention:
     (Devoto et al. 2025, arXiv 2510.00636). The mean over all heads of a layer.
     """
 
-    looks_at_keys = True
-    looks_at_queries = True
+    needs_keys = True
+    needs_queries = True
 
     def __init__(self, future: int = 512, floor: float = 1e-2) -> None:
         self._future = future
@@ -32,7 +32,7 @@ class ExpectedAttention:
             mean = rotate(mean, cos, sin)
             # The covariance is turned from both sides.
             spread = rotate(rotate(spread, cos, sin).transpose(2, 3), cos, sin)
-        keys = seen.repeated_keys.float()
+        keys = seen.keys_by_query_head.float()
         first = seen.scale * (keys @ mean[..., None])[..., 0]
         second = seen.scale**2 / 2 * ((keys @ spread) * keys).sum(-1)
         attention = (first + second).softmax(-1)

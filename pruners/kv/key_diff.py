@@ -12,8 +12,8 @@ class KeyDiff:
     KeyDiff (Park et al. 2025, arXiv 2504.15364); it needs no attention weights.
     """
 
-    looks_at_keys = True
-    looks_at_queries = False
+    needs_keys = True
+    needs_queries = False
 
     def __call__(self, seen: CachedTokens) -> Tensor:
         keys = seen.keys.float()

@@ -8,8 +8,8 @@ from pruners.kv.base import CachedTokens
 class KeyNorm:
     """`-||k||`, the mean over heads (Devoto et al. 2024, arXiv 2406.11430)."""
 
-    looks_at_keys = True
-    looks_at_queries = False
+    needs_keys = True
+    needs_queries = False
 
     def __call__(self, seen: CachedTokens) -> Tensor:
         return -seen.keys.float().norm(dim=-1).mean(1)

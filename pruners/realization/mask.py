@@ -13,12 +13,12 @@ from torch.utils.hooks import RemovableHandle
 
 from pruners.architecture import LocatedModel
 from pruners.correction import Correction, LowRankCorrection
-from pruners.realization.order import Order, features
+from pruners.realization.order import Order, feature_indices
 from pruners.variant import Block, VariantSpec
 
 
 @contextmanager
-def mask(
+def apply_mask(
     located: LocatedModel,
     spec: VariantSpec,
     order: Order,
@@ -44,22 +44,22 @@ def mask(
                 hooks.callback(layer.module.register_forward_hook(_hand_on(biases)).remove)
                 continue
             for block, linear, join, units, size in (
-                (attention, layer.attention.o, layer.attention_join, order.kv[index], queries),
-                (mlp, layer.mlp.down, layer.mlp_join, order.ffn[index], 1),
+                (attention, layer.attention.o, layer.attention_output, order.kv[index], queries),
+                (mlp, layer.mlp.down, layer.mlp_output, order.ffn[index], 1),
             ):
                 width = spec.width(block)
                 correction = own.get(block)
                 if width == 0:
                     bias = None if correction is None else correction.bias
-                    hooks.callback(join.register_forward_hook(constant_output(bias)).remove)
+                    hooks.callback(join.register_forward_hook(constant_output_hook(bias)).remove)
                     continue
-                kept = features(units[:width], size)
+                kept = feature_indices(units[:width], size)
                 if correction is not None:
                     hooks.callback(_correct(linear, kept, correction).remove)
                     for handle in _enter(located, block, units[:width], correction):
                         hooks.callback(handle.remove)
                 if width < len(units):
-                    dropped = features(units[width:], size)
+                    dropped = feature_indices(units[width:], size)
                     hooks.callback(_zero_inputs(linear, dropped).remove)
         yield
 
@@ -76,7 +76,7 @@ def _hand_on(biases: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
     return hand_on
 
 
-def constant_output(bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+def constant_output_hook(bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
     """A forward hook in whose place a module gives `bias`, or nothing, whatever it is given."""
 
     # At the output, so that a bias of the base is skipped too.
@@ -106,12 +106,12 @@ def _enter(
         norm.register_forward_hook(lambda module, args, output: output * entry.norm.to(output)),
         *(
             _add_low_rank(linear, kept, up, entry.down)
-            for linear, kept, up in input_parts(located, block, units, entry.up)
+            for linear, kept, up in split_input_correction(located, block, units, entry.up)
         ),
     ]
 
 
-def input_parts(
+def split_input_correction(
     located: LocatedModel, block: Block, units: torch.Tensor, up: torch.Tensor
 ) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor]]:
     """Each input projection, the features of `units` in it, and their rows of an entry's `up`."""
@@ -124,9 +124,9 @@ def input_parts(
         ]
     dim, queries = shape.head_dim, shape.queries_per_group
     heads = up.unflatten(0, (len(units), queries + 2, dim))
-    attention, keys = layer.attention, features(units, dim)
+    attention, keys = layer.attention, feature_indices(units, dim)
     return [
-        (attention.q, features(units, queries * dim), heads[:, :queries].flatten(0, 2)),
+        (attention.q, feature_indices(units, queries * dim), heads[:, :queries].flatten(0, 2)),
         (attention.k, keys, heads[:, queries].flatten(0, 1)),
         (attention.v, keys, heads[:, queries + 1].flatten(0, 1)),
     ]

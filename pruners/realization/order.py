@@ -16,7 +16,7 @@ class Order:
     ffn: torch.Tensor
     kv: torch.Tensor
 
-    def identity(self) -> str:
+    def digest(self) -> str:
         """Equal for equal orders: 32 hexadecimal digits."""
         digest = hashlib.sha256()
         for order in (self.ffn, self.kv):
@@ -24,7 +24,7 @@ class Order:
         return digest.hexdigest()[:32]
 
 
-def identity(shape: Shape) -> Order:
+def identity_order(shape: Shape) -> Order:
     """The order of a base that has been reordered already."""
     return Order(
         torch.arange(shape.ffn).repeat(shape.layers, 1),
@@ -32,7 +32,7 @@ def identity(shape: Shape) -> Order:
     )
 
 
-def reorder(located: LocatedModel, order: Order) -> None:
+def reorder_units(located: LocatedModel, order: Order) -> None:
     """Permutes FFN neurons and KV groups in place; the model computes the same up to rounding.
 
     A KV group moves as a whole, with its query heads, so that grouped-query attention keeps its
@@ -45,13 +45,13 @@ def reorder(located: LocatedModel, order: Order) -> None:
         for projection in mlp.inputs:
             _permute_outputs(projection, ffn)
         _permute_inputs(mlp.down, ffn)
-        _permute_outputs(attention.q, features(kv, queries))
-        _permute_outputs(attention.k, features(kv, shape.head_dim))
-        _permute_outputs(attention.v, features(kv, shape.head_dim))
-        _permute_inputs(attention.o, features(kv, queries))
+        _permute_outputs(attention.q, feature_indices(kv, queries))
+        _permute_outputs(attention.k, feature_indices(kv, shape.head_dim))
+        _permute_outputs(attention.v, feature_indices(kv, shape.head_dim))
+        _permute_inputs(attention.o, feature_indices(kv, queries))
 
 
-def features(units: torch.Tensor, size: int) -> torch.Tensor:
+def feature_indices(units: torch.Tensor, size: int) -> torch.Tensor:
     """Indices of the `size` adjacent features of each unit, in the order of the units."""
     return (units[:, None] * size + torch.arange(size)).flatten()
 

@@ -17,8 +17,8 @@ from pruners.architecture import (
     UnsupportedModelError,
     stored_module,
 )
-from pruners.realization.order import Order, features
-from pruners.realization.slice_config import describe
+from pruners.realization.order import Order, feature_indices
+from pruners.realization.slice_config import update_config
 from pruners.support.errors import UserError
 from pruners.variant import VariantSpec
 
@@ -55,7 +55,7 @@ def slice_into(
     ]
     if not kept:
         raise SliceError(f"variant '{spec.name}' leaves no layer to make a model of")
-    if located.names.layer_bound and len(kept) < located.shape.layers:
+    if located.names.bound_to_layer_index and len(kept) < located.shape.layers:
         raise UnsupportedModelError("attention scaled by a layer's number: layers cannot move up")
 
     for index, layer in enumerate(located.layers):
@@ -74,7 +74,7 @@ def slice_into(
         attention = located.layers[index].attention
         _count_heads(copies[id(attention.module)], attention, spec.kv_groups[index], located.shape)
     _close_gaps(smaller)
-    describe(smaller.config, located, spec, kept)
+    update_config(smaller.config, located, spec, kept)
     return smaller
 
 
@@ -131,8 +131,8 @@ def _cut_attention(
         copies[id(module)] = NoAttention(module.layer_idx)
         copies[id(stored_module(attention.o))] = NoOutput(shape.hidden)
         return
-    queries = features(groups, shape.queries_per_group * shape.head_dim)
-    keys = features(groups, shape.head_dim)
+    queries = feature_indices(groups, shape.queries_per_group * shape.head_dim)
+    keys = feature_indices(groups, shape.head_dim)
     _cut_outputs(copies, [(attention.q, queries), (attention.k, keys), (attention.v, keys)])
     _cut_inputs(copies, attention.o, queries)
 

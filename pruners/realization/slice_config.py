@@ -11,7 +11,7 @@ from pruners.variant import VariantSpec
 HfConfig = Any
 
 
-def describe(
+def update_config(
     config: HfConfig, located: LocatedModel, spec: VariantSpec, kept: Sequence[int]
 ) -> None:
     """Makes `config`, the base's until now, that of a slice with the layers `kept`, in place.

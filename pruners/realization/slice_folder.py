@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruners.architecture import locate
 from pruners.data.readers import ReadError, read_json
-from pruners.realization.order import identity
+from pruners.realization.order import identity_order
 from pruners.realization.slice import SliceError, slice_model
 from pruners.support.files import FolderKind, replace_folder, write_json
 from pruners.support.fingerprint import fingerprint
@@ -159,7 +159,7 @@ def _rebuilt(
     `biases` are those that merged corrections have brought, by name.
     """
     located = locate(_empty(model_class, config))
-    model = slice_model(located, spec, identity(located.shape))
+    model = slice_model(located, spec, identity_order(located.shape))
     for name in biases:
         linear = model.get_submodule(name.removesuffix(".bias"))
         if not isinstance(linear, torch.nn.Linear):

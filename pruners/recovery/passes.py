@@ -8,10 +8,15 @@ from rich.progress import Progress
 from torch import nn
 
 from pruners.architecture import LocatedLayer, LocatedModel
-from pruners.calibration.collectors import OutputMoments, SecondMomentMatrix, down, o
-from pruners.calibration.statistics import stream
+from pruners.calibration.collectors import (
+    OutputMoments,
+    SecondMomentMatrix,
+    down_projection,
+    output_projection,
+)
+from pruners.calibration.statistics import collect_by_layer
 from pruners.correction import RecoveryError
-from pruners.data.rows import held_back, to_fit
+from pruners.data.rows import fitting_rows, held_out_rows
 from pruners.recovery.solve import Seen
 from pruners.variant import Part
 
@@ -45,20 +50,20 @@ def moments(
         _: int,
     ) -> tuple[SecondMomentMatrix, SecondMomentMatrix, OutputMoments, OutputMoments]:
         return (
-            SecondMomentMatrix(shape.heads * shape.head_dim, o),
-            SecondMomentMatrix(shape.ffn, down),
+            SecondMomentMatrix(shape.heads * shape.head_dim, output_projection),
+            SecondMomentMatrix(shape.ffn, down_projection),
             OutputMoments(shape.hidden, _attention_join),
             OutputMoments(shape.hidden, _mlp_join),
         )
 
-    fit, held_out = to_fit(rows), held_back(rows)
+    fit, held_out = fitting_rows(rows), held_out_rows(rows)
     if not fit:
         raise RecoveryError(
             "recovery needs at least 2 calibration rows, as one is held out; give more text"
         )
     for (index, seen), (_, unseen) in zip(
-        stream(located, fit, watch, pruned_upstream=pruned_upstream, progress=progress),
-        stream(located, held_out, watch, pruned_upstream=pruned_upstream),
+        collect_by_layer(located, fit, watch, pruned_upstream=pruned_upstream, progress=progress),
+        collect_by_layer(located, held_out, watch, pruned_upstream=pruned_upstream),
         strict=True,
     ):
         layer, (heads, neurons, attention, mlp) = located.layers[index], seen
@@ -72,11 +77,11 @@ def moments(
 
 
 def _attention_join(layer: LocatedLayer) -> nn.Module:
-    return layer.attention_join
+    return layer.attention_output
 
 
 def _mlp_join(layer: LocatedLayer) -> nn.Module:
-    return layer.mlp_join
+    return layer.mlp_output
 
 
 def _linear(

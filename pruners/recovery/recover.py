@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
 from pruners.correction import Correction, LowRankCorrection, RefitCorrection, constant_correction
-from pruners.realization.order import Order, features
+from pruners.realization.order import Order, feature_indices
 from pruners.recovery.passes import Linear, moments
 from pruners.recovery.solve import bias, low_rank, refits, relative_errors
 from pruners.variant import Block, Part, VariantSpec
@@ -94,7 +94,7 @@ def recover_layer(
         if width == 0:
             recovered.corrections[block] = constant_correction(linears[part].adds)
         elif width < len(units):
-            kept = features(units[:width], size)
+            kept = feature_indices(units[:width], size)
             correction, bought = _solve(linears[part], kept, recipe, block)
             recovered.corrections[block] = correction
             recovered.bought.append(bought)

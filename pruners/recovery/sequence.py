@@ -8,7 +8,7 @@ import torch
 from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
 from pruners.recovery.passes import moments
 from pruners.recovery.recover import Recipe, Recovered, recover_layer
@@ -38,8 +38,8 @@ def recover_in_sequence(
             recover_layer(located, index, linears, spec, order, recipe, recovered)
             alone = full
             for block in (Block(index, part) for part in PARTS):
-                alone = alone.at(block, spec.width(block))
+                alone = alone.with_width(block, spec.width(block))
             made = {b: c for b, c in recovered.corrections.items() if b.layer == index}
             alone = replace(alone, name=spec.name)
-            applied.enter_context(mask(located, alone, order, made))
+            applied.enter_context(apply_mask(located, alone, order, made))
     return recovered

@@ -20,7 +20,9 @@ _EVERY = 10.0  # seconds, or percent if they take longer than _LEAST
 _LEAST = 1.0
 
 
-def bars(console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> Progress:
+def progress_bars(
+    console: Console | None = None, clock: Callable[[], float] = time.monotonic
+) -> Progress:
     """The display of a command, on standard error unless a console is given.
 
     What, how far, how long it took and how long it will take.
@@ -32,7 +34,7 @@ def bars(console: Console | None = None, clock: Callable[[], float] = time.monot
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
 
 
-def tracked(items: Sequence[Item], what: str, progress: Progress | None) -> Iterable[Item]:
+def track(items: Sequence[Item], what: str, progress: Progress | None) -> Iterable[Item]:
     """Iterates over `items`, showing them as one bar labelled `what`."""
     return items if progress is None else progress.track(items, description=what)
 

@@ -18,7 +18,7 @@ Size: TypeAlias = Annotated[int, Field(ge=1)]
 T = TypeVar("T")
 
 
-def checked(kind: type[T], value: object) -> T:
+def validate(kind: type[T], value: object) -> T:
     """Return `value`, as JSON gives it, as a `kind`. Raises `ValueError` that names the entry.
 
     Nothing is converted: no text is taken for a number, and no truth value either.

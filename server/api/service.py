@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from controller import Analyzer, Controller, IncomingRequest, RequestPreferences
 from policies import Objectives, Reason
-from pruners.kv import served_eviction
+from pruners.kv import make_eviction
 from pruners.variant import BASE
 from server.api.accounting import Accounts
 from server.api.call import Call
@@ -203,7 +203,7 @@ class Service:
                 prompt=tuple(ask.prompts[at].tokens),
                 max_tokens=plan.max_tokens,
                 variant=self.model.variants[variant],
-                kv_budget=None if budget is None else served_eviction(budget, self._kv_scorer),
+                kv_budget=None if budget is None else make_eviction(budget, self._kv_scorer),
                 sampling=sampling,
                 stop=plan.stop,
                 eos_token_ids=frozenset() if body.ignore_eos else self.model.eos_token_ids,

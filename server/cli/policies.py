@@ -53,7 +53,7 @@ def profile(
 
     An interrupted sweep goes on where it stopped.
     """
-    from pruners.data.sources import read_corpus
+    from pruners.data.corpus import read_corpus
     from server.jobs.profile import make_profile, time_again
     from server.settings import JobSettings
 

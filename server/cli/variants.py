@@ -57,7 +57,7 @@ def build(
     An interrupted build goes on where it stopped.
     """
     from pruners.builder.recipe import Recipe
-    from pruners.data.sources import read_corpus
+    from pruners.data.corpus import read_corpus
     from server.jobs.build import build_artefact
 
     given: dict[str, Any] = {
@@ -108,7 +108,7 @@ def recover(
 
     An interrupted training goes on from its last check.
     """
-    from pruners.data.sources import read_corpus
+    from pruners.data.corpus import read_corpus
     from pruners.distill import Training
     from server.jobs.recover import Request, recover_artefact
 
@@ -148,7 +148,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from pruners.data.sources import read_corpus
+    from pruners.data.corpus import read_corpus
     from pruners.evaluation.report import render
     from pruners.support.files import check_file
     from server.jobs.evaluate import Plan, evaluate_artefact
@@ -183,7 +183,7 @@ def sensitivity(
     from rich.console import Console
     from rich.table import Table
 
-    from pruners.data.sources import read_corpus
+    from pruners.data.corpus import read_corpus
     from server.jobs.sensitivity import learn_sensitivity
 
     corpus = read_corpus(prompts)

@@ -12,11 +12,11 @@ from pruners.architecture import locate
 from pruners.artefact.folder import ARTEFACT, Artefact
 from pruners.builder.pipeline import Sources, build
 from pruners.builder.recipe import Recipe
-from pruners.data.rows import rows_hash
-from pruners.data.sources import Corpus
+from pruners.data.corpus import Corpus
+from pruners.data.rows import hash_rows
 from pruners.support.checkpoint import CHECKPOINT, Checkpoint
 from pruners.support.files import check_folder
-from pruners.support.progress import bars
+from pruners.support.progress import progress_bars
 from pruners.variant import PARTS, Part
 from server.engine.loading.load import (
     load_model,
@@ -60,8 +60,8 @@ def build_artefact(
     identity = {"model": str(folder), "recipe": asdict(recipe), "build": 1}
     if corpus is not None:
         calibration, held_out = _text_rows(folder, corpus, recipe, piece, longest)
-        identity["text"] = [rows_hash(rows) for rows in (calibration, held_out)]
-    with bars() as progress, Checkpoint(_checkpoint(out), identity) as checkpoint:
+        identity["text"] = [hash_rows(rows) for rows in (calibration, held_out)]
+    with progress_bars() as progress, Checkpoint(_checkpoint(out), identity) as checkpoint:
         if corpus is None:
             text = OwnText(folder, checkpoint, progress)
             number = _HELD_OUT_ROWS + -(-recipe.calibration_tokens // longest)

@@ -13,19 +13,19 @@ from pruners.architecture import LocatedModel, locate
 from pruners.artefact.folder import Artefact, load_artefact
 from pruners.artefact.table import Quality, Table
 from pruners.calibration.layer_replay import final_hidden
-from pruners.data.rows import rows_hash
-from pruners.data.sources import Corpus, SourceError
+from pruners.data.corpus import Corpus, SourceError
+from pruners.data.rows import hash_rows
 from pruners.evaluation.cost import cost_of
 from pruners.evaluation.evaluate import Reader, evaluate, masked
 from pruners.evaluation.report import REPORT, write_report
 from pruners.evaluation.tasks import Item, TaskError, accuracies, read_task
 from pruners.kv import KV_SCORERS, Eviction
-from pruners.kv.evict import evicted
-from pruners.kv.quality import budget_quality
+from pruners.kv.budget_quality import measure_budgets
+from pruners.kv.transformers_cache import forward_with_eviction
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.files import check_file, check_folder
 from pruners.support.fingerprint import fingerprint
-from pruners.support.progress import bars
+from pruners.support.progress import progress_bars
 from pruners.variant import BASE, base_spec
 from server.engine.loading.load import (
     load_model,
@@ -90,10 +90,10 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
         "artefact": artefact.identity(),
         "plan": [plan.window, plan.limit, plan.kv_prompt],
         "tasks": {name: sha256(repr(task).encode()).hexdigest() for name, task in items.items()},
-        "text": None if rows is None else rows_hash(rows),
+        "text": None if rows is None else hash_rows(rows),
     }
     kept = folder.parent / f".{folder.name}-evaluate"
-    with bars() as progress, Checkpoint(kept, identity) as checkpoint:
+    with progress_bars() as progress, Checkpoint(kept, identity) as checkpoint:
         if rows is None:
             limit = _OWN_ROWS * plan.window if plan.limit is None else plan.limit
             wanted = max(1, limit // plan.window)
@@ -151,7 +151,7 @@ def _offline(
         },
         quality=found.quality,
         # What no row is long enough for stays as it was.
-        kv_quality={**known, **budget_quality(located, rows, budgets, progress, checkpoint)},
+        kv_quality={**known, **measure_budgets(located, rows, budgets, progress, checkpoint)},
         cost={
             spec.name: cost_of(spec, own.get(spec.name, {}), located)
             for spec in (base_spec(located.shape), *artefact.variants)
@@ -183,7 +183,7 @@ def _evictions(
             step = max(1, prompt // 32)
             eviction = Eviction(scorer(), int(share * prompt), interval=step, recent=step)
             readers[f"{name} {share:.0%}"] = partial(
-                evicted, located, prompt=prompt, eviction=eviction
+                forward_with_eviction, located, prompt=prompt, eviction=eviction
             )
     found = evaluate(located, readers, long[:_OWN_ROWS], prompt, progress, checkpoint).quality
     return {

@@ -8,7 +8,7 @@ import torch
 from pruners.architecture import locate
 from pruners.artefact.folder import ArtefactError, load_artefact
 from pruners.data.readers import read_json
-from pruners.realization.merge import merged_slice
+from pruners.realization.merge_corrections import slice_with_corrections
 from pruners.realization.slice_folder import MANIFEST, SLICE, save_slice
 from pruners.support.files import check_folder
 from pruners.support.fingerprint import fingerprint
@@ -53,4 +53,4 @@ def merged_variant(
     base = load_transformers(resolve_model(model), torch.float32)
     artefact.check_base(fingerprint(base))
     own = artefact.corrections.get(variant, {})
-    return merged_slice(locate(base), specs[variant], artefact.order, own), specs[variant]
+    return slice_with_corrections(locate(base), specs[variant], artefact.order, own), specs[variant]

@@ -6,8 +6,8 @@ from statistics import median
 
 from rich.progress import Progress
 
-from pruners.kv import Eviction, served_eviction
-from pruners.support.progress import tracked
+from pruners.kv import Eviction, make_eviction
+from pruners.support.progress import track
 from pruners.variant import BASE
 from server.app import build_runner
 from server.engine.loading.load import LoadedModel
@@ -40,9 +40,9 @@ def time_budgets(
     settings = JobSettings(kv_tokens=max(512, room), max_running=max(ROWS), speculate=False)
     runner = build_runner(model, settings, None)
     taken: dict[tuple[int, int, str], list[float]] = {}
-    for _ in tracked(range(repeats), "Timing KV budgets", progress):
+    for _ in track(range(repeats), "Timing KV budgets", progress):
         for budget, rows in jobs:
-            for name, eviction in (("whole", None), ("kept", served_eviction(budget))):
+            for name, eviction in (("whole", None), ("kept", make_eviction(budget))):
                 seconds = _mean_step(runner, model, rows, budget, eviction)
                 taken.setdefault((budget, rows, name), []).append(seconds)
     found: dict[str, dict[str, dict[str, float]]] = {}

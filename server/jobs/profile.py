@@ -13,11 +13,11 @@ from controller.analyzer import Analyzer, PromptFeatures
 from policies.simulation.profile import PROFILE, Origin, Profile, Prompts, load_profile
 from policies.simulation.rates import fit_rates
 from pruners.artefact.folder import Artefact
-from pruners.data.sources import Corpus
+from pruners.data.corpus import Corpus
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.errors import UserError
 from pruners.support.files import check_folder
-from pruners.support.progress import bars
+from pruners.support.progress import progress_bars
 from pruners.variant import BASE
 from server.app import build_runner, catalogue, load, sensitivity
 from server.engine.loading.load import LoadedModel
@@ -64,7 +64,7 @@ def make_profile(
         [one.tokens for one in asked], answer_tokens,
     ]  # fmt: skip
     with Checkpoint(out.parent / f".{out.name}-profile", identity) as checkpoint:
-        with bars() as progress:
+        with progress_bars() as progress:
             swept = sweep(model, asked, answer_tokens, checkpoint, progress)
             prompts = _prompts(model, settings, asked, swept)
             found = _timed(model, settings, origin, prompts, progress)
@@ -118,7 +118,7 @@ def time_again(settings: JobSettings, out: Path) -> Profile:
     model = load(settings)
     if model.artefact is None or known.artefact != model.artefact.identity():
         raise ProfilingError(f"{out} is of other variants; make it again with --prompts")
-    with bars() as progress:
+    with progress_bars() as progress:
         found = _timed(model, settings, known.origin, known.prompts, progress)
     found.save(out)
     return found

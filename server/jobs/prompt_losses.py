@@ -8,7 +8,7 @@ import torch
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from pruners.data.sources import Corpus
+from pruners.data.corpus import Corpus
 from pruners.support.checkpoint import Checkpoint
 from pruners.variant import BASE
 from server.app import build_runner

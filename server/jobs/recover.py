@@ -10,8 +10,8 @@ from rich.progress import Progress
 
 from pruners.architecture import LocatedModel, locate
 from pruners.artefact.folder import ARTEFACT, Artefact, load_artefact
-from pruners.data.rows import count, rows_hash
-from pruners.data.sources import Corpus
+from pruners.data.corpus import Corpus
+from pruners.data.rows import count_tokens, hash_rows
 from pruners.distill import Trained, Training, quick_dtype, train
 from pruners.evaluation.cost import cost_of
 from pruners.evaluation.evaluate import Evaluation, evaluate, masked
@@ -20,7 +20,7 @@ from pruners.support.checkpoint import CHECKPOINT, Checkpoint
 from pruners.support.errors import UserError
 from pruners.support.files import check_folder
 from pruners.support.fingerprint import fingerprint
-from pruners.support.progress import bars
+from pruners.support.progress import progress_bars
 from pruners.variant import BASE, VariantSpec, base_spec
 from server.engine.loading.load import load_tokenizer, load_transformers
 from server.engine.loading.source import cache_folder, resolve_model
@@ -78,7 +78,7 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
         "request": [request.tokens, asdict(request.training), str(request.device)],
         "dtype": str(quick_dtype(request.device)),
     }
-    with bars() as progress:
+    with progress_bars() as progress:
         rows, held_out, measured, what = _text(source, artefact, request, progress)
         with Checkpoint(kept, {**identity, "text": what}) as checkpoint:
             dtype = quick_dtype(request.device)
@@ -121,7 +121,7 @@ def _text(
     if corpus is not None:
         rows += corpus.rows(load_tokenizer(source), _ROW, request.tokens - wanted)
         what = {"source": f"{SELF}, and {corpus.name}"}
-    what |= {"rows": len(rows), "tokens": count(rows), "hash": rows_hash(rows)}
+    what |= {"rows": len(rows), "tokens": count_tokens(rows), "hash": hash_rows(rows)}
     held_out = own.rows(_HELD_OUT_ROWS, _ROW, _HELD_OUT_SEED)
     measured = own.rows(_MEASURED_ROWS, _MEASURED_ROW, _MEASURED_SEED)
     return rows, held_out, measured, what

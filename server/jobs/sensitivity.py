@@ -7,11 +7,11 @@ from controller.analyzer import BACKENDS, Analyzer
 from controller.cross_validation import cross_validate
 from controller.sensitivity import FILE, Sensitivity, fit
 from pruners.artefact.folder import load_artefact
-from pruners.data.sources import Corpus
+from pruners.data.corpus import Corpus
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.errors import UserError
 from pruners.support.files import check_file
-from pruners.support.progress import bars
+from pruners.support.progress import progress_bars
 from pruners.variant import BASE
 from server.engine.loading.load import load_model
 from server.engine.loading.source import resolve_model
@@ -44,7 +44,7 @@ def learn_sensitivity(
     identity = [artefact.identity(), [one.tokens for one in asked], answer_tokens]
     kept = folder.parent / f".{folder.name}-sensitivity"
     with Checkpoint(kept, identity) as checkpoint:
-        with bars() as progress:
+        with progress_bars() as progress:
             swept = sweep(loaded, asked, answer_tokens, checkpoint, progress)
         losses = {
             name: [one.kl[number] for one in swept]

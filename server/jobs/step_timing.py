@@ -10,7 +10,7 @@ import torch
 from rich.progress import Progress
 
 from pruners.allocation import Latency, ffn_levels, kv_levels
-from pruners.support.progress import tracked
+from pruners.support.progress import track
 from pruners.variant import BASE, PARTS, Block, Part, VariantSpec, base_spec
 from server.engine.loading.load import AnyDecoder, LoadedModel, open_decoder
 from server.engine.segment import Segment
@@ -52,7 +52,7 @@ def time_variants(
     seconds: dict[tuple[str, str, str], list[float]] = {key: [] for key in jobs}
     for job in jobs.values():
         job()  # warms kernels and slices, not counted
-    for _ in tracked(range(repeats), "Timing variants", progress):
+    for _ in track(range(repeats), "Timing variants", progress):
         for key, job in jobs.items():
             seconds[key].append(job())
     machine = describe()
@@ -81,12 +81,12 @@ def block_latency(
         for width in widths[part]:
             spec = base_spec(shape)
             for layer in range(shape.layers):
-                spec = spec.at(Block(layer, part), width)
+                spec = spec.with_width(Block(layer, part), width)
             jobs[part, width] = decode_step(decoder, spec, rows, cached)
     steps: dict[tuple[Part, int], list[float]] = {key: [] for key in jobs}
     for job in jobs.values():
         job()  # warms kernels and slices, not counted
-    for _ in tracked(range(repeats), "Timing blocks", progress):
+    for _ in track(range(repeats), "Timing blocks", progress):
         for key, job in jobs.items():
             steps[key].append(job())
     found = {key: median(values) for key, values in steps.items()}

@@ -7,9 +7,9 @@ from typing import Any
 from policies.bundle import load_bundle, load_policy
 from policies.simulation.profile import Profile, load_profile
 from policies.training.checkpoint import CheckpointError
-from pruners.data.sources import Corpus, read_corpus
+from pruners.data.corpus import Corpus, read_corpus
 from pruners.support.files import check_folder
-from pruners.support.progress import bars
+from pruners.support.progress import progress_bars
 from server.engine.loading.source import model_name
 from server.jobs.policy_training import (
     POLICY,
@@ -55,7 +55,7 @@ def train(options: Options, given: set[str]) -> tuple[dict[str, Any], Path]:
             f"{folder} holds no checkpoint of these trainings ({', '.join(course.plans)}); leave "
             "--checkpoint out to start anew"
         )
-    with bars() as progress:
+    with progress_bars() as progress:
         found = train_policy(profile, out, lesson, course, place, progress)
     return found["verdict"], out / "report.md"
 
@@ -85,7 +85,7 @@ def test(options: Options, given: set[str]) -> tuple[dict[str, Any], Path]:
             )
         _check_artefact(options, out)
         profile = _profile(options, given, results, lesson, corpus)
-    with bars() as progress:
+    with progress_bars() as progress:
         found = try_again(profile, out, note, results, progress)
     return found["verdict"], results / "report.md"
 

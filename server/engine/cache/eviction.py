@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pruners.kv import QUERIES, CachedTokens, Eviction
+from pruners.kv import RECENT_QUERIES, CachedTokens, Eviction
 from pruners.variant import VariantSpec
 from server.engine.backends.native.packed_weights import PackedWeights
 from server.engine.backends.pytorch.weights import BaseWeights
@@ -45,7 +45,7 @@ def _chosen(
     """Tokens to keep, `[layers, keep]`. Layers of the same kind and width are scored together."""
     shape = weights.shape
     # Nothing of a large tensor is touched for those who only ask how old a token is.
-    keys, values = cache.read() if eviction.scorer.looks_at_keys else cache.read(0)
+    keys, values = cache.read() if eviction.scorer.needs_keys else cache.read(0)
     queries = _latest(cache, shape.kv_groups, shape.queries_per_group, shape.head_dim)
     kept = torch.empty(shape.layers, keep, dtype=torch.long)
     alike: dict[tuple[str | None, int], list[int]] = {}
@@ -64,7 +64,7 @@ def _chosen(
             scale=weights.softmax_scale,
             rope=partial(_tables, weights, kind),
         )
-        kept[layers] = eviction.kept(seen, keep).cpu()
+        kept[layers] = eviction.select(seen, keep).cpu()
     return kept
 
 
@@ -73,8 +73,8 @@ def _latest(cache: SequenceCache, groups: int, per_group: int, dim: int) -> Tens
     heads = groups * per_group
     if cache.queries is None:
         return torch.empty(cache.read()[0].shape[0], heads, 0, dim)
-    recent = min(cache.seen, QUERIES)
-    at = torch.arange(cache.seen - recent, cache.seen, device=cache.queries.device) % QUERIES
+    recent = min(cache.seen, RECENT_QUERIES)
+    at = torch.arange(cache.seen - recent, cache.seen, device=cache.queries.device) % RECENT_QUERIES
     return cache.queries[:, at].unflatten(2, (heads, dim)).transpose(1, 2)
 
 

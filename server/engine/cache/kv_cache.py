@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pruners.architecture import Shape
-from pruners.kv import QUERIES, Eviction
+from pruners.kv import RECENT_QUERIES, Eviction
 from server.engine.cache.arena import GRAIN, Arena
 from server.engine.cache.prefix_cache import PrefixCache
 
@@ -73,11 +73,11 @@ class SequenceCache:
         self.positions: Tensor | None = None
         # Of the latest tokens, not rotated: `[layers, QUERIES, heads * head_dim]`.
         self.queries: Tensor | None = None
-        if eviction is not None and eviction.scorer.looks_at_queries:
+        if eviction is not None and eviction.scorer.needs_queries:
             shape = cache.shape
             self.queries = torch.zeros(
                 shape.layers,
-                QUERIES,
+                RECENT_QUERIES,
                 shape.heads * shape.head_dim,
                 dtype=torch.float32,
                 device=cache.keys.device,

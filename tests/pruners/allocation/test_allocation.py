@@ -25,7 +25,7 @@ from pruners.allocation import (
 from pruners.architecture import locate
 from pruners.evaluation.evaluate import evaluate, reading
 from pruners.importance import ImportanceScores, LeastSquares
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from pruners.recovery.library import Library, make_library
 from pruners.support.checkpoint import Checkpoint
 from pruners.variant import VariantSpec, base_spec
@@ -195,7 +195,7 @@ def test_measured_curves_are_the_kl_of_one_cut_block(corrected: bool):
     base = base_spec(shape)
     for curve, width in ((curves[3], 192), (curves[3], 0), (curves[2], 1), (curves[4], 0)):
         spec = curve.at(base, width)
-        reader = reading(located, partial(mask, located, spec, order, library.of(spec)))
+        reader = reading(located, partial(apply_mask, located, spec, order, library.of(spec)))
         kl = evaluate(located, {"one": reader}, rows).quality["one"].kl
         assert curve.errors[curve.widths.index(width)] == pytest.approx(kl, rel=1e-3)
         assert predicted(curves)(spec) == pytest.approx(kl, rel=1e-3)

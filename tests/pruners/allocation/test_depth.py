@@ -7,8 +7,8 @@ from pruners.allocation.depth import block_spec, greedy_blocks, greedy_layers
 from pruners.architecture import locate
 from pruners.correction import constant_correction
 from pruners.evaluation.evaluate import evaluate, reading
-from pruners.realization.mask import mask
-from pruners.realization.order import identity
+from pruners.realization.mask import apply_mask
+from pruners.realization.order import identity_order
 from pruners.variant import Block, base_spec
 from tests.support.models import logits, random_rows, tiny_model
 
@@ -105,7 +105,9 @@ def test_greedy_sub_blocks_equal_an_exhaustive_choice_by_mask(biased: bool):
         for block in set(blocks) - set(gone):
             spec = block_spec(shape, [*gone, block])
             constants = {b: c for b, c in own.items() if b in (*gone, block)}
-            reader = reading(located, partial(mask, located, spec, identity(shape), constants))
+            reader = reading(
+                located, partial(apply_mask, located, spec, identity_order(shape), constants)
+            )
             quality = evaluate(located, {"x": reader}, rows).quality["x"]
             size = full - block_spec(shape, [block]).body_parameters(shape)
             price[block] = (quality.kl - before) / size

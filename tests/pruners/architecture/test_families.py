@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape, locate
-from pruners.realization.mask import mask
-from pruners.realization.order import reorder
+from pruners.realization.mask import apply_mask
+from pruners.realization.order import reorder_units
 from pruners.realization.slice import slice_model
 from pruners.realization.slice_folder import WEIGHTS, save_slice
 from pruners.variant import VariantSpec
@@ -51,7 +51,7 @@ def test_mask_equals_slice_and_leaves_the_base(family: str, cut: str):
     spec, order = cut_spec(cut, located.shape), random_order(located.shape)
 
     sliced = slice_model(located, spec, order)
-    with mask(located, spec, order):
+    with apply_mask(located, spec, order):
         masked = logits(model, ROWS)
 
     torch.testing.assert_close(logits(sliced, ROWS), masked, **close)
@@ -69,7 +69,7 @@ def test_reordered_equals_base(family: str):
     before = logits(model, ROWS)
     located = locate(model)
     down = located.layers[1].mlp.down.weight.clone()
-    reorder(located, random_order(located.shape))
+    reorder_units(located, random_order(located.shape))
     assert not torch.equal(located.layers[1].mlp.down.weight, down)
     torch.testing.assert_close(logits(model, ROWS), before, **close)
 

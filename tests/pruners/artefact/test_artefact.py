@@ -11,7 +11,7 @@ from pruners.architecture import Shape
 from pruners.artefact.folder import Artefact, ArtefactError, load_artefact
 from pruners.artefact.table import Accuracy, Cost, Quality, Table, TableError
 from pruners.correction import InputCorrection, LowRankCorrection, RefitCorrection
-from pruners.variant import Block, VariantSpec, both, depth_spec, width_spec
+from pruners.variant import Block, VariantSpec, depth_spec, intersect, width_spec
 
 PARTS = ("bias", "up", "down")
 SHAPE = Shape(layers=3, hidden=64, heads=4, kv_groups=2, head_dim=16, ffn=96, vocab=97)
@@ -19,7 +19,7 @@ SHAPE = Shape(layers=3, hidden=64, heads=4, kv_groups=2, head_dim=16, ffn=96, vo
 
 def example() -> Artefact:
     width, depth = width_spec(SHAPE, 0.5), depth_spec(SHAPE, [1])
-    variants = (width, depth, both(depth, width))
+    variants = (width, depth, intersect(depth, width))
     generator = torch.Generator().manual_seed(0)
     return Artefact(
         model_name="tiny",

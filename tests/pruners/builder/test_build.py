@@ -11,10 +11,10 @@ from pruners.artefact.folder import load_artefact
 from pruners.builder.pipeline import Sources, build
 from pruners.builder.recipe import BuildError, Recipe
 from pruners.correction import LowRankCorrection, RefitCorrection
-from pruners.data.rows import rows_hash
+from pruners.data.rows import hash_rows
 from pruners.evaluation.evaluate import evaluate, reading
 from pruners.importance import ImportanceError
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.fingerprint import fingerprint
 from pruners.variant import BASE, VariantSpec, base_spec
@@ -64,7 +64,7 @@ def test_build_saves_loads_and_measures_what_it_says(family: str, tmp_path):
     located = locate(model)
     for spec in loaded.variants:
         own = loaded.corrections.get(spec.name)
-        reader = reading(located, lambda s=spec, c=own: mask(located, s, loaded.order, c))
+        reader = reading(located, lambda s=spec, c=own: apply_mask(located, s, loaded.order, c))
         again = evaluate(located, {"again": reader}, HELD_OUT)
         # Corrections are stored in bfloat16.
         assert again.quality["again"].kl == pytest.approx(loaded.table.quality[spec.name].kl, 0.05)
@@ -73,7 +73,7 @@ def test_build_saves_loads_and_measures_what_it_says(family: str, tmp_path):
         "source": "other random",
         "rows": 3,
         "tokens": 60,
-        "hash": rows_hash(HELD_OUT),
+        "hash": hash_rows(HELD_OUT),
         "window": 20,
         "predictions": 57,
         "base_perplexity": pytest.approx(again.base_perplexity),

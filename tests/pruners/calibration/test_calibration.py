@@ -3,7 +3,13 @@ import torch
 
 from pruners.architecture import locate
 from pruners.calibration.statistics import calibrate
-from pruners.importance import ActivationNorm, MeanActivation, RandomScores, WeightNorm, rank
+from pruners.importance import (
+    ActivationNorm,
+    MeanActivation,
+    RandomScores,
+    WeightNorm,
+    rank_from_moments,
+)
 from tests.support.models import FAMILIES, random_rows, tiny_model
 
 
@@ -37,7 +43,7 @@ def test_statistics_equal_brute_force_on_ragged_rows(family: str):
             assert moments.tokens == len(values) == sum(map(len, rows))
             torch.testing.assert_close(moments.mean, values.mean(0).float(), rtol=1e-4, atol=1e-5)
             second = values.square().mean(0).float()
-            torch.testing.assert_close(moments.second, second, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(moments.second_moment, second, rtol=1e-4, atol=1e-6)
 
 
 def test_calibration_leaves_the_model_as_it_was():
@@ -55,11 +61,11 @@ def test_orders_are_permutations_and_find_a_planted_dead_unit():
         located.layers[1].mlp.down.weight[:, 17] = 0
         located.layers[1].attention.o.weight[:, :32] = 0  # both query heads of group 0
     statistics = calibrate(located, random_rows(4, (16,)))
-    order = rank(located, statistics, ActivationNorm())
+    order = rank_from_moments(located, statistics, ActivationNorm())
     assert order.ffn[1, -1] == 17
     assert order.kv[1].tolist() == [1, 0]
     for importance in (ActivationNorm(), MeanActivation(), WeightNorm(), RandomScores(0)):
-        order = rank(located, statistics, importance)
+        order = rank_from_moments(located, statistics, importance)
         assert torch.equal(order.ffn.sort(1).values, torch.arange(96).expand(3, -1))
         assert torch.equal(order.kv.sort(1).values, torch.arange(2).expand(3, -1))
 
@@ -104,6 +110,8 @@ def test_weight_norm_counts_all_weights_of_a_unit():
 def test_random_repeats_by_seed():
     located = locate(tiny_model())
     statistics = calibrate(located, random_rows(2, (8,)))
-    first, again, other = (rank(located, statistics, RandomScores(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        rank_from_moments(located, statistics, RandomScores(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(first.ffn, again.ffn)
     assert not torch.equal(first.ffn, other.ffn)

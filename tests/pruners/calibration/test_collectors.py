@@ -7,10 +7,10 @@ from pruners.calibration.collectors import (
     OutputMoments,
     ResidualCosine,
     SecondMomentMatrix,
-    down,
-    o,
+    down_projection,
+    output_projection,
 )
-from pruners.calibration.statistics import stream
+from pruners.calibration.statistics import collect_by_layer
 from pruners.importance.attention_entropy import eager_attention
 from tests.support.models import FAMILIES, logits, random_rows, tiny_model
 
@@ -38,8 +38,13 @@ def recorded(model, names: tuple[str, ...], rows, output: bool = False):
 def test_second_moments_equal_brute_force_covariance(family: str):
     model = tiny_model(family)
     names = ("mlp.down_proj", "self_attn.o_proj")
-    for index, (ffn, heads) in stream(
-        locate(model), RAGGED, lambda _: (SecondMomentMatrix(96, down), SecondMomentMatrix(64, o))
+    for index, (ffn, heads) in collect_by_layer(
+        locate(model),
+        RAGGED,
+        lambda _: (
+            SecondMomentMatrix(96, down_projection),
+            SecondMomentMatrix(64, output_projection),
+        ),
     ):
         seen = recorded(model, tuple(f"model.layers.{index}.{n}" for n in names), RAGGED)
         for moments, values in zip((ffn, heads), seen.values(), strict=True):
@@ -55,7 +60,7 @@ def test_output_moments_read_the_queries():
     expected = recorded(model, (name,), RAGGED, output=True)[name]
     found = [
         moments
-        for _, (moments,) in stream(
+        for _, (moments,) in collect_by_layer(
             locate(model), RAGGED, lambda _: (OutputMoments(64, lambda layer: layer.attention.q),)
         )
     ][2]
@@ -67,7 +72,8 @@ def test_output_moments_read_the_queries():
 def test_cosines_of_layer_and_sub_blocks_equal_brute_force():
     model = tiny_model()
     found = [
-        cosine for _, (cosine,) in stream(locate(model), RAGGED, lambda _: (ResidualCosine(),))
+        cosine
+        for _, (cosine,) in collect_by_layer(locate(model), RAGGED, lambda _: (ResidualCosine(),))
     ]
     names = tuple(f"model.layers.{i}" for i in range(3))
     before = recorded(model, names, RAGGED)
@@ -91,7 +97,9 @@ def test_entropy_is_normalised_by_the_keys_of_each_query(family: str):
     with eager_attention(located):
         found = [
             entropy.heads
-            for _, (entropy,) in stream(located, RAGGED, lambda _: (HeadEntropy(located.shape),))
+            for _, (entropy,) in collect_by_layer(
+                located, RAGGED, lambda _: (HeadEntropy(located.shape),)
+            )
         ]
         for index, heads in enumerate(found):
             values = []
@@ -119,7 +127,9 @@ def test_uniform_attention_has_entropy_one_at_any_length():
         with eager_attention(located):
             found = [
                 e.heads
-                for _, (e,) in stream(located, rows, lambda _: (HeadEntropy(located.shape),))
+                for _, (e,) in collect_by_layer(
+                    located, rows, lambda _: (HeadEntropy(located.shape),)
+                )
             ]
         torch.testing.assert_close(found[1], torch.ones(4), rtol=0, atol=1e-5)
         assert (found[0] < 1).all()
@@ -138,8 +148,8 @@ def test_pruned_upstream_sees_what_was_done_to_layers_before():
     model = tiny_model()
     located = locate(model)
     means = []
-    for index, (moments,) in stream(
-        located, RAGGED, lambda _: (SecondMomentMatrix(96, down),), pruned_upstream=True
+    for index, (moments,) in collect_by_layer(
+        located, RAGGED, lambda _: (SecondMomentMatrix(96, down_projection),), pruned_upstream=True
     ):
         means.append(moments.mean)
         with torch.no_grad():

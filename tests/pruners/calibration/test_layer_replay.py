@@ -3,7 +3,7 @@ import torch
 
 from pruners.architecture import locate
 from pruners.calibration.layer_replay import final_hidden, record_layer_calls
-from pruners.data.rows import batches
+from pruners.data.rows import make_batches
 from tests.support.models import PRUNED_FAMILIES, logits, random_rows, tiny_model
 
 RAGGED = random_rows(3, (12, 7, 9))
@@ -14,7 +14,7 @@ RAGGED = random_rows(3, (12, 7, 9))
 def test_final_hidden_and_replay_are_the_model_whatever_the_padding(family: str):
     model = tiny_model(family)
     located = locate(model)
-    (batch,) = batches(RAGGED)
+    (batch,) = make_batches(RAGGED)
     run = record_layer_calls(located, batch)
     hidden = run.hidden
     for index in range(len(located.layers)):

@@ -10,9 +10,9 @@ from pruners.architecture import locate
 from pruners.builder.pipeline import Sources, build
 from pruners.builder.recipe import BuildError, Recipe
 from pruners.calibration.layer_replay import final_hidden
-from pruners.calibration.offload import offloaded
-from pruners.data.rows import padded
-from pruners.realization.mask import mask
+from pruners.calibration.offload import offload_layers
+from pruners.data.rows import pad_rows
+from pruners.realization.mask import apply_mask
 from pruners.variant import VariantSpec
 from tests.support.models import PRUNED_FAMILIES, random_order, random_rows, tiny_model
 
@@ -38,11 +38,11 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[nn.Module, torch.device
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
 def test_one_layer_at_a_time_leaves_and_comes_back(family, moves):
     located = locate(tiny_model(family))
-    order, batch = random_order(located.shape), padded(ROWS)
+    order, batch = random_order(located.shape), pad_rows(ROWS)
     spec = VariantSpec("narrow", (1, located.shape.kv_groups, 0), (64, 96, 0))
-    with torch.no_grad(), mask(located, spec, order):
+    with torch.no_grad(), apply_mask(located, spec, order):
         expected = located.head(final_hidden(located, batch))
-        with offloaded(located, AWAY):
+        with offload_layers(located, AWAY):
             found = located.head(final_hidden(located, batch))
     assert torch.equal(found, expected)
     home = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_one_layer_at_a_time_leaves_and_comes_back(family, moves):
 
 def test_comes_back_from_a_call_that_fails(moves):
     located = locate(tiny_model())
-    with offloaded(located, AWAY), pytest.raises(TypeError):
+    with offload_layers(located, AWAY), pytest.raises(TypeError):
         located.layers[0].module()
     assert [device for _, device in moves] == [AWAY, torch.device("cpu")]
 

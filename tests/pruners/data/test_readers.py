@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pruners.data.readers import csv_rows, json_lines, read_json
-from pruners.data.sources import read_corpus
+from pruners.data.corpus import read_corpus
+from pruners.data.readers import read_csv, read_json, read_json_lines
 from pruners.evaluation.tasks import read_task
 from pruners.support.errors import UserError
 
@@ -19,7 +19,7 @@ def test_only_a_newline_ends_a_line(tmp_path):
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_bytes("\r\n".join(lines).encode())
     assert read_corpus(str(path)).documents == (ODD, "second")
-    assert [number for number, _ in json_lines(path)] == [1, 2]
+    assert [number for number, _ in read_json_lines(path)] == [1, 2]
     task = {"context": ODD, "continuation": "x"}
     path.write_text(json.dumps(task, ensure_ascii=False), encoding="utf-8")
     assert read_task(path)[0].options[0].context == ODD
@@ -124,7 +124,7 @@ def test_a_question_that_is_none_is_named(tmp_path, row, message):
 
 
 def test_files_that_cannot_be_opened(tmp_path):
-    for read in (read_json, lambda p: list(json_lines(p)), lambda p: list(csv_rows(p))):
+    for read in (read_json, lambda p: list(read_json_lines(p)), lambda p: list(read_csv(p))):
         with pytest.raises(UserError, match="Is a directory"):
             read(tmp_path)
         with pytest.raises(UserError, match="No such file"):

@@ -1,6 +1,13 @@
 import torch
 
-from pruners.data.rows import batches, count, rows_hash, sample, text_rows, wikitext2_rows
+from pruners.data.rows import (
+    count_tokens,
+    hash_rows,
+    make_batches,
+    sample_rows,
+    tokenize_text,
+    tokenize_wikitext2,
+)
 from tests.support.models import random_rows
 
 
@@ -22,20 +29,20 @@ def text(rows: list[torch.Tensor]) -> list[str]:
 
 
 def test_text_becomes_windows_and_a_rest():
-    assert text(text_rows(Letters(), "abcdefgh", window=3)) == ["abc", "def", "gh"]
-    assert text(text_rows(Letters(), "abcdefgh", window=3, limit=5)) == ["abc", "de"]
+    assert text(tokenize_text(Letters(), "abcdefgh", window=3)) == ["abc", "def", "gh"]
+    assert text(tokenize_text(Letters(), "abcdefgh", window=3, limit=5)) == ["abc", "de"]
 
 
 def test_a_rest_of_one_token_predicts_nothing_and_is_dropped():
-    assert text(text_rows(Letters(), "abcd", window=3)) == ["abc"]
+    assert text(tokenize_text(Letters(), "abcd", window=3)) == ["abc"]
 
 
 def test_every_row_starts_as_the_tokenizer_starts_a_text():
-    assert text(text_rows(Letters(bos=ord("^")), "abcd", window=3)) == ["^ab", "^cd"]
+    assert text(tokenize_text(Letters(bos=ord("^")), "abcd", window=3)) == ["^ab", "^cd"]
 
 
 def test_wikitext_protocol_joins_lines_and_drops_the_rest():
-    assert text(wikitext2_rows(Letters(), "a\n \nbc\nrest", window=4)) == [
+    assert text(tokenize_wikitext2(Letters(), "a\n \nbc\nrest", window=4)) == [
         "a\n\n\n",
         "\n\nbc",
     ]
@@ -44,7 +51,7 @@ def test_wikitext_protocol_joins_lines_and_drops_the_rest():
 def test_batches_hold_every_row_once_within_the_limit():
     rows = random_rows(9, (5, 30, 7, 12))
     found = []
-    for batch in batches(rows, tokens=24):
+    for batch in make_batches(rows, tokens=24):
         assert batch.tokens.numel() <= 24 or len(batch.tokens) == 1
         found += [row[real].tolist() for row, real in zip(batch.tokens, batch.valid, strict=True)]
     assert sorted(found) == sorted(row.tolist() for row in rows)
@@ -52,20 +59,20 @@ def test_batches_hold_every_row_once_within_the_limit():
 
 def test_scored_positions_are_those_with_a_real_successor():
     rows = [torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6])]
-    (batch,) = batches(rows)
-    assert batch.targets(batch.scored()).tolist() == [2, 3, 4, 6]
-    assert batch.targets(batch.scored(after=2)).tolist() == [4]
+    (batch,) = make_batches(rows)
+    assert batch.targets(batch.scored_positions()).tolist() == [2, 3, 4, 6]
+    assert batch.targets(batch.scored_positions(after=2)).tolist() == [4]
 
 
 def test_sample_repeats_by_seed_and_keeps_to_its_size():
     rows = random_rows(10, (7,))
-    drawn = sample(rows, 20, seed=3)
-    assert count(drawn) == 20
-    assert rows_hash(drawn) == rows_hash(sample(rows, 20, seed=3))
-    assert rows_hash(drawn) != rows_hash(sample(rows, 20, seed=4))
-    assert count(sample(rows, 10**6, seed=0)) == 70
+    drawn = sample_rows(rows, 20, seed=3)
+    assert count_tokens(drawn) == 20
+    assert hash_rows(drawn) == hash_rows(sample_rows(rows, 20, seed=3))
+    assert hash_rows(drawn) != hash_rows(sample_rows(rows, 20, seed=4))
+    assert count_tokens(sample_rows(rows, 10**6, seed=0)) == 70
 
 
 def test_hash_sees_the_borders_of_rows():
     one, two = torch.tensor([1, 2]), torch.tensor([3])
-    assert rows_hash([one, two]) != rows_hash([torch.cat([one, two])])
+    assert hash_rows([one, two]) != hash_rows([torch.cat([one, two])])

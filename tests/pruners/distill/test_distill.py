@@ -10,7 +10,7 @@ from pruners.correction import LowRankCorrection, RecoveryError, RefitCorrection
 from pruners.distill import Training, loop, train
 from pruners.distill.loss import distribution, divergence
 from pruners.evaluation.evaluate import evaluate, reading
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from pruners.recovery.library import make_library
 from pruners.variant import Block, VariantSpec
 from tests.support.models import FAMILIES, random_order, random_rows, tiny_model
@@ -34,7 +34,7 @@ def setting(family: str = "llama-gqa"):
 
 
 def masked_kl(located, order, spec, corrections) -> float:
-    reader = reading(located, partial(mask, located, spec, order, corrections))
+    reader = reading(located, partial(apply_mask, located, spec, order, corrections))
     return evaluate(located, {"it": reader}, HELD_OUT).quality["it"].kl
 
 

@@ -9,8 +9,8 @@ from pruners.calibration.layer_replay import final_hidden
 from pruners.data.readers import ReadError
 from pruners.evaluation.evaluate import reading
 from pruners.evaluation.tasks import Item, Option, accuracies, read_task
-from pruners.realization.mask import mask
-from pruners.realization.order import identity
+from pruners.realization.mask import apply_mask
+from pruners.realization.order import identity_order
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.errors import UserError
 from pruners.variant import VariantSpec
@@ -80,7 +80,9 @@ def test_accuracy_equals_summing_log_probabilities_by_hand():
     spec = VariantSpec("narrow", (1, 1, 1), (32, 32, 32))
     readers = {
         "base": partial(final_hidden, located),
-        "narrow": reading(located, partial(mask, located, spec, identity(located.shape))),
+        "narrow": reading(
+            located, partial(apply_mask, located, spec, identity_order(located.shape))
+        ),
     }
     found = accuracies(located, TOKENIZER, readers, "t", QUESTIONS, NOTHING)
     assert found["base"].items == 3

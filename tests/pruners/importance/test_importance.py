@@ -13,9 +13,9 @@ from pruners.importance import (
     Fluctuation,
     ImportanceError,
     Taylor,
-    scorer,
+    make_scorer,
 )
-from pruners.importance.blocks import (
+from pruners.importance.block_orders import (
     attention_entropy,
     block_influence,
     last_layers,
@@ -44,7 +44,7 @@ def dead_units(model, neuron: int = 17) -> None:
 def test_every_scorer_finds_dead_units_and_gives_permutations(name: str):
     model = tiny_model()
     dead_units(model)
-    order = scorer(name)(locate(model), ROWS).order()
+    order = make_scorer(name)(locate(model), ROWS).order()
     assert torch.equal(order.ffn.sort(1).values, torch.arange(96).expand(3, -1))
     assert torch.equal(order.kv.sort(1).values, torch.arange(2).expand(3, -1))
     if name != "random":
@@ -57,7 +57,7 @@ def test_every_scorer_repeats_itself_and_leaves_the_model_alone(name: str):
     model = tiny_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     kind = model.config._attn_implementation
-    first, again = (scorer(name, seed=3)(locate(model), ROWS) for _ in range(2))
+    first, again = (make_scorer(name, seed=3)(locate(model), ROWS) for _ in range(2))
     assert torch.equal(first.ffn, again.ffn)
     assert torch.equal(first.kv, again.kv)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -73,7 +73,7 @@ def test_every_scorer_scores_every_family(family: str):
     with torch.no_grad():
         layer.mlp.down.weight[:, 17] = 0
     for name in SCORERS:
-        scores = scorer(name)(located, ROWS)
+        scores = make_scorer(name)(located, ROWS)
         assert scores.ffn.shape == (shape.layers, shape.ffn)
         assert scores.kv.shape == (shape.layers, shape.kv_groups)
         assert scores.ffn.isfinite().all()
@@ -87,7 +87,7 @@ def test_every_scorer_scores_every_family(family: str):
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ImportanceError, match="no importance 'magic'; there are: random, l1"):
-        scorer("magic")
+        make_scorer("magic")
 
 
 def test_fluctuation_forgives_a_constant():

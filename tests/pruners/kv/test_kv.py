@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity
 
 from pruners.architecture import UnsupportedModelError, locate
 from pruners.calibration.layer_replay import final_hidden
-from pruners.data.rows import padded
+from pruners.data.rows import pad_rows
 from pruners.kv import (
     KV_SCORERS,
     CachedTokens,
@@ -20,7 +20,7 @@ from pruners.kv import (
     StreamingLLM,
 )
 from pruners.kv.base import rotate
-from pruners.kv.evict import evicted
+from pruners.kv.transformers_cache import forward_with_eviction
 from tests.support.models import PRUNED_FAMILIES, random_rows, tiny_model
 
 CAUSAL = [family for family in PRUNED_FAMILIES if family != "bert"]
@@ -54,7 +54,7 @@ def test_streaming_equals_decoding_with_deleted_keys(family, implementation, sin
     row = random_rows(1, (24,))[0]
     expected = reference_decode(model, row, prompt=12, sinks=sinks, recent=recent)
     eviction = Eviction(StreamingLLM(), sinks + recent, interval=1, sinks=sinks, recent=0)
-    found = evicted(locate(model), padded([row]), 12, eviction)[0, 12:]
+    found = forward_with_eviction(locate(model), pad_rows([row]), 12, eviction)[0, 12:]
     found = locate(model).head(found)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -64,12 +64,12 @@ def test_streaming_equals_decoding_with_deleted_keys(family, implementation, sin
 @pytest.mark.parametrize("scorer", KV_SCORERS)
 def test_a_budget_for_all_tokens_is_the_base_and_a_small_one_is_not(family: str, scorer: str):
     located = locate(tiny_model(family))
-    batch = padded(random_rows(2, (40,)))
+    batch = pad_rows(random_rows(2, (40,)))
     before = final_hidden(located, batch)
-    none = evicted(located, batch, 16, Eviction(KV_SCORERS[scorer](), 47, interval=5))
+    none = forward_with_eviction(located, batch, 16, Eviction(KV_SCORERS[scorer](), 47, interval=5))
     torch.testing.assert_close(none, before, rtol=1e-4, atol=1e-4)
     few = Eviction(KV_SCORERS[scorer](), 12, interval=4, sinks=2, recent=2)
-    found = evicted(located, batch, 16, few)
+    found = forward_with_eviction(located, batch, 16, few)
     torch.testing.assert_close(found[:, :16], before[:, :16], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found[:, 16:], before[:, 16:], atol=1e-3)
     assert torch.equal(final_hidden(located, batch), before)
@@ -84,11 +84,11 @@ def test_a_window_counts_true_positions_after_eviction(family: str):
         if family == "mistral"
         else tiny_model(family, layer_types=["sliding_attention"] * 3)
     )
-    batch = padded(random_rows(1, (40,)))
+    batch = pad_rows(random_rows(1, (40,)))
     before = final_hidden(located, batch)
     # All that a window of 8 can see stays cached, so that nothing may change.
     eviction = Eviction(StreamingLLM(), 14, interval=4, sinks=2, recent=0)
-    found = evicted(located, batch, 16, eviction)
+    found = forward_with_eviction(located, batch, 16, eviction)
     torch.testing.assert_close(found, before, rtol=1e-4, atol=1e-4)
 
 
@@ -174,7 +174,7 @@ def test_the_order_in_which_tokens_are_cached_does_not_matter(scorer: str):
     cache = seen()
     chosen = SnapKV(window=6) if scorer == "snap" else KV_SCORERS[scorer]()
     eviction = Eviction(chosen, 18, interval=4, sinks=2, recent=3)
-    kept = eviction.kept(cache, 14)
+    kept = eviction.select(cache, 14)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
     mixed = replace(
         cache,
@@ -182,7 +182,7 @@ def test_the_order_in_which_tokens_are_cached_does_not_matter(scorer: str):
         keys=cache.keys[:, :, order],
         values=cache.values[:, :, order],
     )
-    found = mixed.positions.gather(1, eviction.kept(mixed, 14)).sort(1).values
+    found = mixed.positions.gather(1, eviction.select(mixed, 14)).sort(1).values
     assert found.equal(kept)
     assert {0, 1, 27, 28, 29} <= set(kept[0].tolist())
 
@@ -194,6 +194,8 @@ def test_refuses_what_cannot_be_evicted():
         Eviction(StreamingLLM(), 99, interval=0)
     eviction = Eviction(StreamingLLM(), 99)
     with pytest.raises(UnsupportedModelError, match="encoder"):
-        evicted(locate(tiny_model("bert")), padded(random_rows(1, (9,))), 4, eviction)
+        forward_with_eviction(
+            locate(tiny_model("bert")), pad_rows(random_rows(1, (9,))), 4, eviction
+        )
     with pytest.raises(ValueError, match="equally long"):
-        evicted(locate(tiny_model()), padded(random_rows(2, (9, 7))), 4, eviction)
+        forward_with_eviction(locate(tiny_model()), pad_rows(random_rows(2, (9, 7))), 4, eviction)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from pruners.architecture import LocatedModel, locate
-from pruners.realization.mask import mask
-from pruners.realization.order import Order, identity, reorder
+from pruners.realization.mask import apply_mask
+from pruners.realization.order import Order, identity_order, reorder_units
 from pruners.variant import VariantSpec, base_spec
 from tests.support.models import FAMILIES, logits, random_order, random_rows, tiny_model
 
@@ -53,7 +53,7 @@ def test_mask_equals_explicit_slicing(family: str):
     sliced = tiny_model(family)
     slice_model(locate(sliced), spec, order)
 
-    with mask(located, spec, order):
+    with apply_mask(located, spec, order):
         masked = logits(model, ROWS)
 
     torch.testing.assert_close(masked, logits(sliced, ROWS), rtol=1e-4, atol=1e-4)
@@ -63,9 +63,12 @@ def test_prefix_of_reordered_model_equals_mask_of_base():
     model, moved = tiny_model(), tiny_model()
     shape = locate(model).shape
     order = random_order(shape)
-    reorder(locate(moved), order)
+    reorder_units(locate(moved), order)
     spec = VariantSpec("narrow", (1, 2, 1), (32, 64, 96))
-    with mask(locate(model), spec, order), mask(locate(moved), spec, identity(shape)):
+    with (
+        apply_mask(locate(model), spec, order),
+        apply_mask(locate(moved), spec, identity_order(shape)),
+    ):
         torch.testing.assert_close(logits(moved, ROWS), logits(model, ROWS), rtol=1e-4, atol=1e-4)
 
 
@@ -78,7 +81,7 @@ def test_width_zero_is_the_layer_removed(family: str):
     shorter = copy.deepcopy(model)
     shorter.model.layers[1].forward = lambda hidden, **_: hidden
 
-    with mask(located, spec, identity(located.shape)):
+    with apply_mask(located, spec, identity_order(located.shape)):
         masked = logits(model, ROWS)
 
     assert torch.equal(masked, logits(shorter, ROWS))
@@ -89,7 +92,7 @@ def test_full_width_is_the_base_bit_for_bit(family: str):
     model = tiny_model(family)
     located = locate(model)
     before = logits(model, ROWS)
-    with mask(located, base_spec(located.shape), random_order(located.shape)):
+    with apply_mask(located, base_spec(located.shape), random_order(located.shape)):
         assert torch.equal(logits(model, ROWS), before)
 
 
@@ -103,7 +106,10 @@ def test_mask_restores_also_after_an_exception():
     before, installed = logits(model, ROWS), hooks(model)
     spec = VariantSpec("narrow", (1, 0, 2), (32, 0, 64))
 
-    with pytest.raises(KeyError, match="True"), mask(located, spec, identity(located.shape)):
+    with (
+        pytest.raises(KeyError, match="True"),
+        apply_mask(located, spec, identity_order(located.shape)),
+    ):
         raise KeyError(hooks(model) > installed)
     assert hooks(model) == installed
     assert torch.equal(logits(model, ROWS), before)
@@ -114,9 +120,9 @@ def test_masks_what_is_not_a_number():
     located = locate(model)
     with torch.no_grad():
         located.layers[0].mlp.up.weight[5] = float("inf")
-    order = identity(located.shape)
+    order = identity_order(located.shape)
     order.ffn[0] = order.ffn[0].roll(-6)  # neuron 5 is the least important
-    with mask(located, VariantSpec("narrow", (2, 2, 2), (64, 96, 96)), order):
+    with apply_mask(located, VariantSpec("narrow", (2, 2, 2), (64, 96, 96)), order):
         assert logits(model, ROWS).isfinite().all()
 
 
@@ -125,6 +131,6 @@ def test_refuses_a_spec_of_another_model():
     spec = VariantSpec("wide", (2, 2, 2), (96, 96, 128))
     with (
         pytest.raises(ValueError, match="ffn outside"),
-        mask(located, spec, identity(located.shape)),
+        apply_mask(located, spec, identity_order(located.shape)),
     ):
         pass

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pruners.architecture import locate
-from pruners.realization.order import identity, reorder
+from pruners.realization.order import identity_order, reorder_units
 from tests.support.models import FAMILIES, logits, random_order, random_rows, tiny_model
 
 
@@ -14,7 +14,7 @@ def test_reordered_model_equals_base(family: str):
     before = logits(model, rows)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    reorder(located, random_order(located.shape, seed=1))
+    reorder_units(located, random_order(located.shape, seed=1))
 
     moved = [n for n, t in model.state_dict().items() if not torch.equal(t, weights[n])]
     assert any("down_proj" in name for name in moved)
@@ -26,5 +26,5 @@ def test_identity_moves_nothing():
     model = tiny_model()
     located = locate(model)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    reorder(located, identity(located.shape))
+    reorder_units(located, identity_order(located.shape))
     assert all(torch.equal(t, weights[n]) for n, t in model.state_dict().items())

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from pruners.architecture import UnsupportedModelError, locate
-from pruners.realization.order import identity
+from pruners.realization.order import identity_order
 from pruners.realization.slice import SliceError, slice_model
 from pruners.realization.slice_folder import MANIFEST, WEIGHTS, load_slice, save_slice
 from pruners.support.files import TargetError
@@ -21,7 +21,7 @@ MIXED = VariantSpec("mixed", (0, 1, 2), (96, 32, 0))
 
 def saved(folder: Path, spec: VariantSpec = MIXED) -> nn.Module:
     located = locate(tiny_model())
-    sliced = slice_model(located, spec, identity(located.shape))
+    sliced = slice_model(located, spec, identity_order(located.shape))
     save_slice(sliced, spec, folder)
     return sliced
 
@@ -43,7 +43,9 @@ def test_a_loaded_slice_can_be_saved_again(tmp_path: Path):
 
 def test_half_precision_stays(tmp_path: Path):
     located = locate(tiny_model().to(torch.bfloat16))
-    save_slice(slice_model(located, MIXED, identity(located.shape)), MIXED, tmp_path / "slice")
+    save_slice(
+        slice_model(located, MIXED, identity_order(located.shape)), MIXED, tmp_path / "slice"
+    )
     assert {p.dtype for p in load_slice(tmp_path / "slice").parameters()} == {torch.bfloat16}
 
 
@@ -56,7 +58,7 @@ def test_from_pretrained_alone_fills_in_nothing(tmp_path: Path):
 def test_heads_that_do_not_divide_the_hidden_size_are_reloaded_by_the_loader(tmp_path: Path):
     located = locate(tiny_model("llama-mha"))
     spec = VariantSpec("three-heads", (3, 3, 3), (96, 96, 96))  # 64 is no multiple of 3
-    sliced = slice_model(located, spec, identity(located.shape))
+    sliced = slice_model(located, spec, identity_order(located.shape))
     save_slice(sliced, spec, tmp_path / "slice")
     assert (tmp_path / "slice" / WEIGHTS).exists()
     assert torch.equal(logits(load_slice(tmp_path / "slice"), ROWS), logits(sliced, ROWS))
@@ -73,7 +75,7 @@ def edit(path: Path, **fields: object) -> None:
 def swap_weights(folder: Path, spec: VariantSpec, name: str) -> None:
     located = locate(tiny_model(seed=1))
     other = folder.parent / "other"
-    save_slice(slice_model(located, spec, identity(located.shape)), spec, other)
+    save_slice(slice_model(located, spec, identity_order(located.shape)), spec, other)
     (other / name).replace(folder / name)
 
 
@@ -122,7 +124,7 @@ def test_refuses_a_model_that_is_not_the_spec(tmp_path: Path):
     with pytest.raises(SliceError, match="not the slice that variant 'mixed' describes"):
         save_slice(tiny_model(), MIXED, tmp_path / "slice")
     with pytest.raises(SliceError, match="leaves no layer"):
-        slice_model(located, VariantSpec("none", (0,) * 3, (0,) * 3), identity(located.shape))
+        slice_model(located, VariantSpec("none", (0,) * 3, (0,) * 3), identity_order(located.shape))
     assert not (tmp_path / "slice").exists()
 
 
@@ -130,7 +132,7 @@ def test_refuses_what_cannot_be_cut():
     bound = locate(tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True))
     shallow = VariantSpec("shallow", (4, 0, 4), (96, 0, 96))
     with pytest.raises(UnsupportedModelError, match="layers cannot move up"):
-        slice_model(bound, shallow, identity(bound.shape))
+        slice_model(bound, shallow, identity_order(bound.shape))
 
     class Packed(nn.Linear):
         pass
@@ -138,13 +140,13 @@ def test_refuses_what_cannot_be_cut():
     model = tiny_model()
     model.model.layers[0].mlp.down_proj.__class__ = Packed
     with pytest.raises(UnsupportedModelError, match="weights of kind Packed"):
-        slice_model(locate(model), UNIFORM, identity(locate(model).shape))
+        slice_model(locate(model), UNIFORM, identity_order(locate(model).shape))
 
 
 def test_the_base_as_a_slice_is_the_base(tmp_path: Path):
     model = tiny_model()
     spec = base_spec(locate(model).shape)
-    sliced = slice_model(locate(model), spec, identity(locate(model).shape))
+    sliced = slice_model(locate(model), spec, identity_order(locate(model).shape))
     assert torch.equal(logits(sliced, ROWS), logits(model, ROWS))
     save_slice(sliced, spec, tmp_path / "slice")
     assert not (tmp_path / "slice" / WEIGHTS).exists()

@@ -13,7 +13,7 @@ from pruners.correction import (
     to_tensors,
 )
 from pruners.evaluation.evaluate import evaluate, reading
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from pruners.recovery import Recipe, recover
 from pruners.recovery.solve import Refit, Seen, bias, low_rank, refits, relative_errors
 from pruners.variant import Block, VariantSpec
@@ -128,8 +128,8 @@ def test_a_corrected_mask_is_the_model_with_new_weights(family: str, recipe: Rec
     queries = shape.heads // shape.kv_groups * shape.head_dim
     for block, correction in found.corrections.items():
         layer = rebuilt.model.layers[block.layer]
-        if correction.kept == 0:
-            join = locate(rebuilt).layers[block.layer].attention_join
+        if correction.input_width == 0:
+            join = locate(rebuilt).layers[block.layer].attention_output
             join.register_forward_hook(lambda m, a, out, c=correction: 0 * out + c.bias)
             continue
         if block.part == "attention":
@@ -150,7 +150,7 @@ def test_a_corrected_mask_is_the_model_with_new_weights(family: str, recipe: Rec
     rows = random_rows(2, (24,), seed=5)
     expected = logits(rebuilt, rows)
     before = logits(model, rows)
-    with mask(located, spec, order, found.corrections):
+    with apply_mask(located, spec, order, found.corrections):
         torch.testing.assert_close(logits(model, rows), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(logits(model, rows), before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -170,7 +170,7 @@ def test_a_skipped_block_is_made_up_for_by_the_mean_of_what_it_adds(family: str)
     for block in blocks:
         layer = located.layers[block.layer]
         seen = []
-        join = layer.attention_join if block.part == "attention" else layer.mlp_join
+        join = layer.attention_output if block.part == "attention" else layer.mlp_output
         hook = join.register_forward_hook(lambda m, a, out, s=seen: s.append(out))
         for index in (1, 2, 3):  # the first row is held out
             logits(model, [rows[index]])
@@ -190,7 +190,7 @@ def test_full_rank_is_the_materialised_refit_in_every_family(family: str):
     outputs = []
     for recipe in (Recipe(rank=64), Recipe(materialised=True)):
         (found,) = recover(located, [spec], order, random_rows(40, (60,)), recipe)
-        with mask(located, spec, order, found.corrections):
+        with apply_mask(located, spec, order, found.corrections):
             outputs.append(logits(model, rows))
         assert all(bought.refit < bought.none for bought in found.bought)
     torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
@@ -220,8 +220,8 @@ def test_redundant_neurons_are_made_up_for():
     rows = random_rows(4, (30,), seed=9)
 
     readers = {
-        "plain": reading(located, lambda: mask(located, spec, order)),
-        "better": reading(located, lambda: mask(located, spec, order, found.corrections)),
+        "plain": reading(located, lambda: apply_mask(located, spec, order)),
+        "better": reading(located, lambda: apply_mask(located, spec, order, found.corrections)),
     }
     quality = evaluate(located, readers, rows).quality
     assert quality["better"].kl < 0.05 * quality["plain"].kl
@@ -273,8 +273,8 @@ def test_tensors_of_corrections_come_back():
     }
     again = from_tensors(tensors)
     assert again.keys() == corrections.keys()
-    assert again[Block(3, "mlp")].kept == 7
-    assert again[Block(0, "attention")].kept == 5
+    assert again[Block(3, "mlp")].input_width == 7
+    assert again[Block(0, "attention")].input_width == 5
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from pruners.support.progress import bars, tracked
+from pruners.support.progress import progress_bars, track
 
 
 class Clock:
@@ -17,8 +17,8 @@ class Clock:
 def lines_of(seconds: float, steps: int) -> list[str]:
     """Lines of a task of so many steps that take so long each."""
     out, clock = io.StringIO(), Clock()
-    with bars(Console(file=out), clock) as progress:
-        for _ in tracked(range(steps), "Reading [x]", progress):
+    with progress_bars(Console(file=out), clock) as progress:
+        for _ in track(range(steps), "Reading [x]", progress):
             clock.now += seconds
     assert "\r" not in out.getvalue()
     assert "\x1b" not in out.getvalue()
@@ -41,7 +41,7 @@ def test_a_quick_task_is_one_line():
 
 def test_updates_are_told_of_too():
     out, clock = io.StringIO(), Clock()
-    with bars(Console(file=out), clock) as progress:
+    with progress_bars(Console(file=out), clock) as progress:
         task = progress.add_task("Sampling", total=50)
         for done in range(1, 51):
             clock.now += 1

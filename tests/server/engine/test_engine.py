@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pruners.kv import served_eviction
+from pruners.kv import make_eviction
 from server.engine.engine import Engine, QueueFullError, _load_of
 from server.engine.sequence import GenerationRequest, Sequence
 from tests.support.driving import TOKENIZER, run, runner_of, submit, variants_of, weights_of
@@ -63,7 +63,7 @@ def test_what_a_waiting_prompt_has_cached_already_is_not_to_be_read(monkeypatch)
 
     async def ask() -> Sequence:
         plain = GenerationRequest("plain", prompt, 4, base, reusable=reusable)
-        budgeted = replace(plain, request_id="budgeted", kv_budget=served_eviction(32))
+        budgeted = replace(plain, request_id="budgeted", kv_budget=make_eviction(32))
         first, _ = [engine.submit(one, asyncio.Queue()).sequence for one in (plain, budgeted)]
         return first
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pruners.kv import served_eviction
+from pruners.kv import make_eviction
 from server.engine.detokenizer import StopRules
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
@@ -23,9 +23,9 @@ KINDS = {
     "scored": {"logprobs": 2, "prompt_logprobs": True},
     "scored-only": {"logprobs": 2, "prompt_logprobs": True, "max_tokens": 0},
     "stops": {"stop": StopRules(("xyzzy", "qq"), frozenset({3})), "min_tokens": 30},
-    "budget": {"kv_budget": served_eviction(48)},
-    "budget-key-diff": {"kv_budget": served_eviction(64, "key-diff")},
-    "budget-snap": {"kv_budget": served_eviction(64, "snap")},
+    "budget": {"kv_budget": make_eviction(48)},
+    "budget-key-diff": {"kv_budget": make_eviction(64, "key-diff")},
+    "budget-snap": {"kv_budget": make_eviction(64, "snap")},
     "narrowed": {},
     "guessed": {},
     "drafted": {},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pruners.kv import served_eviction
+from pruners.kv import make_eviction
 from server.engine.detokenizer import StopRules
 from server.engine.sampling import SamplingParams
 from server.engine.segment import Segment
@@ -211,7 +211,7 @@ def test_finish_reasons():
 
 def test_a_budget_and_a_preemption_together_still_end():
     runner, variants = fresh(capacity=256)
-    budget = served_eviction(48)
+    budget = make_eviction(48)
     made = [submit(runner, range(60), variants["base"], 90, kv_budget=budget)[1] for _ in range(4)]
     run(runner)
     assert all(len(r.tokens) == 90 for r in made)

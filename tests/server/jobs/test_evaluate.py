@@ -8,10 +8,10 @@ import torch
 from pruners.artefact.folder import load_artefact
 from pruners.builder.pipeline import Sources, build
 from pruners.builder.recipe import Recipe
-from pruners.data.sources import read_corpus
+from pruners.data.corpus import read_corpus
 from pruners.evaluation.evaluate import evaluate, reading
-from pruners.kv.quality import budget_quality
-from pruners.realization.mask import mask
+from pruners.kv.budget_quality import measure_budgets
+from pruners.realization.mask import apply_mask
 from pruners.variant import BASE
 from server.engine.loading.load import load_tokenizer, load_transformers
 from tests.support.commands import one_line, trimtab
@@ -71,10 +71,10 @@ def test_writes_the_table_and_a_report(made):
     from pruners.architecture import locate
 
     decoder = locate(model)
-    assert table.kv_quality == budget_quality(decoder, rows, (32,))
+    assert table.kv_quality == measure_budgets(decoder, rows, (32,))
     for spec in found.variants:
         own = found.corrections.get(spec.name)
-        reader = reading(decoder, lambda s=spec, c=own: mask(decoder, s, found.order, c))
+        reader = reading(decoder, lambda s=spec, c=own: apply_mask(decoder, s, found.order, c))
         again = evaluate(decoder, {"x": reader}, rows).quality["x"]
         assert again.kl == pytest.approx(table.quality[spec.name].kl, rel=1e-3)
 

@@ -11,7 +11,7 @@ from pruners.architecture import locate
 from pruners.artefact.folder import load_artefact
 from pruners.builder.pipeline import Sources, build
 from pruners.builder.recipe import Recipe
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from server.engine.loading.load import load_model, load_transformers, open_decoder
 from server.engine.segment import Segment
 from tests.support.commands import one_line, trimtab
@@ -58,7 +58,7 @@ def test_trains_serves_and_exports(root):
     prompt = list(range(30, 60))
     base = locate(load_transformers(root / "mine", torch.float32))
     spec = next(spec for spec in found.variants if spec.name == WIDTH)
-    with torch.no_grad(), mask(base, spec, found.order, found.corrections[WIDTH]):
+    with torch.no_grad(), apply_mask(base, spec, found.order, found.corrections[WIDTH]):
         expected = base.model(torch.tensor([prompt])).logits[0]
     for artefact in (before, found):  # the base is the base's own, whatever is loaded
         model = load_model(root / "mine", "mine", "fp32", artefact)

@@ -10,7 +10,7 @@ import typer
 from policies.bundle import load_bundle
 from policies.simulation.profile import Origin, load_profile
 from policies.simulation.traffic import synthetic
-from pruners.data.sources import read_corpus
+from pruners.data.corpus import read_corpus
 from pruners.support.errors import UserError
 from server.cli.main import cli
 from server.jobs import policy_training as training

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruners.architecture import locate
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
 from server.shadow.monitor import Answered, Shadow
 from server.shadow.teacher_forcing import Rereading
@@ -39,7 +39,7 @@ def test_a_rereading_measures_what_transformers_does(name: str):
     row = torch.tensor([PROMPT + OUTPUT[:-1]])
     scored = slice(len(PROMPT) - 1, None)
     base = decoder.model(row).logits[0, scored].log_softmax(-1)
-    with mask(decoder, variants[name], order):
+    with apply_mask(decoder, variants[name], order):
         other = decoder.model(row).logits[0, scored].log_softmax(-1)
     kl = (base.exp() * (base - other)).sum(-1)
     (found,) = finish(Rereading(runner.decoder, PROMPT, OUTPUT, variants["base"], [variants[name]]))

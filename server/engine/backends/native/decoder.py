@@ -5,7 +5,7 @@ from array import array
 import torch
 from torch import Tensor
 
-from pruners.kv import QUERIES
+from pruners.kv import RECENT_QUERIES
 from pruners.variant import base_spec
 from server.engine.backends.native import library as native
 from server.engine.backends.native.head_screening import preview
@@ -76,7 +76,7 @@ class NativeDecoder:
             array("Q", noted),
         ]
         addresses = [values.buffer_info()[0] for values in arrays]
-        batch = native.Batch(len(tokens), len(segments), *addresses, QUERIES)
+        batch = native.Batch(len(tokens), len(segments), *addresses, RECENT_QUERIES)
         hidden = torch.empty(len(tokens), self.weights.shape.hidden)
         self._engine.step(self._model.model, self._cache, batch, hidden)
         return hidden

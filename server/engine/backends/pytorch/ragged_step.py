@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from pruners.kv import QUERIES
+from pruners.kv import RECENT_QUERIES
 from server.engine.backends.pytorch.nested_widths import Rows, RowSets
 from server.engine.backends.pytorch.step import View
 from server.engine.backends.pytorch.weights import BaseWeights
@@ -43,8 +43,8 @@ class RaggedStep:
             if kept is None:
                 continue
             end = self.sets.all.spans[span.segment].end
-            begin = max(span.begin, span.end - QUERIES)
-            at = self._positions[end - (span.end - begin) : end].to(kept.device) % QUERIES
+            begin = max(span.begin, span.end - RECENT_QUERIES)
+            at = self._positions[end - (span.end - begin) : end].to(kept.device) % RECENT_QUERIES
             found = queries[begin : span.end].flatten(1)
             width = queries.shape[2] * queries.shape[3]
             kept[layer][at, groups.start * width : groups.stop * width] = found.to(kept.dtype)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruners.architecture import locate
-from pruners.realization.mask import mask
+from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
 from server.engine.backends.pytorch.corrections import own_parts
 from server.engine.segment import Segment
@@ -43,7 +43,7 @@ def logits_of(runner, spec):
 def test_a_corrected_variant_equals_the_corrected_mask(family: str):
     decoder, order, specs, corrections, runner = setting(family)
     for name, spec in specs.items():
-        with mask(decoder, spec, order, corrections.get(name)):
+        with apply_mask(decoder, spec, order, corrections.get(name)):
             expected = decoder.model(torch.tensor([PROMPT]), use_cache=False).logits[0]
         torch.testing.assert_close(logits_of(runner, spec), expected, rtol=1e-3, atol=5e-4)
 

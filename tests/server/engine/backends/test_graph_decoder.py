@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pruners.kv import served_eviction
+from pruners.kv import make_eviction
 from server.engine.backends.pytorch import graph_decoder
 from server.engine.backends.pytorch.batched_step import BatchedStep
 from server.engine.backends.pytorch.corrections import own_parts
@@ -88,7 +88,7 @@ def test_few_shapes_are_recorded_and_the_oldest_are_forgotten(monkeypatch):
 def test_sequences_that_need_more_than_a_place_go_the_ragged_way(family, scorer, recorded):
     decoder = runner_of(weights_of(tiny_model(family)), kind=GraphDecoder).decoder
     base = variants_of(decoder.weights)["base"]
-    cache = decoder.cache.open(served_eviction(64, scorer))
+    cache = decoder.cache.open(make_eviction(64, scorer))
     assert cache.reserve(64)
     decoder.forward([Segment(PROMPT, cache, base)])
     cache.keep(torch.arange(3, 33).expand(decoder.weights.shape.layers, -1), 64)

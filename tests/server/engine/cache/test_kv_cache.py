@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pruners.architecture import locate
-from pruners.data.rows import batches
-from pruners.kv import KV_SCORERS, Eviction, SnapKV, StreamingLLM, served_eviction
-from pruners.kv.evict import evicted
+from pruners.data.rows import make_batches
+from pruners.kv import KV_SCORERS, Eviction, SnapKV, StreamingLLM, make_eviction
+from pruners.kv.transformers_cache import forward_with_eviction
 from pruners.variant import base_spec
 from server.engine.backends.native import library as native_library
 from server.engine.backends.native.decoder import NativeDecoder
@@ -133,7 +133,7 @@ def test_the_engine_evicts_what_the_builder_measured(family: str, scorer: str):
     tokens, prompt = [(11 * i + 5) % 384 for i in range(118)], 70
     decoder = locate(tiny_model(family))
     row = torch.tensor(tokens)
-    hidden = evicted(decoder, next(iter(batches([row]))), prompt, eviction)
+    hidden = forward_with_eviction(decoder, next(iter(make_batches([row]))), prompt, eviction)
     # No reordering: equal scores would be ranked otherwise.
     engine = runner_of(weights_of(tiny_model(family), seed=None)).decoder
     found = drive(engine, tokens, prompt, eviction)
@@ -185,7 +185,7 @@ def test_a_budget_that_is_never_reached_changes_nothing():
         run(runner)
         return recorder.tokens
 
-    assert write(served_eviction(120)) == write(None)
+    assert write(make_eviction(120)) == write(None)
 
 
 def test_a_prompt_larger_than_the_free_cache_is_read_within_its_budget():
@@ -196,7 +196,7 @@ def test_a_prompt_larger_than_the_free_cache_is_read_within_its_budget():
     assert blocked.cache is None, "without a budget there is no room for it"
     runner.scheduler.remove(blocked)
     _, recorder = submit(
-        runner, [i % 384 for i in range(500)], base, 8, kv_budget=served_eviction(64)
+        runner, [i % 384 for i in range(500)], base, 8, kv_budget=make_eviction(64)
     )
     run(runner)
     assert len(recorder.tokens) == 8
@@ -206,7 +206,7 @@ def test_a_prompt_larger_than_the_free_cache_is_read_within_its_budget():
 def test_memory_stays_flat_while_a_budgeted_answer_grows():
     runner = runner_of(weights_of(tiny_model()), capacity=256)
     base = variants_of(runner.decoder.weights)["base"]
-    submit(runner, range(20), base, 400, kv_budget=served_eviction(64))
+    submit(runner, range(20), base, 400, kv_budget=make_eviction(64))
     most = 0
     while runner.step():
         most = max(most, runner.scheduler.cache.arena.used)

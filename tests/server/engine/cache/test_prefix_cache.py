@@ -2,7 +2,7 @@
 
 import pytest
 
-from pruners.kv import served_eviction
+from pruners.kv import make_eviction
 from tests.support.driving import run, runner_of, submit, variants_of, weights_of
 from tests.support.tiny import tiny_model
 
@@ -59,7 +59,7 @@ def test_what_can_be_reused_is_known_beforehand(runner):
 
 
 def test_a_budget_neither_gives_nor_takes(runner):
-    budget = served_eviction(32)
+    budget = make_eviction(32)
     assert answer(runner, PROMPT, kv_budget=budget)[0].reused == 0
     assert answer(runner, PROMPT)[0].reused == 0
     assert answer(runner, PROMPT, kv_budget=budget)[0].reused == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from pruners.artefact.table import Cost, Quality, Table
-from pruners.kv import served_eviction
+from pruners.kv import make_eviction
 from pruners.variant import base_spec, width_spec
 from server.engine.backends.native import library as native_library
 from server.engine.backends.native.decoder import NativeDecoder
@@ -157,7 +157,7 @@ def test_a_sampled_answer_and_one_with_a_budget_are_not_guessed_for():
     made = runner(True, drafter=drafter_of("ffn-75", 0.9, 0.0))
     base = variants_of(made.decoder.weights)["base"]
     first, _ = submit(made, PLAIN, base, 40, sampling=SamplingParams(temperature=1.0, seed=1))
-    second, _ = submit(made, PLAIN, base, 40, kv_budget=served_eviction(64))
+    second, _ = submit(made, PLAIN, base, 40, kv_budget=make_eviction(64))
     third, _ = submit(made, PLAIN, variants_of(made.decoder.weights)["mixed"], 40)
     while made.step():
         drafter = made._drafter

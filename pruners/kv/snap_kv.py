@@ -16,8 +16,8 @@ class SnapKV:
     itself is kept.
     """
 
-    looks_at_keys = True
-    looks_at_queries = True
+    needs_keys = True
+    needs_queries = True
 
     def __init__(self, window: int = 64) -> None:
         self._window = window
@@ -29,7 +29,7 @@ class SnapKV:
         first = seen.position + 1 - window
         if seen.rope is not None:
             queries = rotate(queries, *seen.rope(torch.arange(first, first + window)))
-        scores = seen.scale * queries @ seen.repeated_keys.float().transpose(2, 3)
+        scores = seen.scale * queries @ seen.keys_by_query_head.float().transpose(2, 3)
         now = torch.arange(first, first + window, device=scores.device)
         # The window's own tokens see only what is before them.
         later = seen.positions[:, None, None, :] > now[:, None]

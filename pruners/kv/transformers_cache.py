@@ -13,11 +13,13 @@ from transformers import DynamicCache
 from pruners.architecture import LocatedModel, UnsupportedModelError
 from pruners.data.rows import TokenBatch
 from pruners.kv.base import CachedTokens
-from pruners.kv.eviction import QUERIES, Eviction
+from pruners.kv.eviction import RECENT_QUERIES, Eviction
 
 
 @torch.no_grad()
-def evicted(located: LocatedModel, batch: TokenBatch, prompt: int, eviction: Eviction) -> Tensor:
+def forward_with_eviction(
+    located: LocatedModel, batch: TokenBatch, prompt: int, eviction: Eviction
+) -> Tensor:
     """Final hidden states `[rows, length, hidden]`, those behind `prompt` over evicted caches.
 
     Rows must be of equal length. Raises `UnsupportedModelError` for an encoder.
@@ -68,10 +70,10 @@ class _Watch:
     def note(self, layer: int, queries: Tensor) -> None:
         """`queries` are `[rows, heads, new, dim]`, not rotated."""
         if layer == len(self.queries):
-            self.queries.append(queries[:, :, -QUERIES:])
+            self.queries.append(queries[:, :, -RECENT_QUERIES:])
         else:
             both = torch.cat([self.queries[layer], queries], dim=2)
-            self.queries[layer] = both[:, :, -QUERIES:]
+            self.queries[layer] = both[:, :, -RECENT_QUERIES:]
 
     def mask(self, layer: int, window: int, dtype: torch.dtype) -> Tensor:
         """Additive `[rows, 1, new, tokens]` by true positions, not by places in the cache."""
@@ -133,7 +135,7 @@ def _evict(
             scale=layer.attention.scale,
             rope=None if located.rotary is None else partial(located.rope_tables, kind=layer.rope),
         )
-        kept = eviction.kept(seen, keep)
+        kept = eviction.select(seen, keep)
         taken = kept[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
         held.keys, held.values = keys.gather(2, taken), values.gather(2, taken)
         watch.cached[index] = watch.cached[index].gather(1, kept)

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from pruners.data.corpus import SourceError, read_corpus
 from pruners.data.readers import ReadError
-from pruners.data.sources import SourceError, read_corpus
 from pruners.support.errors import UserError
 from tests.support.tiny import tiny_tokenizer
 

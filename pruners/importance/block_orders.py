@@ -7,7 +7,7 @@ from rich.progress import Progress
 
 from pruners.architecture import LocatedModel
 from pruners.calibration.collectors import HeadEntropy, ResidualCosine
-from pruners.calibration.statistics import stream
+from pruners.calibration.statistics import collect_by_layer
 from pruners.importance.attention_entropy import eager_attention
 from pruners.variant import PARTS, Block
 
@@ -56,7 +56,7 @@ def attention_entropy(
     with eager_attention(located):
         seen = [
             float(entropy.heads.mean())
-            for _, (entropy,) in stream(located, rows, watch, progress=progress)
+            for _, (entropy,) in collect_by_layer(located, rows, watch, progress=progress)
         ]
     layers = sorted(range(len(seen)), key=lambda layer: -seen[layer])
     return tuple(Block(layer, "attention") for layer in layers)
@@ -68,4 +68,4 @@ def _cosines(
     def watch(_: int) -> tuple[ResidualCosine]:
         return (ResidualCosine(),)
 
-    return [cosine for _, (cosine,) in stream(located, rows, watch, progress=progress)]
+    return [cosine for _, (cosine,) in collect_by_layer(located, rows, watch, progress=progress)]

@@ -11,8 +11,8 @@ class StreamingLLM:
     The sinks are kept by every eviction. Keys keep their true rotary positions.
     """
 
-    looks_at_keys = False
-    looks_at_queries = False
+    needs_keys = False
+    needs_queries = False
 
     def __call__(self, seen: CachedTokens) -> Tensor:
         return seen.positions.float()

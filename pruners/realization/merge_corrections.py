@@ -9,14 +9,14 @@ from transformers import PreTrainedModel
 
 from pruners.architecture import SERVED_FAMILIES, LocatedLayer, LocatedModel
 from pruners.correction import Correction, InputCorrection, RefitCorrection
-from pruners.realization.mask import input_parts
-from pruners.realization.order import Order, features
+from pruners.realization.mask import split_input_correction
+from pruners.realization.order import Order, feature_indices
 from pruners.realization.slice import CopyMemo, SliceError, slice_into
 from pruners.variant import PARTS, Block, VariantSpec
 
 
 @torch.no_grad()
-def merged_slice(
+def slice_with_corrections(
     located: LocatedModel,
     spec: VariantSpec,
     order: Order,
@@ -87,7 +87,7 @@ def _merge(
     layer, shape = located.layers[block.layer], located.shape
     place = units.argsort()
     size = shape.queries_per_group * shape.head_dim if block.part == "attention" else 1
-    inputs = features(place, size)
+    inputs = feature_indices(place, size)
     output = copies[id(_output(layer, block))]
     if isinstance(correction, RefitCorrection):
         output.weight.copy_(correction.weight[:, inputs])
@@ -113,7 +113,7 @@ def _merge_entry(
     norm.weight.copy_((norm.weight.float() + shift) * entry.norm.float() - shift)
     # Where the variant's units stand in the slice.
     places = units.argsort().argsort()
-    for linear, rows, up in input_parts(located, block, places, entry.up.float()):
+    for linear, rows, up in split_input_correction(located, block, places, entry.up.float()):
         twin = copies[id(linear)]
         twin.weight.index_add_(0, rows, (up @ entry.down.float()).to(twin.weight))
 

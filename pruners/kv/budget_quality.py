@@ -9,12 +9,12 @@ from rich.progress import Progress
 from pruners.architecture import LocatedModel
 from pruners.artefact.table import Quality
 from pruners.evaluation.evaluate import evaluate
-from pruners.kv import served_eviction
-from pruners.kv.evict import evicted
+from pruners.kv import make_eviction
+from pruners.kv.transformers_cache import forward_with_eviction
 from pruners.support.checkpoint import Checkpoint
 
 
-def budget_quality(
+def measure_budgets(
     located: LocatedModel,
     rows: Sequence[torch.Tensor],
     budgets: Iterable[int],
@@ -29,7 +29,9 @@ def budget_quality(
     for budget in budgets:
         long = [row[: 2 * budget] for row in rows if len(row) >= 2 * budget]
         if long and located.causal:
-            held = partial(evicted, located, prompt=budget, eviction=served_eviction(budget))
+            held = partial(
+                forward_with_eviction, located, prompt=budget, eviction=make_eviction(budget)
+            )
             name = f"kv {budget}"
             found[budget] = evaluate(
                 located, {name: held}, long, budget, progress, checkpoint

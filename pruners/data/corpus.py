@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pruners.data.readers import csv_rows, json_lines, read_text
-from pruners.data.rows import text_rows, wikitext2_rows
+from pruners.data.readers import read_csv, read_json_lines, read_text
+from pruners.data.rows import tokenize_text, tokenize_wikitext2
 from pruners.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ class Corpus:
         Raises `SourceError` for a conversation without a chat template to write it in.
         """
         if self.wikitext:
-            rows = wikitext2_rows(tokenizer, _plain(self.documents[0]), window)
+            rows = tokenize_wikitext2(tokenizer, _plain(self.documents[0]), window)
             wanted = len(rows) if limit is None else min(len(rows), max(1, limit // window))
             # Evenly spaced, so that a part stands for the whole.
             return [rows[index * len(rows) // wanted] for index in range(wanted)]
         rows, left = [], limit
         for document in self.documents:
-            made = text_rows(tokenizer, self._written(tokenizer, document), window, left)
+            made = tokenize_text(tokenizer, self._written(tokenizer, document), window, left)
             rows += made
             if left is not None:
                 left -= sum(map(len, made))
@@ -113,7 +113,7 @@ def _some(name: str, documents: Iterable[Any]) -> Iterator[Any]:
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
-    for number, row in json_lines(path):
+    for number, row in read_json_lines(path):
         try:
             document = _document(row) if isinstance(row, dict) else None
         except ValueError as error:
@@ -125,7 +125,7 @@ def _json_lines(path: Path) -> Iterator[Any]:
 
 
 def _csv(path: Path) -> Iterator[str]:
-    for _, row in csv_rows(path):
+    for _, row in read_csv(path):
         yield next((row[name] for name in _TEXT_FIELDS if name in row), next(iter(row.values())))
 
 

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from pruners.architecture import locate
 from pruners.correction import constant_correction
-from pruners.realization.mask import mask
-from pruners.realization.merge import merged_slice
-from pruners.realization.order import identity
+from pruners.realization.mask import apply_mask
+from pruners.realization.merge_corrections import slice_with_corrections
+from pruners.realization.order import identity_order
 from pruners.realization.slice import SliceError
 from pruners.realization.slice_folder import load_slice, save_slice
 from pruners.variant import Block, VariantSpec
@@ -25,9 +25,9 @@ MIXED = VariantSpec("mixed", (1, 0, 2), (40, 96, 0))
 
 def check(folder: Path, located, spec, corrections, load=load_slice) -> None:
     order = random_order(located.shape)
-    with mask(located, spec, order, corrections):
+    with apply_mask(located, spec, order, corrections):
         expected = logits(located.model, ROWS)
-    save_slice(merged_slice(located, spec, order, corrections), spec, folder)
+    save_slice(slice_with_corrections(located, spec, order, corrections), spec, folder)
     torch.testing.assert_close(logits(load(folder), ROWS), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -56,7 +56,9 @@ def test_what_no_bias_can_hold_is_refused():
     located = locate(tiny_model())
     own = {Block(0, "mlp"): constant_correction(torch.ones(64))}
     with pytest.raises(SliceError, match=r"'first': no bias .* mlp block of layer 0"):
-        merged_slice(located, first, identity(located.shape), own)
+        slice_with_corrections(located, first, identity_order(located.shape), own)
     bert = locate(tiny_model("bert"))
     with pytest.raises(SliceError, match="family 'bert'"):
-        merged_slice(bert, VariantSpec("v", (4, 4, 4), (96, 96, 64)), identity(bert.shape), own)
+        slice_with_corrections(
+            bert, VariantSpec("v", (4, 4, 4), (96, 96, 64)), identity_order(bert.shape), own
+        )
