@@ -77,7 +77,7 @@ class Study:
             found = make_scorer(name)(self.located, rows, progress).order()
             return {"ffn": found.ffn, "kv": found.kv}
 
-        return Order(**self.checkpoint.tensors(f"order {name}", compute))
+        return Order(**self.checkpoint.get_or_compute_tensors(f"order {name}", compute))
 
     def library(self, order: Order, rank: int, progress: Progress) -> Library:
         """Shared corrections of every block and width."""
@@ -88,7 +88,7 @@ class Study:
             made = make_library(self.located, order, self.rows, *widths, rank, progress)
             return made.to_tensors()
 
-        return library_from(self.checkpoint.tensors(f"library {rank}", compute))
+        return library_from(self.checkpoint.get_or_compute_tensors(f"library {rank}", compute))
 
     def by_kl(
         self, order: Order, curves: list[Curve], library: Library, neurons: float, bars_: Progress
@@ -102,7 +102,7 @@ class Study:
             return evaluate(self.located, {"it": reader}, self.selection).quality["it"].kl
 
         start = base_spec(self.located.shape)
-        path = self.checkpoint.path(f"widths-{neurons:.0f}.db")
+        path = self.checkpoint.file_path(f"widths-{neurons:.0f}.db")
         return search(
             start, curves, lambda spec: sum(spec.ffn), neurons, loss, TRIALS,
             storage=f"sqlite:///{path}", progress=bars_,
@@ -134,7 +134,7 @@ def widths(study: Study, curves: list[Curve], library: Library, progress: Progre
             for name, tensor in to_tensors(refit.corrections).items()
         }
 
-    tensors = study.checkpoint.tensors("refits", compute)
+    tensors = study.checkpoint.get_or_compute_tensors("refits", compute)
     for title, spec in ours.items():
         refit = {n.removeprefix(f"{title}/"): t for n, t in tensors.items() if n.startswith(title)}
         if "uniform" not in title:

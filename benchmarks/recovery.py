@@ -53,7 +53,9 @@ def cut(study: Study, order: Order, library: Library, name: str, progress: Progr
         def compute() -> tuple[int, ...]:
             return greedy_layers(located, study.selection, LAYERS, biases, progress).layers
 
-        return depth_spec(shape, list(study.checkpoint.value("layers with constants", compute)))
+        return depth_spec(
+            shape, list(study.checkpoint.get_or_compute("layers with constants", compute))
+        )
     curves = measured(
         located, order, study.selection, library.corrections, study.checkpoint, progress
     )
@@ -93,7 +95,7 @@ def main() -> None:
         named = [VariantSpec(name, spec.kv_groups, spec.ffn) for name, spec in specs.items()]
         before: dict[str, Own] = {spec.name: library.of(spec) for spec in named}
         started = time.monotonic()
-        state = checkpoint.path(f"{'-'.join(specs)}-{arguments.tokens}.safetensors")
+        state = checkpoint.file_path(f"{'-'.join(specs)}-{arguments.tokens}.safetensors")
         dtype = quick_dtype(torch.device("cpu"))
         trained = train(
             locate(load_transformers(source, dtype)), named, order, before, rows, held_out,

@@ -65,7 +65,9 @@ def measured(
         def measure(tried: Sequence[tuple[Block, int]] = tried) -> list[float]:
             return _kl(located, order, probes, library, tried)
 
-        errors = dict(zip(tried, checkpoint.value(f"curves of {layer}", measure), strict=True))
+        errors = dict(
+            zip(tried, checkpoint.get_or_compute(f"curves of {layer}", measure), strict=True)
+        )
         for part, widths in levels.items():
             known = {width: error for (block, width), error in errors.items() if block.part == part}
             points = _interpolated(widths, {widths[0]: 0.0, **known})

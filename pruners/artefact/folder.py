@@ -30,8 +30,8 @@ from pruners.variant import BASE, Block, VariantSpec
 _ORDER, _CORRECTIONS = "order.safetensors", "corrections.safetensors"
 ARTEFACT = FolderKind(
     "artefact",
-    marks=("variants.json",),
-    holds=(
+    markers=("variants.json",),
+    allowed=(
         "variants.json", "table.json", _ORDER, _CORRECTIONS, "sensitivity.json", "report/",
         "report/report.md", "report/*.png",
     ),

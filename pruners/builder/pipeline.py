@@ -158,7 +158,7 @@ class _Run:
             order = score(self.located, self.calibration, self.progress).order()
             return {"ffn": order.ffn, "kv": order.kv}
 
-        return Order(**self.checkpoint.tensors("order", compute))
+        return Order(**self.checkpoint.get_or_compute_tensors("order", compute))
 
     def library(self, order: Order) -> tuple[Library, list[dict[str, float | str | int]]]:
         """Corrections of every block at every width to choose from, and what they bought."""
@@ -170,8 +170,8 @@ class _Run:
             made.append(make_library(self.located, order, rows, *widths, rank, self.progress))
             return made[0].to_tensors()
 
-        tensors = self.checkpoint.tensors("library", compute)
-        outputs = self.checkpoint.value("bought", lambda: made[0].summary())
+        tensors = self.checkpoint.get_or_compute_tensors("library", compute)
+        outputs = self.checkpoint.get_or_compute("bought", lambda: made[0].summary())
         return library_from(tensors), outputs
 
     def depth(self, library: Library) -> tuple[list[int], list[float]]:
@@ -185,7 +185,7 @@ class _Run:
             found = greedy_layers(self.located, rows, deepest, biases, self.progress)
             return [list(found.layers), list(found.kl)]
 
-        layers, kl = self.checkpoint.value("depth", compute)
+        layers, kl = self.checkpoint.get_or_compute("depth", compute)
         return layers, kl
 
     def curves(self, order: Order, library: Library) -> list[Curve]:
@@ -208,7 +208,7 @@ class _Run:
                 share=share,
                 trials=self.recipe.search,
                 seed=self.recipe.seed,
-                storage=self.checkpoint.path(f"search-{share:g}.db"),
+                storage=self.checkpoint.file_path(f"search-{share:g}.db"),
                 progress=self.progress,
             )
             found.append(replace(spec, name=f"{prefix}-{100 * share:g}"))
@@ -242,7 +242,9 @@ class _Run:
             def compute(spec: VariantSpec = spec) -> dict[str, torch.Tensor]:
                 return to_tensors(fit(spec=spec, recipe=recipe, progress=self.progress).corrections)
 
-            found[spec.name] = from_tensors(self.checkpoint.tensors(f"fit {spec.name}", compute))
+            found[spec.name] = from_tensors(
+                self.checkpoint.get_or_compute_tensors(f"fit {spec.name}", compute)
+            )
         return found
 
     def quality(

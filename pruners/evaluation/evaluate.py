@@ -85,7 +85,7 @@ def evaluate(
     Raises `ValueError` if no row is longer than `prompt` + 1.
     """
     key = f"quality behind {prompt} of {' '.join(variants)}"
-    noted = checkpoint.recall(key) if checkpoint is not None else None
+    noted = checkpoint.load(key) if checkpoint is not None else None
     tallies = [Tally(**seen) for seen in noted["tallies"]] if noted else []
     tallies = tallies or [Tally() for _ in ("base", *variants)]
     done = noted["batches"] if noted else 0
@@ -99,7 +99,7 @@ def evaluate(
         targets = batch.targets(scored).to(base.device)
         compare(located.head, base, [base, *finals], targets, tallies)
         if checkpoint is not None:
-            checkpoint.note(key, {"batches": number, "tallies": [asdict(t) for t in tallies]})
+            checkpoint.save(key, {"batches": number, "tallies": [asdict(t) for t in tallies]})
     if tallies[0].tokens == 0:
         raise ValueError(f"nothing to measure: no row is longer than {prompt + 1} tokens")
     return Evaluation(

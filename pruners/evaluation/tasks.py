@@ -144,7 +144,7 @@ def accuracies(
     base: list[int] = []
     for name, reader in readers.items():
         score = partial(_score, located, reader, encoded, f"{task}, {name}", progress)
-        noted = checkpoint.value(f"task {task} {name}", score)
+        noted = checkpoint.get_or_compute(f"task {task} {name}", score)
         scored = _Scored(*noted)
         answers = _answers(items, scored)
         base = base or answers

@@ -31,8 +31,8 @@ MANIFEST = "trimtab_slice.json"
 WEIGHTS = "trimtab_slice.safetensors"
 SLICE = FolderKind(
     "slice",
-    marks=(MANIFEST,),
-    holds=(
+    markers=(MANIFEST,),
+    allowed=(
         MANIFEST, WEIGHTS, "config.json", "generation_config.json", "model*.safetensors",
         "model.safetensors.index.json", "tokenizer*", "chat_template.jinja", "merges.txt",
         "vocab.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model",

@@ -1,4 +1,4 @@
-"""What a long run has finished, kept on disk so that an interrupted one goes on from there."""
+"""Checkpoints of long runs: finished parts on disk, from which an interrupted run continues."""
 
 import hashlib
 import json
@@ -22,98 +22,99 @@ CHECKPOINT = FolderKind(
 
 
 class Checkpoint:
-    """A folder of finished parts, one file each, that belong to one `identity`.
+    """A folder with one file for each finished part of a run.
 
-    The identity is anything JSON can hold that decides the results: inputs, recipe, versions. The
-    folder is made for the first part; one of another identity is emptied then. Without a folder
-    nothing is kept. As a context it removes the folder at a good end, and one that it has made
-    where the work is refused; an interrupted run leaves it. Raises `TargetError` if something
-    other than a checkpoint is in the way.
+    `identity` is a JSON value of everything that decides the results: inputs, recipe, versions. The
+    folder is created when the first part is saved; a checkpoint of another identity is deleted
+    then. With `folder` None nothing is saved.
+
+    As a context manager, it deletes the folder when the run succeeds, and also when the run ends
+    with a `UserError` and this run has created the folder. After any other error the folder stays.
+    Raises `TargetError` if something other than a checkpoint is at `folder`.
     """
 
     def __init__(self, folder: Path | None, identity: object) -> None:
         self._folder = folder
-        self._text = json.dumps(identity, sort_keys=True, default=str)
-        self._going_on = False
-        self._begun = False
+        self._identity = json.dumps(identity, sort_keys=True, default=str)
+        self._folder_is_ours = False
+        self._created = False
         if folder is not None:
             check_folder(folder, CHECKPOINT)
-            self._going_on = _read(folder / _IDENTITY) == self._text
+            self._folder_is_ours = _read_json(folder / _IDENTITY) == self._identity
 
     def __enter__(self) -> "Checkpoint":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         refused = kind is not None and issubclass(kind, UserError)
-        if kind is None or (refused and self._begun):
-            self.close()
+        if kind is None or (refused and self._created):
+            self.delete()
 
-    def value(self, key: str, compute: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """What was noted under `key`, or else what `compute` gives, noted for the next time."""
-        found = self.recall(key)
+    def get_or_compute(self, key: str, compute: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """Return the value saved under `key`; if there is none, compute and save it."""
+        found = self.load(key)
         if found is None:
             found = compute()
-            self.note(key, found)
+            self.save(key, found)
         return found
 
-    def tensors(
+    def get_or_compute_tensors(
         self, key: str, compute: Callable[[], dict[str, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
-        """The same for named tensors."""
+        """Return the named tensors saved under `key`; if there are none, compute and save them."""
         if self._folder is None:
             return compute()
         path = self._folder / f"{_file_name(key)}.safetensors"
-        if self._going_on and path.exists():
+        if self._folder_is_ours and path.exists():
             try:
                 return load_file(path)
             except (SafetensorError, OSError):
                 path.unlink()
         found = compute()
-        self._begin()
+        self._create_folder()
         replace_file(path, lambda staged: save_file(found, staged))
         return found
 
-    def recall(self, key: str) -> Any | None:  # noqa: ANN401
-        """What was noted under `key`, if anything was."""
-        if self._folder is None or not self._going_on:
+    def load(self, key: str) -> Any | None:  # noqa: ANN401
+        """Return the value saved under `key`, or None."""
+        if self._folder is None or not self._folder_is_ours:
             return None
-        return _read(self._folder / f"{_file_name(key)}.json")
+        return _read_json(self._folder / f"{_file_name(key)}.json")
 
-    def note(self, key: str, value: Any) -> None:  # noqa: ANN401
-        """Keeps a value that JSON can hold, in place of what was there."""
+    def save(self, key: str, value: Any) -> None:  # noqa: ANN401
+        """Save a JSON value under `key`, replacing an earlier one."""
         if self._folder is not None:
-            self._begin()
+            self._create_folder()
             path = self._folder / f"{_file_name(key)}.json"
             replace_file(path, lambda staged: staged.write_text(json.dumps(value)))
 
-    def close(self) -> None:
-        """The run is over: the folder goes."""
+    def delete(self) -> None:
+        """Delete the folder, since the run is over."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def path(self, name: str) -> Path | None:
-        """Where a library may keep a file of its own beside the parts."""
-        self._begin()
+    def file_path(self, name: str) -> Path | None:
+        """Return a path in the folder for a file that another library writes, or None."""
+        self._create_folder()
         return None if self._folder is None else self._folder / name
 
-    def _begin(self) -> None:
-        """Makes the folder, if it is not this run's already."""
-        if self._folder is None or self._going_on:
+    def _create_folder(self) -> None:
+        if self._folder is None or self._folder_is_ours:
             return
         check_folder(self._folder, CHECKPOINT)
         if self._folder.exists():
             shutil.rmtree(self._folder)
         self._folder.mkdir(parents=True)
-        write_json(self._folder / _IDENTITY, self._text)
-        self._going_on = self._begun = True
+        write_json(self._folder / _IDENTITY, self._identity)
+        self._folder_is_ours = self._created = True
 
 
 def _file_name(key: str) -> str:
-    """Readable at its start, of bounded length, different for different keys."""
+    """Return a file name of bounded length that begins like `key` and is unique to it."""
     return f"{quote(key, safe=' ')[:48]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-def _read(path: Path) -> Any | None:  # noqa: ANN401
+def _read_json(path: Path) -> Any | None:  # noqa: ANN401
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

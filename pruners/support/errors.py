@@ -1,5 +1,5 @@
-"""What a user can put right. Imports nothing, so that a command can tell early."""
+"""The base class of errors that a user can put right. It imports nothing, so it loads fast."""
 
 
 class UserError(ValueError):
-    """Something that was asked for cannot be done. One clear line: what, where, what to do."""
+    """A request cannot be carried out. The message is one line: what, where, and what to do."""

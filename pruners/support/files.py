@@ -1,7 +1,8 @@
-"""Files and folders that are whole or not there: written under a temporary name and renamed.
+"""Atomic writes of files and folders, and checks of what a command may replace.
 
-A command replaces what it or its like has written, and nothing else. `check_folder` and
-`check_file` say so before the work begins.
+Everything is written under a temporary name and then renamed, so that an interrupted command
+leaves no half-written result. A command replaces only results of its own kind; `check_folder` and
+`check_file` test this before the work begins.
 """
 
 import hashlib
@@ -20,40 +21,40 @@ from pruners.support.errors import UserError
 
 
 class TargetError(UserError):
-    """A place that a command may not write to. One clear line."""
+    """A command may not write to this place. The message is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class FolderKind:
     """A kind of folder that commands write.
 
-    `name` is what it is called, such as "artefact". A folder is of this kind if one of its files
-    matches one of `marks`; one named `.json` must hold an object with a `schema`, or text alone.
-    `holds` are patterns of all that such a folder may hold, paths within it (`/` ends those of
-    folders): one with anything else is not replaced. A kind whose files are replaced one by one
-    has none.
+    `name` is the word for it in messages, such as "artefact". A folder is of this kind if one of
+    its files matches one of the glob patterns `markers`; a marker that ends in `.json` must hold an
+    object with a `schema`, or a string. `allowed` are patterns of every path that such a folder may
+    hold, relative to it (those of folders end in `/`): a folder with anything else is not replaced.
+    It is empty for a kind whose files are replaced one by one.
     """
 
     name: str
-    marks: tuple[str, ...]
-    holds: tuple[str, ...] = ()
+    markers: tuple[str, ...]
+    allowed: tuple[str, ...] = ()
 
 
 def check_folder(folder: Path, kind: FolderKind) -> None:
     """Raise `TargetError` unless a folder of this kind may be written at `folder`.
 
-    It may if nothing is there, or an empty folder, or one with the kind's mark and nothing foreign.
+    It may if there is nothing, an empty folder, or one with a marker and only allowed files.
     """
     try:
         _check_parent(folder)
-        mode = _mode(folder)
+        mode = _file_mode(folder)
         if mode is None:
             return
         if stat.S_ISLNK(mode):
             raise TargetError(f"{folder} is a link; name the folder itself")
         if not stat.S_ISDIR(mode):
             raise TargetError(f"{folder} is a file; name a folder for the {kind.name}")
-        if folder.resolve() in _never():
+        if folder.resolve() in _protected_folders():
             raise TargetError(f"{folder} will not be replaced; name a folder of its own")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise TargetError(f"{folder} cannot be written to")
@@ -62,43 +63,43 @@ def check_folder(folder: Path, kind: FolderKind) -> None:
         raise TargetError(f"cannot write {folder}: {error.strerror}") from error
 
 
-def _never() -> set[Path]:
-    """The current and the home folder, and all above them."""
-    own = (Path.cwd(), Path.home().resolve())
-    return {folder for one in own for folder in (one, *one.parents)}
+def _protected_folders() -> set[Path]:
+    """Return the current folder, the home folder, and all above them."""
+    starts = (Path.cwd(), Path.home().resolve())
+    return {folder for start in starts for folder in (start, *start.parents)}
 
 
 def _check_content(folder: Path, kind: FolderKind) -> None:
     first = next(folder.iterdir(), None)
-    marks = [path for mark in kind.marks for path in folder.glob(mark)]
-    if first is not None and not any(map(_is_mark, marks)):
+    markers = [path for pattern in kind.markers for path in folder.glob(pattern)]
+    if first is not None and not any(map(_is_marker, markers)):
         raise TargetError(
             f"{folder} holds {first.name} and is no {kind.name}; it will not be replaced, "
             "name another folder"
         )
-    for path in sorted(folder.rglob("*")) if kind.holds else ():
+    for path in sorted(folder.rglob("*")) if kind.allowed else ():
         name = path.relative_to(folder).as_posix() + "/" * path.is_dir()
-        if path.is_symlink() or not any(_fits(_lasting(name), p) for p in kind.holds):
+        if path.is_symlink() or not any(_matches(_final_name(name), p) for p in kind.allowed):
             raise TargetError(
                 f"{folder} holds {name}, which no {kind.name} does; move it away, "
                 "or name another folder"
             )
 
 
-def _fits(name: str, pattern: str) -> bool:
-    """Part by part: a star stands for no slash."""
+def _matches(name: str, pattern: str) -> bool:
+    """Return whether a path matches part by part, so that a star does not match a slash."""
     parts, patterns = name.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def _lasting(name: str) -> str:
-    """The name of what `replaced` was about to write if it was killed, else the name itself."""
+def _final_name(name: str) -> str:
+    """Return the target's name if this is a temporary file of `replace_file`, else the name."""
     folder, slash, file = name.rpartition("/")
     last, _, process = file.removeprefix(".").rpartition("-")
     return f"{folder}{slash}{last}" if file.startswith(".") and process.isdigit() else name
 
 
-def _is_mark(path: Path) -> bool:
+def _is_marker(path: Path) -> bool:
     if path.is_symlink():
         return False
     if path.suffix != ".json":
@@ -113,11 +114,11 @@ def _is_mark(path: Path) -> bool:
 def check_file(path: Path, *sources: Path) -> None:
     """Raise `TargetError` unless a command may write JSON to `path`.
 
-    It may if nothing is there, or an empty file, or JSON; never in or over one of `sources`, which
-    are files and folders that the command reads.
+    It may if there is nothing, an empty file, or JSON. `sources` are files and folders that the
+    command reads: `path` must not be one of them or lie in one.
     """
     try:
-        mode = _mode(path)
+        mode = _file_mode(path)
         if not path.parent.is_dir():
             raise TargetError(f"{path.parent} is no folder; make it first")
         _check_parent(path)
@@ -148,7 +149,7 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _mode(path: Path) -> int | None:
+def _file_mode(path: Path) -> int | None:
     try:
         return path.lstat().st_mode
     except FileNotFoundError:
@@ -156,7 +157,7 @@ def _mode(path: Path) -> int | None:
 
 
 def _check_parent(path: Path) -> None:
-    """The nearest folder above that is there must be writable."""
+    """Raise `TargetError` unless the nearest existing folder above `path` is writable."""
     above = (*path.absolute().parents, Path(path.anchor))
     parent = next(folder for folder in above if folder.exists())
     if not parent.is_dir():
@@ -167,7 +168,7 @@ def _check_parent(path: Path) -> None:
 
 @contextmanager
 def replace_folder(folder: Path, kind: FolderKind) -> Iterator[Path]:
-    """Give a new folder to fill, which takes the place of `folder` if all went well.
+    """Yield a new folder to fill; on exit without an error it takes the place of `folder`.
 
     Raises `TargetError` if `folder` may not be replaced.
     """
@@ -190,7 +191,7 @@ def replace_folder(folder: Path, kind: FolderKind) -> Iterator[Path]:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> Path:
-    """Has `write` make a file beside `path`, and puts it in its place."""
+    """Call `write` with a temporary path beside `path`, then rename the result to `path`."""
     staged = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         write(staged)
@@ -201,14 +202,14 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """The same for text."""
+    """Write a text file in UTF-8 atomically."""
     return replace_file(path, lambda staged: staged.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: object) -> Path:
-    """The same for a value as JSON, one entry a line.
+    """Write a value as JSON atomically, one entry a line.
 
-    What is not plain is written as its name, a number that is not finite as null.
+    Values that JSON has no form for are written as `str(value)`, NaN and infinities as null.
     """
     try:
         text = json.dumps(value, indent=1, default=str, allow_nan=False)

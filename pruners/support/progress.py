@@ -1,4 +1,4 @@
-"""Progress for the offline half: bars on a terminal, a line now and then elsewhere, or silence."""
+"""Progress of long commands: bars on a terminal, occasional lines elsewhere, or nothing."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,62 +16,65 @@ from rich.progress import (
 )
 
 Item = TypeVar("Item")
-_EVERY = 10.0  # seconds, or percent if they take longer than _LEAST
-_LEAST = 1.0
+_STEP_PERCENT = 10.0  # a line after this much progress, but no two within _MIN_SECONDS
+_MIN_SECONDS = 1.0
+_MAX_SECONDS = 10.0  # a line after this time, whatever the progress
 
 
 def progress_bars(
     console: Console | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Progress:
-    """The display of a command, on standard error unless a console is given.
+    """Return a command's progress display, on standard error unless a console is given.
 
-    What, how far, how long it took and how long it will take.
+    Each task shows its description, its progress, and the time elapsed and remaining.
     """
     console = console or Console(stderr=True)
     if not console.is_terminal:
-        return _Lines(console, clock)
+        return _ProgressLines(console, clock)
     columns = (TextColumn("{task.description}"), BarColumn())
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
 
 
 def track(items: Sequence[Item], what: str, progress: Progress | None) -> Iterable[Item]:
-    """Iterates over `items`, showing them as one bar labelled `what`."""
+    """Return `items`; if there is a display, iterating advances its bar labelled `what`."""
     return items if progress is None else progress.track(items, description=what)
 
 
-class _Lines(Progress):
-    """The same for a pipe or a file: a line every 10 % or 10 seconds of a task, and at its end."""
+class _ProgressLines(Progress):
+    """A display for a pipe or a file: a line every 10 % or 10 seconds of a task, and at its end."""
 
     def __init__(self, console: Console, clock: Callable[[], float]) -> None:
         super().__init__(console=console, auto_refresh=False, disable=True, get_time=clock)
         self._clock = clock
-        self._said: dict[TaskID, tuple[float, float]] = {}  # when, and at how many percent
+        self._printed: dict[
+            TaskID, tuple[float, float]
+        ] = {}  # time and percentage of the last line
 
     def stop(self) -> None:
-        """Ends the display; nothing is on the screen that would have to be closed."""
+        """Do nothing: there is no live display to close."""
 
     def add_task(self, description: str, *args: Any, **more: Any) -> TaskID:  # noqa: ANN401
-        """Also notes when the task began."""
+        """Add a task and note when it began."""
         task = super().add_task(description, *args, **more)
-        self._said[task] = (self._clock(), 0.0)
+        self._printed[task] = (self._clock(), 0.0)
         return task
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """Also says a line if it is time."""
+        """Advance a task and print a line if one is due."""
         super().advance(task_id, advance)
-        self._say(self._tasks[task_id])
+        self._print_if_due(self._tasks[task_id])
 
     def update(self, task_id: TaskID, **more: Any) -> None:  # noqa: ANN401
-        """Also says a line if it is time."""
+        """Update a task and print a line if one is due."""
         super().update(task_id, **more)
-        self._say(self._tasks[task_id])
+        self._print_if_due(self._tasks[task_id])
 
-    def _say(self, task: Task) -> None:
-        now, (then, before) = self._clock(), self._said[task.id]
+    def _print_if_due(self, task: Task) -> None:
+        now, (then, before) = self._clock(), self._printed[task.id]
         done = before < 100 <= task.percentage
-        further = task.percentage - before >= _EVERY and now - then >= _LEAST
-        if not (done or further or now - then >= _EVERY):
+        further = task.percentage - before >= _STEP_PERCENT and now - then >= _MIN_SECONDS
+        if not (done or further or now - then >= _MAX_SECONDS):
             return
-        self._said[task.id] = (now, task.percentage)
+        self._printed[task.id] = (now, task.percentage)
         line = f"{task.description}: {task.percentage:.0f} %, {task.elapsed or 0:.0f} s"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

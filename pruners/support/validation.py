@@ -1,4 +1,4 @@
-"""Values from JSON files as the dataclasses that they are: every entry of its type and in range."""
+"""Validation of JSON values as dataclasses: every entry of its declared type and range."""
 
 import json
 from collections.abc import Hashable
@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, cast
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 EXACT = ConfigDict(extra="forbid")
-"""The `__pydantic_config__` of a dataclass that is read from a file: no field that it has not."""
+"""The `__pydantic_config__` of a dataclass that is read from a file: unknown fields are refused."""
 Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -19,9 +19,10 @@ T = TypeVar("T")
 
 
 def validate(kind: type[T], value: object) -> T:
-    """Return `value`, as JSON gives it, as a `kind`. Raises `ValueError` that names the entry.
+    """Return a JSON value as an instance of `kind`, such as a dataclass.
 
-    Nothing is converted: no text is taken for a number, and no truth value either.
+    Types are not converted: neither a string nor a boolean is accepted as a number. Raises
+    `ValueError` with the path of the first wrong entry.
     """
     try:
         found: T = _adapter(cast(Hashable, kind)).validate_json(json.dumps(value), strict=True)

@@ -96,7 +96,7 @@ def _seconds(folder: Path, checkpoint: Checkpoint, progress: Progress) -> Latenc
         model = load_model(folder, folder.name, device=preferred_device())  # as it is served
         return asdict(block_latency(model, progress=progress))
 
-    noted = checkpoint.value("latency", measure)
+    noted = checkpoint.get_or_compute("latency", measure)
     blocks: dict[Part, dict[int, float]] = {
         part: {int(width): seconds for width, seconds in noted["blocks"][part].items()}
         for part in PARTS

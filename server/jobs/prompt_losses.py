@@ -122,7 +122,7 @@ def sweep(
                 found.append([len(answer.output), loss, kl, surprise])
             return found
 
-        noted = checkpoint.value(f"prompts and answers from {first}", compute)
+        noted = checkpoint.get_or_compute(f"prompts and answers from {first}", compute)
         rows += [Swept(n, loss, tuple(kl), tuple(surprise)) for n, loss, kl, surprise in noted]
         progress.update(task, completed=len(rows))
     return rows

@@ -85,7 +85,7 @@ def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> A
             base.to(device=request.device, dtype=dtype)
             trained = train(
                 located, specs, artefact.order, artefact.corrections, rows, held_out,
-                request.training, checkpoint.path("state.safetensors"), progress,
+                request.training, checkpoint.file_path("state.safetensors"), progress,
             )  # fmt: skip
             if request.device.type != "cpu" or dtype != torch.float32:  # measured as it was before
                 located = locate(load_transformers(source, torch.float32))

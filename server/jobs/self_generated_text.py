@@ -49,7 +49,7 @@ class OwnText:
 
             # Of all of them, since another call may want fewer or more.
             key = f"own rows {wanted.start} to {wanted.stop} of {length} by {seed}"
-            noted = self._checkpoint.tensors(key, compute)
+            noted = self._checkpoint.get_or_compute_tensors(key, compute)
             made += [noted[name] for name in sorted(noted)]
         return made
 

@@ -86,4 +86,4 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypat
     assert reads == 5  # two batches, the one that died, and the two that were left
 
     other = Checkpoint(tmp_path / "j", "another run")
-    assert other.recall("quality behind 0 of narrow") is None
+    assert other.load("quality behind 0 of narrow") is None

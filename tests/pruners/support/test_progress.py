@@ -1,4 +1,4 @@
-"""What a command says of its progress where nobody watches a terminal."""
+"""Test the progress lines that a command prints when its output is not a terminal."""
 
 import io
 
@@ -14,8 +14,8 @@ class Clock:
         return self.now
 
 
-def lines_of(seconds: float, steps: int) -> list[str]:
-    """Lines of a task of so many steps that take so long each."""
+def printed_lines(seconds: float, steps: int) -> list[str]:
+    """Return what is printed for a task of `steps` steps of `seconds` seconds each."""
     out, clock = io.StringIO(), Clock()
     with progress_bars(Console(file=out), clock) as progress:
         for _ in track(range(steps), "Reading [x]", progress):
@@ -26,20 +26,20 @@ def lines_of(seconds: float, steps: int) -> list[str]:
 
 
 def test_a_pipe_gets_a_line_every_tenth_and_at_the_end():
-    assert lines_of(0.5, 200) == [
+    assert printed_lines(0.5, 200) == [
         f"Reading [x]: {10 * part} %, {10 * part} s" for part in range(1, 11)
     ]
 
 
-def test_slow_steps_are_told_of_every_ten_seconds():
-    assert len(lines_of(2.0, 1000)) == 200
+def test_slow_steps_give_a_line_every_ten_seconds():
+    assert len(printed_lines(2.0, 1000)) == 200
 
 
-def test_a_quick_task_is_one_line():
-    assert lines_of(0.0001, 1000) == ["Reading [x]: 100 %, 0 s"]
+def test_a_quick_task_gives_one_line():
+    assert printed_lines(0.0001, 1000) == ["Reading [x]: 100 %, 0 s"]
 
 
-def test_updates_are_told_of_too():
+def test_updates_give_lines_too():
     out, clock = io.StringIO(), Clock()
     with progress_bars(Console(file=out), clock) as progress:
         task = progress.add_task("Sampling", total=50)

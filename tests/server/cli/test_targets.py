@@ -189,13 +189,13 @@ def test_a_refused_build_leaves_nothing_behind(place, tiny_folder, monkeypatch, 
 
     def refuse(*given: object) -> None:
         noted = next(one for one in given if isinstance(one, Checkpoint))
-        noted.note("a part", 1)
+        noted.save("a part", 1)
         raise BuildError("no")
 
     monkeypatch.setattr("server.jobs.build.build", refuse)
     Path("text.txt").write_text("the quick brown fox " * 20)
     if earlier:
-        Checkpoint(checkpoint, "another text").note("a part", 1)
+        Checkpoint(checkpoint, "another text").save("a part", 1)
     before = everything(place)
     words = ["build", "--model", str(tiny_folder), "--text", "text.txt", "--out"]
     monkeypatch.setattr(sys, "argv", ["trimtab", *words, "made"])
@@ -225,7 +225,7 @@ def test_a_replaced_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_p
 def ended(checkpoint: Checkpoint, error: Exception) -> None:
     """Notes something in it, and leaves it by an error."""
     with suppress(type(error)), checkpoint:
-        checkpoint.note("a", "noted")
+        checkpoint.save("a", "noted")
         raise error
 
 
@@ -234,10 +234,10 @@ def test_a_checkpoint_removes_only_its_own(tmp_path):
     Checkpoint(folder, "one")
     assert not folder.exists()  # made for the first part
     ended(Checkpoint(folder, "one"), RuntimeError("interrupted"))
-    assert Checkpoint(folder, "one").recall("a") == "noted"
-    assert Checkpoint(folder, "another").recall("a") is None
+    assert Checkpoint(folder, "one").load("a") == "noted"
+    assert Checkpoint(folder, "another").load("a") is None
     ended(Checkpoint(folder, "one"), TargetError("refused"))
-    assert Checkpoint(folder, "one").recall("a") == "noted"  # an earlier run's: kept
+    assert Checkpoint(folder, "one").load("a") == "noted"  # an earlier run's: kept
     ended(Checkpoint(folder, "another"), TargetError("refused"))
     assert not folder.exists()
     foreign(folder)
