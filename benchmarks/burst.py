@@ -20,7 +20,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import given, parser, save
+from benchmarks.support.results import option_parser, options_as_json, save_result
 from server.testing import ServerProcess
 from telemetry.machine import describe
 
@@ -61,7 +61,7 @@ async def run(url: str, burst: int, rate: float, tokens: int) -> dict[str, list[
 
 def main() -> int:
     """Runs the demonstration; the exit code says whether the server adapted and came back."""
-    options = parser(__doc__)
+    options = option_parser(__doc__)
     options.add_argument("--burst", type=int, default=192, help="requests in the burst")
     options.add_argument("--rate", type=float, default=24.0, help="arrivals per second")
     options.add_argument("--tokens", type=int, default=64, help="tokens per answer")
@@ -102,8 +102,10 @@ def main() -> int:
     calm = all(a["variant"] == "base" for a in [*phases["before"], *phases["after"]])
     console.print(f"moved to smaller variants under load: {adapted}")
     console.print(f"base before and after: {calm}")
-    result = {"machine": describe(), "arguments": given(arguments), "phases": phases}
-    console.print(f"written to {save('burst', result | {'metrics': counted}, arguments.json)}")
+    result = {"machine": describe(), "arguments": options_as_json(arguments), "phases": phases}
+    console.print(
+        f"written to {save_result('burst', result | {'metrics': counted}, arguments.json)}"
+    )
     return 0 if adapted and calm else 1
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks.machine import parser, save
+from benchmarks.support.results import option_parser, save_result
 from controller import (
     Analyzer,
     Catalogue,
@@ -119,7 +119,7 @@ def telemetry_share(seconds: float, period: float = 0.5) -> float:
 
 def main() -> None:
     """Measures and prints."""
-    options = parser(__doc__)
+    options = option_parser(__doc__)
     options.add_argument("--decisions", type=int, default=2000)
     options.add_argument("--words", type=int, default=100, help="of a prompt, on average")
     arguments = options.parse_args()
@@ -152,7 +152,7 @@ def main() -> None:
     console.print(table)
     console.print(f"telemetry: {share:.2%} of a core")
     result = {"machine": describe(), "decision": found, "telemetry_share_of_a_core": share}
-    console.print(f"written to {save('controller', result, arguments.json)}")
+    console.print(f"written to {save_result('controller', result, arguments.json)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 from rich.console import Console
 
-from benchmarks.machine import parser, save, spread
+from benchmarks.support.results import option_parser, save_result, spread
 from policies.simulation.environment import TrafficEnvironment
 from policies.simulation.profile import Origin, Profile, Prompts
 from policies.simulation.rates import Rates
@@ -40,7 +40,7 @@ def made_up() -> Profile:
 
 def main() -> None:
     """Measures and prints."""
-    options = parser(__doc__)
+    options = option_parser(__doc__)
     options.add_argument("--episodes", type=int, default=100)
     options.add_argument("--repeats", type=int, default=5)
     arguments = options.parse_args()
@@ -60,7 +60,7 @@ def main() -> None:
     console.print(describe())
     console.print(f"{median(rates):,.0f} decisions/s ±{spread(rates):.0%}")
     result = {"machine": describe(), "decisions_per_second": rates}
-    console.print(f"written to {save('environment', result, arguments.json)}")
+    console.print(f"written to {save_result('environment', result, arguments.json)}")
 
 
 if __name__ == "__main__":

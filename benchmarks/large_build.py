@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.machine import parser, save
+from benchmarks.support.results import option_parser, save_result
 from pruners.builder.pipeline import Sources, build
 from pruners.builder.recipe import Recipe
 from telemetry.machine import describe
@@ -42,7 +42,7 @@ def measure(sizes: dict[str, int]) -> dict[str, Any]:
 
 def main() -> None:
     """Measures and prints."""
-    options = parser(__doc__)
+    options = option_parser(__doc__)
     for name, default in (
         ("layers", 16), ("hidden", 2048), ("ffn", 8192), ("heads", 32), ("kv-groups", 8),
         ("vocab", 49_152),
@@ -65,7 +65,7 @@ def main() -> None:
         f"{found['parameters'] / 1e9:.2f} billion parameters: {found['seconds'] / 60:.1f} minutes, "
         f"{found['peak_bytes'] / 2**30:.1f} GiB at the most"
     )
-    print(f"written to {save('large-build', result, arguments.json)}")
+    print(f"written to {save_result('large-build', result, arguments.json)}")
 
 
 if __name__ == "__main__":

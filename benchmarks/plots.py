@@ -1,35 +1,51 @@
-"""Figures of benchmark results."""
+"""Figures of benchmark results. `python -m benchmarks.plots` draws the documentation's again.
 
+They are drawn from the files in `benchmarks/results`, without measuring anything.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 import matplotlib
+
+from benchmarks.support.results import RESULTS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-Runs = Mapping[tuple[float, str], Sequence[Mapping[str, float]]]
+Figures = Mapping[str, float]
+"""The figures of one run, by name: `attained`, `quality` and others."""
+Runs = Mapping[tuple[float, str], Sequence[Figures]]
 """Load and policy to the figures of each repeat."""
+OVERLOAD = Path(__file__).parents[1] / "docs" / "overload.png"
+POLICIES = {
+    "llama-server Q4_0": "llama-server,\nqueueing",
+    "static:base": "base,\nqueueing",
+    "refusing:base": "base,\nrefusing early",
+    "static:mix-50": "smallest variant\nfor all",
+    "rule": "Trimtab\n(the rule)",
+}
+"""Policies of the overload figure, from left to right, and their labels."""
 
 
-def bars(path: Path, values: Mapping[str, Mapping[str, float]], label: str) -> None:
-    """One group of bars for each kind of measurement that more than one engine has."""
+def draw_bars(path: Path, values: Mapping[str, Figures], label: str) -> None:
+    """Draw one group of bars for each kind of measurement that more than one engine has."""
     kinds = dict.fromkeys(kind for found in values.values() for kind in found)
     shared = [k for k in kinds if sum(k in found for found in values.values()) > 1]
-    figure, axes = plt.subplots(1, len(shared), figsize=(3 * len(shared), 3.4))
-    for axis, kind in zip([axes] if len(shared) == 1 else axes, shared, strict=True):
+    figure, axes = plt.subplots(1, len(shared), figsize=(3 * len(shared), 3.4), squeeze=False)
+    for axis, kind in zip(axes[0], shared, strict=True):
         named = {name: found[kind] for name, found in values.items() if kind in found}
         axis.bar(range(len(named)), named.values(), color=[f"C{i}" for i in range(len(named))])
         axis.set_xticks(range(len(named)), named, rotation=35, ha="right", fontsize=8)
         axis.set_title(kind, fontsize=9)
         axis.set_ylabel(label)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
 
 
-def scatter_by_load(path: Path, runs: Runs) -> None:
-    """Share in time against effective quality, a point for each repeat, a panel for each load."""
+def draw_quality_by_load(path: Path, runs: Runs) -> None:
+    """Draw the share in time against quality: a point a repeat, a panel a load."""
     loads = sorted({load for load, _ in runs})
     colours = {name: f"C{i}" for i, name in enumerate(sorted({name for _, name in runs}))}
     figure, axes = plt.subplots(1, len(loads), figsize=(4.2 * len(loads), 4), squeeze=False)
@@ -41,6 +57,52 @@ def scatter_by_load(path: Path, runs: Runs) -> None:
         axis.set(title=f"{load:g} times the base's capacity", xlabel="in time", ylabel="quality")
         axis.set_xlim(-0.05, 1.05)
         axis.legend(fontsize=7)
+    _save(figure, path)
+
+
+def draw_overload(path: Path, runs: Runs) -> None:
+    """Draw medians above the base's capacity: requests in time, and quality over all requests."""
+    policies = [name for name in POLICIES if any(name == policy for _, policy in runs)]
+    loads = sorted({load for load, _ in runs if load > 1})
+    panels = {"attained": "answered in time", "quality": "quality, late and refused count 0"}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True)
+    width = 0.8 / len(loads)
+    for axis, (figure_name, title) in zip(axes, panels.items(), strict=True):
+        for place, load in enumerate(loads):
+            heights = [median(one[figure_name] for one in runs[load, name]) for name in policies]
+            left = [
+                index + (place - (len(loads) - 1) / 2) * width for index in range(len(policies))
+            ]
+            label = f"{load:g} times what the base can answer"
+            shown = axis.bar(left, heights, width, label=label, color=f"C{place}")
+            axis.bar_label(shown, fmt="%.2f", fontsize=7)
+        axis.set_xticks(range(len(policies)), [POLICIES[name] for name in policies], fontsize=8)
+        axis.set(title=title, ylim=(0, 1.1))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def read_replay(path: Path) -> Runs:
+    """Return the runs of a result of `benchmarks.replay`."""
+    runs: dict[str, list[Figures]] = json.loads(path.read_text())["runs"]
+    split = {name: name.split("x ", 1) for name in runs}
+    return {(float(load), policy): runs[name] for name, (load, policy) in split.items()}
+
+
+def main() -> None:
+    """Draw the figures of the documentation."""
+    runs = read_replay(RESULTS / "replay.json")
+    draw_quality_by_load(RESULTS / "replay.png", runs)
+    draw_overload(OVERLOAD, runs)
+    print(f"written to {RESULTS / 'replay.png'} and {OVERLOAD}")
+
+
+if __name__ == "__main__":
+    main()

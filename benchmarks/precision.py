@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.machine import parser, save
+from benchmarks.support.results import option_parser, save_result
 from pruners.data.corpus import read_corpus
 from pruners.data.rows import hash_rows
 from pruners.variant import BASE
@@ -71,7 +71,7 @@ def overlooked(rows: list[Tensor]) -> dict[str, int]:
 
 def main() -> None:
     """Measures and prints."""
-    options = parser(__doc__)
+    options = option_parser(__doc__)
     options.add_argument("--text", required=True)
     options.add_argument("--tokens", type=int, default=4096)
     options.add_argument("--best-tokens", type=int, default=200_000)
@@ -87,7 +87,7 @@ def main() -> None:
     print(f"likeliest tokens: {best['others']} of {best['positions']} were others")
     text = {"name": corpus.name, "hash": hash_rows(rows), "tokens": sum(map(len, rows))}
     result = {"machine": describe(), "text": text, **found, "best": best}
-    print(f"written to {save('precision', result, arguments.json)}")
+    print(f"written to {save_result('precision', result, arguments.json)}")
 
 
 if __name__ == "__main__":

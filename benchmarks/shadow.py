@@ -16,7 +16,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks.machine import parser, save
+from benchmarks.support.results import option_parser, save_result
 from server.testing import ServerProcess
 from telemetry.machine import describe
 
@@ -58,7 +58,7 @@ def rounds(
 
 def main() -> None:
     """Measures and prints."""
-    options = parser(__doc__)
+    options = option_parser(__doc__)
     options.add_argument("--requests", type=int, default=150, help="to each server")
     options.add_argument("--pause", type=float, default=0.3, help="seconds behind each")
     options.add_argument("--tokens", type=int, default=24)
@@ -101,7 +101,7 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(f"{tokens:.0f} tokens were read again")
-    console.print(f"written to {save('shadow', result, arguments.json)}")
+    console.print(f"written to {save_result('shadow', result, arguments.json)}")
 
 
 if __name__ == "__main__":

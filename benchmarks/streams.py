@@ -18,8 +18,8 @@ import aiohttp
 import httpx
 from rich.console import Console
 
-from benchmarks.machine import parser, save, spread
-from benchmarks.peers import ggufs
+from benchmarks.support.peers import ggufs
+from benchmarks.support.results import option_parser, save_result, spread
 from server.testing import ServerProcess
 from telemetry.machine import describe
 
@@ -94,7 +94,7 @@ def llama_server(folder: Path, gguf: Path, slots: int, threads: int, log: Path) 
 
 def main() -> None:
     """Runs the benchmark and prints its figures."""
-    options = parser(__doc__)
+    options = option_parser(__doc__)
     options.add_argument("--llama-cpp", type=Path)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--repeats", type=int, default=5)
@@ -129,7 +129,7 @@ def main() -> None:
         "tokens_per_second": speed,
         "spread": {name: spread(values) for name, values in found.items()},
     }  # fmt: skip
-    console.print(f"written to {save('streams', result, arguments.json)}")
+    console.print(f"written to {save_result('streams', result, arguments.json)}")
 
 
 if __name__ == "__main__":

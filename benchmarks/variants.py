@@ -5,15 +5,17 @@ batch that mixes variants costs over unmixed ones; what a switch costs; what sta
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bytes_read import step_bytes
-from benchmarks.machine import parser, save, spread
-from benchmarks.peers import interleaved, medians
+from benchmarks.support.bytes_read import step_bytes
+from benchmarks.support.peers import interleaved, medians
+from benchmarks.support.results import option_parser, save_result, spread
 from pruners.variant import BASE, VariantSpec, depth_spec, width_spec
 from server.app import load
 from server.engine.backends.pytorch.linear import nbytes
@@ -23,12 +25,15 @@ from server.jobs.step_timing import decode_step, zeroed_decoder
 from server.settings import JobSettings
 from telemetry.machine import describe
 
+Series = dict[tuple[str, str], list[float]]
+"""Seconds of a step in each repeat, by variant and number of rows."""
 CACHED = 128
 ROWS = (1, 8)
 
 
-def mixed_batch(decoder: AnyDecoder, model: LoadedModel, repeats: int) -> dict[str, object]:
-    """Seconds of eight rows over four variants against the mean of unmixed batches of each."""
+def mixed_batch(decoder: AnyDecoder, model: LoadedModel, repeats: int) -> dict[str, Any]:
+    """Return the seconds of a step of eight rows over four variants, and the mean of steps of eight
+    rows of one of these variants."""
     names = list(model.variants)
     picked = [names[len(names) * i // 4] for i in range(4)]
     specs = [model.variants[name] for name in picked]
@@ -58,10 +63,9 @@ def mixed_batch(decoder: AnyDecoder, model: LoadedModel, repeats: int) -> dict[s
 
 
 def switch_cost(decoder: AnyDecoder, spec: VariantSpec, repeats: int) -> float:
-    """Seconds that a step is longer after another variant's step than after its own.
+    """Return by how many seconds a step is longer after a step of another variant.
 
-    The other one is its twin, which reads the same weights: what the processor's caches hold of
-    them is not part of a switch.
+    The other variant reads the same weights, so that the processor's caches hold the same of them.
     """
     twin = replace(spec, name="twin")
     cache = decoder.cache.open()
@@ -85,18 +89,18 @@ def switch_cost(decoder: AnyDecoder, spec: VariantSpec, repeats: int) -> float:
 
 
 def main() -> None:
-    """Runs the benchmark and prints its tables."""
-    options = parser(__doc__)
+    """Run the benchmark and print its tables."""
+    options = option_parser(__doc__)
     options.add_argument("--weights", default="auto")
     options.add_argument("--repeats", type=int, default=5)
     arguments = options.parse_args()
     model = load(JobSettings(weights=arguments.weights))
     shape = model.weights.shape
-    base = model.variants[BASE]
     skipped = list(range(shape.layers // 4, 2 * (shape.layers // 4)))
+    plain = "ffn-50, plain"
     specs = {
         **model.variants,
-        "ffn-50, plain": width_spec(shape, 0.5),
+        plain: width_spec(shape, 0.5),
         f"{len(skipped)} of {shape.layers} layers less": depth_spec(shape, skipped),
     }
     decoder = zeroed_decoder(model, 16 * (CACHED + 128))
@@ -106,57 +110,81 @@ def main() -> None:
         for rows in ROWS
     }
     found = interleaved(jobs, arguments.repeats)
-    seconds = medians(found)
+    mixed = mixed_batch(decoder, model, arguments.repeats)
+    switch = switch_cost(decoder, specs[plain], arguments.repeats)
+    resident, extra = resident_bytes(model)
+    figures = _figures(model, specs, found)
+
     console = Console(width=130)
     console.print(describe())
-    table = Table(title=f"{model.name}, {model.weights.precision}, {CACHED} tokens cached")
-    table.add_column("variant")
-    for rows in ROWS:
-        for title in ("ms", "bytes", "speed-up", "over byte reduction"):
-            table.add_column(f"{title}, {rows} rows" if rows > 1 else title, justify="right")
-    results: dict[str, dict[str, float]] = {}
-    for name, spec in specs.items():
-        cells: list[str] = []
-        figures: dict[str, float] = {}
-        for rows in ROWS:
-            share = step_bytes(model, spec, rows, CACHED) / step_bytes(model, base, rows, CACHED)
-            taken = seconds[name, str(rows)]
-            faster = seconds[BASE, str(rows)] / taken
-            cells += [
-                f"{1e3 * taken:.2f} ±{spread(found[name, str(rows)]):.0%}",
-                f"{share:.3f}", f"{faster:.2f}x", f"{faster * share:.2f}",
-            ]  # fmt: skip
-            figures |= {
-                f"seconds_{rows}": taken,
-                f"bytes_{rows}": share,
-                f"efficiency_{rows}": faster * share,
-            }  # fmt: skip
-        table.add_row(name, *cells)
-        results[name] = figures
-    console.print(table)
-    mixed = mixed_batch(decoder, model, arguments.repeats)
+    title = f"{model.name}, {model.weights.precision}, {CACHED} tokens cached"
+    console.print(_table(title, figures, found))
     console.print(
-        f"eight rows over four variants: {1e3 * float(str(mixed['mixed'])):.2f} ms, "
-        f"{float(str(mixed['mixed'])) / float(str(mixed['mean_unmixed'])):.2f}x unmixed batches"
+        f"eight rows over four variants: {1e3 * mixed['mixed']:.2f} ms, "
+        f"{mixed['mixed'] / mixed['mean_unmixed']:.2f}x unmixed batches"
     )
-    switch = switch_cost(decoder, specs["ffn-50, plain"], arguments.repeats)
     console.print(f"a switch of variant between steps: {1e6 * switch:.0f} us")
-    resident = sum(nbytes(t) for t in model.weights.tensors())
-    owns = [own for parts in model.own.values() for own in parts.values()]
-    extra = sum(nbytes(t) for t in {t.data_ptr(): t for o in owns for t in o.tensors()}.values())
     console.print(
         f"resident: base {resident / 1e6:.1f} MB, all {len(model.variants) - 1} variants "
         f"{extra / 1e6:.1f} MB more ({extra / resident:.1%})"
     )
     result = {
         "machine": describe(),
-        "variants": results,
+        "variants": figures,
         "mixed_batch": mixed,
         "switch_seconds": switch,
         "resident_bytes": {"base": resident, "variants": extra},
     }
-    path = save(f"variants-{model.weights.precision}", result, arguments.json)
+    path = save_result(f"variants-{model.weights.precision}", result, arguments.json)
     console.print(f"written to {path}")
+
+
+def resident_bytes(model: LoadedModel) -> tuple[int, int]:
+    """Return the bytes of the base, and of the corrections of all variants beside it."""
+    corrections = [own for variants in model.own.values() for own in variants.values()]
+    # Variants share some tensors: each counts once.
+    tensors = {t.data_ptr(): t for own in corrections for t in own.tensors()}
+    return sum(map(nbytes, model.weights.tensors())), sum(map(nbytes, tensors.values()))
+
+
+def _figures(
+    model: LoadedModel, specs: Mapping[str, VariantSpec], found: Series
+) -> dict[str, dict[str, float]]:
+    """Return, for each variant and number of rows, seconds, bytes over the base's, and efficiency:
+    the speed-up over the reduction of bytes."""
+    base, seconds = model.variants[BASE], medians(found)
+    figures: dict[str, dict[str, float]] = {}
+    for name, spec in specs.items():
+        figures[name] = {}
+        for rows in ROWS:
+            share = step_bytes(model, spec, rows, CACHED) / step_bytes(model, base, rows, CACHED)
+            taken = seconds[name, str(rows)]
+            figures[name] |= {
+                f"seconds_{rows}": taken,
+                f"bytes_{rows}": share,
+                f"efficiency_{rows}": share * seconds[BASE, str(rows)] / taken,
+            }
+    return figures
+
+
+def _table(title: str, figures: dict[str, dict[str, float]], found: Series) -> Table:
+    table = Table(title=title)
+    table.add_column("variant")
+    for rows in ROWS:
+        for column in ("ms", "bytes", "speed-up", "over byte reduction"):
+            table.add_column(f"{column}, {rows} rows" if rows > 1 else column, justify="right")
+    for name, values in figures.items():
+        cells: list[str] = []
+        for rows in ROWS:
+            share, efficiency = values[f"bytes_{rows}"], values[f"efficiency_{rows}"]
+            cells += [
+                f"{1e3 * values[f'seconds_{rows}']:.2f} ±{spread(found[name, str(rows)]):.0%}",
+                f"{share:.3f}",
+                f"{efficiency / share:.2f}x",
+                f"{efficiency:.2f}",
+            ]
+        table.add_row(name, *cells)
+    return table
 
 
 if __name__ == "__main__":

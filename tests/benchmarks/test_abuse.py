@@ -4,7 +4,8 @@ import argparse
 
 import pytest
 
-from benchmarks import abuse, soak
+from benchmarks.abuse import attack
+from benchmarks.soak import run
 
 
 @pytest.fixture
@@ -20,9 +21,9 @@ def options():
 
 def test_abuse_harms_nobody(tiny_server, options):
     asked = options(
-        abuse, "--requests", "84", "--rate", "40", "--calm", "0", "--no-slow", "--clients", "2"
+        attack, "--requests", "84", "--rate", "40", "--calm", "0", "--no-slow", "--clients", "2"
     )
-    found = abuse.attack(tiny_server, asked)
+    found = attack.attack(tiny_server, asked)
     assert found["faults"] == []
     assert len(found["kinds"]) >= 80
     assert found["good"]["answered"] > 0
@@ -30,8 +31,8 @@ def test_abuse_harms_nobody(tiny_server, options):
 
 
 def test_a_soak_leaves_nothing_behind(tiny_server, options):
-    asked = options(soak, "--requests", "60", "--at-once", "16", "--longest", "40")
-    found = soak.soak(tiny_server, asked)
+    asked = options(run, "--requests", "60", "--at-once", "16", "--longest", "40")
+    found = run.soak(tiny_server, asked)
     assert found["faults"] == []
     assert found["outcomes"]["invalid: 400"] == 12
     assert found["twins"] == found["equal"] == 7

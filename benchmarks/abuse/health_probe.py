@@ -1,4 +1,4 @@
-"""Ask `/health` every 20 ms until standard input ends: `python -m benchmarks.health_probe PORT`.
+"""Ask `/health` every 20 ms until stdin ends: `python -m benchmarks.abuse.health_probe PORT`.
 
 A process of its own with one connection of its own, so that nothing a load generator does delays
 it. Prints a JSON list of `[due, seconds, status]`: when a question was due (on the monotonic

@@ -1,7 +1,7 @@
 """Hostile connections for `benchmarks.abuse`: what is wrong is when bytes come, or do not come.
 
 Each returns what it saw: a status, `cut` if the server closed without one, `left` if the client
-went away as it meant to, `held` if the server kept a connection that it should have closed.
+went away as it meant to, `kept open` if the server kept a connection that it should have closed.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from benchmarks.abuse_cases import CHAT, COMPLETIONS, GENERATE, HOST, post, request
-from benchmarks.abuse_requests import ASK
+from benchmarks.abuse.cases import CHAT, COMPLETIONS, GENERATE, HOST, post, request
+from benchmarks.abuse.requests import ASK
 
 LOOPBACK = "127.0.0.1"
 _PATIENCE = 45.0  # seconds in which a slow client must have been cut off
@@ -24,7 +24,7 @@ _LONG = {"prompt": "Tell me a story.", "max_tokens": 200, "ignore_eos": True}
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class Target:
     """Where the server listens, and how many idle connections a flood opens."""
 
     port: int
@@ -37,7 +37,7 @@ class Behaviour:
     """One kind of connection. `slow`: it may take as long as the server's patience does."""
 
     kind: str
-    act: Callable[[Server], Awaitable[str]]
+    act: Callable[[Target], Awaitable[str]]
     expected: frozenset[str]
     slow: bool = False
 
@@ -54,23 +54,23 @@ async def connected(
         writer.transport.abort()
 
 
-async def exchange(server: Server, payload: bytes, seconds: float = 60) -> tuple[str, bytes]:
+async def exchange(target: Target, payload: bytes, seconds: float = 60) -> tuple[str, bytes]:
     """Send a payload while the answer is read; what came of it, and the answer's body."""
     try:
-        async with asyncio.timeout(seconds), connected(server.port) as (reader, writer):
-            sending = asyncio.create_task(_send(server, writer, payload))
+        async with asyncio.timeout(seconds), connected(target.port) as (reader, writer):
+            sending = asyncio.create_task(_send(target, writer, payload))
             try:
                 return await answer(reader)
             finally:
                 sending.cancel()
     except TimeoutError:
-        return "held", b""
+        return "kept open", b""
     except OSError:
         return "cut", b""
 
 
-async def _send(server: Server, writer: asyncio.StreamWriter, payload: bytes) -> None:
-    writer.write(payload.replace(HOST, f"{LOOPBACK}:{server.port}".encode(), 1))
+async def _send(target: Target, writer: asyncio.StreamWriter, payload: bytes) -> None:
+    writer.write(payload.replace(HOST, f"{LOOPBACK}:{target.port}".encode(), 1))
     with suppress(OSError):
         await writer.drain()
 
@@ -95,22 +95,22 @@ def _streamed(**more: object) -> bytes:
     return post(COMPLETIONS, {**_LONG, "stream": True, **more})
 
 
-async def _leave_after(server: Server, payload: bytes, events: int = 0) -> str:
+async def _leave_after(target: Target, payload: bytes, events: int = 0) -> str:
     """Hang up after so many events of a stream, or a moment after everything was sent."""
-    async with connected(server.port) as (reader, writer):
-        await _send(server, writer, payload)
+    async with connected(target.port) as (reader, writer):
+        await _send(target, writer, payload)
         if not events:
-            await asyncio.sleep(server.chance.uniform(0, 0.3))
+            await asyncio.sleep(target.chance.uniform(0, 0.3))
         for _ in range(events):
             with suppress(asyncio.IncompleteReadError, asyncio.LimitOverrunError):
                 await reader.readuntil(b"\n\n")
     return "left"
 
 
-async def _drip(server: Server, first: bytes, piece: bytes, pause: float = 0.2) -> str:
+async def _drip(target: Target, first: bytes, piece: bytes, pause: float = 0.2) -> str:
     """Send a piece at a time until the server has had enough."""
-    async with connected(server.port) as (reader, writer):
-        await _send(server, writer, first)
+    async with connected(target.port) as (reader, writer):
+        await _send(target, writer, first)
         reading = asyncio.create_task(answer(reader))
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -121,40 +121,40 @@ async def _drip(server: Server, first: bytes, piece: bytes, pause: float = 0.2) 
             return (await reading)[0]
         except TimeoutError:
             reading.cancel()
-            return "held"
+            return "kept open"
 
 
-async def _read_nothing(server: Server) -> str:
+async def _read_nothing(target: Target) -> str:
     """Ask for a long stream with a small window, and read none of it for some seconds."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     raw.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(raw, (LOOPBACK, server.port))
-    payload = _streamed(n=4, logprobs=20).replace(HOST, f"{LOOPBACK}:{server.port}".encode())
+    await asyncio.get_running_loop().sock_connect(raw, (LOOPBACK, target.port))
+    payload = _streamed(n=4, logprobs=20).replace(HOST, f"{LOOPBACK}:{target.port}".encode())
     with raw:
         await asyncio.get_running_loop().sock_sendall(raw, payload)
         await asyncio.sleep(6)
     return "left"
 
 
-async def _read_slowly(server: Server) -> str:
+async def _read_slowly(target: Target) -> str:
     """Read a stream a few bytes at a time, and leave before its end."""
-    async with connected(server.port) as (reader, writer):
-        await _send(server, writer, _streamed())
+    async with connected(target.port) as (reader, writer):
+        await _send(target, writer, _streamed())
         for _ in range(60):
             await reader.read(16)
             await asyncio.sleep(0.05)
     return "left"
 
 
-async def _reset(server: Server, payload: bytes, pause: float = 0.2) -> str:
+async def _reset(target: Target, payload: bytes, pause: float = 0.2) -> str:
     """Send, and reset the connection: whatever was under way is lost to the client."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     raw.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(raw, (LOOPBACK, server.port))
+    await asyncio.get_running_loop().sock_connect(raw, (LOOPBACK, target.port))
     with raw:
-        made = payload.replace(HOST, f"{LOOPBACK}:{server.port}".encode())
+        made = payload.replace(HOST, f"{LOOPBACK}:{target.port}".encode())
         with suppress(OSError):
             await asyncio.get_running_loop().sock_sendall(raw, made)
         await asyncio.sleep(pause)
@@ -167,37 +167,37 @@ def _pipelined(count: int) -> bytes:
     return request("POST", COMPLETIONS, body, kept) * count
 
 
-async def _pipeline(server: Server) -> str:
+async def _pipeline(target: Target) -> str:
     """Twenty small requests at once in one connection: all are answered, in their order."""
     kept = request("GET", "/v1/models", headers={"Connection": "keep-alive"})
-    async with connected(server.port) as (reader, writer):
-        made = (kept * 20).replace(HOST, f"{LOOPBACK}:{server.port}".encode())
+    async with connected(target.port) as (reader, writer):
+        made = (kept * 20).replace(HOST, f"{LOOPBACK}:{target.port}".encode())
         writer.write(made)
         async with asyncio.timeout(60):
             seen = {(await answer(reader))[0] for _ in range(20)}
     return seen.pop() if len(seen) == 1 else f"mixed {sorted(seen)}"
 
 
-async def _flood(server: Server, first: bytes = b"", seconds: float = 4) -> str:
+async def _flood(target: Target, first: bytes = b"", seconds: float = 4) -> str:
     """Open very many connections and let them lie."""
     opened: list[asyncio.StreamWriter] = []
     try:
-        for _ in range(server.flood):
+        for _ in range(target.flood):
             with suppress(OSError):
-                _, writer = await asyncio.open_connection(LOOPBACK, server.port)
+                _, writer = await asyncio.open_connection(LOOPBACK, target.port)
                 writer.write(first)
                 opened.append(writer)
         await asyncio.sleep(seconds)
     finally:
         for writer in opened:
             writer.transport.abort()
-    return "left" if len(opened) == server.flood else "cut"
+    return "left" if len(opened) == target.flood else "cut"
 
 
-async def _churn(server: Server) -> str:
+async def _churn(target: Target) -> str:
     """Connect and leave at once, many times."""
     for _ in range(50):
-        async with connected(server.port):
+        async with connected(target.port):
             pass
     return "left"
 

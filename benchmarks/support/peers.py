@@ -38,12 +38,12 @@ class Transformers:
         return time.perf_counter() - started
 
     def decode(self, cached: int) -> Measure:
-        """Tokens a second behind so many others."""
+        """Return a measurement of tokens a second behind `cached` others."""
         new = DECODED // 2
         return lambda: new / (self._seconds(cached, new + 1) - self._seconds(cached, 1))
 
     def prefill(self, tokens: int) -> Measure:
-        """Prompt tokens a second."""
+        """Return a measurement of prompt tokens a second."""
         return lambda: tokens / self._seconds(tokens, 1)
 
 
@@ -64,11 +64,11 @@ class LlamaBench:
         return float(json.loads(done.stdout)[-1]["avg_ts"])
 
     def decode(self, cached: int) -> Measure:
-        """Tokens a second behind so many others."""
+        """Return a measurement of tokens a second behind `cached` others."""
         return lambda: self._run("-p", "0", "-n", str(DECODED), "-d", str(cached))
 
     def prefill(self, tokens: int) -> Measure:
-        """Prompt tokens a second."""
+        """Return a measurement of prompt tokens a second."""
         return lambda: self._run("-p", str(tokens), "-n", "0")
 
 
@@ -85,28 +85,31 @@ class OpenVino:
         self._pipeline = openvino_genai.LLMPipeline(str(gguf), "CPU")
 
     def _milliseconds(self, prompt: int, new: int) -> tuple[float, float]:
-        """To the first token, and for each further one."""
+        """Return the milliseconds to the first token, and for each further one."""
         import openvino
 
         config = self._genai.GenerationConfig()
         config.max_new_tokens, config.ignore_eos, config.do_sample = new, True, False
-        self._runs += 1  # a prompt of its own, so that nothing is taken from a prefix cache
+        self._runs += 1  # another prompt each time, so that a prefix cache never helps
         ids = (torch.arange(prompt)[None] + 131 * self._runs) % 40_000 + 100
         given = (openvino.Tensor(t.numpy()) for t in (ids, torch.ones_like(ids)))
         found = self._pipeline.generate(self._genai.TokenizedInputs(*given), config).perf_metrics
         return found.get_ttft().mean, found.get_tpot().mean
 
     def decode(self, cached: int) -> Measure:
-        """Tokens a second behind so many others."""
+        """Return a measurement of tokens a second behind `cached` others."""
         return lambda: 1e3 / self._milliseconds(cached, DECODED)[1]
 
     def prefill(self, tokens: int) -> Measure:
-        """Prompt tokens a second."""
+        """Return a measurement of prompt tokens a second."""
         return lambda: 1e3 * tokens / self._milliseconds(tokens, 1)[0]
 
 
+Peer = Transformers | LlamaBench | OpenVino
+
+
 def ggufs(llama_cpp: Path | None) -> dict[str, Path]:
-    """The default model's file as it is published and, given llama.cpp, in Q4_0."""
+    """Return the default model's files: as published and, given llama.cpp, converted to Q4_0."""
     folder = cache_folder() / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     published = folder / f"{DEFAULT_MODEL}.Q4_1.gguf"
@@ -125,10 +128,10 @@ def ggufs(llama_cpp: Path | None) -> dict[str, Path]:
     return found
 
 
-def peers(llama_cpp: Path | None, threads: int) -> list[Transformers | LlamaBench | OpenVino]:
-    """Those that can run here. `llama_cpp` is the folder of its programs."""
+def peers(llama_cpp: Path | None, threads: int) -> list[Peer]:
+    """Return the engines that can run here. `llama_cpp` is the folder of its programs."""
     files = ggufs(llama_cpp)
-    found: list[Transformers | LlamaBench | OpenVino] = [Transformers()]
+    found: list[Peer] = [Transformers()]
     if llama_cpp is not None:
         found += [LlamaBench(llama_cpp, g, f"llama.cpp {n}", threads) for n, g in files.items()]
     with suppress(ImportError):
@@ -137,7 +140,10 @@ def peers(llama_cpp: Path | None, threads: int) -> list[Transformers | LlamaBenc
 
 
 def interleaved(jobs: dict[Job, Measure], repeats: int) -> dict[Job, list[float]]:
-    """Every job in turn, so that a slower machine is slower for all; the first round is warm-up."""
+    """Run every job in turn, so that a change of the machine's speed meets all alike.
+
+    The first of `repeats + 1` rounds is a warm-up and not returned.
+    """
     found: dict[Job, list[float]] = {key: [] for key in jobs}
     for turn in range(repeats + 1):
         for key, job in jobs.items():
@@ -148,5 +154,5 @@ def interleaved(jobs: dict[Job, Measure], repeats: int) -> dict[Job, list[float]
 
 
 def medians(found: dict[Job, list[float]]) -> dict[Job, float]:
-    """Of each job."""
+    """Return the median of each job."""
     return {key: median(values) for key, values in found.items()}

@@ -4,7 +4,7 @@ import gzip
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.abuse_cases import BAD, FINE, HOST, JSON, MISSING, Case, request
+from benchmarks.abuse.cases import BAD, FINE, HOST, JSON, MISSING, Case, request
 
 ASK = b'{"prompt": "x", "max_tokens": 4}'
 CUT = frozenset({"cut"})

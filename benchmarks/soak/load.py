@@ -21,23 +21,23 @@ _INVALID: tuple[dict[str, object], ...] = (
     {"n": 10**6}, {"trimtab": {"variant": "nope"}}, {"logit_bias": {"999999999": 1}},
     {"seed": "x"}, {"stop_token_ids": [-1]}, {"prompt": 5, "messages": 5}, {"min_p": 3},
 )  # fmt: skip
-_MOST_TOKENS = 48
-_CANCELLED_AFTER = 1.5  # seconds at most
+_MAX_TOKENS = 48
+_MAX_CANCEL_AFTER = 1.5  # seconds at most
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One request. Jobs of one `twin` number must get the same text."""
+class SoakRequest:
+    """One request. Requests of one `twin` number must get the same text."""
 
     kind: str  # good, cancelled or invalid
     path: str
     body: dict[str, object]
     twin: int | None = None
-    patience: float = 0.0  # seconds until it is cancelled
+    cancel_after: float = 0.0  # seconds until it is cancelled
 
 
 @dataclass(slots=True)
-class Found:
+class SoakOutcome:
     """What became of them. `lengths` are those of prompts, in tokens."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -52,21 +52,25 @@ class Found:
         return len(pairs), sum(first == second for first, second in pairs)
 
 
-def jobs(count: int, longest: int, seed: int) -> list[Job]:
-    """`count` jobs in a random order, with prompts of 10 to `longest` words."""
+def make_requests(count: int, longest: int, seed: int) -> list[SoakRequest]:
+    """`count` requests in a random order, with prompts of 10 to `longest` words."""
     chance = random.Random(seed)
     found = [
-        Job("cancelled", *_good(chance, longest), patience=chance.uniform(0, _CANCELLED_AFTER))
+        SoakRequest(
+            "cancelled", *_good(chance, longest), cancel_after=chance.uniform(0, _MAX_CANCEL_AFTER)
+        )
         for _ in range(count // 3)
     ]
     for number in range(count // 5):
         path, body = _good(chance, longest)
-        found.append(Job("invalid", path, body | _INVALID[number % len(_INVALID)]))
+        found.append(SoakRequest("invalid", path, body | _INVALID[number % len(_INVALID)]))
     pairs = (count - len(found)) // 4
     for number in range(pairs):
         path, body = _good(chance, longest)
-        found += [Job("good", path, body | {"stream": bool(part)}, number) for part in range(2)]
-    found += [Job("good", *_good(chance, longest)) for _ in range(count - len(found))]
+        found += [
+            SoakRequest("good", path, body | {"stream": bool(part)}, number) for part in range(2)
+        ]
+    found += [SoakRequest("good", *_good(chance, longest)) for _ in range(count - len(found))]
     chance.shuffle(found)
     return found
 
@@ -79,7 +83,7 @@ def _good(chance: random.Random, longest: int) -> tuple[str, dict[str, object]]:
     )
     return path, {
         **asked,
-        "max_tokens": chance.randint(1, _MOST_TOKENS),
+        "max_tokens": chance.randint(1, _MAX_TOKENS),
         "temperature": chance.choice((0.0, 0.7, 1.0)),
         "seed": chance.randrange(2**31),
         "stream": chance.random() < 0.5,
@@ -87,9 +91,11 @@ def _good(chance: random.Random, longest: int) -> tuple[str, dict[str, object]]:
     }
 
 
-async def send(url: str, work: list[Job], at_once: int, on_done: Callable[[], None]) -> Found:
-    """All jobs, so many at once; `on_done` is called after each."""
-    found, left = Found(), iter(work)
+async def send_all(
+    url: str, work: list[SoakRequest], at_once: int, on_done: Callable[[], None]
+) -> SoakOutcome:
+    """All requests, so many at once; `on_done` is called after each."""
+    found, left = SoakOutcome(), iter(work)
     timeout = aiohttp.ClientTimeout(600)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as client:
@@ -98,43 +104,48 @@ async def send(url: str, work: list[Job], at_once: int, on_done: Callable[[], No
 
 
 async def _worker(
-    client: aiohttp.ClientSession, left: Iterator[Job], found: Found, on_done: Callable[[], None]
+    client: aiohttp.ClientSession,
+    left: Iterator[SoakRequest],
+    found: SoakOutcome,
+    on_done: Callable[[], None],
 ) -> None:
-    for job in left:
+    for request in left:
         try:
-            outcome = await _do(client, job, found)
+            outcome = await _do(client, request, found)
         except (aiohttp.ClientError, ValueError, KeyError, TimeoutError) as error:
             outcome = "broken"
-            found.faults.append(f"{job.kind} {job.path}: {type(error).__name__} {error}"[:300])
-        found.outcomes[f"{job.kind}: {outcome}"] += 1
+            found.faults.append(
+                f"{request.kind} {request.path}: {type(error).__name__} {error}"[:300]
+            )
+        found.outcomes[f"{request.kind}: {outcome}"] += 1
         on_done()
 
 
-async def _do(client: aiohttp.ClientSession, job: Job, found: Found) -> str:
-    if job.kind == "cancelled":
+async def _do(client: aiohttp.ClientSession, request: SoakRequest, found: SoakOutcome) -> str:
+    if request.kind == "cancelled":
         try:
-            async with asyncio.timeout(job.patience):
-                status, *_ = await _ask(client, job)
+            async with asyncio.timeout(request.cancel_after):
+                status, *_ = await _ask(client, request)
         except TimeoutError:
             return "cancelled"
         return f"{status} before"
-    status, text, length = await _ask(client, job)
-    right = 400 if job.kind == "invalid" else 200
+    status, text, length = await _ask(client, request)
+    right = 400 if request.kind == "invalid" else 200
     if status == 200:
         found.lengths.append(length)
-        if job.twin is not None:
-            found.texts.setdefault(job.twin, []).append(text)
+        if request.twin is not None:
+            found.texts.setdefault(request.twin, []).append(text)
     if status not in (right, 503):
-        found.faults.append(f"{job.kind} {job.path}: {status} {text}"[:300])
+        found.faults.append(f"{request.kind} {request.path}: {status} {text}"[:300])
     return str(status)
 
 
-async def _ask(client: aiohttp.ClientSession, job: Job) -> tuple[int, str, int]:
+async def _ask(client: aiohttp.ClientSession, request: SoakRequest) -> tuple[int, str, int]:
     """Status, text and prompt tokens. Raises `ValueError` for an answer without an end."""
-    body = dict(job.body)
-    if body["stream"] and job.path != PATHS[0]:
+    body = dict(request.body)
+    if body["stream"] and request.path != PATHS[0]:
         body["stream_options"] = {"include_usage": True}
-    async with client.post(job.path, json=body) as response:
+    async with client.post(request.path, json=body) as response:
         if response.status != 200:
             return response.status, await response.text(), 0
         if not body["stream"]:

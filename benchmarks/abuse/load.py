@@ -1,6 +1,6 @@
 """The load generator of `benchmarks.abuse`: good clients, and everything that is hostile.
 
-`python -m benchmarks.abuse_load` is started by the benchmark as a process of its own, prints its
+`python -m benchmarks.abuse.load` is started by the benchmark as a process of its own, prints its
 findings as JSON, and ends by itself. It speaks to 127.0.0.1 alone.
 """
 
@@ -17,9 +17,9 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.abuse_cases import CASES, CHAT, COMPLETIONS, GENERATE, Case
-from benchmarks.abuse_connections import BEHAVIOURS, LOOPBACK, Behaviour, Server, exchange
-from benchmarks.abuse_requests import REQUESTS
+from benchmarks.abuse.cases import CASES, CHAT, COMPLETIONS, GENERATE, Case
+from benchmarks.abuse.connections import BEHAVIOURS, LOOPBACK, Behaviour, Target, exchange
+from benchmarks.abuse.requests import REQUESTS
 
 _BASE = {"trimtab": {"variant": "base"}, "max_tokens": 16, "ignore_eos": True}
 _GREEDY = {**_BASE, "temperature": 0}
@@ -103,7 +103,7 @@ async def _ask_well(
 
 
 @dataclass(slots=True)
-class Kind:
+class AbuseKind:
     """One kind of abuse, and what was seen of it."""
 
     name: str
@@ -112,8 +112,8 @@ class Kind:
     seen: Counter[str] = field(default_factory=Counter)
 
     async def try_once(self, number: int) -> None:
-        """Counts what came of it; `held` if the time is up before."""
-        seen = "held"
+        """Counts what came of it; `kept open` if the time is up before."""
+        seen = "kept open"
         try:
             seen = await self.act(number)
         finally:
@@ -125,24 +125,24 @@ class Kind:
         return sorted(self.seen.keys() - self.expected - {"503"})
 
 
-def _kind_of_case(server: Server, case: Case) -> Kind:
+def _kind_of_case(target: Target, case: Case) -> AbuseKind:
     async def act(number: int) -> str:
         payload = case.payloads[number % len(case.payloads)]()
-        status, body = await exchange(server, payload)
+        status, body = await exchange(target, payload)
         refused = case.enveloped and status.isdigit() and int(status) >= 400
         return f"{status} bare" if refused and not _is_envelope(body) else status
 
-    return Kind(case.kind, case.expected, act)
+    return AbuseKind(case.kind, case.expected, act)
 
 
-def _kind_of_behaviour(server: Server, behaviour: Behaviour) -> Kind:
+def _kind_of_behaviour(target: Target, behaviour: Behaviour) -> AbuseKind:
     async def act(_: int) -> str:
         try:
-            return await behaviour.act(server)
+            return await behaviour.act(target)
         except OSError:
             return "cut"
 
-    return Kind(behaviour.kind, behaviour.expected, act)
+    return AbuseKind(behaviour.kind, behaviour.expected, act)
 
 
 def _is_envelope(body: bytes) -> bool:
@@ -152,24 +152,24 @@ def _is_envelope(body: bytes) -> bool:
         return False
 
 
-async def _abuse(server: Server, count: int, rate: float, slow: bool) -> list[Kind]:
+async def _abuse(target: Target, count: int, rate: float, slow: bool) -> list[AbuseKind]:
     """`count` of all kinds in a random order, `rate` a second; the slow ones once each."""
-    fast = [_kind_of_case(server, case) for case in (*CASES, *REQUESTS)]
-    fast += [_kind_of_behaviour(server, b) for b in BEHAVIOURS if not b.slow]
-    lasting = [_kind_of_behaviour(server, b) for b in BEHAVIOURS if b.slow and slow]
+    fast = [_kind_of_case(target, case) for case in (*CASES, *REQUESTS)]
+    fast += [_kind_of_behaviour(target, b) for b in BEHAVIOURS if not b.slow]
+    lasting = [_kind_of_behaviour(target, b) for b in BEHAVIOURS if b.slow and slow]
     places = asyncio.Semaphore(_WORKERS)
 
-    async def soon(kind: Kind) -> None:
-        await asyncio.sleep(server.chance.uniform(0, _SLOW_START))
+    async def soon(kind: AbuseKind) -> None:
+        await asyncio.sleep(target.chance.uniform(0, _SLOW_START))
         await kind.try_once(0)
 
-    async def placed(kind: Kind, number: int) -> None:
+    async def placed(kind: AbuseKind, number: int) -> None:
         async with places:
             await kind.try_once(number)
 
     work = [asyncio.create_task(soon(kind)) for kind in lasting]
     turns = [divmod(number, len(fast)) for number in range(count - len(lasting))]
-    server.chance.shuffle(turns)
+    target.chance.shuffle(turns)
     for turn, at in turns:
         work.append(asyncio.create_task(placed(fast[at], turn)))
         await asyncio.sleep(1 / rate)
@@ -184,7 +184,7 @@ async def _abuse(server: Server, count: int, rate: float, slow: bool) -> list[Ki
 
 async def run(options: argparse.Namespace) -> dict[str, object]:
     """Learns the good answers alone, then asks for them all the time, later beside the abuse."""
-    server = Server(options.port, options.flood, random.Random(options.seed))
+    target = Target(options.port, options.flood, random.Random(options.seed))
     good, over = Good(), asyncio.Event()
     async with aiohttp.ClientSession(
         f"http://{LOOPBACK}:{options.port}", timeout=aiohttp.ClientTimeout(120)
@@ -202,7 +202,7 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
         begun = time.monotonic()
         await asyncio.sleep(options.calm)
         abused = time.monotonic()
-        kinds = await _abuse(server, options.requests, options.rate, not options.no_slow)
+        kinds = await _abuse(target, options.requests, options.rate, not options.no_slow)
         ended = time.monotonic()
         over.set()
         await asyncio.gather(*clients)

@@ -1,8 +1,8 @@
-"""What live answers lost, read again by the base and by the variant that gave them."""
+"""What live answers lost: they are read again by the base and by the variant that wrote them."""
 
 from collections.abc import Sequence
 
-from benchmarks.offered import Answer
+from benchmarks.replay.open_loop import TimedAnswer
 from pruners.variant import BASE
 from server.app import build_runner, load
 from server.settings import JobSettings
@@ -11,29 +11,29 @@ from server.shadow.teacher_forcing import Rereading
 _SLOTS = 4096  # cached tokens
 
 
-class Reader:
-    """Holds the default model; each answer is read once, however often it was given."""
+class LossMeter:
+    """Holds the default model, and the loss of every answer that was read before."""
 
     def __init__(self) -> None:
         self._model = load(JobSettings())
         self._runner = build_runner(self._model, JobSettings(kv_tokens=_SLOTS), None)
         self._known: dict[tuple[str, str, str], float] = {}
 
-    def losses(self, answers: Sequence[Answer]) -> list[float]:
-        """KL of each to the base, nats per token; what was not answered has none (0)."""
+    def losses(self, answers: Sequence[TimedAnswer]) -> list[float]:
+        """Return the KL of each answer to the base, nats per token; 0 where there is no answer."""
         return [self._loss(answer) for answer in answers]
 
-    def _loss(self, answer: Answer) -> float:
+    def _loss(self, answer: TimedAnswer) -> float:
         if answer.variant == BASE or not answer.text:
             return 0.0
-        key = (answer.variant, answer.offer.prompt, answer.text)
+        key = (answer.variant, answer.request.prompt, answer.text)
         if key not in self._known:
             self._known[key] = self._read(answer)
         return self._known[key]
 
-    def _read(self, answer: Answer) -> float:
+    def _read(self, answer: TimedAnswer) -> float:
         model = self._model
-        turns = [{"role": "user", "content": answer.offer.prompt}]
+        turns = [{"role": "user", "content": answer.request.prompt}]
         framed = model.tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True
         )

@@ -1,7 +1,7 @@
 """The same traffic through the simulation, at the speed that the base had around each run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -9,7 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.offered import SLOTS, Objective, Offer, Run
+from benchmarks.replay.open_loop import SLOTS, Objective, ReplayRun, ScheduledRequest
+from benchmarks.replay.run import Cell
 from policies import Objectives
 from policies.registry import UnknownPolicyError, named_policy
 from policies.simulation.engine import EngineLimits, SimulatedEngine, SimulatedRequest
@@ -18,33 +19,33 @@ from policies.simulation.server import SimulatedServer, replay
 from policies.simulation.traffic import Arrival
 from policies.training.fluid_bound import quality_bounds
 
-Cell = tuple[float, str]
-"""The load that was wanted, and the policy."""
 Figures = Mapping[Cell, Sequence[Mapping[str, float]]]
 COMPARED = ("ttft_mean", "tokens_per_second", "attained")
 
 
-def base_rate(profile: Profile, offers: Sequence[Offer]) -> float:
-    """Requests a second that the base answers on paper, always busy."""
+def base_rate(profile: Profile, requests: Sequence[ScheduledRequest]) -> float:
+    """Return the requests a second that the base answers in the simulation, always busy."""
     engine = SimulatedEngine(
         profile.rates, EngineLimits(max_running=SLOTS), lambda row, clock: None
     )
-    for index, one in enumerate(offers):
+    for index, one in enumerate(requests):
         cached = one.prompt_tokens + one.output
         engine.submit(SimulatedRequest(index, 0, 0.0, one.prompt_tokens, one.output, cached))
     engine.finish()
-    return len(offers) / engine.clock
+    return len(requests) / engine.clock
 
 
 def simulate(
-    profile: Profile, run: Run, policy: str, objective: Objective, seed: int
+    profile: Profile, run: ReplayRun, policy: str, objective: Objective, seed: int
 ) -> dict[str, float] | None:
-    """What `benchmarks.replay` would measure of a run; None for another's server."""
+    """Return what the simulation says of a run, or None for a server that is not Trimtab."""
     try:
         chosen = named_policy(policy, profile.variants, profile.fingerprint, force=True)
     except UnknownPolicyError:
         return None
-    arrivals = [Arrival(a.offer.at, a.offer.prompt_tokens, a.offer.output) for a in run.answers]
+    arrivals = [
+        Arrival(a.request.at, a.request.prompt_tokens, a.request.output) for a in run.answers
+    ]
     count = len(profile.prompts.names)
     rows = np.random.default_rng(seed).integers(count, size=len(arrivals)).tolist()
     # The server knows of the first objective alone.
@@ -65,24 +66,28 @@ def simulate(
     }
 
 
-def simulated(
-    console: Console,
-    profile: Profile,
-    probes: Sequence[Sequence[Offer]],
-    raw: Mapping[Cell, Sequence[Run]],
-    figures: Figures,
-    objective: Objective,
-) -> dict[str, Any]:
-    """The simulation's figures beside the live ones, and the fluid bounds.
+@dataclass(frozen=True, slots=True)
+class LiveRuns:
+    """The runs of each cell, their figures, and what they were measured by.
 
-    `probes` are the requests that the capacities of each repeat were measured with.
+    `probes` are the requests that the capacity of each repeat was measured with.
     """
-    on_paper = [base_rate(profile, probe) for probe in probes]
+
+    runs: Mapping[Cell, Sequence[ReplayRun]]
+    figures: Figures
+    probes: Sequence[Sequence[ScheduledRequest]]
+    objective: Objective
+
+
+def simulated(console: Console, profile: Profile, live_runs: LiveRuns) -> dict[str, Any]:
+    """Print and return the simulation's figures beside the live ones, and the fluid bounds."""
+    figures, objective = live_runs.figures, live_runs.objective
+    on_paper = [base_rate(profile, probe) for probe in live_runs.probes]
     shown = Table(title="simulated over measured, means over repeats")
     for title in ("load", "policy", "ttft", "tokens/s", "attained, simulated", "measured"):
         shown.add_column(title)
     found: dict[str, Any] = {}
-    for (load, policy), repeats in sorted(raw.items()):
+    for (load, policy), repeats in sorted(live_runs.runs.items()):
         made = []
         for number, run in enumerate(repeats):
             rates = profile.rates.scaled(on_paper[number] / run.capacity)
@@ -99,13 +104,12 @@ def simulated(
             f"{paper['attained']:.3f}", f"{live['attained']:.3f}",
         )  # fmt: skip
     console.print(shown)
-    return {"simulation": found, **_bounds(console, profile, raw, figures)}
+    return {"simulation": found, **_bounds(console, profile, live_runs)}
 
 
-def _bounds(
-    console: Console, profile: Profile, raw: Mapping[Cell, Sequence[Run]], figures: Figures
-) -> dict[str, Any]:
-    sent = [answer.offer for repeats in raw.values() for run in repeats for answer in run.answers]
+def _bounds(console: Console, profile: Profile, live_runs: LiveRuns) -> dict[str, Any]:
+    raw, figures = live_runs.runs, live_runs.figures
+    sent = [answer.request for repeats in raw.values() for run in repeats for answer in run.answers]
     lengths = int(fmean(o.prompt_tokens for o in sent)), int(fmean(o.output for o in sent))
     rows = np.arange(len(profile.prompts.names))
 

@@ -1,7 +1,6 @@
 """An open loop of real prompts: requests leave when the trace says so, whatever the server does.
 
-The client is aiohttp's, which parses in C: it runs on the server's cores, and takes what it takes
-from them.
+The client is aiohttp's, which parses in C, because it shares the cores with the server.
 """
 
 import asyncio
@@ -15,13 +14,16 @@ import aiohttp
 
 from server.settings import JobSettings
 
-PATIENCE = 60.0  # seconds after which a client gives up
+TIMEOUT = 60.0  # seconds after which a client gives up
 SLOTS = JobSettings().max_running  # answers written at once, and clients that keep a server busy
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """One request: when it leaves (seconds), what it asks, and how many tokens it wants."""
+class ScheduledRequest:
+    """A request of the trace.
+
+    `at` is when it leaves, in seconds from the start; `output` is the number of tokens to write.
+    """
 
     at: float
     prompt: str
@@ -30,10 +32,10 @@ class Offer:
 
 
 @dataclass(slots=True)
-class Answer:
-    """What the client saw. Seconds from when the request should have left; None: never."""
+class TimedAnswer:
+    """What the client got. Times are seconds from when the request was due; None: it never came."""
 
-    offer: Offer
+    request: ScheduledRequest
     status: int = 0
     variant: str = "base"
     ttft: float | None = None
@@ -43,7 +45,7 @@ class Answer:
 
     @property
     def tpot(self) -> float | None:
-        """Of the tokens after the first."""
+        """Return the seconds per token after the first, or None if there is no such token."""
         if self.ttft is None or self.seconds is None or self.tokens < 2:
             return None
         return (self.seconds - self.ttft) / (self.tokens - 1)
@@ -51,14 +53,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Seconds to the first token, per further token, and to the end; all of them must be kept."""
+    """Seconds to the first token, per further token, and to the end: all three must be kept."""
 
     ttft: float
     tpot: float
     total: float
 
-    def met(self, answer: Answer) -> bool:
-        """Whether a client was served in time."""
+    def met(self, answer: TimedAnswer) -> bool:
+        """Return whether an answer came in time."""
         if answer.status != 200 or answer.ttft is None or answer.seconds is None:
             return False
         tpot = answer.tpot or 0.0
@@ -66,35 +68,37 @@ class Objective:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What clients saw, and how many requests a second the base answered before and after."""
+class ReplayRun:
+    """The answers of one run, and the requests a second that the base answers meanwhile."""
 
-    answers: list[Answer]
+    answers: list[TimedAnswer]
     capacity: float
 
 
-async def ask(client: aiohttp.ClientSession, offer: Offer, started: float) -> Answer:
-    """One streamed chat completion, timed from when it was due."""
-    due = started + offer.at
+async def send_one(
+    client: aiohttp.ClientSession, request: ScheduledRequest, started: float
+) -> TimedAnswer:
+    """Send one streamed chat completion when it is due, and return the timed answer."""
+    due = started + request.at
     await asyncio.sleep(max(0.0, due - time.perf_counter()))
-    found = Answer(offer)
+    found = TimedAnswer(request)
     body = {
-        "messages": [{"role": "user", "content": offer.prompt}],
-        "max_tokens": offer.output, "temperature": 0, "ignore_eos": True, "stream": True,
+        "messages": [{"role": "user", "content": request.prompt}],
+        "max_tokens": request.output, "temperature": 0, "ignore_eos": True, "stream": True,
     }  # fmt: skip
     try:
         async with client.post("/v1/chat/completions", json=body) as response:
             found.status = response.status
             if response.status == 200:
                 async for line in response.content:
-                    _hear(found, line, due)
+                    _take_line(found, line, due)
                 found.seconds = time.perf_counter() - due
     except (aiohttp.ClientError, TimeoutError):
         found.status = 0
     return found
 
 
-def _hear(found: Answer, line: bytes, due: float) -> None:
+def _take_line(found: TimedAnswer, line: bytes, due: float) -> None:
     if not line.startswith(b"data: {"):
         return
     chunk: dict[str, Any] = json.loads(line[6:])
@@ -108,33 +112,39 @@ def _hear(found: Answer, line: bytes, due: float) -> None:
         found.tokens += bool(piece)
 
 
-async def send(url: str, offers: Sequence[Offer]) -> list[Answer]:
-    """All of them, each at its time."""
+async def send_all(url: str, requests: Sequence[ScheduledRequest]) -> list[TimedAnswer]:
+    """Send all requests, each when it is due, and return the answers in the same order."""
     async with _client(url) as client:
         started = time.perf_counter()
-        return list(await asyncio.gather(*(ask(client, offer, started) for offer in offers)))
+        return list(
+            await asyncio.gather(*(send_one(client, request, started) for request in requests))
+        )
 
 
-async def capacity(url: str, offers: Sequence[Offer], clients: int) -> float:
-    """Requests a second that a server answers when `clients` ask without a pause."""
-    waiting = list(offers)[::-1]
+async def measure_capacity(url: str, requests: Sequence[ScheduledRequest], clients: int) -> float:
+    """Return the requests a second that a server answers to `clients` that never pause."""
+    waiting = list(requests)[::-1]
 
-    async def one(client: aiohttp.ClientSession) -> None:
+    async def ask_on(client: aiohttp.ClientSession) -> None:
         while waiting:
-            offer = waiting.pop()
+            request = waiting.pop()
             now = time.perf_counter()
-            await ask(client, Offer(0.0, offer.prompt, offer.prompt_tokens, offer.output), now)
+            await send_one(
+                client,
+                ScheduledRequest(0.0, request.prompt, request.prompt_tokens, request.output),
+                now,
+            )
 
     async with _client(url) as client:
         started = time.perf_counter()
-        await asyncio.gather(*(one(client) for _ in range(clients)))
-        return len(offers) / (time.perf_counter() - started)
+        await asyncio.gather(*(ask_on(client) for _ in range(clients)))
+        return len(requests) / (time.perf_counter() - started)
 
 
 def _client(url: str) -> aiohttp.ClientSession:
-    """For as many connections as there are requests."""
+    """Return a client with as many connections as there are requests."""
     return aiohttp.ClientSession(
         url,
-        timeout=aiohttp.ClientTimeout(PATIENCE),
+        timeout=aiohttp.ClientTimeout(TIMEOUT),
         connector=aiohttp.TCPConnector(limit=0),
     )
