@@ -32,8 +32,8 @@ from controller.engine_status import StepRecord
 from policies import Objectives, RulePolicy
 from pruners.artefact.folder import load_artefact
 from pruners.variant import BASE, base_spec
+from server.engine.loading.artefact_lookup import shipped_artefact
 from server.engine.loading.source import DEFAULT_MODEL
-from server.prechecks import shipped_artefact
 from telemetry import default_sampler
 from telemetry.machine import describe
 

@@ -18,10 +18,10 @@ from benchmarks.support.machine import copy_bandwidth
 from benchmarks.support.peers import Measure, Peer, interleaved, medians, peers
 from benchmarks.support.results import option_parser, save_result, spread
 from pruners.variant import BASE
-from server.app import load
+from server.engine.config import ModelConfig
+from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import LoadedModel
 from server.jobs.step_timing import decode_step, prefill, zeroed_decoder
-from server.settings import JobSettings
 from telemetry.machine import describe
 
 Series = dict[tuple[str, str], list[float]]
@@ -40,7 +40,7 @@ def main() -> None:
     options.add_argument("--llama-cpp", type=Path)
     options.add_argument("--repeats", type=int, default=5)
     arguments = options.parse_args()
-    model = load(JobSettings(weights=arguments.weights))
+    model = load_configured_model(ModelConfig(weights=arguments.weights))
     threads = torch.get_num_threads()
     ours = f"trimtab {model.weights.precision}"
     others = peers(arguments.llama_cpp, threads)

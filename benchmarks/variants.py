@@ -17,12 +17,12 @@ from benchmarks.support.bytes_read import step_bytes
 from benchmarks.support.peers import interleaved, medians
 from benchmarks.support.results import option_parser, save_result, spread
 from pruners.variant import BASE, VariantSpec, depth_spec, width_spec
-from server.app import load
 from server.engine.backends.pytorch.linear import nbytes
+from server.engine.config import ModelConfig
+from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import AnyDecoder, LoadedModel
 from server.engine.segment import Segment
 from server.jobs.step_timing import decode_step, zeroed_decoder
-from server.settings import JobSettings
 from telemetry.machine import describe
 
 Series = dict[tuple[str, str], list[float]]
@@ -94,7 +94,7 @@ def main() -> None:
     options.add_argument("--weights", default="auto")
     options.add_argument("--repeats", type=int, default=5)
     arguments = options.parse_args()
-    model = load(JobSettings(weights=arguments.weights))
+    model = load_configured_model(ModelConfig(weights=arguments.weights))
     shape = model.weights.shape
     skipped = list(range(shape.layers // 4, 2 * (shape.layers // 4)))
     plain = "ffn-50, plain"

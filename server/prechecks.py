@@ -1,24 +1,16 @@
 """What can be known to be wrong before a model is loaded, which may take minutes."""
 
-import json
 from collections.abc import Callable
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policies.registry import named_policy
 from pruners.variant import BASE
+from server.engine.loading.artefact_lookup import declared_variants, shipped_artefact
 from server.engine.loading.source import model_name
 from server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from controller import Analyzer
-
-
-def shipped_artefact(name: str) -> Path | None:
-    """The artefact that comes with the package for a model of this name, if there is one."""
-    folder = Path(str(resources.files("pruners"))) / "shipped" / name.lower()
-    return folder if folder.exists() else None
 
 
 def check_settings(settings: Settings) -> None:
@@ -29,7 +21,7 @@ def check_settings(settings: Settings) -> None:
     folder = settings.artefact or shipped_artefact(model_name(settings.model))
     if folder is not None and not folder.is_dir():
         raise SettingsError(f"there is no artefact {folder}; make one with `trimtab build`")
-    fingerprint, variants = (None, [BASE]) if folder is None else declared(folder)
+    fingerprint, variants = (None, [BASE]) if folder is None else declared_variants(folder)
     named_policy(settings.policy, variants, fingerprint, settings.force)
     # Imported here: all of them need PyTorch.
     from controller.audit import AuditLog
@@ -44,23 +36,6 @@ def check_settings(settings: Settings) -> None:
     open_analyzer(settings)
     if settings.audit_log is not None:
         AuditLog(settings.audit_log, settings.audit_max_bytes).close()
-
-
-def declared(folder: Path) -> tuple[str | None, list[str]]:
-    """Return the model's fingerprint and the variants' names that an artefact's folder declares.
-
-    The base is the first. Raises `SettingsError`. The rest of the folder is not read.
-    """
-    path = folder / "variants.json"
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        return str(body["model"]["fingerprint"]), [BASE, *(v["name"] for v in body["variants"])]
-    except OSError as error:
-        raise SettingsError(
-            f"artefact {folder}: cannot read {path.name}: {error.strerror}"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SettingsError(f"artefact {folder}: {path.name} is damaged: {error!r}") from error
 
 
 def open_analyzer(

@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pruners.support.errors import UserError
+from server.engine.config import DEFAULT_KV_BUDGETS, EngineConfig, ModelConfig
 from server.engine.loading.source import DEFAULT_MODEL
 from server.engine.precision import Precision
 
@@ -79,7 +75,7 @@ class Settings(BaseSettings):
     """Type of the KV cache: `int8` halves it, and needs weights in 4 or 8 bits."""
     kv_scorer: str = "streaming"
     """Which tokens a KV budget keeps: a name from `pruners.kv`."""
-    kv_budgets: Annotated[tuple[Annotated[int, Field(ge=32)], ...], NoDecode] = (1024, 512, 256)
+    kv_budgets: Annotated[tuple[Annotated[int, Field(ge=32)], ...], NoDecode] = DEFAULT_KV_BUDGETS
     """KV budgets that the controller may choose, in tokens, as a JSON list."""
     speculate: bool = True
     """Guess tokens ahead and verify them. Never changes what is written."""
@@ -167,21 +163,17 @@ class Settings(BaseSettings):
             )
         return self
 
+    def to_model_config(self) -> ModelConfig:
+        """Return the settings that say which model is loaded, and how."""
+        return ModelConfig(
+            self.model, self.artefact, self.weights, self.device, self.context, self.threads
+        )
 
-class JobSettings(Settings):
-    """What an offline job says, and defaults. No environment variable changes a result."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the source of the constructor's arguments alone."""
-        return (init_settings,)
+    def to_engine_config(self) -> EngineConfig:
+        """Return the settings that say how the engine batches requests."""
+        return EngineConfig(
+            self.max_running, self.step_tokens, self.kv_tokens, self.kv_cache, self.speculate
+        )
 
 
 def read_settings(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:

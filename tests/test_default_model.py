@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from pruners.variant import BASE, base_spec
-from server.app import build_runner, load
 from server.engine.backends.native import library as native_library
 from server.engine.backends.pytorch.linear import nbytes
+from server.engine.config import EngineConfig, ModelConfig
 from server.engine.detokenizer import StopRules, TextStream
+from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import load_transformers
 from server.engine.loading.source import DEFAULT_MODEL
+from server.engine.runner_factory import build_runner
 from server.engine.sampling import SamplingParams
 from server.engine.segment import Segment
 from server.engine.sequence import GenerationRequest, Sequence
-from server.settings import Settings
 from server.testing import ServerProcess
 
 PROMPTS = [
@@ -46,12 +47,12 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def model(default_model):
-    return load(Settings(weights="fp32"))
+    return load_configured_model(ModelConfig(weights="fp32"))
 
 
 @pytest.fixture(scope="module")
 def runner(model):
-    return build_runner(model, Settings(max_running=8, step_tokens=128), None)
+    return build_runner(model, EngineConfig(max_running=8, step_tokens=128), None)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_a_real_client_on_the_real_server(default_model, tmp_path):
 
 @pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
 def test_the_default_model_is_served_as_its_file_holds_it(default_model):
-    weights = load(Settings()).weights
+    weights = load_configured_model(ModelConfig()).weights
     assert weights.precision == "int4"
     exact = {kind for kind, error in weights.errors.items() if error < 1e-6}
     assert exact == {"qkv", "o", "gate and up", "head"}

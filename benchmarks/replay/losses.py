@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from benchmarks.replay.open_loop import TimedAnswer
 from pruners.variant import BASE
-from server.app import build_runner, load
-from server.settings import JobSettings
+from server.engine.config import EngineConfig, ModelConfig
+from server.engine.loading.configured_model import load_configured_model
+from server.engine.runner_factory import build_runner
 from server.shadow.teacher_forcing import Rereading
 
 _SLOTS = 4096  # cached tokens
@@ -15,8 +16,8 @@ class LossMeter:
     """Holds the default model, and the loss of every answer that was read before."""
 
     def __init__(self) -> None:
-        self._model = load(JobSettings())
-        self._runner = build_runner(self._model, JobSettings(kv_tokens=_SLOTS), None)
+        self._model = load_configured_model(ModelConfig())
+        self._runner = build_runner(self._model, EngineConfig(kv_tokens=_SLOTS), None)
         self._known: dict[tuple[str, str, str], float] = {}
 
     def losses(self, answers: Sequence[TimedAnswer]) -> list[float]:

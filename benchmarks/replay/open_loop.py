@@ -12,10 +12,10 @@ from typing import Any
 
 import aiohttp
 
-from server.settings import JobSettings
+from server.engine.config import EngineConfig
 
 TIMEOUT = 60.0  # seconds after which a client gives up
-SLOTS = JobSettings().max_running  # answers written at once, and clients that keep a server busy
+SLOTS = EngineConfig().max_running  # answers written at once, and clients that keep a server busy
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,13 +93,14 @@ def serve(
 
     check_settings(settings)
     # Imported here: other commands start without the HTTP stack.
-    from server.app import create_app, load
+    from server.app import create_app
+    from server.engine.loading.configured_model import load_configured_model
     from server.http import connections_of
     from server.http import serve as run
 
     connections = connections_of(settings)
 
-    app = create_app(load(settings), settings)
+    app = create_app(load_configured_model(settings.to_model_config()), settings)
     gc.collect()
     gc.freeze()  # what is loaded stays: it need not be searched for garbage ever again
     log.info("serving %s on http://%s:%s", settings.model, settings.host, settings.port)

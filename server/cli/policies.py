@@ -54,17 +54,15 @@ def profile(
     An interrupted sweep goes on where it stopped.
     """
     from pruners.data.corpus import read_corpus
-    from server.jobs.profile import make_profile, time_again
-    from server.settings import JobSettings
+    from server.engine.config import ModelConfig
+    from server.jobs.profile import ProfileConfig, make_profile, time_again
 
-    settings = JobSettings(
-        model=model, artefact=artefact, device=device, weights=weights, threads=threads,
-        analyzer=analyzer, max_running=max_running,
-    )  # fmt: skip
+    served = ModelConfig(model, artefact, weights, device, threads=threads)
+    config = ProfileConfig(served, analyzer, max_running)
     if prompts is None:
-        found = time_again(settings, out)
+        found = time_again(config, out)
     else:
-        found = make_profile(settings, out, read_corpus(prompts), limit, tokens)
+        found = make_profile(config, out, read_corpus(prompts), limit, tokens)
     typer.echo(f"{out}: {len(found.prompts.names)} prompts, {len(found.variants)} variants")
 
 

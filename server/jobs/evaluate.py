@@ -27,6 +27,7 @@ from pruners.support.files import check_file, check_folder
 from pruners.support.fingerprint import fingerprint
 from pruners.support.progress import progress_bars
 from pruners.variant import BASE, base_spec
+from server.engine.config import DEFAULT_KV_BUDGETS
 from server.engine.loading.load import (
     load_model,
     load_tokenizer,
@@ -40,7 +41,6 @@ from server.jobs.peak_memory import MemoryLog
 from server.jobs.sample_answers import sample_answers
 from server.jobs.self_generated_text import OwnText
 from server.jobs.step_timing import time_variants
-from server.settings import JobSettings
 
 SHARES = (0.25, 0.5, 0.75)
 """Of a long prompt, what KV budgets keep when scorers are compared."""
@@ -140,7 +140,7 @@ def _offline(
     """Everything that `transformers` measures: quality, tasks, eviction and cost."""
     located = locate(load_transformers(source, torch.float32))
     own, known = artefact.corrections, artefact.table.kv_quality
-    budgets = sorted({*known, *JobSettings().kv_budgets})  # what the server offers, too
+    budgets = sorted({*known, *DEFAULT_KV_BUDGETS})  # what the server offers, too
     readers = masked(located, artefact.variants, artefact.order, own)
     found = evaluate(located, readers, rows, progress=progress, checkpoint=checkpoint)
     base: dict[str, Reader] = {BASE: partial(final_hidden, located)}

@@ -13,9 +13,9 @@ from pruners.realization.slice_folder import MANIFEST, SLICE, save_slice
 from pruners.support.files import check_folder
 from pruners.support.fingerprint import fingerprint
 from pruners.variant import VariantSpec
+from server.engine.loading.artefact_lookup import shipped_artefact
 from server.engine.loading.load import load_tokenizer, load_transformers
 from server.engine.loading.source import model_name, resolve_model
-from server.prechecks import shipped_artefact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,13 +9,13 @@ from rich.progress import Progress
 from pruners.kv import Eviction, make_eviction
 from pruners.support.progress import track
 from pruners.variant import BASE
-from server.app import build_runner
+from server.engine.config import EngineConfig
 from server.engine.loading.load import LoadedModel
 from server.engine.offline import answer_all
 from server.engine.runner import Runner
+from server.engine.runner_factory import build_runner
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest, Sequence
-from server.settings import JobSettings
 
 ROWS = (1, 8)
 _TOKEN = 5  # any; which one takes no time
@@ -37,8 +37,8 @@ def time_budgets(
     if not jobs:
         return {}
     room = max(2 * budget * rows for budget, rows in jobs)
-    settings = JobSettings(kv_tokens=max(512, room), max_running=max(ROWS), speculate=False)
-    runner = build_runner(model, settings, None)
+    config = EngineConfig(kv_tokens=max(512, room), max_running=max(ROWS), speculate=False)
+    runner = build_runner(model, config, None)
     taken: dict[tuple[int, int, str], list[float]] = {}
     for _ in track(range(repeats), "Timing KV budgets", progress):
         for budget, rows in jobs:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,18 @@ from pruners.support.errors import UserError
 from pruners.support.files import check_folder
 from pruners.support.progress import progress_bars
 from pruners.variant import BASE
-from server.app import build_runner, catalogue, load, sensitivity
+from server.catalogue import build_catalogue, open_sensitivity
+from server.engine.config import DEFAULT_KV_BUDGETS, EngineConfig, ModelConfig
+from server.engine.loading.artefact_lookup import declared_variants
+from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import LoadedModel
 from server.engine.loading.source import model_name
 from server.engine.offline import answer_all
+from server.engine.runner_factory import build_runner
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest
 from server.jobs.prompt_losses import Asked, Swept, read_prompts, sweep
 from server.jobs.step_timing import STEPS, decode_step, time_variants, zeroed_decoder
-from server.prechecks import declared
-from server.settings import JobSettings
 from telemetry.energy import EnergyReader
 
 _ROWS = (1, 2, 4, 8, 16)
@@ -42,8 +45,17 @@ class ProfilingError(UserError):
     """Nothing to profile. One clear line."""
 
 
+@dataclass(frozen=True, slots=True)
+class ProfileConfig:
+    """What is profiled, as it will be served: the model, the analyzer and the answers at once."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    analyzer: str = "patterns"
+    max_running: int = 16
+
+
 def make_profile(
-    settings: JobSettings, out: Path, corpus: Corpus, limit: int, answer_tokens: int
+    config: ProfileConfig, out: Path, corpus: Corpus, limit: int, answer_tokens: int
 ) -> Profile:
     """Sweeps prompts through all variants, times these, and writes the profile's folder.
 
@@ -51,7 +63,7 @@ def make_profile(
     `ProfilingError`, `SourceError`, `ArtefactError` or `ModelSourceError`.
     """
     check_folder(out, PROFILE)
-    model = load(settings)
+    model = load_configured_model(config.model)
     if model.artefact is None or len(model.variants) == 1:
         raise ProfilingError(f"{model.name} has no variants to profile; see `trimtab build`")
     asked = read_prompts(corpus, model.tokenizer, limit)
@@ -66,8 +78,8 @@ def make_profile(
     with Checkpoint(out.parent / f".{out.name}-profile", identity) as checkpoint:
         with progress_bars() as progress:
             swept = sweep(model, asked, answer_tokens, checkpoint, progress)
-            prompts = _prompts(model, settings, asked, swept)
-            found = _timed(model, settings, origin, prompts, progress)
+            prompts = _prompts(model, config, asked, swept)
+            found = _timed(model, config, origin, prompts, progress)
         found.save(out)
     return found
 
@@ -100,7 +112,7 @@ def check_profile(
             "folder for another profile"
         )
     if artefact is not None:
-        fingerprint, variants = declared(artefact)
+        fingerprint, variants = declared_variants(artefact)
         if (fingerprint, tuple(variants)) != (found.fingerprint, found.variants):
             raise ProfilingError(
                 f"the profile {folder} is of other variants than {artefact}: leave --artefact out, "
@@ -108,25 +120,25 @@ def check_profile(
             )
 
 
-def time_again(settings: JobSettings, out: Path) -> Profile:
+def time_again(config: ProfileConfig, out: Path) -> Profile:
     """Keeps what an existing profile knows of prompts, which no device changes, and times this one.
 
     Raises `ProfileError`, or `ProfilingError` if the variants are others by now.
     """
     known = load_profile(out)
     check_folder(out, PROFILE)
-    model = load(settings)
+    model = load_configured_model(config.model)
     if model.artefact is None or known.artefact != model.artefact.identity():
         raise ProfilingError(f"{out} is of other variants; make it again with --prompts")
     with progress_bars() as progress:
-        found = _timed(model, settings, known.origin, known.prompts, progress)
+        found = _timed(model, config, known.origin, known.prompts, progress)
     found.save(out)
     return found
 
 
 def _timed(
     model: LoadedModel,
-    settings: JobSettings,
+    config: ProfileConfig,
     origin: Origin,
     prompts: Prompts,
     progress: Progress,
@@ -136,7 +148,7 @@ def _timed(
     fitted = fit_rates(
         [times["decode"][name] for name in names], [times["prefill"][name] for name in names]
     )
-    factor = _overhead(model, settings)
+    factor = _overhead(model, config)
     return Profile(
         fingerprint=model.fingerprint,
         model=model.name,
@@ -148,7 +160,7 @@ def _timed(
         prompts=prompts,
         rates=fitted.scaled(factor),
         bytes_read=_bytes_read(model.artefact, names),
-        kv_loss=dict(catalogue(model, settings).kv_loss),
+        kv_loss={budget: one.kl for budget, one in model.artefact.table.kv_quality.items()},
         joules=_joules(model),
         measured={"decode": times["decode"], "prefill": times["prefill"], "serving": factor},
     )
@@ -163,26 +175,27 @@ def _times(model: LoadedModel, progress: Progress) -> dict[str, Any]:
 
 
 def _prompts(
-    model: LoadedModel, settings: JobSettings, asked: list[Asked], swept: list[Swept]
+    model: LoadedModel, config: ProfileConfig, asked: list[Asked], swept: list[Swept]
 ) -> Prompts:
-    analyze = Analyzer(settings.analyzer)
+    analyze = Analyzer(config.analyzer)
     features = [analyze(one.text) for one in asked]
     return Prompts(
         names=tuple(one.name for one in asked),
         tokens=np.array([len(one.tokens) for one in asked]),
         answer=np.array([one.answer for one in swept]),
         complexity=np.array([one.complexity for one in features], np.float32),
-        predicted=_predicted(model, settings, features),
+        predicted=_predicted(model, config, features),
         loss=np.array([one.kl for one in swept], np.float32),
         surprise=np.array([one.surprise for one in swept], np.float32),
     )
 
 
 def _predicted(
-    model: LoadedModel, settings: JobSettings, features: list[PromptFeatures]
+    model: LoadedModel, config: ProfileConfig, features: list[PromptFeatures]
 ) -> np.ndarray:
     """`[prompts, variants]`, as the controller expects them."""
-    known, predictor = catalogue(model, settings).variant_loss, sensitivity(model, settings)
+    predictor = open_sensitivity(model, config.model.artefact)
+    known = build_catalogue(model, DEFAULT_KV_BUDGETS, predictor).variant_loss
     rows = []
     for one in features:
         ratio = {} if predictor is None else predictor.relative(one)
@@ -196,12 +209,13 @@ def _bytes_read(artefact: Artefact, names: list[str]) -> tuple[float, ...]:
     return tuple(1.0 if name == BASE else cost[name].touched for name in names)
 
 
-def _overhead(model: LoadedModel, settings: JobSettings) -> float:
+def _overhead(model: LoadedModel, config: ProfileConfig) -> float:
     """How much longer serving takes than the steps alone: scheduling, and making text of tokens."""
-    count, prompt, output = 3 * settings.max_running, 48, 48
-    runner = build_runner(
-        model, _without_guesses(settings, (prompt + output) * count), free_bytes=None
-    )
+    count, prompt, output = 3 * config.max_running, 48, 48
+    room = max(512, 2 * (prompt + output) * count)
+    # Guessing ahead would depend on the text.
+    engine = EngineConfig(config.max_running, kv_tokens=room, speculate=False)
+    runner = build_runner(model, engine, free_bytes=None)
     vocab = model.weights.shape.vocab
     requests = [
         GenerationRequest(
@@ -221,11 +235,6 @@ def _overhead(model: LoadedModel, settings: JobSettings) -> float:
         runner, model.tokenizer, requests[count:], step_done=lambda one: steps.append(one.seconds)
     )
     return (time.perf_counter() - started) / sum(steps)
-
-
-def _without_guesses(settings: JobSettings, kv_tokens: int) -> JobSettings:
-    """The same without guessing ahead, which depends on the text."""
-    return settings.model_copy(update={"speculate": False, "kv_tokens": max(512, 2 * kv_tokens)})
 
 
 def _joules(model: LoadedModel) -> tuple[float, ...] | None:

@@ -11,15 +11,15 @@ from transformers import PreTrainedTokenizerBase
 from pruners.data.corpus import Corpus
 from pruners.support.checkpoint import Checkpoint
 from pruners.variant import BASE
-from server.app import build_runner
+from server.engine.config import EngineConfig
 from server.engine.loading.load import LoadedModel
 from server.engine.offline import answer_all
 from server.engine.runner import Runner
+from server.engine.runner_factory import build_runner
 from server.engine.sampling import SamplingParams
 from server.engine.segment import Segment
 from server.engine.sequence import GenerationRequest
 from server.engine.sequence import Sequence as Answer
-from server.settings import JobSettings
 from server.shadow.teacher_forcing import Reread, Rereading
 
 _BATCH = 16  # prompts answered together
@@ -93,8 +93,8 @@ def sweep(
     """
     variants = list(model.variants.values())
     room = (_LONGEST + answer_tokens) * (len(variants) + 1 + _BATCH)
-    limits = JobSettings(max_running=_BATCH, kv_tokens=room, speculate=False)
-    runner = build_runner(model, limits, None)
+    config = EngineConfig(max_running=_BATCH, kv_tokens=room, speculate=False)
+    runner = build_runner(model, config, None)
     task = progress.add_task("Measuring prompts", total=len(asked))
     rows: list[Swept] = []
     for first in range(0, len(asked), _BATCH):

@@ -1,11 +1,11 @@
 """The same questions answered by every variant, for people to compare."""
 
-from server.app import build_runner
+from server.engine.config import EngineConfig
 from server.engine.loading.load import LoadedModel
 from server.engine.offline import answer_all
+from server.engine.runner_factory import build_runner
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest
-from server.settings import JobSettings
 
 PROMPTS = (
     "What is the capital of France, and what is it known for?",
@@ -20,7 +20,7 @@ def sample_answers(model: LoadedModel) -> dict[str, dict[str, str]]:
 
     A model without a chat template goes on with the prompt instead.
     """
-    runner = build_runner(model, JobSettings(kv_tokens=8192), None)
+    runner = build_runner(model, EngineConfig(kv_tokens=8192), None)
     found: dict[str, dict[str, str]] = {}
     for prompt in PROMPTS:
         tokens = _tokens(model, prompt)

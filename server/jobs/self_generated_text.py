@@ -11,13 +11,13 @@ from torch import Tensor, tensor
 
 from pruners.support.checkpoint import Checkpoint
 from pruners.variant import BASE
-from server.app import build_runner
+from server.engine.config import EngineConfig
 from server.engine.loading.load import LoadedModel, load_model
 from server.engine.offline import answer_all
 from server.engine.runner import Runner
+from server.engine.runner_factory import build_runner
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest, Sequence
-from server.settings import JobSettings
 
 _MARK = "\x00"
 _ROWS = 96  # sampled together at most; more are hardly faster
@@ -57,12 +57,12 @@ class OwnText:
         if self._model is None:
             self._model = load_model(self._folder, self._folder.name)
         length = min(length, self._model.weights.context)
-        limits = JobSettings(
+        config = EngineConfig(
             max_running=len(wanted),
             step_tokens=256,
             kv_tokens=max(512, len(wanted) * (length + 128)),
         )
-        runner = build_runner(self._model, limits, None)
+        runner = build_runner(self._model, config, None)
         return sample_rows(runner, self._model, wanted, length, seed, self._progress)
 
 

@@ -10,6 +10,8 @@ from policies.training.checkpoint import CheckpointError
 from pruners.data.corpus import Corpus, read_corpus
 from pruners.support.files import check_folder
 from pruners.support.progress import progress_bars
+from server.engine.config import ModelConfig
+from server.engine.loading.artefact_lookup import declared_variants, shipped_artefact
 from server.engine.loading.source import model_name
 from server.jobs.policy_training import (
     POLICY,
@@ -20,10 +22,8 @@ from server.jobs.policy_training import (
     train_policy,
     try_again,
 )
-from server.jobs.profile import check_profile, corpus_hash, make_profile
+from server.jobs.profile import ProfileConfig, check_profile, corpus_hash, make_profile
 from server.jobs.training_spec import Lesson, LessonError, Note
-from server.prechecks import declared, shipped_artefact
-from server.settings import JobSettings
 
 _PROMPTS = 500  # of a new profile, unless said otherwise
 _ANSWER = 48  # tokens, at most
@@ -105,11 +105,10 @@ def _profile(
         raise LessonError(
             f"there is no profile {folder}: give --prompts, or --profile by `trimtab profile`"
         )
-    settings = JobSettings(
-        model=options["model"], artefact=options["artefact"], max_running=lesson.max_running
-    )
+    model = ModelConfig(options["model"], options["artefact"])
+    config = ProfileConfig(model, max_running=lesson.max_running)
     limit = _PROMPTS if lesson.train_samples is None else lesson.train_samples
-    return make_profile(settings, folder, corpus, limit, min(_ANSWER, lesson.max_new_tokens))
+    return make_profile(config, folder, corpus, limit, min(_ANSWER, lesson.max_new_tokens))
 
 
 def _existing(options: Options, given: set[str], folder: Path, corpus: Corpus | None) -> Profile:
@@ -140,4 +139,4 @@ def _check_artefact(options: Options, out: Path) -> None:
     """Raises `PolicyError` before a sweep if the policy is not of these variants."""
     folder = options["artefact"] or shipped_artefact(model_name(options["model"]))
     if folder is not None:
-        load_policy(out, *declared(folder), force=True)
+        load_policy(out, *declared_variants(folder), force=True)

@@ -8,7 +8,8 @@ import pytest
 from controller.analyzer import BACKENDS
 from policies.bundle import PolicyBundle
 from pruners.support.errors import UserError
-from server.app import load
+from server.engine.config import ModelConfig
+from server.engine.loading.configured_model import load_configured_model
 from server.prechecks import check_settings
 from server.settings import Settings
 from tests.policies.test_bundle import network
@@ -73,7 +74,7 @@ def test_parts(artefact, tmp_path, monkeypatch):
 def test_a_damaged_artefact_is_found_before_the_model_is_looked_for(artefact, name):
     (artefact / name).write_text("{")
     with pytest.raises(UserError, match="artefact"):
-        load(Settings(model=NOWHERE, artefact=artefact))
+        load_configured_model(ModelConfig(model=NOWHERE, artefact=artefact))
 
 
 def test_the_command_checks_first(artefact):

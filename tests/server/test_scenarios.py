@@ -10,7 +10,8 @@ import httpx
 import pytest
 import uvicorn
 
-from server.app import create_app, load
+from server.app import create_app
+from server.engine.loading.configured_model import load_configured_model
 from server.settings import Settings
 from telemetry import Sampler, Snapshot, missing, present
 
@@ -47,7 +48,7 @@ class Planted(Sampler):
 def host(default_model):
     settings = Settings(ttft_ms=1500, dwell_seconds=DWELL, max_running=4, shadow_share=0.0)
     planted = Planted()
-    app = create_app(load(settings), settings, planted)
+    app = create_app(load_configured_model(settings.to_model_config()), settings, planted)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

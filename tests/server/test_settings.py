@@ -1,6 +1,8 @@
 """Settings say whose fault they are; no variable changes what an offline job computes."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,12 @@ from rich.progress import Progress
 
 import server
 from pruners.support.checkpoint import Checkpoint
+from server.engine.config import EngineConfig, ModelConfig
 from server.engine.loading.load import load_model
 from server.jobs.sample_answers import sample_answers
 from server.jobs.self_generated_text import OwnText
 from server.settings import (
     GROUPS,
-    JobSettings,
     Settings,
     SettingsError,
     read_settings,
@@ -32,18 +34,23 @@ HOSTILE = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def hostile(monkeypatch):
-    for name, value in HOSTILE.items():
-        monkeypatch.setenv(name, value)
+def test_the_defaults_of_the_configurations_are_those_of_the_settings():
+    assert Settings().to_model_config() == ModelConfig()
+    assert Settings().to_engine_config() == EngineConfig()
 
 
-@pytest.mark.usefixtures("hostile")
-def test_jobs_read_no_variable():
-    defaults = {name: field.default for name, field in Settings.model_fields.items()}
-    assert JobSettings().model_dump() == defaults
-    given = {"model": "mine", "kv_tokens": 1024}
-    assert JobSettings(**given).model_dump() == {**defaults, **given}
+def test_jobs_import_neither_the_application_nor_the_settings():
+    code = """
+import importlib, pkgutil, sys
+import server.jobs
+for module in pkgutil.iter_modules(server.jobs.__path__):
+    if module.name != "lm_eval":  # an extra package
+        importlib.import_module(f"server.jobs.{module.name}")
+parts = ("server.app", "server.assembly", "server.api", "server.http", "server.settings", "fastapi")
+print(*(name for name in sys.modules if name.startswith(parts)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
 def test_every_offline_job_says_its_settings_itself():

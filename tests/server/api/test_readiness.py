@@ -7,7 +7,7 @@ import pytest
 from pruners.architecture import Shape
 from pruners.variant import base_spec
 from server.app import stall_seconds
-from server.settings import JobSettings
+from server.settings import Settings
 
 BASE = base_spec(
     Shape(layers=2, hidden=64, heads=4, kv_groups=2, head_dim=16, ffn=96, vocab=384)
@@ -27,5 +27,5 @@ class _Latency(SimpleNamespace):
     [(None, 0.1, 5.0), (None, 4.0, 40.0), (0.5, 4.0, 0.5), (60.0, 0.1, 60.0)],
 )
 def test_a_step_may_take_as_long_as_this_machine_needs(given, step, expected):
-    settings = JobSettings(stall_seconds=given)
+    settings = Settings(stall_seconds=given)
     assert stall_seconds(settings, _Latency(step=step), BASE) == expected

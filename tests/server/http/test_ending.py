@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from server.app import create_app, load
+from server.app import create_app
+from server.engine.loading.configured_model import load_configured_model
 from server.http.connections import connections_of
 from server.http.server import Server, server_config
 from server.settings import Settings
@@ -30,7 +31,7 @@ class Live:
         chosen = Settings(
             model=str(folder), threads=1, shadow_share=0, port=0, context=512, **settings
         )
-        app = create_app(load(chosen), chosen)
+        app = create_app(load_configured_model(chosen.to_model_config()), chosen)
         self.engine = app.state.service.engine
         self.pause = 0.0
         step = self.engine._runner.step

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.app import build_runner
 from server.engine.backends.native import library as native_library
 from server.engine.backends.native.decoder import NativeDecoder
 from server.engine.backends.native.packing import quantise
 from server.engine.backends.pytorch.decoder import Decoder
+from server.engine.config import EngineConfig, EngineConfigError
 from server.engine.loading import load as loading
 from server.engine.loading.load import load_model, load_transformers, open_decoder
+from server.engine.runner_factory import build_runner
 from server.engine.segment import Segment
-from server.settings import Settings, SettingsError
 from tests.support.tiny import save_tiny
 
 NATIVE = native_library.library() is not None
@@ -84,5 +84,5 @@ def test_a_cache_that_finds_no_memory_is_one_line(
     tiny_folder: Path, tokens: int, free_bytes: float | None, said: str
 ):
     model = load_model(tiny_folder, "tiny", "fp32")
-    with pytest.raises(SettingsError, match=said):
-        build_runner(model, Settings(kv_tokens=tokens), free_bytes)
+    with pytest.raises(EngineConfigError, match=said):
+        build_runner(model, EngineConfig(kv_tokens=tokens), free_bytes)
