@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: install serve test lint docs sanitize bench artefact clean
+.PHONY: install serve test test-fast lint docs sanitize bench artefact clean
 
 install: $(INSTALLED)
 
@@ -17,6 +17,10 @@ serve: $(INSTALLED)
 test: $(INSTALLED_DEV)
 	$(BIN)/trimtab fetch
 	$(BIN)/python -m pytest
+
+# The quick loop: all but tests that are marked slow or browser; they need no model and no network.
+test-fast: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -m "not slow and not browser"
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

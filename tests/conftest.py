@@ -1,4 +1,4 @@
-"""What many tests share: the default model, and servers that run for a whole session."""
+"""Fixtures that many tests share: the default model, and servers that run for a whole session."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +11,20 @@ from server.testing import ServerProcess
 from tests.support.tiny import save_tiny
 
 
+SLOW_FIXTURES = {"default_model", "tiny_server", "varied_server", "browser"}
+"""Whatever uses these is marked `slow`: they load the default model or start a process."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests as `slow` that use a fixture which takes long."""
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def torch_threads() -> Iterator[None]:
-    """Keep a test from changing the number of PyTorch's threads for those behind it."""
+    """Restore the number of PyTorch's threads after a test that changed it."""
     before = torch.get_num_threads()
     yield
     if torch.get_num_threads() != before:
@@ -22,13 +33,13 @@ def torch_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def default_model() -> Path:
-    """The default model's folder, fetched once into the cache."""
+    """Return the default model's folder, fetched once into the cache."""
     return resolve_model(DEFAULT_MODEL)
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama with a tokenizer."""
+    """Return the folder of a tiny random Llama with a tokenizer."""
     return save_tiny(tmp_path_factory.mktemp("tiny") / "tiny-llama")
 
 
@@ -36,7 +47,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_server(
     tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
-    """A live server on the tiny model."""
+    """Run a server on the tiny model for the whole session."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     server = ServerProcess("--model", str(tiny_folder), log=log, TRIMTAB_THREADS="1")
     yield server.wait()
