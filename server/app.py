@@ -12,16 +12,17 @@ from policies import ExploringPolicy, Objectives, Policy
 from policies.registry import named_policy
 from pruners.artefact.table import Table
 from pruners.variant import BASE, VariantSpec
-from server.api import errors, generate, page, system
-from server.api.accounting import Accounts
-from server.api.door import Door
-from server.api.limits import Limits
-from server.api.narrowing import Narrowing
-from server.api.openai import chat, completions
+from server.api import errors, generate, monitoring, page
+from server.api.access_control import AccessControl
+from server.api.ingress import IngressMiddleware
+from server.api.narrowing import AnswerNarrowing
+from server.api.openai import chat, completions, models
 from server.api.prompt.chat_template import open_template
 from server.api.prompt.encoder import PromptEncoder
-from server.api.prompt.reader import PromptReader
+from server.api.prompt.processor import PromptProcessor
 from server.api.readiness import Readiness
+from server.api.request_builder import RequestBuilder
+from server.api.request_log import RequestLog
 from server.api.service import Service
 from server.catalogue import build_catalogue, open_sensitivity
 from server.engine.backends.pytorch.linear import nbytes
@@ -31,8 +32,7 @@ from server.engine.runner_factory import build_runner
 from server.engine.warmup import measure_steps
 from server.prechecks import open_analyzer
 from server.settings import Settings
-from server.shadow.monitor import Answered, Shadow
-from server.shadow.teacher_forcing import Reread
+from server.shadow.monitor import ShadowMonitor
 from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, default_sampler
 
 _JOIN_SECONDS = 1.0  # for the step in progress, at the end
@@ -64,10 +64,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         metrics.step.observe(record.seconds)
         controller.observe_step(record)
 
-    def on_reread(answer: Answered, found: Reread) -> None:
-        accounts.reread(answer, found)
-
-    shadow = Shadow(runner.decoder, model.variants[BASE], settings.shadow_share, on_reread)
+    shadow = ShadowMonitor(runner.decoder, model.variants[BASE], settings.shadow_share)
     engine = Engine(
         runner,
         model.tokenizer,
@@ -105,20 +102,16 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         audit = AuditLog(
             settings.audit_log, settings.audit_max_bytes, on_lost=metrics.audit_lines_lost.inc
         )
-    accounts = Accounts(metrics, controller, shadow, snapshot, audit, settings.audit_prompts)
+    request_log = RequestLog(metrics, controller, shadow, snapshot, audit, settings.audit_prompts)
     encoder = PromptEncoder(model.tokenizer, model.weights.shape.vocab, longest)
-    prompts = PromptReader(encoder, open_template(model.tokenizer), longest)
+    prompts = PromptProcessor(encoder, open_template(model.tokenizer), longest)
     service = Service(
-        model,
         engine,
         controller,
         open_analyzer(settings, lambda name: metrics.analyzer_fallbacks.labels(name).inc()),
-        accounts,
-        Narrowing(model, settings.narrow),
-        longest,
-        settings.max_answers,
-        settings.kv_scorer,
-        prompts,
+        RequestBuilder(model, longest, settings.max_answers, settings.kv_scorer),
+        request_log,
+        AnswerNarrowing(model.variants, settings.narrow),
     )
 
     def refresh() -> None:
@@ -137,26 +130,27 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         engine.stop(_JOIN_SECONDS)
         prompts.close()
         sampler.stop()
-        accounts.close()
+        await request_log.close()
 
     app = FastAPI(title="Trimtab", lifespan=lifespan)
     readiness = Readiness(engine, stall_seconds(settings, latency, model.variants[BASE]))
     app.state.service = service
     app.state.readiness = readiness
     app.add_middleware(
-        Limits,
+        IngressMiddleware,
         max_body_bytes=settings.max_body_bytes,
-        door=Door(settings.api_key, settings.host, settings.allowed_hosts),
+        access=AccessControl(settings.api_key, settings.host, settings.allowed_hosts),
         draining=lambda: readiness.draining,
     )
     errors.install(app)
-    app.include_router(system.public_router(service, readiness))
+    app.include_router(monitoring.health_router(engine, readiness))
     app.include_router(page.public_router())
     for routes in (
-        system.router(service, registry, refresh),
-        generate.router(service),
-        completions.router(service),
-        chat.router(service),
+        monitoring.metrics_router(registry, refresh),
+        models.router(service),
+        generate.router(service, prompts),
+        completions.router(service, prompts),
+        chat.router(service, prompts),
         page.router(service, snapshot),
     ):
         app.include_router(routes)

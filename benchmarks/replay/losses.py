@@ -7,7 +7,7 @@ from pruners.variant import BASE
 from server.engine.config import EngineConfig, ModelConfig
 from server.engine.loading.configured_model import load_configured_model
 from server.engine.runner_factory import build_runner
-from server.shadow.teacher_forcing import Rereading
+from server.shadow.teacher_forcing import TeacherForcing
 
 _SLOTS = 4096  # cached tokens
 
@@ -40,13 +40,13 @@ class LossMeter:
         )
         prompt = model.tokenizer.encode(str(framed), add_special_tokens=False)
         output = model.tokenizer.encode(answer.text, add_special_tokens=False)
-        reading = Rereading(
+        reading = TeacherForcing(
             self._runner.decoder, prompt, output, model.variants[BASE],
-            [model.variants[answer.variant]], piece=128,
+            [model.variants[answer.variant]], chunk_tokens=128,
         )  # fmt: skip
         with self._runner.threads():
             while reading.advance():
                 pass
-        (found,) = reading.result()
+        (found,) = reading.losses()
         reading.close()
         return found.kl

@@ -5,19 +5,21 @@ from collections.abc import Iterable
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from server.api.answers import Answer, collect, stream, usage
 from server.api.errors import ApiError
+from server.api.prompt.processor import PromptProcessor
 from server.api.request_body import JsonRoute
+from server.api.request_builder import ParsedRequest
+from server.api.responses import GeneratedAnswer, collect, stream, usage
 from server.api.schemas import GenerateBody
-from server.api.service import Ask, Service, call_id_of, encoding, variant_alias
-from server.api.unsupported import refuse_unsupported
+from server.api.service import Service, encoding_options, request_id_of, variant_in_model_name
+from server.api.unsupported_parameters import refuse_unsupported
 from server.engine.sequence import Delta
 
 DEFAULT_MAX_TOKENS = 128
 
 
-def router(service: Service) -> APIRouter:
-    """The route, bound to a service."""
+def router(service: Service, prompts: PromptProcessor) -> APIRouter:
+    """Return the route of `POST /generate`."""
     routes = APIRouter(route_class=JsonRoute)
 
     @routes.post("/generate")
@@ -25,34 +27,34 @@ def router(service: Service) -> APIRouter:
         if (body.n or 1) != 1:
             raise ApiError(400, "/generate gives one answer; use /v1/completions for more", "n")
         refuse_unsupported(body.model_extra or {}, 1)
-        ask = Ask(
-            await service.prompts.texts([body.prompt], encoding(body, special=True)),
-            body,
-            body.max_tokens,
-            DEFAULT_MAX_TOKENS,
-            variant_alias(service, body.model),
+        parsed = ParsedRequest(
+            prompts=await prompts.texts([body.prompt], encoding_options(body, True)),
+            body=body,
+            max_tokens=body.max_tokens,
+            default_max_tokens=DEFAULT_MAX_TOKENS,
+            variant=variant_in_model_name(service, body.model),
         )
-        call = service.start(ask, call_id_of(request, "gen"))
+        active = service.start(parsed, request_id_of(request, "gen"))
 
-        def full(answer: Answer) -> dict[str, object]:
+        def result(answer: GeneratedAnswer) -> dict[str, object]:
             return {
-                "id": call.call_id,
+                "id": active.request_id,
                 "text": answer.text,
                 "finish_reason": answer.finish_reason,
-                "usage": usage(call, [answer]),
-                "trimtab": call.disclosure(),
+                "usage": usage(active, [answer]),
+                "trimtab": active.disclosure(),
             }
 
         if not body.stream:
-            (answer,) = await collect(service, call, request)
-            return JSONResponse(full(answer), headers=call.headers())
+            (answer,) = await collect(service, active, request)
+            return JSONResponse(result(answer), headers=active.headers())
 
-        def chunks(_: int, delta: Delta, answer: Answer) -> Iterable[dict[str, object]]:
+        def chunks(_: int, delta: Delta, answer: GeneratedAnswer) -> Iterable[dict[str, object]]:
             if delta.finish_reason is not None:
-                yield {**full(answer), "text": delta.text}
+                yield {**result(answer), "text": delta.text}
             elif delta.text:
-                yield {"id": call.call_id, "text": delta.text}
+                yield {"id": active.request_id, "text": delta.text}
 
-        return stream(service, call, chunks)
+        return stream(service, active, chunks)
 
     return routes

@@ -1,39 +1,49 @@
-"""Answers that may get narrower midway, when the host comes under pressure."""
+"""Answers that continue with a narrower variant when the host comes under pressure."""
+
+from collections.abc import Mapping
 
 from controller import Decision
 from policies import Reason
-from server.api.call import Call
-from server.engine.loading.load import LoadedModel
+from pruners.variant import VariantSpec
+from server.api.active_request import ActiveRequest
 
 
-class Narrowing:
-    """Calls under way that agreed to it, by themselves or by the server's setting."""
+class AnswerNarrowing:
+    """Narrows the answers of requests that allow it.
 
-    def __init__(self, model: LoadedModel, always: bool) -> None:
-        self._model = model
+    A request allows it by its `narrow` hint, or all do where `always` is set. `variants` are the
+    served ones by name.
+    """
+
+    def __init__(self, variants: Mapping[str, VariantSpec], always: bool) -> None:
+        self._variants = variants
         self._always = always
-        self._calls: list[Call] = []
+        self._allowing: list[ActiveRequest] = []
 
-    def add(self, call: Call, agreed: bool) -> None:
-        """A call that starts. Pinned ones keep what they asked for."""
-        self._calls = [other for other in self._calls if not other.ended]
-        if (agreed or self._always) and call.decision.reason is not Reason.PINNED:
-            self._calls.append(call)
+    def register(self, active: ActiveRequest, allowed: bool) -> None:
+        """Add a request that starts. One with a pinned variant keeps that."""
+        self._allowing = [other for other in self._allowing if not other.ended]
+        if (allowed or self._always) and active.decision.reason is not Reason.PINNED:
+            self._allowing.append(active)
 
-    def follow(self, decision: Decision) -> None:
-        """What a newcomer has to bear for the host's sake, others with its objectives bear too."""
-        if not _pressed(decision):
+    def apply(self, decision: Decision) -> None:
+        """Narrow running answers if a new request's decision shows pressure on the host.
+
+        They get that request's variant if they have its objectives and the variant is nested in
+        their own.
+        """
+        if not _under_pressure(decision):
             return
-        variant = self._model.variants[decision.action.variant]
-        for call in self._calls:
-            if call.decision.observation.objectives == decision.observation.objectives:
-                for generation in call.generations:
+        variant = self._variants[decision.action.variant]
+        for active in self._allowing:
+            if active.decision.observation.objectives == decision.observation.objectives:
+                for generation in active.generations:
                     if generation.sequence.may_narrow(variant):
                         generation.narrow(variant)
 
 
-def _pressed(decision: Decision) -> bool:
-    """Whether others, or the host itself, are why the answer is to be smaller."""
+def _under_pressure(decision: Decision) -> bool:
+    """Whether a variant was chosen because of the queue or of the host's state."""
     if decision.reason is Reason.LEAST_BAD:
         return decision.observation.wait > 0
     return decision.reason in (Reason.QUEUE, Reason.BATTERY, Reason.THERMAL)

@@ -15,7 +15,7 @@ _FILES = {
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
 }
-PUBLIC = {"/", *(f"/{name}" for name in _FILES)}
+PUBLIC_PATHS = {"/", *(f"/{name}" for name in _FILES)}
 _POLICY = "default-src 'self'; img-src data:; style-src 'self'; frame-ancestors 'none'"
 
 
@@ -58,7 +58,7 @@ def router(service: Service, snapshot: Callable[[], Snapshot]) -> APIRouter:
                     "kv_ratio": load.kv_used / load.kv_capacity,
                 },
                 "variants": _variants(service),
-                "recent": list(service.accounts.recent),
+                "recent": list(service.request_log.recent),
             }
         )
 

@@ -1,272 +1,177 @@
-"""The way of one request, whatever its wire format: check, decide, run, account."""
+"""The way of a request, whatever its wire format: validate, decide, submit, stream, log."""
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
 
 from starlette.requests import Request
 
-from controller import Analyzer, Controller, IncomingRequest, RequestPreferences
-from policies import Objectives, Reason
-from pruners.kv import make_eviction
+from controller import Analyzer, Controller, IncomingRequest
+from policies import Reason
 from pruners.variant import BASE
-from server.api.accounting import Accounts
-from server.api.call import Call
+from server.api.active_request import ActiveRequest
 from server.api.errors import ApiError
-from server.api.narrowing import Narrowing
-from server.api.prompt.reader import Encoding, Prompt, PromptReader
-from server.api.schemas import SamplingBody, TrimtabHints
+from server.api.narrowing import AnswerNarrowing
+from server.api.prompt.processor import EncodingOptions
+from server.api.request_builder import ParsedRequest, RequestBuilder, ValidatedRequest
+from server.api.request_log import RequestLog
+from server.api.schemas import SamplingBody
 from server.engine.admission import InvalidRequestError
-from server.engine.detokenizer import StopRules
-from server.engine.engine import Engine, EngineStoppedError, QueueFullError
+from server.engine.engine import Engine, EngineStoppedError, Generation, QueueFullError
 from server.engine.loading.load import LoadedModel
-from server.engine.sampling import SamplingParams
-from server.engine.sequence import Delta, FinishReason, GenerationRequest
+from server.engine.sequence import Delta, FinishReason
 
-_TURNED_AWAY = {
+_REFUSALS = {
     Reason.LATE: "too many are waiting to answer in time, even with the smallest variant",
     Reason.FLOOR: "too many are waiting to keep both the objectives and max_loss",
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is settled before anything is decided."""
-
-    longest: Prompt
-    max_tokens: int
-    hints: RequestPreferences
-    sampling: tuple[SamplingParams, ...]  # by the answer's index
-    stop: StopRules
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One HTTP call, tokenised: its prompts, its parameters, and what of each token is wanted.
-
-    `default_tokens` holds where `max_tokens` is None, and is cut to the room that the prompt
-    leaves; None stands for all of that room.
-    """
-
-    prompts: list[Prompt]
-    body: SamplingBody
-    max_tokens: int | None
-    default_tokens: int | None = None
-    variant: str | None = None  # from a model name like `base@mix-80`
-    logprobs: int | None = None
-    prompt_logprobs: bool = False
-
-
 class Service:
-    """Everything that the routes share."""
+    """Takes requests from the routes to the engine and their answers back.
+
+    All methods are called in the event loop.
+    """
 
     def __init__(
         self,
-        model: LoadedModel,
         engine: Engine,
         controller: Controller,
         analyzer: Analyzer,
-        accounts: Accounts,
-        narrowing: Narrowing,
-        longest: int,
-        max_answers: int,
-        kv_scorer: str,
-        prompts: PromptReader,
+        builder: RequestBuilder,
+        request_log: RequestLog,
+        narrowing: AnswerNarrowing,
     ) -> None:
-        self.model = model
         self.engine = engine
         self.controller = controller
-        self.accounts = accounts
+        self.builder = builder
+        self.request_log = request_log
         self._analyzer = analyzer
         self._narrowing = narrowing
-        self.longest = longest  # prompt and answer together, in tokens
-        self._max_answers = max_answers
-        self._kv_scorer = kv_scorer
-        self.prompts = prompts
 
-    def check_count(self, prompts: int, body: SamplingBody) -> None:
-        """Raise `ApiError` for more answers than one call may ask for. Before any work on them."""
-        if prompts * (body.n or 1) > self._max_answers:
-            raise ApiError(400, f"at most {self._max_answers} answers in one call", "n")
+    @property
+    def model(self) -> LoadedModel:
+        """The model that is served."""
+        return self.builder.model
 
-    def start(self, ask: Ask, call_id: str) -> Call:
-        """Validate, then decide, then queue. Raise `ApiError`.
+    def start(self, parsed: ParsedRequest, request_id: str) -> ActiveRequest:
+        """Validate a request, decide, and queue its answers. Raise `ApiError`.
 
-        What is invalid is found before the decision. Whatever goes wrong behind it is counted as
-        refused, so that each decision has an end.
+        What is invalid is found before the decision. What goes wrong after it is logged as a
+        refusal, so that each decision has an end.
         """
-        plan = self._plan(ask)
-        text = max((p.text for p in ask.prompts), key=len)
-        features = self._analyzer(text)
-        cached = [self.engine.reusable(p.tokens) for p in ask.prompts]  # by variant
-        known = next(c for c, p in zip(cached, ask.prompts, strict=True) if p is plan.longest)
-        decision = self.controller.decide(
-            IncomingRequest(features, len(plan.longest.tokens), plan.max_tokens, plan.hints, known)
-        )
-        self.accounts.decided(decision)
-        prompt_tokens = sum(len(p.tokens) for p in ask.prompts)
-        now, count = int(time.time()), ask.body.n or 1
-        call = Call(call_id, now, decision, [], prompt_tokens, features, text, count)
+        valid = self.builder.validate(parsed)
+        reusable = [self.engine.reusable(prompt.tokens) for prompt in parsed.prompts]
+        active = self._decide(valid, request_id, reusable[valid.longest])
+        self.request_log.log_decision(active.decision)
         try:
-            self._submit(ask, plan, call, cached)
+            self._submit(valid, active, reusable)
         except Exception as error:
-            for generation in call.generations:
+            for generation in active.generations:
                 generation.cancel()
-            self.accounts.refused(call)
-            if isinstance(error, (QueueFullError, EngineStoppedError)):
-                wait = max(1.0, decision.observation.wait)
-                raise ApiError(503, str(error), retry_after=wait) from error
-            if isinstance(error, InvalidRequestError):
-                raise ApiError(400, str(error)) from error
-            raise
-        self._narrowing.follow(decision)
-        self._narrowing.add(call, ask.body.trimtab.narrow)
-        return call
+            self.request_log.log_refusal(active)
+            api_error = _api_error(error, active.decision.observation.wait)
+            if api_error is None:
+                raise
+            raise api_error from error
+        self._narrowing.apply(active.decision)
+        self._narrowing.register(active, parsed.body.trimtab.narrow)
+        return active
 
-    async def deltas(self, call: Call) -> AsyncIterator[tuple[int, Delta]]:
-        """All answers' deltas as they come, with the answer's index.
+    async def deltas(self, active: ActiveRequest) -> AsyncIterator[tuple[int, Delta]]:
+        """Yield the deltas of all answers as they come, each with its answer's position.
 
         Leaving early cancels what is still running, so that its slots are free within one step.
         """
-        open_answers = {generation: at for at, generation in enumerate(call.generations)}
         try:
-            while open_answers:
-                generation, delta = await call.inbox.get()
-                index = open_answers[generation]
+            while active.unfinished:
+                generation, delta = await active.inbox.get()
+                index = active.unfinished[generation]
                 if delta.finish_reason is not None:
-                    del open_answers[generation]
-                    self.accounts.ended(call, generation, delta.finish_reason)
+                    self._end(active, generation, delta.finish_reason)
                 yield index, delta
         finally:
-            for generation in open_answers:
-                generation.cancel()
-                self.accounts.ended(call, generation, FinishReason.ABORT)
+            self.close(active)
 
-    def _plan(self, ask: Ask) -> _Plan:
-        """All that can be wrong with a call, found before it costs anybody else anything."""
-        body = ask.body
-        count = body.n or 1
-        self.check_count(len(ask.prompts), body)
-        if not ask.prompts or not all(p.tokens for p in ask.prompts):
-            raise ApiError(400, "the prompt is empty", "prompt")
-        longest = max(ask.prompts, key=lambda p: len(p.tokens))
-        max_tokens = self._max_tokens(ask, len(longest.tokens))
-        if body.min_tokens > max_tokens:
-            raise ApiError(
-                400, f"min_tokens is above the {max_tokens} tokens to write", "min_tokens"
-            )
-        self._check_ids("stop_token_ids", body.stop_token_ids or ())
-        self._check_ids("logit_bias", body.logit_bias or ())
-        stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-        return _Plan(
-            longest,
-            max_tokens,
-            self._hints(body.trimtab, ask.variant),
-            tuple(self._sampling(body, index) for index in range(len(ask.prompts) * count)),
-            StopRules(
-                tuple(stop), frozenset(body.stop_token_ids or ()), body.include_stop_str_in_output
-            ),
+    def close(self, active: ActiveRequest) -> None:
+        """Cancel the answers that have not ended, and log them as aborted.
+
+        May be called at any time, and more than once.
+        """
+        for generation in tuple(active.unfinished):
+            generation.cancel()
+            self._end(active, generation, FinishReason.ABORT)
+
+    def _end(self, active: ActiveRequest, generation: Generation, reason: FinishReason) -> None:
+        del active.unfinished[generation]
+        self.request_log.log_answer(active, generation, reason)
+
+    def _decide(
+        self, valid: ValidatedRequest, request_id: str, reusable: Mapping[str, int]
+    ) -> ActiveRequest:
+        """Ask the controller for one decision for all answers, by the longest prompt."""
+        prompts = valid.parsed.prompts
+        text = max((prompt.text for prompt in prompts), key=len)
+        features = self._analyzer(text)
+        prompt_tokens = len(valid.longest_prompt.tokens)
+        decision = self.controller.decide(
+            IncomingRequest(features, prompt_tokens, valid.max_tokens, valid.preferences, reusable)
+        )
+        return ActiveRequest(
+            request_id=request_id,
+            created=int(time.time()),
+            decision=decision,
+            features=features,
+            text=text,
+            prompt_tokens=sum(len(prompt.tokens) for prompt in prompts),
+            choices=valid.parsed.choices,
         )
 
-    def _max_tokens(self, ask: Ask, prompt: int) -> int:
-        """How many tokens an answer may have. Raise `ApiError` if the context has no room."""
-        room = self.longest - prompt
-        if room < (1 if ask.max_tokens is None else ask.max_tokens):
-            wanted = f" and {ask.max_tokens} to write" if ask.max_tokens else ""
-            raise ApiError(
-                400,
-                f"this model's context is {self.longest} tokens; the prompt has {prompt}{wanted}",
-                "prompt" if room < 1 else "max_tokens",
-                "context_length_exceeded",
-            )
-        if ask.max_tokens is not None:
-            return ask.max_tokens
-        return room if ask.default_tokens is None else min(room, ask.default_tokens)
+    def _submit(
+        self, valid: ValidatedRequest, active: ActiveRequest, reusable: list[dict[str, int]]
+    ) -> None:
+        """Queue all answers.
 
-    def _check_ids(self, name: str, tokens: Iterable[int]) -> None:
-        vocab = self.model.weights.shape.vocab
-        wrong = next((token for token in tokens if token >= vocab), None)
-        if wrong is not None:
-            raise ApiError(400, f"{name}: no token {wrong}; the vocabulary has {vocab}", name)
-
-    def _submit(self, ask: Ask, plan: _Plan, call: Call, cached: list[dict[str, int]]) -> None:
-        """Queue all answers of a call. Raise `QueueFullError` or `EngineStoppedError`."""
-        decision, body = call.decision, ask.body
+        Raise `QueueFullError`, `EngineStoppedError` or `InvalidRequestError`.
+        """
+        decision = active.decision
         if decision.refused:
-            raise QueueFullError(_TURNED_AWAY[decision.reason])
-        variant, budget = decision.action.variant, decision.action.kv_budget
-        for index, sampling in enumerate(plan.sampling):
-            at = index // (body.n or 1)
-            request = GenerationRequest(
-                request_id=f"{call.call_id}-{index}",
-                prompt=tuple(ask.prompts[at].tokens),
-                max_tokens=plan.max_tokens,
-                variant=self.model.variants[variant],
-                kv_budget=None if budget is None else make_eviction(budget, self._kv_scorer),
-                sampling=sampling,
-                stop=plan.stop,
-                eos_token_ids=frozenset() if body.ignore_eos else self.model.eos_token_ids,
-                min_tokens=body.min_tokens,
-                logprobs=ask.logprobs,
-                prompt_logprobs=ask.prompt_logprobs,
-                reusable=cached[at].get(variant, 0),
-            )
-            call.generations.append(self.engine.submit(request, call.inbox))
-
-    def _hints(self, hints: TrimtabHints, alias: str | None) -> RequestPreferences:
-        variant = alias if hints.variant is None else hints.variant
-        if variant is not None and variant not in self.model.variants:
-            known = ", ".join(self.model.variants)
-            raise ApiError(400, f"no variant '{variant}'; there are: {known}", "trimtab.variant")
-        return RequestPreferences(
-            Objectives(
-                ttft=None if hints.ttft_ms is None else hints.ttft_ms / 1e3,
-                tpot=None if hints.tpot_ms is None else hints.tpot_ms / 1e3,
-                max_loss=hints.max_loss,
-                deadline=None if hints.deadline_ms is None else hints.deadline_ms / 1e3,
-            ),
-            variant,
-            hints.kv_budget,
-        )
-
-    def _sampling(self, body: SamplingBody, index: int) -> SamplingParams:
-        """User over the model's generation config over the OpenAI defaults, as vLLM has it."""
-
-        def pick(name: str, default: float) -> float:
-            given = getattr(body, name)
-            return self.model.sampling_defaults.get(name, default) if given is None else given
-
-        return SamplingParams(
-            temperature=pick("temperature", 1.0),
-            top_p=pick("top_p", 1.0),
-            top_k=max(0, int(pick("top_k", 0))),
-            min_p=pick("min_p", 0.0),
-            repetition_penalty=pick("repetition_penalty", 1.0),
-            presence_penalty=body.presence_penalty or 0.0,
-            frequency_penalty=body.frequency_penalty or 0.0,
-            logit_bias=body.logit_bias or {},
-            # Answers to one seeded call differ from each other, and each is reproducible.
-            seed=None if body.seed is None else body.seed + index,
-        )
+            raise QueueFullError(_REFUSALS[decision.reason])
+        requests = self.builder.build(valid, decision.action, active.request_id, reusable)
+        for request in requests:
+            active.add(self.engine.submit(request, active.inbox))
 
 
-def call_id_of(request: Request, prefix: str) -> str:
-    """The client's `X-Request-Id` if it is a plain short one, else a fresh id."""
+def _api_error(error: Exception, wait_seconds: float) -> ApiError | None:
+    """Return what a client is told of an error of the engine; None for any other error."""
+    if isinstance(error, (QueueFullError, EngineStoppedError)):
+        return ApiError(503, str(error), retry_after=max(1.0, wait_seconds))
+    if isinstance(error, InvalidRequestError):
+        return ApiError(400, str(error))
+    return None
+
+
+def request_id_of(request: Request, prefix: str) -> str:
+    """Return the client's `X-Request-Id` if it is a plain short one, else a fresh id."""
     given = request.headers.get("x-request-id", "")
     if given and len(given) <= 128 and given.isascii() and given.isprintable():
         return given
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
-def encoding(body: SamplingBody, special: bool) -> Encoding:
-    """How a body wants its text encoded; `special` is the route's habit."""
-    given = body.add_special_tokens
-    return Encoding(special if given is None else given, body.trimtab.plain_text)
+def encoding_options(body: SamplingBody, special_tokens: bool) -> EncodingOptions:
+    """Return how a body's text is encoded; `special_tokens` is the route's default."""
+    requested = body.add_special_tokens
+    return EncodingOptions(
+        special_tokens if requested is None else requested, body.trimtab.plain_text
+    )
 
 
-def variant_alias(service: Service, model: str | None) -> str | None:
-    """The variant in a model name like `NAME@mix-80`. Raises `ApiError` 404 for other models."""
+def variant_in_model_name(service: Service, model: str | None) -> str | None:
+    """Return the variant in a model name like `NAME@mix-80`, None where there is none.
+
+    Raise `ApiError` 404 for other models.
+    """
     if model is None or model in (service.model.name, BASE):
         return None
     name, _, variant = model.rpartition("@")

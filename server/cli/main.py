@@ -95,10 +95,10 @@ def serve(
     # Imported here: other commands start without the HTTP stack.
     from server.app import create_app
     from server.engine.loading.configured_model import load_configured_model
-    from server.http import connections_of
+    from server.http import connection_limiter
     from server.http import serve as run
 
-    connections = connections_of(settings)
+    connections = connection_limiter(settings)
 
     app = create_app(load_configured_model(settings.to_model_config()), settings)
     gc.collect()

@@ -13,7 +13,7 @@ except ImportError:  # there are no such limits on Windows
     resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from server.http.protocol import Protocol
+    from server.http.protocol import HttpProtocol
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _LOG_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class ClientTimeouts:
     """How long a client may take, in seconds."""
 
     header: float  # for a request line and its headers, from the connection on
@@ -35,22 +35,22 @@ class Patience:
     linger: float = 2.0  # for reading a refusal, while the rest of a request is thrown away
 
 
-class Connections:
+class ConnectionLimiter:
     """The cap on open connections: those not being answered give way to new ones, oldest first."""
 
-    def __init__(self, most: int, patience: Patience) -> None:
+    def __init__(self, most: int, patience: ClientTimeouts) -> None:
         self.most = most
         self.patience = patience
-        self._waiting: dict[Protocol, None] = {}  # in the order in which they began to wait
+        self._waiting: dict[HttpProtocol, None] = {}  # in the order in which they began to wait
         self._given_way = 0
         self._refused = 0
         self._logged = -_LOG_SECONDS
 
-    def waits(self, connection: "Protocol") -> None:
+    def waits(self, connection: "HttpProtocol") -> None:
         """Note that a connection has no complete request."""
         self._waiting.setdefault(connection)
 
-    def works(self, connection: "Protocol") -> None:
+    def works(self, connection: "HttpProtocol") -> None:
         """Note that a request of it is being answered, or that it is closed."""
         self._waiting.pop(connection, None)
 
@@ -89,7 +89,7 @@ class Connections:
         self._logged, self._given_way, self._refused = now, 0, 0
 
 
-def connections_of(settings: Settings) -> Connections:
+def connection_limiter(settings: Settings) -> ConnectionLimiter:
     """The cap and the times of the settings.
 
     Raises the process's limit on open files as far as the system lets it. Raises `SettingsError`
@@ -104,7 +104,7 @@ def connections_of(settings: Settings) -> Connections:
             f"files, the system allows {files}; see `ulimit -n`"
         )
     most = wanted or min(_DEFAULT_CONNECTIONS, room or _DEFAULT_CONNECTIONS)
-    return Connections(most, Patience(settings.header_seconds, settings.body_seconds))
+    return ConnectionLimiter(most, ClientTimeouts(settings.header_seconds, settings.body_seconds))
 
 
 def _descriptor_limit() -> int | None:

@@ -13,9 +13,9 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from server.api.readiness import DRAINING
-from server.http.connections import Connections
-from server.http.refusal import Ending, RefusedError, refusal
-from server.http.sizes import SLICE, Sizes
+from server.http.connections import ConnectionLimiter
+from server.http.error_response import ClosingTransport, RejectedError, error_response
+from server.http.size_limits import SLICE, MessageSizeLimits
 
 log = logging.getLogger(__name__)
 
@@ -23,16 +23,16 @@ _AHEAD = 64 * 2**10  # bytes kept of later requests while one is being answered
 _PIPELINED = 32  # requests in one slice
 
 
-class Protocol(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """Adds to uvicorn's protocol what a server that is open to strangers needs.
 
-    Heads are bounded in size and time, bodies in time (their size is for `Limits`), and answers
-    in the time that they may stay unread. While one request is answered, the following bytes of
-    the connection wait unparsed. A client that hangs up cancels all requests of the connection;
-    an end of its data counts as hanging up, since nothing tells the two apart.
+    Heads are bounded in size and time, bodies in time (`IngressMiddleware` bounds their size), and
+    answers in the time that they may stay unread. While one request is answered, the following
+    bytes of the connection wait unparsed. A client that disconnects cancels all requests of the
+    connection; the end of its data counts as a disconnect, since the two look the same.
     """
 
-    def __init__(self, connections: Connections, **uvicorn: Any) -> None:  # noqa: ANN401
+    def __init__(self, connections: ConnectionLimiter, **uvicorn: Any) -> None:  # noqa: ANN401
         super().__init__(**uvicorn)
         self._all = connections
         self._patience = connections.patience
@@ -41,7 +41,7 @@ class Protocol(HttpToolsProtocol):
         self._deaf = False  # whatever else comes is thrown away
         self._ended = False  # the last answer is written
         self._active: RequestResponseCycle | None = None
-        self._sizes = Sizes(in_head=False)
+        self._sizes = MessageSizeLimits(in_head=False)
         self._messages = 0
         self._phase: tuple[str, int] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -98,10 +98,10 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= _PIPELINED:
-            raise RefusedError(400, "too many requests before the first is answered")
+            raise RejectedError(400, "too many requests before the first is answered")
         self._unset_keepalive_if_required()
         self._messages += 1
-        self._sizes = Sizes(in_head=True)
+        self._sizes = MessageSizeLimits(in_head=True)
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -112,11 +112,11 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._sizes.head(self.url, self.headers)
         if self.parser.get_method() == b"CONNECT":
-            raise RefusedError(400, "this server is no proxy")
+            raise RejectedError(400, "this server is no proxy")
         if self.parser.should_upgrade():
             return  # parsed again, see `_without_upgrade`
         super().on_headers_complete()
-        self.cycle.transport = Ending(self.transport, self._finish)  # type: ignore[assignment]
+        self.cycle.transport = ClosingTransport(self.transport, self._finish)  # type: ignore[assignment]
         if self.pipeline:
             self.flow.resume_reading()  # else nobody would see it hang up
 
@@ -187,10 +187,10 @@ class Protocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 self._pending[:0] = self._without_upgrade() + part[upgrade.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
-            except (RefusedError, httptools.HttpParserError) as error:
+            except (RejectedError, httptools.HttpParserError) as error:
                 # The parser wraps what its callbacks raise.
-                cause = error if isinstance(error, RefusedError) else error.__context__
-                if isinstance(cause, RefusedError):
+                cause = error if isinstance(error, RejectedError) else error.__context__
+                if isinstance(cause, RejectedError):
                     self._refuse(cause.status, cause.message)
                 else:
                     self._refuse(400, "this is not a valid HTTP request")
@@ -238,11 +238,11 @@ class Protocol(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    # Ending.
+    # ClosingTransport.
 
     def _refuse(self, status: int, message: str, retry_after: int | None = None) -> None:
         """Answer with an error instead of what is being read, and close."""
-        if retry_after is None:  # of connections too many `Connections` tells, once a minute
+        if retry_after is None:  # of connections too many `ConnectionLimiter` tells, once a minute
             log.info("%s: %d %s", self.client, status, message)
         self._deaf = True
         self._pending.clear()
@@ -260,7 +260,7 @@ class Protocol(HttpToolsProtocol):
 
     def _write_refusal(self, status: int, message: str, retry_after: int | None) -> None:
         date = self.server_state.default_headers
-        self.transport.write(refusal(status, message, date, retry_after))
+        self.transport.write(error_response(status, message, date, retry_after))
 
     def _finish(self) -> None:
         """Close once the client has read its answer, or does not.

@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 from server.api.readiness import Readiness
 from server.engine.engine import Engine
-from server.http.connections import Connections
-from server.http.protocol import Protocol
+from server.http.connections import ConnectionLimiter
+from server.http.protocol import HttpProtocol
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.02
 _CLOSING_POLLS = 10
 
 
-class Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """Runs the app until a signal comes or the engine dies; `exit_code` says how it ended."""
 
     def __init__(
@@ -107,13 +107,13 @@ class Server(uvicorn.Server):
 
     def _busy(self) -> int:
         """How many connections have an answer on its way."""
-        connections = cast("set[Protocol]", self.server_state.connections)
+        connections = cast("set[HttpProtocol]", self.server_state.connections)
         return sum(connection.busy for connection in connections)
 
 
-def serve(app: FastAPI, settings: Settings, connections: Connections) -> int:
+def serve(app: FastAPI, settings: Settings, connections: ConnectionLimiter) -> int:
     """Serve until the end; return the exit code."""
-    server = Server(
+    server = HttpServer(
         server_config(app, settings, connections),
         app.state.service.engine,
         app.state.readiness,
@@ -123,13 +123,15 @@ def serve(app: FastAPI, settings: Settings, connections: Connections) -> int:
     return server.exit_code
 
 
-def server_config(app: FastAPI, settings: Settings, connections: Connections) -> uvicorn.Config:
+def server_config(
+    app: FastAPI, settings: Settings, connections: ConnectionLimiter
+) -> uvicorn.Config:
     """uvicorn's configuration: our protocol and no other, one log line at most for each fault."""
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=functools.partial(Protocol, connections),  # type: ignore[arg-type]
+        http=functools.partial(HttpProtocol, connections),  # type: ignore[arg-type]
         ws="none",
         log_level="warning",
         access_log=False,

@@ -20,7 +20,7 @@ from server.engine.sampling import SamplingParams
 from server.engine.segment import Segment
 from server.engine.sequence import GenerationRequest
 from server.engine.sequence import Sequence as Answer
-from server.shadow.teacher_forcing import Reread, Rereading
+from server.shadow.teacher_forcing import TeacherForcedLoss, TeacherForcing
 
 _BATCH = 16  # prompts answered together
 _LONGEST = 512  # tokens of a prompt; longer ones are left out
@@ -117,7 +117,7 @@ def sweep(
             found: list[list[object]] = []
             for answer in answers:
                 read = _read(runner, model, answer)
-                kl, surprise = [one.kl for one in read], [one.surprise for one in read]
+                kl, surprise = [one.kl for one in read], [one.nll for one in read]
                 loss = _prompt_loss(runner, model, answer.request.prompt)
                 found.append([len(answer.output), loss, kl, surprise])
             return found
@@ -141,15 +141,15 @@ def _prompt_loss(runner: Runner, model: LoadedModel, prompt: Sequence[int]) -> f
     return -float(said.gather(-1, follows).mean()) if len(follows) else 0.0
 
 
-def _read(runner: Runner, model: LoadedModel, answer: Answer) -> list[Reread]:
+def _read(runner: Runner, model: LoadedModel, answer: Answer) -> list[TeacherForcedLoss]:
     """The base against itself first, then every other variant."""
     base, variants = model.variants[BASE], list(model.variants.values())
-    reading = Rereading(
-        runner.decoder, answer.request.prompt, answer.output, base, variants, piece=128
+    reading = TeacherForcing(
+        runner.decoder, answer.request.prompt, answer.output, base, variants, chunk_tokens=128
     )
     with runner.threads():
         while reading.advance():
             pass
-    found = reading.result()
+    found = reading.losses()
     reading.close()
     return found

@@ -1,4 +1,4 @@
-"""Quality watched in production: a share of answers is read again while nobody waits."""
+"""Quality measured in production: a share of answers is checked while the engine is idle."""
 
 import random
 import threading
@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pruners.variant import BASE, VariantSpec
 from server.engine.cache.arena import GRAIN
 from server.engine.loading.load import AnyDecoder
-from server.shadow.teacher_forcing import Reread, Rereading
+from server.shadow.teacher_forcing import TeacherForcedLoss, TeacherForcing
 
-_WAITING = 64
-"""Answers kept for an idle moment; older ones make way."""
+_MAX_QUEUED = 64  # answers that wait for an idle moment; the oldest are dropped
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer as it was given, by one variant throughout and without a KV budget.
+class FinishedAnswer:
+    """An answer that one variant wrote throughout, without a KV budget.
 
-    `answer_id` is no other answer's.
+    `answer_id` is unique. `prompt` and `output` are token ids.
     """
 
     answer_id: str
@@ -28,81 +27,76 @@ class Answered:
     output: tuple[int, ...]
 
 
-class Shadow:
-    """Chooses answers as they end, and reads them again in the engine's idle moments.
+OnResult = Callable[[FinishedAnswer, TeacherForcedLoss], None]
 
-    `share` of the answers that were not the base's are chosen. `found` hears of each result, in
-    the engine's thread.
+
+class ShadowMonitor:
+    """Chooses a `share` of the answers of variants, and measures their loss against the base.
+
+    Answers come from any thread, by `offer`. All else is called by the engine's thread, in its
+    idle moments; `on_result` is, too.
     """
 
     def __init__(
-        self,
-        decoder: AnyDecoder,
-        base: VariantSpec,
-        share: float,
-        found: Callable[[Answered, Reread], None],
-        seed: int | None = None,
+        self, decoder: AnyDecoder, base: VariantSpec, share: float, seed: int | None = None
     ) -> None:
         self._decoder = decoder
         self._base = base
         self._share = share
-        self._found = found
         self._random = random.Random(seed)
-        self._lock = threading.Lock()
-        self._line: deque[Answered] = deque(maxlen=_WAITING)
-        self._current: tuple[Answered, Rereading] | None = None
+        self._lock = threading.Lock()  # over the queue
+        self._queue: deque[tuple[FinishedAnswer, OnResult]] = deque(maxlen=_MAX_QUEUED)
+        self._current: tuple[FinishedAnswer, OnResult, TeacherForcing] | None = None
 
-    def offer(self, answer: Answered) -> None:
-        """May choose an answer that has just ended. Called from any thread."""
+    def offer(self, answer: FinishedAnswer, on_result: OnResult) -> None:
+        """Queue an answer if it is chosen. The engine's thread calls `on_result` with its loss."""
         if answer.variant.name == BASE or len(answer.output) < 2:
             return
         if self._random.random() < self._share:
             with self._lock:
-                self._line.append(answer)
+                self._queue.append((answer, on_result))
 
     def step(self) -> bool:
-        """Reads one small piece; False if there is nothing to read. In the engine's thread."""
+        """Run one small step of a check. Return False if there is nothing to check."""
         if self._current is None:
             with self._lock:
-                if not self._line:
+                if not self._queue:
                     return False
-                answer = self._line.popleft()
-            # What earlier prompts left in the cache is worth more than knowing one answer's loss.
+                answer, on_result = self._queue.popleft()
+            # Cached prefixes are worth more than the loss of one answer: none is evicted for it.
             needed = 2 * (len(answer.prompt) + len(answer.output) + GRAIN)
             arena = self._decoder.cache.arena
             if arena.used + needed > arena.capacity:
                 return True
-            reading = Rereading(
+            check = TeacherForcing(
                 self._decoder, answer.prompt, answer.output, self._base, (answer.variant,)
             )
-            self._current = answer, reading
-        answer, reading = self._current
-        going_on = False
+            self._current = answer, on_result, check
+        answer, on_result, check = self._current
+        unfinished = False
         try:
-            going_on = reading.advance()
-            result = reading.result()
+            unfinished = check.advance()
+            losses = [] if unfinished else check.losses()
         finally:
-            if not going_on:
-                reading.close()
+            if not unfinished:
+                check.close()
                 self._current = None
-        if going_on:
-            return True
-        if result:
-            self._found(answer, result[0])
+        if losses:
+            on_result(answer, losses[0])
         return True
 
     @property
     def slots(self) -> int:
-        """Of the cache, that are given back when somebody waits."""
+        """The number of cache slots that `make_way` would free."""
         current = self._current
-        return 0 if current is None else current[1].slots
+        return 0 if current is None else current[2].slots
 
     def make_way(self) -> None:
-        """Somebody waits: what is being read gives its memory back and starts again later."""
+        """Free the cache for live requests. The check starts again later."""
         if self._current is not None:
-            answer, reading = self._current
-            reading.close()
+            answer, on_result, check = self._current
+            check.close()
             self._current = None
             with self._lock:
-                if len(self._line) < _WAITING:
-                    self._line.appendleft(answer)
+                if len(self._queue) < _MAX_QUEUED:
+                    self._queue.appendleft((answer, on_result))

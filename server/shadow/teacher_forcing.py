@@ -1,4 +1,4 @@
-"""A finished answer read again, by variants and by the base, some tokens at a time."""
+"""The loss of variants on a given answer: all read it, and their distributions are compared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,27 +11,31 @@ from server.engine.cache.kv_cache import SequenceCache
 from server.engine.loading.load import AnyDecoder
 from server.engine.segment import Segment
 
-PIECE = 8
-"""Tokens of each in one step: with two of them, about what one step of live decoding takes."""
+CHUNK_TOKENS = 8
+"""Tokens that each model reads in one step: for two models about as long as a decode step."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reread:
-    """How far a variant was from the base over an answer's `tokens`, teacher-forced.
+class TeacherForcedLoss:
+    """How far a variant is from the base over the `tokens` of an answer, each given the true ones.
 
-    `kl` and `worst` (of any one token) in nats, `agreement` the share of equal most likely tokens;
-    `surprise` is the variant's own loss on what was written, in nats per token.
+    `kl` is the mean KL(base || variant) per token in nats and `max_kl` the largest of any token;
+    `agreement` is the share of tokens whose most likely token is equal; `nll` is the variant's
+    mean negative log-likelihood of the answer's tokens in nats.
     """
 
     tokens: int
     kl: float
-    worst: float
+    max_kl: float
     agreement: float
-    surprise: float
+    nll: float
 
 
-class Rereading:
-    """Holds a cache for each reader until it is done or closed."""
+class TeacherForcing:
+    """A check of one answer, done in steps by the base and some variants at once.
+
+    Each model has a sequence in the KV cache until the check is closed.
+    """
 
     def __init__(
         self,
@@ -40,83 +44,85 @@ class Rereading:
         output: Sequence[int],
         base: VariantSpec,
         variants: Sequence[VariantSpec],
-        piece: int = PIECE,
+        chunk_tokens: int = CHUNK_TOKENS,
     ) -> None:
         self._decoder = decoder
         self._tokens = [*prompt, *output[:-1]]
-        self._first = len(prompt) - 1  # whose successor is the first that was written
-        self._readers = (base, *variants)
-        self._piece = piece
+        self._first_scored = len(prompt) - 1  # it predicts the first token of the answer
+        self._models = (base, *variants)
+        self._chunk_tokens = chunk_tokens
         self._caches: list[SequenceCache] = []
         self._done = 0
-        self._output = torch.tensor(list(output))
-        self._kl: list[Tensor] = []  # [variants, tokens] of each piece
-        self._equal: list[Tensor] = []
-        self._surprise: list[Tensor] = []
+        self._output = torch.tensor(list(output))  # [output]
+        # Of each chunk, [variants, scored tokens of the chunk]:
+        self._kl: list[Tensor] = []
+        self._agrees: list[Tensor] = []
+        self._nll: list[Tensor] = []
 
     def advance(self) -> bool:
-        """Reads the next piece; False when there is no room for it or nothing left."""
+        """Read the next chunk. Return False if nothing is left or the cache has no room."""
         if not self._caches:
-            self._caches = [self._decoder.cache.open() for _ in self._readers]
+            self._caches = [self._decoder.cache.open() for _ in self._models]
             if not all(cache.reserve(len(self._tokens)) for cache in self._caches):
                 self.close()
                 return False
-        piece = self._tokens[self._done : self._done + self._piece]
-        if not piece:
+        chunk = self._tokens[self._done : self._done + self._chunk_tokens]
+        if not chunk:
             return False
         segments = [
-            Segment(piece, cache, reader)
-            for cache, reader in zip(self._caches, self._readers, strict=True)
+            Segment(chunk, cache, model)
+            for cache, model in zip(self._caches, self._models, strict=True)
         ]
-        hidden = self._decoder.forward(segments)
-        skipped = max(0, self._first - self._done)
-        self._done += len(piece)
-        if skipped < len(piece):
-            self._compare([part[skipped:] for part in hidden.split(len(piece))])
+        hidden = self._decoder.forward(segments)  # [models * chunk, hidden]
+        unscored = max(0, self._first_scored - self._done)
+        self._done += len(chunk)
+        if unscored < len(chunk):
+            self._compare([part[unscored:] for part in hidden.split(len(chunk))])
         return True
 
     def _compare(self, hidden: list[Tensor]) -> None:
-        base, *others = (
+        """Score a chunk from each model's final hidden states, `[scored tokens, hidden]`."""
+        base, *others = (  # log-probabilities, [scored tokens, vocabulary]
             self._decoder.logits(part).float().log_softmax(-1).cpu() for part in hidden
         )
         p, top = base.exp(), base.argmax(-1)
-        first = sum(piece.shape[1] for piece in self._kl)
-        written = self._output[first : first + len(base), None]
+        first = sum(chunk.shape[1] for chunk in self._kl)
+        written = self._output[first : first + len(base), None]  # [scored tokens, 1]
         self._kl.append(torch.stack([(p * (base - other)).sum(-1) for other in others]))
-        self._equal.append(torch.stack([other.argmax(-1) == top for other in others]))
-        self._surprise.append(torch.stack([-other.gather(-1, written)[:, 0] for other in others]))
+        self._agrees.append(torch.stack([other.argmax(-1) == top for other in others]))
+        self._nll.append(torch.stack([-other.gather(-1, written)[:, 0] for other in others]))
 
-    def result(self) -> list[Reread]:
-        """What was found of each variant, once everything was read; nothing before.
+    def losses(self) -> list[TeacherForcedLoss]:
+        """Return the loss of each variant; nothing before all tokens are read.
 
-        Raises `ArithmeticError` if that is no finite number.
+        Raise `ArithmeticError` if a loss is not finite.
         """
         if self._done < len(self._tokens) or not self._kl:
             return []
-        kl, equal, surprise = (
-            torch.cat(parts, dim=1) for parts in (self._kl, self._equal, self._surprise)
+        kl, agrees, nll = (  # [variants, output]
+            torch.cat(chunks, dim=1) for chunks in (self._kl, self._agrees, self._nll)
         )
-        if not bool(kl.isfinite().all() and surprise.isfinite().all()):
-            raise ArithmeticError("an answer read again gave no finite number")
+        if not bool(kl.isfinite().all() and nll.isfinite().all()):
+            raise ArithmeticError("the teacher-forced loss of an answer is not finite")
         return [
-            Reread(
-                kl.shape[1],
-                float(mine.mean()),
-                float(mine.max()),
-                float(same.float().mean()),
-                float(own.mean()),
+            TeacherForcedLoss(
+                tokens=kl.shape[1],
+                kl=float(kl[variant].mean()),
+                max_kl=float(kl[variant].max()),
+                agreement=float(agrees[variant].float().mean()),
+                nll=float(nll[variant].mean()),
             )
-            for mine, same, own in zip(kl, equal, surprise, strict=True)
+            for variant in range(len(kl))
         ]
 
     @property
     def slots(self) -> int:
-        """Of the cache, that it holds."""
+        """The number of cache slots that it uses."""
         return sum(cache.size for cache in self._caches)
 
     def close(self) -> None:
-        """Gives the caches back; what was read is forgotten."""
+        """Free the cache and forget what was read."""
         for cache in self._caches:
             cache.close()
         self._caches = []
-        self._done, self._kl, self._equal, self._surprise = 0, [], [], []
+        self._done, self._kl, self._agrees, self._nll = 0, [], [], []

@@ -1,104 +1,117 @@
 """`POST /v1/chat/completions`, as the OpenAI API has it."""
 
 from collections.abc import Iterable
-from functools import partial
+from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.api.answers import Answer, collect, respond, stream, usage, usage_tail
+from server.api.active_request import ActiveRequest
 from server.api.errors import ApiError
-from server.api.openai.token_text import LEAST, TokenText, shown
-from server.api.prompt.reader import Prompt
+from server.api.openai.token_text import MIN_LOGPROB, TokenText, shown
+from server.api.prompt.processor import Chat, PromptProcessor, TokenizedPrompt
 from server.api.request_body import JsonRoute
+from server.api.request_builder import ParsedRequest
+from server.api.responses import GeneratedAnswer, collect, respond, stream, usage, usage_tail
 from server.api.schemas import ChatBody
-from server.api.service import Ask, Call, Service, call_id_of, encoding, variant_alias
-from server.api.unsupported import refuse_unsupported
+from server.api.service import Service, encoding_options, request_id_of, variant_in_model_name
+from server.api.unsupported_parameters import refuse_unsupported
 from server.engine.sequence import Delta, TokenLogprob
 
 
-def router(service: Service) -> APIRouter:
-    """The route, bound to a service."""
+def router(service: Service, prompts: PromptProcessor) -> APIRouter:
+    """Return the route of `POST /v1/chat/completions`."""
     routes = APIRouter(route_class=JsonRoute)
     texts = TokenText(service.model.tokenizer)
 
     @routes.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
         _check(body)
-        ask = Ask(
-            prompts=[await _prompt(service, body)],
+        parsed = ParsedRequest(
+            prompts=[await _prompt(prompts, body)],
             body=body,
             max_tokens=body.max_completion_tokens or body.max_tokens,
-            variant=variant_alias(service, body.model),
+            variant=variant_in_model_name(service, body.model),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
-        call = service.start(ask, call_id_of(request, "chatcmpl"))
-        common = {
-            "id": call.call_id,
-            "created": call.created,
+        active = service.start(parsed, request_id_of(request, "chatcmpl"))
+        common: dict[str, object] = {
+            "id": active.request_id,
+            "created": active.created,
             "model": service.model.name,
             "system_fingerprint": service.model.fingerprint,
         }
-        if not body.stream:
-            answers = await collect(service, call, request)
-            head = {**common, "object": "chat.completion", "usage": usage(call, answers)}
-            head["trimtab"] = call.disclosure()
-            choice = partial(_choice, texts, bool(body.logprobs))
-            return await respond(call, head, choice, answers, large=bool(body.logprobs))
-        common["object"] = "chat.completion.chunk"
-        return _streamed(service, texts, call, body, common)
+        if body.stream:
+            common["object"] = "chat.completion.chunk"
+            writer = _ChunkWriter(texts, active, body, common)
+            tail = usage_tail(active, common, body.stream_options)
+            return stream(service, active, writer.chunks, writer.head(), tail)
+        answers = await collect(service, active, request)
+        head = {**common, "object": "chat.completion", "usage": usage(active, answers)}
+        head["trimtab"] = active.disclosure()
+
+        def choice(index: int, answer: GeneratedAnswer) -> dict[str, object]:
+            return {
+                "index": index,
+                "message": {"role": "assistant", "content": answer.text},
+                "logprobs": _logprobs(texts, answer.logprobs) if body.logprobs else None,
+                "finish_reason": answer.finish_reason,
+                "stop_reason": answer.stop_reason,
+            }
+
+        return await respond(active, head, choice, answers, large=bool(body.logprobs))
 
     return routes
 
 
-def _choice(texts: TokenText, logprobs: bool, index: int, answer: Answer) -> dict[str, object]:
-    return {
-        "index": index,
-        "message": {"role": "assistant", "content": answer.text},
-        "logprobs": _logprobs(texts, answer.logprobs) if logprobs else None,
-        "finish_reason": answer.finish_reason,
-        "stop_reason": answer.stop_reason,
-    }
+@dataclass(frozen=True, slots=True)
+class _ChunkWriter:
+    """Writes the chunks of a streamed chat; `common` are the fields of every chunk."""
 
+    texts: TokenText
+    active: ActiveRequest
+    body: ChatBody
+    common: dict[str, object]
 
-def _streamed(
-    service: Service, texts: TokenText, call: Call, body: ChatBody, common: dict[str, object]
-) -> Response:
-    options = body.stream_options
+    def head(self) -> Iterable[dict[str, object]]:
+        """Yield the first chunk of each answer: its role, and the variant that writes it."""
+        role = {"role": "assistant", "content": ""}
+        for index in range(len(self.active.generations)):
+            yield {
+                **self.common,
+                "choices": [_choice(index, role)],
+                "trimtab": self.active.disclosure(),
+            }
 
-    def choice(index: int, delta: dict[str, str], **more: object) -> dict[str, object]:
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-
-    head = [
-        {
-            **common,
-            "choices": [choice(index, {"role": "assistant", "content": ""})],
-            "trimtab": call.disclosure(),
-        }
-        for index in range(len(call.generations))
-    ]
-
-    def chunks(index: int, delta: Delta, answer: Answer) -> Iterable[dict[str, object]]:
+    def chunks(
+        self, index: int, delta: Delta, answer: GeneratedAnswer
+    ) -> Iterable[dict[str, object]]:
+        """Yield the chunk of a delta, if it has text, a log-probability or the end."""
         if not delta.text and delta.finish_reason is None and delta.logprob is None:
             return
-        more: dict[str, object] = {}
-        if body.logprobs and delta.logprob is not None:
-            more["logprobs"] = _logprobs(texts, [delta.logprob])
+        fields: dict[str, object] = {}
+        if self.body.logprobs and delta.logprob is not None:
+            fields["logprobs"] = _logprobs(self.texts, [delta.logprob])
         if delta.finish_reason is not None:
-            more["finish_reason"] = delta.finish_reason.value
-            more["stop_reason"] = delta.stop_reason
+            fields["finish_reason"] = delta.finish_reason.value
+            fields["stop_reason"] = delta.stop_reason
         content = {"content": delta.text} if delta.text else {}
-        chunk: dict[str, object] = {**common, "choices": [choice(index, content, **more)]}
+        chunk: dict[str, object] = {**self.common, "choices": [_choice(index, content, **fields)]}
         if delta.finish_reason is not None:
-            chunk["trimtab"] = call.disclosure()
+            chunk["trimtab"] = self.active.disclosure()
+        options = self.body.stream_options
         if options is not None and options.continuous_usage_stats:
-            chunk["usage"] = usage(call, [answer])
+            chunk["usage"] = usage(self.active, [answer])
         yield chunk
 
-    return stream(service, call, chunks, head, usage_tail(call, common, options))
+
+def _choice(index: int, delta: dict[str, str], **fields: object) -> dict[str, object]:
+    """Return the choice of a chunk, in which `fields` replace the defaults."""
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **fields}
 
 
 def _check(body: ChatBody) -> None:
+    """Raise `ApiError` 400 for fields that do not fit together or are not supported."""
     refuse_unsupported(body.model_extra or {}, body.n or 1)
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options needs stream: true", "stream_options")
@@ -108,12 +121,13 @@ def _check(body: ChatBody) -> None:
         raise ApiError(400, "messages is empty", "messages")
 
 
-async def _prompt(service: Service, body: ChatBody) -> Prompt:
-    continued = body.continue_final_message
-    begun = body.add_generation_prompt
-    if continued and "add_generation_prompt" not in body.model_fields_set:
-        begun = False
-    if continued and begun:
+async def _prompt(prompts: PromptProcessor, body: ChatBody) -> TokenizedPrompt:
+    """Render and tokenise the messages. Raise `ApiError`."""
+    continue_final = body.continue_final_message
+    add_generation_prompt = body.add_generation_prompt
+    if continue_final and "add_generation_prompt" not in body.model_fields_set:
+        add_generation_prompt = False
+    if continue_final and add_generation_prompt:
         raise ApiError(
             400,
             "continue_final_message and add_generation_prompt exclude each other",
@@ -122,28 +136,34 @@ async def _prompt(service: Service, body: ChatBody) -> Prompt:
     variables = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", body.reasoning_effort)
-    messages = [message.for_template() for message in body.messages]
-    how = encoding(body, special=False)
-    return await service.prompts.chat(messages, variables, how, begun, continued)
+    chat = Chat(
+        messages=[message.for_template() for message in body.messages],
+        variables=variables,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final,
+    )
+    return await prompts.chat(chat, encoding_options(body, special_tokens=False))
 
 
-def _logprobs(texts: TokenText, scored: list[TokenLogprob]) -> dict[str, object]:
-    def entry(token: int, value: float) -> dict[str, object]:
+def _logprobs(texts: TokenText, tokens: list[TokenLogprob]) -> dict[str, object]:
+    """Return the `logprobs` object of some tokens."""
+
+    def entry(token: int, logprob: float) -> dict[str, object]:
         data = texts.data(token)
-        return {"token": shown(data), "logprob": max(value, LEAST), "bytes": list(data)}
+        return {"token": shown(data), "logprob": max(logprob, MIN_LOGPROB), "bytes": list(data)}
 
     return {
         "content": [
             {
                 **entry(item.token, item.logprob),
-                "top_logprobs": [entry(token, value) for token, value in _likeliest(item)],
+                "top_logprobs": [entry(token, logprob) for token, logprob in _top(item)],
             }
-            for item in scored
+            for item in tokens
         ]
     }
 
 
-def _likeliest(item: TokenLogprob) -> list[tuple[int, float]]:
-    """The alternatives by falling log-probability, without the chosen token if it is not one."""
-    alternatives = sorted(item.top, key=lambda pair: -pair[1])
-    return alternatives[: item.asked]
+def _top(item: TokenLogprob) -> list[tuple[int, float]]:
+    """Return the most likely tokens, which need not hold the chosen one, the likeliest first."""
+    by_logprob = sorted(item.top, key=lambda pair: -pair[1])
+    return by_logprob[: item.asked]

@@ -1,4 +1,4 @@
-"""What single tokens stand for: their bytes, the text that shows them, and where they begin."""
+"""What single tokens stand for: their bytes, their text, and their positions in a text."""
 
 import codecs
 import json
@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from tokenizers.decoders import Decoder
 from transformers import PreTrainedTokenizerBase
 
-LEAST = -9999.0
-"""Stands for a log-probability of -inf, which JSON does not have."""
+from server.api.byte_level import BYTE_OF_CHARACTER
+
+MIN_LOGPROB = -9999.0
+"""The smallest log-probability that is sent: JSON has no -inf."""
 _SPACE = "▁"  # as SentencePiece writes it
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenText:
-    """The bytes of a tokenizer's tokens. Its kind is found once, from its decoder.
+    """The bytes of a tokenizer's tokens.
 
-    Tokens may be parts of characters, so that decoding one alone shows U+FFFD and not its bytes.
+    A token may be a part of a character, so that decoding it alone gives U+FFFD. How tokens hold
+    their bytes depends on the tokenizer's decoder, which is examined once.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -27,50 +30,50 @@ class TokenText:
         steps = set() if backend is None else _steps(backend.decoder)
         self._byte_level = "ByteLevel" in steps
         self._byte_tokens = "ByteFallback" in steps
-        self._pieces = bool(steps & {"ByteFallback", "Metaspace"})
+        self._sentencepiece = bool(steps & {"ByteFallback", "Metaspace"})
         added = tokenizer.added_tokens_decoder.items()
         self.special = frozenset(token for token, entry in added if entry.special)
 
     def data(self, token: int) -> bytes:
-        """What `token` adds to a text behind other tokens; nothing for an unknown id."""
+        """Return the bytes that a token adds after other tokens; none for an unknown id."""
         piece: str | None = self._name(token)
         if piece is None:
             return b""
         if self._byte_level:
             try:
-                return bytes(map(_BYTE_OF.__getitem__, piece))
+                return bytes(map(BYTE_OF_CHARACTER.__getitem__, piece))
             except KeyError:  # an added token, which is its own text
                 return piece.encode()
-        if self._byte_tokens and (found := _BYTE.fullmatch(piece)):
-            return bytes.fromhex(found[1])
-        return piece.replace(_SPACE, " ").encode() if self._pieces else self._alone(token)
+        if self._byte_tokens and (byte := _BYTE.fullmatch(piece)):
+            return bytes.fromhex(byte[1])
+        return piece.replace(_SPACE, " ").encode() if self._sentencepiece else self._alone(token)
 
     def prompt(self, tokens: Sequence[int]) -> list[bytes]:
-        """What each of these adds to a text that begins with them, special tokens included.
+        """Return the bytes that each token of a prompt adds to its text, special tokens included.
 
         SentencePiece models drop the space that their first token may begin with.
         """
-        found = [self.data(token) for token in tokens]
-        if self._pieces and found and found[0].startswith(b" "):
-            found[0] = self._alone(tokens[0])
-        return found
+        parts = [self.data(token) for token in tokens]
+        if self._sentencepiece and parts and parts[0].startswith(b" "):
+            parts[0] = self._alone(tokens[0])
+        return parts
 
     def written(self, token: int) -> bytes:
-        """What `token` adds to an answer: special tokens are left out of its text."""
+        """Return the bytes that a token adds to an answer, whose text has no special tokens."""
         return b"" if token in self.special else self.data(token)
 
     def shown(self, token: int) -> str:
-        """The token as text; as `bytes:\\xe2\\x80` if it is not whole characters."""
+        """Return a token as text; as `bytes:\\xe2\\x80` if it is not whole characters."""
         return shown(self.data(token))
 
     def _alone(self, token: int) -> bytes:
         return str(self._tokenizer.decode([token])).encode()
 
 
-class Offsets:
+class TextOffsets:
     """Counts the characters of a text as its bytes come, from `start` on.
 
-    A character that is not finished counts as one, and so does what is no character (U+FFFD).
+    An unfinished character counts as one, and so does each U+FFFD for bytes that are no text.
     """
 
     def __init__(self, start: int = 0) -> None:
@@ -78,19 +81,19 @@ class Offsets:
         self._closed = start  # characters that no further byte can change
 
     def next(self, data: bytes) -> int:
-        """Where the character begins that holds the first byte of `data`, which comes next."""
+        """Add the next bytes. Return the position of the character that holds the first of them."""
         first = self._closed + len(self._decoder.decode(data[:1]))
         at = first - 1 + self._open() if data else self._closed
         self._closed = first + len(self._decoder.decode(data[1:]))
         return at
 
     def _open(self) -> bool:
-        """Whether the last bytes begin a character that is not finished."""
+        """Whether the last bytes are the beginning of an unfinished character."""
         return bool(self._decoder.getstate()[0])
 
 
 def shown(data: bytes) -> str:
-    """Bytes as text; as `bytes:\\xe2\\x80`, with all of them escaped, if they are no text."""
+    """Return bytes as text, or escaped (`bytes:\\xe2\\x80`) if they are not UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -98,18 +101,8 @@ def shown(data: bytes) -> str:
 
 
 def _steps(decoder: Decoder | None) -> set[str]:
-    """The names of what a tokenizer's decoder does."""
+    """Return the names of the steps of a tokenizer's decoder."""
     if decoder is None:
         return set()
-    found = json.loads(decoder.__getstate__())
-    return {step["type"] for step in found.get("decoders", [found])}
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The byte behind each character of a byte-level vocabulary, as GPT-2 numbered them."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + at): b for at, b in enumerate(moved)}
-
-
-_BYTE_OF = _byte_alphabet()
+    state = json.loads(decoder.__getstate__())
+    return {step["type"] for step in state.get("decoders", [state])}

@@ -1,4 +1,4 @@
-"""A model's chat template, rendered by a process of its own that is replaced when it ends."""
+"""A model's chat template, rendered in a separate process that is replaced when it ends."""
 
 import json
 import logging
@@ -7,17 +7,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from server.api.prompt.template_worker import SECONDS
+from server.api.prompt.template_worker import MAX_SECONDS
 
 log = logging.getLogger(__name__)
 
 _WORKER = Path(__file__).with_name("template_worker.py")
-_NOT_A_VARIABLE = {
+_RESERVED_NAMES = {
     "messages",
     "tools",
     "documents",
@@ -27,41 +28,49 @@ _NOT_A_VARIABLE = {
 
 
 class TemplateFailedError(ValueError):
-    """A template that does not take these messages, or any. One line."""
+    """The template does not take these messages, or any. The message is one line."""
 
 
 class TooMuchTextError(TemplateFailedError):
-    """What a template wrote is longer than any prompt."""
+    """The template wrote more than a prompt may hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """What a chat template renders: messages, further variables, and how the text ends.
+
+    With `add_generation_prompt` it ends with the start of the assistant's turn; with
+    `continue_final_message` inside the last message.
+    """
+
+    messages: list[dict[str, Any]]
+    variables: Mapping[str, Any]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
 
 class ChatTemplate:
-    """Renders chats, one at a time. `reads` are the variables that a request may set.
+    """A template of Jinja, which renders chats in another process, one at a time.
 
-    Raises `TemplateFailedError` if the template cannot be compiled, or never ends.
+    `variables` are the names that a request may set. The constructor raises `TemplateFailedError`
+    if the template cannot be compiled, or takes too long.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
         self._source = source
         self._special = dict(special_tokens)
         self._worker: subprocess.Popen[bytes] | None = None
-        named = set(self._ask(None)["reads"])
-        self.reads = frozenset(named - _NOT_A_VARIABLE - set(self._special))
+        read = set(self._ask(None)["reads"])
+        self.variables = frozenset(read - _RESERVED_NAMES - set(self._special))
 
-    def render(
-        self,
-        messages: list[dict[str, Any]],
-        variables: Mapping[str, Any],
-        add_generation_prompt: bool,
-        continue_final_message: bool,
-        most_bytes: int,
-    ) -> str:
-        """The text of a chat. Raises `TemplateFailedError` or `TooMuchTextError`."""
+    def render(self, chat: Chat, max_bytes: int) -> str:
+        """Return the text of a chat. Raise `TemplateFailedError` or `TooMuchTextError`."""
         job = {
-            "messages": messages,
-            "variables": {**self._special, **variables},
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "most_bytes": most_bytes,
+            "messages": chat.messages,
+            "variables": {**self._special, **chat.variables},
+            "add_generation_prompt": chat.add_generation_prompt,
+            "continue_final_message": chat.continue_final_message,
+            "max_bytes": max_bytes,
         }
         try:
             line = json.dumps(job, allow_nan=False, ensure_ascii=False)
@@ -69,7 +78,7 @@ class ChatTemplate:
             raise TemplateFailedError("a number in the messages is too large") from error
         reply = self._ask(line)
         if "too_long" in reply:
-            raise TooMuchTextError(f"its text has more than {most_bytes} bytes")
+            raise TooMuchTextError(f"its text has more than {max_bytes} bytes")
         return str(reply["text"])
 
     def close(self) -> None:
@@ -80,7 +89,10 @@ class ChatTemplate:
             worker.wait()
 
     def _ask(self, line: str | None) -> dict[str, Any]:
-        """The worker's answer to a line; to the template itself if there is none."""
+        """Return the worker's reply to a line, or to the template itself if `line` is None.
+
+        Start the worker if there is none.
+        """
         if self._worker is None:
             self._worker = _start()
             reply = self._exchange(json.dumps({"template": self._source}))
@@ -102,7 +114,7 @@ class ChatTemplate:
         if not answer.endswith(b"\n"):
             self.close()
             if worker.returncode == -signal.SIGPROF:
-                raise TemplateFailedError(f"it took longer than {SECONDS:g} s")
+                raise TemplateFailedError(f"it took longer than {MAX_SECONDS:g} s")
             raise TemplateFailedError("its process was ended by the system")
         reply: dict[str, Any] = json.loads(answer)
         if "error" in reply:
@@ -111,9 +123,10 @@ class ChatTemplate:
 
 
 def open_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | TemplateFailedError:
-    """The tokenizer's template, tried on one message; what is wrong if it cannot be used.
+    """Return the tokenizer's chat template, or the error why it cannot be used.
 
-    A template that fails on that message is kept, as it may take others; a warning says so.
+    It is tried on one message. A template that fails on that is kept, as it may take others, and
+    a warning is logged.
     """
     try:
         source = tokenizer.get_chat_template()
@@ -127,15 +140,15 @@ def open_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | Template
         )
         return TemplateFailedError(f"this model's chat template cannot be used: {error}")
     try:
-        template.render([{"role": "user", "content": "hi"}], {}, True, False, 2**20)
+        template.render(Chat([{"role": "user", "content": "hi"}], {}), max_bytes=2**20)
     except TemplateFailedError as error:
         log.warning("the model's chat template fails on one message of a user: %s", error)
     return template
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # Without our settings: an API key is none of a template's business. In a session of its own:
-    # an interrupt from the keyboard is for the server, which goes on until its answers are done.
+    # Without the server's settings, so that no template sees the API key. In a session of its
+    # own: an interrupt from the keyboard must not end it before the server's answers are done.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIMTAB_")}
     try:
         return subprocess.Popen(

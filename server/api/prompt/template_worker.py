@@ -1,9 +1,9 @@
-"""Renders one chat template, in a process of its own that has little memory and little time.
+"""A process that renders one chat template, within bounds on its memory and time.
 
-A template is foreign code: it can loop or fill the memory, be it by mistake. The sandbox keeps it
-from files and attributes; only a process can be stopped whatever it does. Run by its path; it
-imports nothing of the server. JSON lines come in and go out: the template first, then the chats.
-The environment is that of `transformers`, so that a template finds here what it was written for.
+A template is untrusted code: it can loop for ever or fill the memory. The sandbox of Jinja keeps
+it from files and from Python's attributes; the separate process can be stopped whatever it does.
+The file is run by its path and imports nothing of the server. It reads and writes lines of JSON:
+the template first, then the chats. Filters and functions are those that `transformers` offers.
 """
 
 import json
@@ -19,23 +19,26 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MEMORY = 512 * 2**20  # bytes of address space
-SECONDS = 2.0  # of processor time for one chat
+MAX_MEMORY = 512 * 2**20  # bytes of address space
+MAX_SECONDS = 2.0  # of processor time for one chat
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
-_REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the same field
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what the assistant wrote, for training. Here it is only text."""
+    """The `{% generation %}` tag, which marks the assistant's text for training; ignored here."""
 
     tags = {"generation"}  # noqa: RUF012, as jinja2 has it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return the statements inside the tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Namespace(Namespace):
+    """Jinja's `namespace`, without names that begin with an underscore."""
+
     def __init__(*args: Any, **kwargs: object) -> None:  # noqa: ANN401, so that `namespace(self=...)` works
         attributes = dict(*args[1:], **kwargs)
         for name in attributes:
@@ -73,19 +76,19 @@ def _to_json(
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """What templates are compiled in."""
-    made = ImmutableSandboxedEnvironment(
+    """Return the environment in which templates are compiled."""
+    sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
-    made.filters["tojson"] = _to_json
-    made.globals["raise_exception"] = _raise
-    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    made.globals["namespace"] = _Namespace
-    return made
+    sandbox.filters["tojson"] = _to_json
+    sandbox.globals["raise_exception"] = _raise
+    sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    sandbox.globals["namespace"] = _Namespace
+    return sandbox
 
 
 def render(template: Template, source: str, chat: dict[str, Any]) -> str | None:
-    """The text of a chat; None if it has more bytes than `most_bytes`."""
+    """Return the text of a chat; None if it has more than `max_bytes`."""
     messages = [_with_reasoning(message) for message in chat["messages"]]
     continued: str | None = None
     if chat["continue_final_message"]:
@@ -104,31 +107,32 @@ def render(template: Template, source: str, chat: dict[str, Any]) -> str | None:
         }
     ):
         size += len(part.encode())
-        if size > chat["most_bytes"]:
+        if size > chat["max_bytes"]:
             return None
         parts.append(part)
     text = "".join(parts)
-    return text if continued is None else _cut(text, continued)
+    return text if continued is None else _cut_at_tag(text, continued)
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    found = next((message[name] for name in _REASONING if message.get(name) is not None), None)
-    if found is None:
+    """Return a message whose reasoning, if it has any, has every name that templates read."""
+    reasoning = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+    if reasoning is None:
         return message
-    return {"thinking": found, **message, "reasoning_content": found}
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
-def _cut(text: str, continued: str) -> str:
-    """The rendered text up to the end of the message that is to be continued."""
+def _cut_at_tag(text: str, continued: str) -> str:
+    """Return the rendered text up to the end of the message that is to be continued."""
     if continued.strip() not in text or _TAG.strip() not in text:
         raise TemplateError("the template changes the final message; it cannot be continued")
     at = text.rindex(_TAG.strip())
-    # Where the tag lost its blank, the template strips messages.
+    # Where the tag lost its blank, the template strips the blanks around messages.
     return text[:at] if text[at : at + len(_TAG)] == _TAG else text[:at].rstrip()
 
 
-def _said(error: BaseException) -> str:
-    """One line about an error. What templates raise themselves is shown as they wrote it."""
+def _describe(error: BaseException) -> str:
+    """Return one line about an error; an error that the template raises itself as it is."""
     text = " ".join(str(error).split())[:500]
     if isinstance(error, TemplateSyntaxError):
         return f"line {error.lineno}: {text}"
@@ -143,23 +147,23 @@ def _limit_memory() -> None:
     try:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError):  # not known everywhere
+    except (ImportError, ValueError, OSError):  # not every system has such limits
         pass
 
 
 def main() -> None:
-    """Answer each line of standard input by one of standard output."""
+    """Reply to each line of standard input with one line on standard output."""
     _limit_memory()
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it may come ignored
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the parent may have ignored it
     sandbox = environment()
     template: Template | None = None
     source = ""
     for line in sys.stdin.buffer:
         job = json.loads(line)
-        # At its end the process is ended by the signal, whatever it is doing.
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        # When the time is over, the signal ends the process, whatever it is doing.
+        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
         try:
             if template is None:
                 source = job["template"]
@@ -170,7 +174,7 @@ def main() -> None:
                 text = render(template, source, job)
                 reply = {"too_long": True} if text is None else {"text": text}
         except Exception as error:
-            reply = {"error": _said(error)}
+            reply = {"error": _describe(error)}
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
         sys.stdout.buffer.flush()

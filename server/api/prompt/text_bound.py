@@ -1,4 +1,4 @@
-"""How many tokens a text has at least, which its length tells before it is tokenised."""
+"""A lower bound on the tokens of a text, from its length alone, before it is tokenised."""
 
 import json
 from dataclasses import dataclass
@@ -6,33 +6,36 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-_FOLDING = 4  # by how much, at most, Unicode normalisation and lower case shorten a text's bytes
-_KEEPING = {"ByteLevel", "Metaspace", "Split", "Digits", "Punctuation"}  # pre-tokenizers
+from server.api.byte_level import CHARACTER_OF_BYTE
+
+_MAX_FOLDING = 4  # largest factor by which normalisation or lower case shortens a text's bytes
+# Pre-tokenizers that keep all of a text.
+_LOSSLESS = {"ByteLevel", "Metaspace", "Split", "Digits", "Punctuation"}
 
 
 class _Part(Protocol):
-    """A normaliser or pre-tokenizer, which describes itself in JSON."""
+    """A normaliser or pre-tokenizer, whose state is JSON."""
 
     def __getstate__(self) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
 class TextBound:
-    """A token stands for at most `per_token` bytes of a text, of which `dropped` do not count."""
+    """A token stands for at most `bytes_per_token` bytes of a text, not counting the `dropped`."""
 
-    per_token: int
+    bytes_per_token: int
     dropped: bytes = b""
 
-    def fewest_tokens(self, text: str) -> int:
-        """A number of tokens that `text` has at least."""
-        return -(-len(text.encode().translate(None, self.dropped)) // self.per_token)
+    def min_tokens(self, text: str) -> int:
+        """Return a number of tokens that `text` has at least."""
+        return -(-len(text.encode().translate(None, self.dropped)) // self.bytes_per_token)
 
 
 def text_bound(tokenizer: PreTrainedTokenizerBase) -> TextBound | None:
-    """The bound of a tokenizer.
+    """Return the bound of a tokenizer, or None if there is none or it is not known.
 
-    None where one token may stand for any length of text: where blanks or unknown characters are
-    dropped or run together, or where it cannot be told.
+    There is none where a token may stand for any length of text: where blanks or unknown
+    characters are dropped or merged.
     """
     if not tokenizer.is_fast:
         return None
@@ -48,30 +51,21 @@ def text_bound(tokenizer: PreTrainedTokenizerBase) -> TextBound | None:
     widest = max((len(token.content.encode()) for token in added), default=1)
     if "ByteLevel" in {part["type"] for part in _parts(normalizer) + _parts(pre_tokenizer)}:
         # Each character of a token is one byte; a byte without a token of its own may be dropped.
-        dropped = bytes(byte for byte, letter in _byte_letters().items() if letter not in vocab)
+        dropped = bytes(byte for byte, letter in CHARACTER_OF_BYTE.items() if letter not in vocab)
         return TextBound(factor * max(widest, *map(len, vocab)), dropped)
     if not getattr(fast.model, "byte_fallback", False) or "<0xFF>" not in vocab:
         return None
     return TextBound(factor * max(widest, *(len(name.encode()) for name in vocab)))
 
 
-def _byte_letters() -> dict[int, str]:
-    """The character that byte-level tokenizers write each byte with: itself, if it is visible."""
-    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte) for byte in visible} | {
-        byte: chr(256 + at) for at, byte in enumerate(others)
-    }
-
-
 def _state(part: _Part | None) -> dict[str, Any] | None:
-    """A tokenizer's part as its JSON description."""
+    """Return the state of a tokenizer's part as JSON."""
     found: dict[str, Any] | None = None if part is None else json.loads(part.__getstate__())
     return found
 
 
 def _parts(state: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A description, and the descriptions of what it is made of."""
+    """Return the states of the parts of a sequence, or the state itself."""
     if state is None:
         return []
     inner = [*state.get("normalizers", ()), *state.get("pretokenizers", ())]
@@ -79,14 +73,14 @@ def _parts(state: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _shortening(state: dict[str, Any] | None) -> int | None:
-    """By which factor a normaliser may shorten a text; None where there is no bound."""
+    """Return the factor by which a normaliser may shorten a text; None if it has no bound."""
     factor = 1
     for part in _parts(state):
         match part["type"]:
             case "Prepend" | "ByteLevel":
                 pass
             case "NFC" | "NFD" | "NFKC" | "NFKD" | "Lowercase":
-                factor *= _FOLDING
+                factor *= _MAX_FOLDING
             case "Replace" if part["content"] and "String" in part["pattern"]:
                 old, new = part["pattern"]["String"], part["content"]
                 factor *= -(-len(old.encode()) // len(new.encode())) or 1
@@ -98,5 +92,5 @@ def _shortening(state: dict[str, Any] | None) -> int | None:
 def _drops(state: dict[str, Any] | None) -> bool:
     """Whether a pre-tokenizer may drop some of the text."""
     return any(
-        part["type"] not in _KEEPING or part.get("behavior") == "Removed" for part in _parts(state)
+        part["type"] not in _LOSSLESS or part.get("behavior") == "Removed" for part in _parts(state)
     )

@@ -1,23 +1,34 @@
-"""What a call hands on to the controller and to the engine, both stand-ins here."""
+"""What the service hands on to the controller, the engine and the log, all stand-ins here."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 
 from policies import Action, Reason
 from server.api.errors import ApiError
-from server.api.prompt.reader import Prompt
+from server.api.prompt.processor import TokenizedPrompt
+from server.api.request_builder import ParsedRequest, RequestBuilder
 from server.api.schemas import CompletionBody
-from server.api.service import Ask, Service
+from server.api.service import Service
 from server.engine.admission import InvalidRequestError
 from server.engine.engine import QueueFullError
+from server.engine.sequence import Delta, FinishReason
 
 _CACHED = {2: {"base": 1, "small": 2}, 3: {"small": 3}, 1: {}}  # by the length of the prompt
 
 
+class _Generation:
+    def __init__(self):
+        self.cancelled = False
+
+    def cancel(self):
+        self.cancelled = True
+
+
 class _Engine:
     def __init__(self, error=None):
-        self.requests, self.cancelled, self.error = [], 0, error
+        self.requests, self.generations, self.error = [], [], error
 
     def reusable(self, tokens):
         return _CACHED[len(tokens)]
@@ -26,32 +37,36 @@ class _Engine:
         if self.error is not None and self.requests:
             raise self.error
         self.requests.append(request)
-        return SimpleNamespace(cancel=self._cancel)
-
-    def _cancel(self):
-        self.cancelled += 1
+        self.generations.append(_Generation())
+        return self.generations[-1]
 
 
 class _Controller:
-    decisions = 0
+    def __init__(self, reason=Reason.TTFT):
+        self.decisions, self.reason = 0, reason
 
-    def decide(self, incoming):
-        self.incoming = incoming
+    def decide(self, arrival):
+        self.arrival = arrival
         self.decisions += 1
-        seen = SimpleNamespace(wait=7.0)
+        observation = SimpleNamespace(wait=7.0)
+        refused = self.reason in (Reason.LATE, Reason.FLOOR)
         return SimpleNamespace(
-            action=Action("small"), reason=Reason.TTFT, refused=False, observation=seen
+            action=Action("small"), reason=self.reason, refused=refused, observation=observation
         )
 
 
-class _Accounts:
-    refusals = 0
+class _RequestLog:
+    def __init__(self):
+        self.decisions, self.ends = 0, []
 
-    def decided(self, decision):
-        pass
+    def log_decision(self, decision):
+        self.decisions += 1
 
-    def refused(self, call):
-        self.refusals += 1
+    def log_refusal(self, active):
+        self.ends.append("refused")
+
+    def log_answer(self, active, generation, reason):
+        self.ends.append(reason.value)
 
 
 def _service(engine, controller):
@@ -61,24 +76,28 @@ def _service(engine, controller):
         eos_token_ids=frozenset(),
         weights=SimpleNamespace(shape=SimpleNamespace(vocab=100)),
     )
-    narrowing = SimpleNamespace(follow=lambda _: None, add=lambda *_: None)
-    return Service(
-        model, engine, controller, lambda text: text, _Accounts(), narrowing, 64, 8, "scorer", None
-    )
+    narrowing = SimpleNamespace(apply=lambda _: None, register=lambda *_: None)
+    builder = RequestBuilder(model, context_tokens=64, max_answers=8, kv_scorer="scorer")
+    return Service(engine, controller, lambda text: text, builder, _RequestLog(), narrowing)
+
+
+def _parsed(tokens=2, max_tokens=4, default=None, **body):
+    prompt = TokenizedPrompt(list(range(tokens)), "x")
+    return ParsedRequest([prompt], CompletionBody(prompt="", **body), max_tokens, default)
 
 
 def test_each_prompt_brings_what_is_cached_of_it_for_the_chosen_variant():
     engine, controller = _Engine(), _Controller()
     service = _service(engine, controller)
-    prompts = [Prompt(list(range(length)), "x" * length) for length in (2, 3, 1)]
-    service.start(Ask(prompts, CompletionBody(prompt="", n=2), 4), "call")
+    prompts = [TokenizedPrompt(list(range(length)), "x" * length) for length in (2, 3, 1)]
+    service.start(ParsedRequest(prompts, CompletionBody(prompt="", n=2), 4), "request")
     assert [request.reusable for request in engine.requests] == [2, 2, 3, 3, 0, 0]
-    assert controller.incoming.reusable == _CACHED[3], "of the longest prompt"
-    assert controller.incoming.prompt_tokens == 3
+    assert controller.arrival.reusable == _CACHED[3], "of the longest prompt"
+    assert controller.arrival.prompt_tokens == 3
 
 
 @pytest.mark.parametrize(
-    ("body", "tokens", "length"),
+    ("body", "max_tokens", "prompt_tokens"),
     [
         ({"logit_bias": {"100": 1}}, 4, 2),
         ({"stop_token_ids": [100]}, 4, 2),
@@ -90,34 +109,68 @@ def test_each_prompt_brings_what_is_cached_of_it_for_the_chosen_variant():
         ({}, 4, 0),
     ],
 )
-def test_nothing_is_decided_for_what_is_refused(body, tokens, length):
+def test_nothing_is_decided_for_an_invalid_request(body, max_tokens, prompt_tokens):
     engine, controller = _Engine(), _Controller()
-    ask = Ask([Prompt(list(range(length)), "x")], CompletionBody(prompt="", **body), tokens)
+    service = _service(engine, controller)
     with pytest.raises(ApiError) as raised:
-        _service(engine, controller).start(ask, "call")
+        service.start(_parsed(prompt_tokens, max_tokens, **body), "request")
     assert raised.value.status == 400
     assert (controller.decisions, engine.requests) == (0, [])
+    assert (service.request_log.decisions, service.request_log.ends) == (0, [])
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
     [(InvalidRequestError("no token 7"), 400), (QueueFullError("full"), 503), (KeyError(1), None)],
 )
-def test_what_fails_behind_the_decision_is_counted_and_takes_its_answers_with_it(error, status):
+def test_a_failed_submission_is_one_refusal_and_cancels_the_answers_before_it(error, status):
     engine = _Engine(error)
     service = _service(engine, _Controller())
-    ask = Ask([Prompt([1, 2], "x")], CompletionBody(prompt="", n=2), 4)
     with pytest.raises(ApiError if status else KeyError) as raised:
-        service.start(ask, "call")
-    assert (service.accounts.refusals, engine.cancelled) == (1, 1)
+        service.start(_parsed(n=2), "request")
+    assert [generation.cancelled for generation in engine.generations] == [True]
+    assert (service.request_log.decisions, service.request_log.ends) == (1, ["refused"])
     assert status is None or raised.value.status == status
 
 
-@pytest.mark.parametrize(
-    ("given", "default", "wanted"), [(4, 16, 4), (None, 16, 16), (None, 90, 62), (None, None, 62)]
-)
-def test_a_default_is_cut_to_the_room_and_what_was_asked_for_is_not(given, default, wanted):
+@pytest.mark.parametrize("reason", [Reason.LATE, Reason.FLOOR])
+def test_a_refusal_by_the_controller_is_logged_once_and_nothing_is_submitted(reason):
     engine = _Engine()
-    ask = Ask([Prompt([1, 2], "x")], CompletionBody(prompt=""), given, default)
-    _service(engine, _Controller()).start(ask, "call")
-    assert engine.requests[0].max_tokens == wanted
+    service = _service(engine, _Controller(reason))
+    with pytest.raises(ApiError) as raised:
+        service.start(_parsed(), "request")
+    assert (raised.value.status, raised.value.retry_after) == (503, 7.0)
+    assert service.request_log.ends == ["refused"]
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize("read_first", [False, True])
+def test_each_answer_has_one_end_however_often_the_request_is_closed(read_first):
+    async def serve():
+        engine = _Engine()
+        service = _service(engine, _Controller())
+        active = service.start(_parsed(n=2), "request")
+        first, second = engine.generations
+        if read_first:
+            await active.inbox.put((first, Delta("a")))
+            await active.inbox.put((first, Delta(finish_reason=FinishReason.STOP)))
+            deltas = service.deltas(active)
+            received = [await anext(deltas) for _ in range(2)]
+            assert [index for index, _ in received] == [0, 0]
+            await deltas.aclose()
+        service.close(active)
+        service.close(active)
+        assert service.request_log.ends == (["stop", "abort"] if read_first else ["abort"] * 2)
+        assert (first.cancelled, second.cancelled) == (not read_first, True)
+
+    asyncio.run(serve())
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "default", "expected"),
+    [(4, 16, 4), (None, 16, 16), (None, 90, 62), (None, None, 62)],
+)
+def test_a_default_is_cut_to_the_room_and_a_requested_length_is_not(max_tokens, default, expected):
+    engine = _Engine()
+    _service(engine, _Controller()).start(_parsed(2, max_tokens, default), "request")
+    assert engine.requests[0].max_tokens == expected

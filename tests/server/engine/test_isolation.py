@@ -17,7 +17,7 @@ from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import FinishReason, GenerationRequest
 from server.engine.speculation.drafting import Drafter
-from server.shadow.teacher_forcing import Rereading
+from server.shadow.teacher_forcing import TeacherForcing
 from tests.support.driving import (
     TOKENIZER,
     Recorder,
@@ -286,11 +286,11 @@ def test_an_answer_read_again_with_no_number_gives_no_result():
     runner = made(False)
     runner.decoder.weights.embed[POISON] = math.nan
     variants = variants_of(runner.decoder.weights)
-    reading = Rereading(
+    reading = TeacherForcing(
         runner.decoder, [5, 6], [7, POISON, 8], variants["base"], [variants["ffn-50"]]
     )
     while reading.advance():
         pass
     with pytest.raises(ArithmeticError):
-        reading.result()
+        reading.losses()
     reading.close()

@@ -14,10 +14,10 @@ from dataclasses import replace
 import pytest
 import uvicorn
 
-from server.http.connections import Connections, Patience
-from server.http.protocol import Protocol
+from server.http.connections import ClientTimeouts, ConnectionLimiter
+from server.http.protocol import HttpProtocol
 
-PATIENCE = Patience(header=10, body=10)
+PATIENCE = ClientTimeouts(header=10, body=10)
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -57,10 +57,10 @@ class App:
 @contextlib.contextmanager
 def serving(most=100, **patience):
     app = App()
-    connections = Connections(most, replace(PATIENCE, **patience))
+    connections = ConnectionLimiter(most, replace(PATIENCE, **patience))
     server = uvicorn.Server(
         uvicorn.Config(
-            app, port=0, http=functools.partial(Protocol, connections), ws="none",
+            app, port=0, http=functools.partial(HttpProtocol, connections), ws="none",
             log_config=None, lifespan="off", access_log=False,
         )
     )  # fmt: skip

@@ -15,8 +15,8 @@ import pytest
 
 from server.app import create_app
 from server.engine.loading.configured_model import load_configured_model
-from server.http.connections import connections_of
-from server.http.server import Server, server_config
+from server.http.connections import connection_limiter
+from server.http.server import HttpServer, server_config
 from server.settings import Settings
 from server.testing import ServerProcess
 
@@ -42,8 +42,8 @@ class Live:
             return busy
 
         self.engine._runner.step = paced
-        config = server_config(app, chosen, connections_of(chosen))
-        self.server = Server(config, self.engine, app.state.readiness, chosen.drain_seconds)
+        config = server_config(app, chosen, connection_limiter(chosen))
+        self.server = HttpServer(config, self.engine, app.state.readiness, chosen.drain_seconds)
         self._thread = threading.Thread(target=self.server.run, daemon=True)
         self._thread.start()
         while not self.server.started:

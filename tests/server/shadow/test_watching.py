@@ -1,4 +1,4 @@
-"""Shadow, audit log, narrowing and refusal on a live server with a tiny model and its variants."""
+"""Shadow monitor, audit log, narrowing and refusal on a live server with a tiny model."""
 
 import json
 import time

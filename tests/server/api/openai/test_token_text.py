@@ -11,8 +11,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from server.api.openai.completion_scores import Scores
-from server.api.openai.token_text import Offsets, TokenText, shown
+from server.api.openai.completion_logprobs import CompletionLogprobs
+from server.api.openai.token_text import TextOffsets, TokenText, shown
 from server.engine.sequence import TokenLogprob
 from tests.support.tiny import tiny_tokenizer
 
@@ -51,9 +51,9 @@ def scores_of(tokens):
 
 
 def written(tokenizer, tokens):
-    scores = Scores(TokenText(tokenizer))
+    scores = CompletionLogprobs(TokenText(tokenizer))
     for score in scores_of(tokens):
-        scores.written(score)
+        scores.add_written(score)
     return scores
 
 
@@ -62,8 +62,8 @@ def written(tokenizer, tokens):
 def test_a_prompts_tokens_make_up_its_text_and_begin_where_the_tokenizer_says(tokenizer, text):
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
     tokens = encoded["input_ids"]
-    scores = Scores(TokenText(tokenizer))
-    scores.prompt(tokens, scores_of(tokens[1:]))
+    scores = CompletionLogprobs(TokenText(tokenizer))
+    scores.add_prompt(tokens, scores_of(tokens[1:]))
     found = scores.take(len(text), ended=True)
     assert b"".join(TokenText(tokenizer).prompt(tokens)) == text.encode()
     assert found["text_offset"] == [start for start, _ in encoded["offset_mapping"]]
@@ -120,7 +120,7 @@ def test_offsets_equal_those_of_a_count_from_the_start():
     alphabet = [b"a", b"\xe2", b"\x82", b"\xac", b"\xf0", b"\x9f", b"\x99", b"\xff", b"\xc3"]
     for _ in range(2000):
         parts = [b"".join(chance.choices(alphabet, k=chance.randint(1, 3))) for _ in range(8)]
-        offsets, done = Offsets(), b""
+        offsets, done = TextOffsets(), b""
         for part in parts:
             upto = (done + part[:1]).decode(errors="replace")
             assert offsets.next(part) == len(upto) - 1
@@ -143,9 +143,9 @@ def test_pieces_of_a_stream_join_to_the_whole():
     text = BYTES.decode(tokens)
     whole = written(BYTES, tokens).take(len(text), ended=True)
     for _ in range(50):
-        scores, parts, out = Scores(TokenText(BYTES)), [], 0
+        scores, parts, out = CompletionLogprobs(TokenText(BYTES)), [], 0
         for at, score in enumerate(scores_of(tokens)):
-            scores.written(score)
+            scores.add_written(score)
             sure = len(BYTES.decode(tokens[: at + 1]).rstrip("�"))
             out = chance.randint(out, max(out, sure))
             parts.append(scores.take(out, ended=False))
@@ -162,7 +162,7 @@ def test_what_a_stop_string_cut_off_lies_at_the_end_of_the_text():
 
 
 def test_impossible_tokens_are_finite_in_json():
-    scores = Scores(TokenText(BYTES))
-    scores.written(TokenLogprob(5, -math.inf, ((5, -math.inf),), 1))
+    scores = CompletionLogprobs(TokenText(BYTES))
+    scores.add_written(TokenLogprob(5, -math.inf, ((5, -math.inf),), 1))
     found = scores.take(9, ended=True)
     assert found["token_logprobs"] == [-9999.0]

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from server.api.prompt.chat_template import ChatTemplate, TemplateFailedError, open_template
-from server.api.prompt.template_worker import MEMORY, environment
+from server.api.prompt.chat_template import Chat, ChatTemplate, TemplateFailedError, open_template
+from server.api.prompt.template_worker import MAX_MEMORY, environment
 from tests.support.tiny import CHAT, tiny_tokenizer
 
 RICH = """{%- macro turn(role, text) -%}
@@ -30,7 +30,7 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 def rendered(template, messages=HI, begun=True, continued=False, most=10**6, **variables):
-    return template.render(messages, variables, begun, continued, most)
+    return template.render(Chat(messages, variables, begun, continued), most)
 
 
 @pytest.mark.parametrize("source", [CHAT, RICH, PLAIN])
@@ -57,7 +57,7 @@ def test_the_text_is_that_of_transformers(source):
                 continue_final_message=continued,
                 **variables,
             )
-    assert template.reads == ({"style"} if source == RICH else frozenset())
+    assert template.variables == ({"style"} if source == RICH else frozenset())
     template.close()
 
 
@@ -125,7 +125,7 @@ def test_whatever_a_template_does_is_one_line_and_the_next_chat_is_served():
         assert "\n" not in str(raised.value)
         assert time.monotonic() - began < 60
         assert rendered(template) == "fine"
-    assert MEMORY <= 2**30
+    assert MAX_MEMORY <= 2**30
     template.close()
     with pytest.raises(TemplateFailedError, match="too large"):
         rendered(template, [{"role": "user", "content": "x", "y": float("inf")}])

@@ -11,9 +11,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from server.api.errors import ApiError
-from server.api.prompt.chat_template import ChatTemplate
+from server.api.prompt.chat_template import Chat, ChatTemplate
 from server.api.prompt.encoder import PromptEncoder
-from server.api.prompt.reader import Encoding, PromptReader
+from server.api.prompt.processor import EncodingOptions, PromptProcessor
 from server.api.prompt.text_bound import text_bound
 from tests.support.tiny import CHAT, VOCAB, tiny_tokenizer
 
@@ -87,7 +87,7 @@ def test_a_text_that_begins_with_bos_gets_no_second_one():
     assert encode("<s>the", True).count(bos) == encode("the", True).count(bos) == 1
     assert encode("<s>the", False).count(bos) == 1
     assert encode("the", False).count(bos) == 0
-    plain = encoder(tokenizer).marked("<s>the")
+    plain = encoder(tokenizer).mark("<s>the")
     assert encode(plain, True)[0] == bos
     assert encode(plain, True).count(bos) == 1, "a BOS in plain text is none"
 
@@ -101,7 +101,7 @@ def test_the_bound_never_refuses_what_fits(tokenizer):
     draw = random.Random(0)
     texts = ["".join(draw.choices(letters, k=draw.randrange(200))) for _ in range(300)]
     for text in [*TEXTS, *texts, "the " * 50, "Ａ" * 50]:
-        assert bound.fewest_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False))
+        assert bound.min_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _with(**parts):
@@ -167,14 +167,14 @@ def test_plain_text_holds_no_control_tokens(tokenizer):
     found = encoder(tokenizer)
     control = set(tokenizer.added_tokens_decoder)
     for text in [*TEXTS, "the<s> the", "<|end|><|user|>"]:
-        tokens = found.encode(found.marked(text), False)
+        tokens = found.encode(found.mark(text), False)
         assert not control & set(tokens)
         wanted = text if any(name in text for name in tokenizer.get_added_vocab()) else None
         if wanted is None:
             assert tokens == found.encode(text, False), "ordinary text is encoded as ever"
         elif tokenizer.get_added_vocab().keys() >= {"<|end|>"}:
             assert tokenizer.decode(tokens) == text
-    forged = found.marked("\U000f0000<s>\U000f0001")
+    forged = found.mark("\U000f0000<s>\U000f0001")
     assert not control & set(found.encode(forged, False))
 
 
@@ -182,14 +182,14 @@ def test_plain_text_holds_no_control_tokens(tokenizer):
 def reader():
     tokenizer = tiny_tokenizer()
     template = ChatTemplate(CHAT, tokenizer.special_tokens_map)
-    made = PromptReader(encoder(tokenizer, VOCAB), template, 512)
+    made = PromptProcessor(encoder(tokenizer, VOCAB), template, 512)
     yield made
     made.close()
 
 
 def chat(reader, messages, plain=False, /, **variables):
-    how = Encoding(special=False, plain=plain)
-    return asyncio.run(reader.chat(messages, variables, how, True, False))
+    how = EncodingOptions(special=False, plain=plain)
+    return asyncio.run(reader.chat(Chat(messages, variables), how))
 
 
 def test_a_message_cannot_end_its_turn_in_plain_text(reader):
@@ -217,11 +217,11 @@ def test_only_variables_of_the_template_can_be_set(reader):
 
 
 def test_a_line_has_an_end(reader, monkeypatch):
-    monkeypatch.setattr("server.api.prompt.reader._LINE", 3)
+    monkeypatch.setattr("server.api.prompt.processor._MAX_QUEUED", 3)
     gate = threading.Event()
 
     async def go():
-        lane = reader._short
+        lane = reader._short_texts
         jobs = [asyncio.create_task(lane.run(gate.wait, 1)) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(ApiError, match="too many") as raised:
@@ -239,10 +239,10 @@ def test_a_long_text_does_not_hold_up_short_ones(reader):
     gate = threading.Event()
 
     async def go():
-        busy = asyncio.create_task(reader._long.run(gate.wait, 1))
+        busy = asyncio.create_task(reader._long_texts.run(gate.wait, 1))
         await asyncio.sleep(0)
         found = await asyncio.wait_for(
-            reader.texts(["the fox"], Encoding(special=True, plain=False)), 20
+            reader.texts(["the fox"], EncodingOptions(special=True, plain=False)), 20
         )
         gate.set()
         await busy

@@ -9,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from server.api.errors import envelope
 
 
-class RefusedError(Exception):
+class RejectedError(Exception):
     """A request that is not read any further."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -18,7 +18,7 @@ class RefusedError(Exception):
         self.message = message
 
 
-def refusal(
+def error_response(
     status: int, message: str, headers: Iterable[tuple[bytes, bytes]], retry_after: int | None
 ) -> bytes:
     """A whole response with the error envelope, after which the connection is closed."""
@@ -36,7 +36,7 @@ def refusal(
     )
 
 
-class Ending:
+class ClosingTransport:
     """A transport as an answer sees it, which closes by way of its connection."""
 
     def __init__(self, transport: Transport, close: Callable[[], None]) -> None:

@@ -5,8 +5,8 @@ import asyncio
 import httpx
 import pytest
 
-from server.api.door import Door
-from server.api.limits import Limits
+from server.api.access_control import AccessControl
+from server.api.ingress import IngressMiddleware
 from server.settings import Settings
 
 
@@ -32,7 +32,7 @@ def ask(
     **more,
 ):
     async def go():
-        app = Limits(yes, 1000, Door(key, host, allowed), lambda: draining)
+        app = IngressMiddleware(yes, 1000, AccessControl(key, host, allowed), lambda: draining)
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, **more)
@@ -169,7 +169,7 @@ def test_bodies_together_are_bounded_and_forgotten():
     """So many at once that the last part of one is too much; then there is room again."""
 
     async def go():
-        app = Limits(slow, 1000, Door(None, "0.0.0.0", ()), lambda: False)
+        app = IngressMiddleware(slow, 1000, AccessControl(None, "0.0.0.0", ()), lambda: False)
         answered = asyncio.Event()
         slow.wait = answered.wait
 

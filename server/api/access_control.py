@@ -5,16 +5,16 @@ from ipaddress import ip_address
 
 from starlette.types import Scope
 
-from server.api.page import PUBLIC
+from server.api.page import PUBLIC_PATHS
 
 HEALTH = "/health"
-_OPEN = {HEALTH, *PUBLIC}  # without a key
+_OPEN = {HEALTH, *PUBLIC_PATHS}  # without a key
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _ONCE = (b"host", b"authorization", b"origin")
 _HINT = "allow it with TRIMTAB_ALLOWED_HOSTS"
 
 
-class Door:
+class AccessControl:
     """Refuses requests by their headers alone.
 
     Without a key, a web page anywhere could ask a server on its visitor's machine, so

@@ -5,25 +5,25 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.door import HEALTH, Door
+from server.api.access_control import HEALTH, AccessControl
 from server.api.errors import envelope
 from server.api.readiness import DRAINING
 
 _WHOLE_BODIES = 64  # of the largest size, that may be in memory at once
 
 
-class Limits:
+class IngressMiddleware:
     """ASGI middleware. Bodies are counted as they arrive, so that memory holds a bounded number.
 
     While `draining()`, whatever would be new work is refused, and so is `/health`.
     """
 
     def __init__(
-        self, app: ASGIApp, max_body_bytes: int, door: Door, draining: Callable[[], bool]
+        self, app: ASGIApp, max_body_bytes: int, access: AccessControl, draining: Callable[[], bool]
     ) -> None:
         self._app = app
         self._max = max_body_bytes
-        self._door = door
+        self._access = access
         self._draining = draining
         self._held = 0  # bytes of the bodies of all requests that are read or answered
 
@@ -32,7 +32,7 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._door.refusal(scope)
+        refusal = self._access.refusal(scope)
         if refusal is not None:
             await _answer(send, *refusal)
             return

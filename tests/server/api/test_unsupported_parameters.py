@@ -3,7 +3,7 @@
 import pytest
 
 from server.api.errors import ApiError
-from server.api.unsupported import refuse_unsupported
+from server.api.unsupported_parameters import refuse_unsupported
 
 REFUSED = [
     ("response_format", {"type": "json_object"}),

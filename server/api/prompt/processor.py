@@ -1,0 +1,204 @@
+"""From the prompts of a request to tokens, beside the event loop and bounded in time and size."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from server.api.errors import ApiError
+from server.api.prompt.chat_template import (
+    Chat,
+    ChatTemplate,
+    TemplateFailedError,
+    TooMuchTextError,
+)
+from server.api.prompt.encoder import PromptEncoder, context_length_error
+
+_MAX_ANALYSED_CHARACTERS = 100_000
+_SHORT_CHARACTERS = 2**15  # texts of up to so many are tokenised quickly
+_MAX_QUEUED, _MAX_QUEUED_CHARACTERS = 512, 2**25  # requests that wait for one thread
+_DEFAULT_TEMPLATE_BYTES = 2**24  # that a template may write, where tokens have no longest text
+_MIN_TEMPLATE_BYTES = 2**20
+# Variables of well-known templates, which clients set for any model.
+_IGNORED_VARIABLES = {"enable_thinking", "thinking", "reasoning_effort"}
+_PLAIN_TEXT_ROLES = {"system", "developer", "user", "assistant", "tool"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """A prompt's token ids, and the text that the analyzer reads."""
+
+    tokens: list[int]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingOptions:
+    """How text becomes tokens.
+
+    `special` puts the tokenizer's own tokens around it; `plain` makes control tokens in it text.
+    """
+
+    special: bool
+    plain: bool
+
+
+class _Worker:
+    """A thread that works for one request at a time, and a bounded queue of others."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, name)
+        self._requests = self._characters = 0  # that wait or are worked on
+        self._closed = False
+
+    async def run(self, work: Callable[[], T], characters: int) -> T:
+        """Return what `work`, on so many characters, returns; raise what it raises.
+
+        Raise `ApiError` 503 if too much is waiting, or the worker is closed.
+        """
+        characters_full = self._characters + characters > _MAX_QUEUED_CHARACTERS
+        full = self._requests >= _MAX_QUEUED or (self._requests and characters_full)
+        if full or self._closed:
+            reason = "the server is shutting down" if self._closed else "too many prompts wait"
+            raise ApiError(503, reason, retry_after=1)
+        self._requests += 1
+        self._characters += characters
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._requests -= 1
+            self._characters -= characters
+
+    def close(self) -> None:
+        self._closed = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+class PromptProcessor:
+    """Makes tokens of texts, token ids and chats. `context_tokens` bounds each prompt.
+
+    Short texts, long texts and chat templates have a thread each, so that none of them waits for
+    a slower kind of work.
+    """
+
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        template: ChatTemplate | TemplateFailedError,
+        context_tokens: int,
+    ) -> None:
+        self._encoder = encoder
+        self._template = template
+        self._context_tokens = context_tokens
+        self._max_template_bytes = _DEFAULT_TEMPLATE_BYTES
+        if encoder.bound is not None:
+            fitting = context_tokens * encoder.bound.bytes_per_token
+            self._max_template_bytes = max(_MIN_TEMPLATE_BYTES, fitting)
+        self._short_texts = _Worker("short-prompts")
+        self._long_texts = _Worker("long-prompts")
+        self._templates = _Worker("chats")
+
+    async def texts(self, texts: list[str], options: EncodingOptions) -> list[TokenizedPrompt]:
+        """Tokenise texts. Raise `ApiError`."""
+
+        def work() -> list[TokenizedPrompt]:
+            return [self._encode(text, options) for text in texts]
+
+        return await self._run(work, sum(map(len, texts)))
+
+    async def ids(self, prompts: list[list[int]]) -> list[TokenizedPrompt]:
+        """Check prompts of token ids. Raise `ApiError` for ids that the model does not have."""
+
+        def work() -> list[TokenizedPrompt]:
+            return [self._check_ids(tokens) for tokens in prompts]
+
+        return await self._run(work, sum(map(len, prompts)))
+
+    async def chat(self, chat: Chat, options: EncodingOptions) -> TokenizedPrompt:
+        """Render a chat with the model's template and tokenise it. Raise `ApiError`."""
+        template = self._template
+        if isinstance(template, TemplateFailedError):
+            raise ApiError(400, str(template), "messages")
+        chat = replace(chat, variables=_checked_variables(chat.variables, template))
+        # The analyzer reads what the user wrote, not the template's frame around it.
+        written = "\n".join(str(message["content"]) for message in chat.messages)
+        text = await self._render(template, chat, options, len(written))
+        # Control tokens in a plain chat were marked before it was rendered.
+        encoding = EncodingOptions(options.special, plain=False)
+        prompt = await self._run(lambda: self._encode(text, encoding), len(text))
+        return TokenizedPrompt(prompt.tokens, written[:_MAX_ANALYSED_CHARACTERS])
+
+    def close(self) -> None:
+        """End the threads and the template's process."""
+        for worker in (self._short_texts, self._long_texts, self._templates):
+            worker.close()
+        if isinstance(self._template, ChatTemplate):
+            self._template.close()
+
+    async def _run(self, work: Callable[[], T], characters: int) -> T:
+        short = characters <= _SHORT_CHARACTERS
+        return await (self._short_texts if short else self._long_texts).run(work, characters)
+
+    async def _render(
+        self, template: ChatTemplate, chat: Chat, options: EncodingOptions, characters: int
+    ) -> str:
+        """Return the text of a chat. Raise `ApiError` 400 if the template fails or writes too much.
+
+        In a plain chat, control tokens are marked as text.
+        """
+
+        def work() -> str:
+            given = chat
+            if options.plain:
+                _check_roles(chat.messages)
+                given = replace(
+                    chat,
+                    messages=self._encoder.mark_data(chat.messages),
+                    variables=self._encoder.mark_data(chat.variables),
+                )
+            return template.render(given, self._max_template_bytes)
+
+        try:
+            return await self._templates.run(work, characters)
+        except TooMuchTextError as error:
+            reason = f"the chat is longer: {error}"
+            raise context_length_error(self._context_tokens, reason) from error
+        except TemplateFailedError as error:
+            message = f"the chat template refused the messages: {error}"
+            raise ApiError(400, message, "messages") from error
+
+    def _encode(self, text: str, options: EncodingOptions) -> TokenizedPrompt:
+        given = self._encoder.mark(text) if options.plain else text
+        tokens = self._encoder.encode(given, options.special)
+        return TokenizedPrompt(tokens, text[:_MAX_ANALYSED_CHARACTERS])
+
+    def _check_ids(self, tokens: list[int]) -> TokenizedPrompt:
+        if len(tokens) > self._context_tokens:
+            raise context_length_error(self._context_tokens, f"the prompt has {len(tokens)}")
+        self._encoder.check(tokens)
+        return TokenizedPrompt(tokens, self._encoder.decode(tokens)[:_MAX_ANALYSED_CHARACTERS])
+
+
+def _checked_variables(variables: Mapping[str, Any], template: ChatTemplate) -> dict[str, Any]:
+    """Return the variables that the template reads. Raise `ApiError` 400 for unknown ones."""
+    for name in variables:
+        if name not in template.variables and name not in _IGNORED_VARIABLES:
+            known = ", ".join(sorted(template.variables)) or "none"
+            raise ApiError(
+                400,
+                f"chat_template_kwargs: '{name}' is not a variable that may be set for this "
+                f"model's chat template; those are: {known}",
+                f"chat_template_kwargs.{name}",
+            )
+    return {name: value for name, value in variables.items() if name in template.variables}
+
+
+def _check_roles(messages: list[dict[str, Any]]) -> None:
+    """Raise `ApiError` 400 for a role of which a template could make a control token."""
+    for message in messages:
+        if message["role"] not in _PLAIN_TEXT_ROLES:
+            known = ", ".join(sorted(_PLAIN_TEXT_ROLES))
+            raise ApiError(400, f"with plain_text, a role is one of {known}", "messages")

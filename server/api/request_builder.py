@@ -1,0 +1,207 @@
+"""From a parsed request to what the engine runs: everything is validated, then built."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from controller import RequestPreferences
+from policies import Action, Objectives
+from pruners.kv import make_eviction
+from server.api.errors import ApiError
+from server.api.prompt.processor import TokenizedPrompt
+from server.api.schemas import SamplingBody, TrimtabHints
+from server.engine.detokenizer import StopRules
+from server.engine.loading.load import LoadedModel
+from server.engine.sampling import SamplingParams
+from server.engine.sequence import GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """An HTTP request whose body is parsed and whose prompts are tokenised.
+
+    Where `max_tokens` is None, an answer may have `default_max_tokens`, or less if the prompt
+    leaves less room; if that is None too, all of the room. `variant` comes from a model name like
+    `base@mix-80`. `logprobs` is the number of alternatives per written token.
+    """
+
+    prompts: list[TokenizedPrompt]
+    body: SamplingBody
+    max_tokens: int | None
+    default_max_tokens: int | None = None
+    variant: str | None = None
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+
+    @property
+    def choices(self) -> int:
+        """The number of answers to each prompt."""
+        return self.body.n or 1
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatedRequest:
+    """A parsed request that can be served, with the parameters that its answers share.
+
+    `longest` is the position of its longest prompt.
+    """
+
+    parsed: ParsedRequest
+    longest: int
+    max_tokens: int
+    preferences: RequestPreferences
+    stop: StopRules
+
+    @property
+    def longest_prompt(self) -> TokenizedPrompt:
+        """The prompt with the most tokens."""
+        return self.parsed.prompts[self.longest]
+
+
+class RequestBuilder:
+    """Validates requests and makes the engine's requests of them.
+
+    `context_tokens` bounds a prompt and its answer together, `max_answers` the answers of one
+    HTTP request; `kv_scorer` names the method that evicts cached tokens under a KV budget.
+    """
+
+    def __init__(
+        self, model: LoadedModel, context_tokens: int, max_answers: int, kv_scorer: str
+    ) -> None:
+        self.model = model
+        self.context_tokens = context_tokens
+        self._max_answers = max_answers
+        self._kv_scorer = kv_scorer
+
+    def check_answer_count(self, prompts: int, body: SamplingBody) -> None:
+        """Raise `ApiError` 400 for more answers than one request may ask for."""
+        if prompts * (body.n or 1) > self._max_answers:
+            raise ApiError(400, f"at most {self._max_answers} answers in one call", "n")
+
+    def validate(self, parsed: ParsedRequest) -> ValidatedRequest:
+        """Find all that can be wrong with a request. Raise `ApiError` 400."""
+        body, prompts = parsed.body, parsed.prompts
+        self.check_answer_count(len(prompts), body)
+        if not prompts or not all(prompt.tokens for prompt in prompts):
+            raise ApiError(400, "the prompt is empty", "prompt")
+        longest = max(range(len(prompts)), key=lambda index: len(prompts[index].tokens))
+        max_tokens = self._max_tokens(parsed, len(prompts[longest].tokens))
+        if body.min_tokens > max_tokens:
+            raise ApiError(
+                400, f"min_tokens is above the {max_tokens} tokens to write", "min_tokens"
+            )
+        self._check_token_ids("stop_token_ids", body.stop_token_ids or ())
+        self._check_token_ids("logit_bias", body.logit_bias or ())
+        return ValidatedRequest(
+            parsed,
+            longest,
+            max_tokens,
+            self._preferences(body.trimtab, parsed.variant),
+            _stop_rules(body),
+        )
+
+    def build(
+        self,
+        valid: ValidatedRequest,
+        action: Action,
+        request_id: str,
+        reusable: list[Mapping[str, int]],
+    ) -> list[GenerationRequest]:
+        """Make one request of the engine for each answer, those of one prompt in a row.
+
+        `reusable` tells for each prompt how many of its tokens a variant has cached, by the
+        variant's name.
+        """
+        parsed, body, budget = valid.parsed, valid.parsed.body, action.kv_budget
+        eviction = None if budget is None else make_eviction(budget, self._kv_scorer)
+        requests = []
+        for index in range(len(parsed.prompts) * parsed.choices):
+            prompt = index // parsed.choices
+            request = GenerationRequest(
+                request_id=f"{request_id}-{index}",
+                prompt=tuple(parsed.prompts[prompt].tokens),
+                max_tokens=valid.max_tokens,
+                variant=self.model.variants[action.variant],
+                kv_budget=eviction,
+                sampling=self._sampling(body, index),
+                stop=valid.stop,
+                eos_token_ids=frozenset() if body.ignore_eos else self.model.eos_token_ids,
+                min_tokens=body.min_tokens,
+                logprobs=parsed.logprobs,
+                prompt_logprobs=parsed.prompt_logprobs,
+                reusable=reusable[prompt].get(action.variant, 0),
+            )
+            requests.append(request)
+        return requests
+
+    def _max_tokens(self, parsed: ParsedRequest, prompt_tokens: int) -> int:
+        """Return how many tokens an answer may have. Raise `ApiError` 400 if there is no room."""
+        room = self.context_tokens - prompt_tokens
+        if room < (1 if parsed.max_tokens is None else parsed.max_tokens):
+            to_write = f" and {parsed.max_tokens} to write" if parsed.max_tokens else ""
+            raise ApiError(
+                400,
+                f"this model's context is {self.context_tokens} tokens; "
+                f"the prompt has {prompt_tokens}{to_write}",
+                "prompt" if room < 1 else "max_tokens",
+                "context_length_exceeded",
+            )
+        if parsed.max_tokens is not None:
+            return parsed.max_tokens
+        default = parsed.default_max_tokens
+        return room if default is None else min(room, default)
+
+    def _check_token_ids(self, field: str, token_ids: Iterable[int]) -> None:
+        vocab = self.model.weights.shape.vocab
+        unknown = next((token for token in token_ids if token >= vocab), None)
+        if unknown is not None:
+            raise ApiError(400, f"{field}: no token {unknown}; the vocabulary has {vocab}", field)
+
+    def _preferences(self, hints: TrimtabHints, model_suffix: str | None) -> RequestPreferences:
+        """Return what the request asks of the controller; a hint wins over the variant in a model's name."""
+        variant = model_suffix if hints.variant is None else hints.variant
+        if variant is not None and variant not in self.model.variants:
+            known = ", ".join(self.model.variants)
+            raise ApiError(400, f"no variant '{variant}'; there are: {known}", "trimtab.variant")
+        objectives = Objectives(
+            ttft=_seconds(hints.ttft_ms),
+            tpot=_seconds(hints.tpot_ms),
+            max_loss=hints.max_loss,
+            deadline=_seconds(hints.deadline_ms),
+        )
+        return RequestPreferences(objectives, variant, hints.kv_budget)
+
+    def _sampling(self, body: SamplingBody, index: int) -> SamplingParams:
+        """Return one answer's sampling parameters.
+
+        As in vLLM, the request's values win over the model's generation config, and that over
+        OpenAI's defaults.
+        """
+
+        def pick(name: str, default: float) -> float:
+            requested = getattr(body, name)
+            if requested is not None:
+                return float(requested)
+            return self.model.sampling_defaults.get(name, default)
+
+        return SamplingParams(
+            temperature=pick("temperature", 1.0),
+            top_p=pick("top_p", 1.0),
+            top_k=max(0, int(pick("top_k", 0))),
+            min_p=pick("min_p", 0.0),
+            repetition_penalty=pick("repetition_penalty", 1.0),
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            logit_bias=body.logit_bias or {},
+            # Answers to one seeded request differ from each other, and each is reproducible.
+            seed=None if body.seed is None else body.seed + index,
+        )
+
+
+def _stop_rules(body: SamplingBody) -> StopRules:
+    strings = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    token_ids = frozenset(body.stop_token_ids or ())
+    return StopRules(strings, token_ids, body.include_stop_str_in_output)
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3

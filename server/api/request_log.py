@@ -1,0 +1,235 @@
+"""What is recorded of requests: metrics, audit lines, the latest answers, what is learnt."""
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVarTuple
+
+from controller import Controller, Decision
+from controller.audit import AuditLog
+from policies import Objectives
+from server.api.active_request import ActiveRequest
+from server.engine.engine import Generation
+from server.engine.sequence import FinishReason, Sequence
+from server.shadow.monitor import FinishedAnswer, ShadowMonitor
+from server.shadow.teacher_forcing import TeacherForcedLoss
+from telemetry import ServerMetrics, Snapshot
+
+_RECENT_ANSWERS = 50
+
+Ts = TypeVarTuple("Ts")
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTiming:
+    """When an answer came, in seconds from its request's arrival; None for what it never reached.
+
+    `waited` is the time in the queue, `tpot` the mean time per token after the first.
+    """
+
+    waited: float | None
+    ttft: float | None
+    tpot: float | None
+    total: float
+
+    @classmethod
+    def of(cls, sequence: Sequence) -> "AnswerTiming":
+        """Return the timing of a sequence that ends now."""
+        arrived, first, last = sequence.arrived, sequence.first_token_at, sequence.last_token_at
+        tokens = len(sequence.output)
+        tpot = None
+        if first is not None and last is not None and tokens > 1:
+            tpot = (last - first) / (tokens - 1)
+        return cls(
+            waited=None if sequence.started_at is None else sequence.started_at - arrived,
+            ttft=None if first is None else first - arrived,
+            tpot=tpot,
+            total=time.monotonic() - arrived,
+        )
+
+
+class RequestLog:
+    """Records each decision and its ends: one refusal, or the end of each answer.
+
+    All methods are called in the event loop, so that nothing here needs a lock. `recent` holds
+    the latest answers, newest first. `audit_prompts` lets prompts' texts into the audit log.
+    """
+
+    def __init__(
+        self,
+        metrics: ServerMetrics,
+        controller: Controller,
+        shadow: ShadowMonitor,
+        snapshot: Callable[[], Snapshot],
+        audit: AuditLog | None = None,
+        audit_prompts: bool = False,
+    ) -> None:
+        self.metrics = metrics
+        self.recent: deque[dict[str, Any]] = deque(maxlen=_RECENT_ANSWERS)
+        self._controller = controller
+        self._shadow = shadow
+        self._snapshot = snapshot
+        self._audit = audit
+        self._audit_prompts = audit_prompts
+        self._max_kl: dict[str, float] = {}  # of any token yet, by variant
+
+    def log_decision(self, decision: Decision) -> None:
+        """Count a decision."""
+        metrics = self.metrics
+        metrics.decisions.labels(decision.action.variant, decision.reason.value).inc()
+        metrics.decision_duration.observe(decision.seconds)
+        if decision.chosen.loss is not None:
+            metrics.predicted_loss.observe(decision.chosen.loss)
+        for constraint in decision.masked:
+            metrics.shield_masked.labels(constraint).inc()
+
+    def log_refusal(self, active: ActiveRequest) -> None:
+        """Record that a request was refused after its decision."""
+        self.metrics.requests.labels(active.decision.action.variant, "refused").inc()
+        self._record(active, _unique_id(), active.request_id, {"finish_reason": "refused"})
+
+    def log_answer(
+        self, active: ActiveRequest, generation: Generation, reason: FinishReason
+    ) -> None:
+        """Record the end of one answer, and let the controller learn from it."""
+        sequence = generation.sequence
+        timing = AnswerTiming.of(sequence)
+        complete = reason in (FinishReason.STOP, FinishReason.LENGTH)
+        self._count(active.decision, sequence, reason, timing)
+        self._teach(active.decision, sequence, timing, complete)
+        answer_id = _unique_id()
+        outcome = {
+            "finish_reason": reason.value,
+            "prompt_tokens": len(sequence.request.prompt),
+            "output_tokens": len(sequence.output),
+            "ttft": timing.ttft,
+            "tpot": timing.tpot,
+            "seconds": timing.total,
+            "last_variant": sequence.variant.name,
+        }
+        self._record(active, answer_id, sequence.request.request_id, outcome)
+        if complete:
+            self._offer_to_shadow(answer_id, sequence)
+
+    def log_shadow_result(self, answer: FinishedAnswer, loss: TeacherForcedLoss) -> None:
+        """Record the loss that the shadow monitor measured for an answer."""
+        name, metrics, guard = answer.variant.name, self.metrics, self._controller.quality_guard
+        guard.observe(name, loss.kl)
+        trusted = guard.is_trusted(name)
+        self._max_kl[name] = max(loss.max_kl, self._max_kl.get(name, 0.0))
+        metrics.shadow_loss.labels(name).observe(loss.kl)
+        metrics.shadow_worst.labels(name).set(self._max_kl[name])
+        metrics.shadow_tokens.labels(name).inc(loss.tokens)
+        metrics.shadow_agreed.labels(name).inc(round(loss.agreement * loss.tokens))
+        metrics.variant_trusted.labels(name).set(trusted)
+        if self._audit is not None:
+            measured = {
+                "tokens": loss.tokens,
+                "kl": loss.kl,
+                "worst": loss.max_kl,
+                "agreement": loss.agreement,
+                "trusted": trusted,
+            }
+            self._audit.shadow(answer.answer_id, name, measured)
+
+    async def close(self) -> None:
+        """Write the audit lines that are left. The engine has stopped."""
+        await asyncio.sleep(0)  # its thread's last results, which wait in the event loop, come in
+        if self._audit is not None:
+            self._audit.close()
+
+    def _count(
+        self, decision: Decision, sequence: Sequence, reason: FinishReason, timing: AnswerTiming
+    ) -> None:
+        """Update the metrics of answers."""
+        metrics, request = self.metrics, sequence.request
+        prompt, output = len(request.prompt), len(sequence.output)
+        variant = decision.action.variant
+        metrics.finished(
+            variant, reason.value, prompt, output, timing.ttft, timing.tpot, timing.total
+        )
+        if timing.waited is not None:
+            metrics.queue.observe(timing.waited)
+        metrics.prefix_cache_queries.inc(prompt)
+        metrics.prefix_cache_hits.inc(sequence.reused)
+        metrics.speculation_drafts.inc(sequence.drafts.proposed)
+        metrics.speculation_accepted.inc(sequence.drafts.accepted)
+        for name, bound, value in _objectives(decision.observation.objectives, timing):
+            if value is None and not request.max_tokens:
+                continue  # a prompt that is only scored has no first token
+            met = value is not None and value <= bound
+            metrics.objectives.labels(name, "yes" if met else "no").inc()
+
+    def _teach(
+        self, decision: Decision, sequence: Sequence, timing: AnswerTiming, complete: bool
+    ) -> None:
+        """Tell the controller the time in the queue, and how long a complete answer became."""
+        if timing.waited is not None:
+            self._controller.observe_wait(decision, timing.waited)
+        if complete and sequence.request.max_tokens:
+            self._controller.observe_answer(sequence.request.max_tokens, len(sequence.output))
+
+    def _offer_to_shadow(self, answer_id: str, sequence: Sequence) -> None:
+        """Offer an answer that one variant wrote throughout, without a KV budget."""
+        request = sequence.request
+        if sequence.narrowed or request.kv_budget is not None:
+            return
+        answer = FinishedAnswer(answer_id, request.variant, request.prompt, tuple(sequence.output))
+        self._shadow.offer(answer, _in_this_loop(self.log_shadow_result))
+
+    def _record(
+        self, active: ActiveRequest, answer_id: str, request_id: str, outcome: dict[str, Any]
+    ) -> None:
+        """Add an end to the latest answers and to the audit log."""
+        decision = active.decision
+        self.recent.appendleft(
+            {
+                "id": request_id,
+                "time": time.time(),
+                "action": decision.action.label,
+                "reason": decision.reason.value,
+                "complexity": decision.observation.complexity,
+                "predicted_loss": decision.chosen.loss,
+                **outcome,
+            }
+        )
+        if self._audit is not None:
+            text = active.text if self._audit_prompts else None
+            self._audit.answer(
+                answer_id, request_id, decision, active.features, self._snapshot(), outcome, text
+            )
+
+
+def _in_this_loop(function: Callable[[*Ts], None]) -> Callable[[*Ts], None]:
+    """Return a function for other threads, which runs `function` in the event loop of now.
+
+    A call after that loop was closed does nothing.
+    """
+    loop = asyncio.get_running_loop()
+
+    def hand_over(*arguments: *Ts) -> None:
+        with suppress(RuntimeError):  # the loop is closed, as it may be at shutdown
+            loop.call_soon_threadsafe(function, *arguments)
+
+    return hand_over
+
+
+def _unique_id() -> str:
+    """Return an id that joins lines of the audit log; clients may repeat their request ids."""
+    return uuid.uuid4().hex
+
+
+def _objectives(
+    objectives: Objectives, timing: AnswerTiming
+) -> Iterator[tuple[str, float, float | None]]:
+    """Yield the name, the bound and the measured value of each objective, in seconds."""
+    if objectives.ttft is not None:
+        yield "ttft", objectives.ttft, timing.ttft
+    if objectives.tpot is not None:
+        yield "tpot", objectives.tpot, timing.tpot
+    if objectives.deadline is not None:
+        yield "deadline", objectives.deadline, timing.total

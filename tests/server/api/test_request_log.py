@@ -1,0 +1,158 @@
+"""What the request log records of an answer, and in which thread the shadow's results come in."""
+
+import asyncio
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from policies import Action, Objectives, Reason
+from pruners.kv import make_eviction
+from server.api.request_log import RequestLog
+from server.engine.sequence import FinishReason, GenerationRequest
+from server.shadow.teacher_forcing import TeacherForcedLoss
+from telemetry import ServerMetrics
+
+LOSS = TeacherForcedLoss(tokens=2, kl=0.5, max_kl=0.75, agreement=0.5, nll=1.0)
+SMALL = SimpleNamespace(name="small")
+
+
+class _Guard:
+    """Stands in for the quality guard, and notes the threads that use it."""
+
+    def __init__(self):
+        self.threads, self.losses = set(), []
+
+    def observe(self, variant, loss):
+        self.threads.add(threading.current_thread())
+        self.losses.append(loss)
+
+    def is_trusted(self, variant):
+        self.threads.add(threading.current_thread())
+        return True
+
+
+class _Controller:
+    def __init__(self):
+        self.quality_guard, self.lengths, self.waits = _Guard(), [], []
+
+    def observe_answer(self, max_tokens, tokens):
+        self.lengths.append((max_tokens, tokens))
+
+    def observe_wait(self, decision, seconds):
+        self.waits.append(seconds)
+
+
+class _Shadow:
+    """Stands in for the shadow monitor: keeps the answers that it is offered."""
+
+    def __init__(self):
+        self.offered = []
+
+    def offer(self, answer, on_result):
+        self.offered.append((answer, on_result))
+
+
+def _request_log():
+    metrics = ServerMetrics(CollectorRegistry())
+    return RequestLog(metrics, _Controller(), _Shadow(), snapshot=lambda: None)
+
+
+def _active(**objectives):
+    observation = SimpleNamespace(objectives=Objectives(**objectives), complexity=0.5, wait=0.0)
+    decision = SimpleNamespace(
+        action=Action("small"),
+        reason=Reason.TTFT,
+        chosen=SimpleNamespace(loss=0.1),
+        observation=observation,
+    )
+    return SimpleNamespace(decision=decision, request_id="request")
+
+
+def _generation(output=(5, 6), **fields):
+    request = GenerationRequest("request-0", (1, 2, 3), 8, SMALL, kv_budget=fields.pop("kv", None))
+    now = time.monotonic()
+    sequence = SimpleNamespace(
+        request=request, output=list(output), variant=SMALL, reused=1, arrived=now - 4,
+        started_at=now - 3, first_token_at=now - 2, last_token_at=now - 1,
+        narrowed=False, drafts=SimpleNamespace(proposed=4, accepted=3),
+    )  # fmt: skip
+    vars(sequence).update(fields)
+    return SimpleNamespace(sequence=sequence)
+
+
+def _end(request_log, generation, reason=FinishReason.STOP, **objectives):
+    async def end():
+        request_log.log_answer(_active(**objectives), generation, reason)
+
+    asyncio.run(end())
+
+
+def test_an_answer_is_recorded_with_its_times_and_teaches_the_controller():
+    log = _request_log()
+    _end(log, _generation())
+    (recent,) = log.recent
+    assert (recent["id"], recent["finish_reason"]) == ("request-0", "stop")
+    assert (recent["prompt_tokens"], recent["output_tokens"]) == (3, 2)
+    assert recent["ttft"] == pytest.approx(2)
+    assert recent["tpot"] == pytest.approx(1)
+    assert recent["seconds"] == pytest.approx(4, abs=0.5)
+    assert log._controller.lengths == [(8, 2)]
+    assert log._controller.waits == [pytest.approx(1)]
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
+def test_an_answer_that_was_cut_off_teaches_no_length_and_is_not_checked(reason):
+    log = _request_log()
+    _end(log, _generation(), reason)
+    assert log._controller.lengths == []
+    assert log._shadow.offered == []
+    assert len(log.recent) == 1
+
+
+@pytest.mark.parametrize(
+    ("ttft", "output", "first_token_at", "met"),
+    [(3.0, (5, 6), None, "yes"), (1.0, (5, 6), None, "no"), (3.0, (), 0, "no")],
+)
+def test_an_objective_is_met_by_a_token_in_time(ttft, output, first_token_at, met):
+    log = _request_log()
+    fields = {} if first_token_at is None else {"first_token_at": None, "last_token_at": None}
+    _end(log, _generation(output, **fields), ttft=ttft)
+    assert log.metrics.objectives.labels("ttft", met)._value.get() == 1
+
+
+@pytest.mark.parametrize("fields", [{"narrowed": True}, {"kv": make_eviction(32)}])
+def test_an_answer_of_two_variants_or_with_a_kv_budget_is_not_checked(fields):
+    log = _request_log()
+    _end(log, _generation(**fields))
+    assert log._shadow.offered == []
+
+
+def test_results_of_the_engines_thread_are_recorded_in_the_event_loop():
+    log, count = _request_log(), 200
+
+    async def serve():
+        for _ in range(count):
+            log.log_answer(_active(), _generation(), FinishReason.STOP)
+        results = list(log._shadow.offered)
+        thread = threading.Thread(target=lambda: [done(answer, LOSS) for answer, done in results])
+        thread.start()
+        while thread.is_alive():
+            await asyncio.sleep(0)
+        await log.close()
+        assert log._controller.quality_guard.losses == [LOSS.kl] * count
+        assert log._controller.quality_guard.threads == {threading.current_thread()}
+
+    asyncio.run(serve())
+    assert log.metrics.shadow_tokens.labels("small")._value.get() == 2 * count
+    assert log.metrics.shadow_worst.labels("small")._value.get() == LOSS.max_kl
+
+
+def test_a_result_after_the_end_of_the_event_loop_is_dropped():
+    log = _request_log()
+    _end(log, _generation())
+    ((answer, on_result),) = log._shadow.offered
+    on_result(answer, LOSS)
+    assert log._controller.quality_guard.losses == []
