@@ -1,6 +1,6 @@
 """From a parsed request to what the engine runs: everything is validated, then built."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from controller import RequestPreferences
@@ -104,7 +104,7 @@ class RequestBuilder:
         valid: ValidatedRequest,
         action: Action,
         request_id: str,
-        reusable: list[Mapping[str, int]],
+        reusable: Sequence[Mapping[str, int]],
     ) -> list[GenerationRequest]:
         """Make one request of the engine for each answer, those of one prompt in a row.
 
@@ -157,7 +157,7 @@ class RequestBuilder:
             raise ApiError(400, f"{field}: no token {unknown}; the vocabulary has {vocab}", field)
 
     def _preferences(self, hints: TrimtabHints, model_suffix: str | None) -> RequestPreferences:
-        """Return what the request asks of the controller; a hint wins over the variant in a model's name."""
+        """Return what a request asks of the controller; hints win over the model's name."""
         variant = model_suffix if hints.variant is None else hints.variant
         if variant is not None and variant not in self.model.variants:
             known = ", ".join(self.model.variants)

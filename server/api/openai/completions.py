@@ -160,8 +160,7 @@ async def _prompts(
         raise ApiError(400, "the prompt is empty", "prompt")
     if isinstance(given[0], str):
         builder.check_answer_count(len(given), body)
-        texts = cast(list[str], given)
-        return await prompts.texts(texts, encoding_options(body, special_tokens=True))
+        return await prompts.texts(given, encoding_options(body, special_tokens=True))
     ids = cast(list[list[int]], given if isinstance(given[0], list) else [given])
     builder.check_answer_count(len(ids), body)
     return await prompts.ids(ids)
