@@ -1,4 +1,4 @@
-"""Adapters, one small file a family: where heads, feed-forward, layers and norms live."""
+"""Adapters, one module a model family: where attention, feed-forward blocks and norms are."""
 
 from torch import nn
 
@@ -25,15 +25,15 @@ _LOCATE = {
 
 
 def locate(model: nn.Module) -> LocatedModel:
-    """Takes a `transformers` language model apart; it must have its head.
+    """Locate the parts of a `transformers` language model with its head.
 
-    Raises `UnsupportedModelError`, naming what is supported or the modules that were found.
+    Raises `UnsupportedModelError` with the supported families or the modules that the model has.
     """
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if family not in _LOCATE:
         raise UnsupportedModelError(
             f"model family '{family}' is not supported; supported: {', '.join(_LOCATE)}; "
-            f"found modules: {_found(model)}"
+            f"found modules: {_describe_modules(model)}"
         )
     if getattr(getattr(model, "config", None), "is_heterogeneous", False):
         raise UnsupportedModelError("per_layer_config in config.json is not supported")
@@ -42,22 +42,22 @@ def locate(model: nn.Module) -> LocatedModel:
     except AttributeError as error:
         raise UnsupportedModelError(
             f"this '{family}' model is not a language model as its family lays it out ({error}); "
-            f"found modules: {_found(model)}"
+            f"found modules: {_describe_modules(model)}"
         ) from error
     if not located.layers:
         raise UnsupportedModelError("a model of 0 layers is not supported (num_hidden_layers)")
     return located
 
 
-def _found(model: nn.Module) -> str:
-    """The model's children, and what is in the first element of its longest list of modules."""
-    found = ", ".join(name for name, _ in model.named_children()) or "none"
+def _describe_modules(model: nn.Module) -> str:
+    """Name the model's children and the modules in one layer of its longest list of modules."""
+    children = ", ".join(name for name, _ in model.named_children()) or "none"
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
-        return found
+        return children
     name, longest = max(lists, key=lambda pair: len(pair[1]))
     parts = ", ".join(part for part, child in longest[0].named_modules() if _is_leaf(child))
-    return f"{found}; {len(longest)} x {name}: {parts}"
+    return f"{children}; {len(longest)} x {name}: {parts}"
 
 
 def _is_leaf(module: nn.Module) -> bool:

@@ -1,4 +1,7 @@
-"""Where a model's parts live: the one vocabulary of pruning and serving for every family."""
+"""Where the parts of a model are: one set of names for all model families.
+
+Pruning and serving read a `transformers` model only through these classes.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -11,20 +14,22 @@ from pruners.support.errors import UserError
 from pruners.support.validation import EXACT
 
 HfModule: TypeAlias = Any
-"""A module of `transformers`; what its attributes are is known to its family's adapter only."""
+"""A module or configuration of `transformers`, whose attributes only its adapter knows."""
 
 
 class UnsupportedModelError(UserError):
-    """The model's family, or something in its configuration, is not supported. One clear line."""
+    """The model's family or configuration is not supported. The message is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """The projections of one self-attention block. Weights are `[out, in]`.
+    """The projections of one self-attention block; weights are `[out, in]`.
 
-    `module` is what computes attention from `q`, `k` and `v`; it returns a pair whose second part
-    are the attention weights. Scores are `scale * q k^T`. The module keeps its number of query
-    heads in `heads_attribute` and their features in `width_attribute`, where the family has them.
+    `q` is `[heads * head_dim, hidden]`, `k` and `v` `[kv_groups * head_dim, hidden]`, `o`
+    `[hidden, heads * head_dim]`. `module` computes `softmax(scale * q k^T) v` and returns a pair:
+    the output and the attention weights. `q_norm` and `k_norm` norm each head's features, in
+    families that do so. `heads_attribute` and `width_attribute` name the attributes of `module`
+    that hold the number of query heads and of their features, if the family has them.
     """
 
     q: nn.Linear
@@ -43,27 +48,29 @@ class Attention:
 class Mlp:
     """One feed-forward block: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))` without a gate.
 
-    Every served family has a gate; whoever serves need not ask.
+    `gate` and `up` have weights `[ffn, hidden]`, `down` `[hidden, ffn]`. `gate` is None in families
+    without one; every served family has one.
     """
 
-    gate: nn.Linear | Any  # None without a gate
+    gate: nn.Linear | Any
     up: nn.Linear
     down: nn.Linear
 
     @property
     def inputs(self) -> list[nn.Linear]:
-        """The projections whose outputs are the neurons."""
+        """Return the projections whose outputs are the neurons."""
         return [self.up] if self.gate is None else [self.gate, self.up]
 
 
 @dataclass(frozen=True, slots=True)
 class LocatedLayer:
-    """One layer. `attention_norm` and `mlp_norm` stand in front of their blocks.
+    """The parts of one layer.
 
-    The `*_out_norm` norms exist in families that norm before the residual sum too. In families that
-    norm behind the sum, such as BERT, all that stands there is `attention_norm` and `mlp_norm`.
-    Where attention slides, a token sees `window` tokens, itself among them. `rope` names the rotary
-    tables of the layer, in families that have several.
+    `attention_norm` and `mlp_norm` norm the inputs of the two blocks; in families that norm after
+    the residual sum, such as BERT, they norm that sum. The `*_out_norm` norm a block's output
+    before the residual sum, in families that do so. With sliding attention, a token attends to
+    `window` tokens including itself. `rope_layer_type` selects the layer's rotary tables, in
+    families that have several.
     """
 
     module: nn.Module
@@ -74,22 +81,26 @@ class LocatedLayer:
     attention_out_norm: nn.Module | None = None
     mlp_out_norm: nn.Module | None = None
     window: int | None = None
-    rope: str | None = None
+    rope_layer_type: str | None = None
 
     @property
     def attention_output(self) -> nn.Module:
-        """The module whose output is what attention adds to the residual stream."""
+        """Return the module whose output `[..., hidden]` attention adds to the residual stream."""
         return self.attention_out_norm or self.attention.o
 
     @property
     def mlp_output(self) -> nn.Module:
-        """The module whose output is what the MLP adds to the residual stream."""
+        """Return the module whose output `[..., hidden]` the MLP adds to the residual stream."""
         return self.mlp_out_norm or self.mlp.down
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a model. `kv_groups` is the number of key/value heads, `gated` says how FFNs are."""
+    """Sizes of a model.
+
+    `kv_groups` is the number of key/value heads of a layer, `heads` that of query heads, `ffn` that
+    of neurons; `gated` is whether the feed-forward blocks have a gate.
+    """
 
     layers: int
     hidden: int
@@ -103,17 +114,18 @@ class Shape:
 
     @property
     def queries_per_group(self) -> int:
+        """Return the number of query heads that share one key/value head."""
         return self.heads // self.kv_groups
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFields:
-    """What a family's configuration calls its sizes.
+    """The names of a family's sizes in its `transformers` configuration.
 
-    `heads` and `kv_groups` are None where the configuration cannot say how many heads there are
-    without changing their size. `biases` are the fields that together give every projection a bias.
-    `bound_to_layer_index` says that a layer computes differently elsewhere. `norm_shift` is what
-    the family adds to a norm's stored weight.
+    `heads` and `kv_groups` are None if the number of heads cannot be set without changing
+    `head_dim`. `biases` are the flags that together give every projection a bias.
+    `bound_to_layer_index` is whether a layer computes something else at another index.
+    `norm_shift` is the constant that the family adds to a norm's stored weight.
     """
 
     layers: str = "num_hidden_layers"
@@ -127,12 +139,12 @@ class ConfigFields:
 
 @dataclass(frozen=True, slots=True)
 class ServingConfig:
-    """What a served family computes with besides its weights, as its own modelling code reads it.
+    """The settings besides weights that the serving engine needs, as `transformers` reads them.
 
-    `activation` is the gate's, by the name that `transformers` has for it, and `activation_field`
-    where the configuration says it. Embeddings are multiplied by `embed_scale`. `rope_types` are
-    the ways in which rotary tables are made. `refusals` say, one line each with the field's name,
-    what the family reads and serving does not do; a model that has any is not served.
+    `activation` is the gate's activation under its `transformers` name, `activation_field` the
+    configuration field it comes from. Embeddings are multiplied by `embed_scale`. `rope_types` are
+    the `rope_type`s of the rotary tables. `refusals` name, one line each, the settings of this
+    model that the engine does not implement; a model with any is not served.
     """
 
     activation: str
@@ -145,11 +157,11 @@ class ServingConfig:
 
 @dataclass(frozen=True, slots=True)
 class LocatedModel:
-    """A language model taken apart.
+    """A `transformers` language model and where its parts are.
 
-    `final_norm` takes the last layer's output to the input of `head`; `norm_in_head` says that it
-    stands outside the model's body. `causal` is false in an encoder, where every token sees every
-    other. `rotary` is None where positions are embedded, `serving` in families that are not served.
+    `final_norm` maps the last layer's output to the input of `head`; `norm_in_head` is whether it
+    lies outside the model's body (`base_model`). `causal` is false for an encoder. `rotary` is None
+    if positions are embedded, `serving` is None in families that are not served.
     """
 
     family: str
@@ -166,10 +178,13 @@ class LocatedModel:
     serving: ServingConfig | None = None
 
     def rope_tables(
-        self, positions: torch.Tensor, kind: str | None = None
+        self, positions: torch.Tensor, layer_type: str | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin, each `[positions, head_dim]`, of a family with rotary embeddings."""
+        """Return the rotary tables cos and sin, each `[positions, head_dim]`.
+
+        `positions` are integers `[positions]`; `layer_type` is a layer's `rope_layer_type`.
+        """
         device = self.embed.weight.device
-        kinds = () if kind is None else (kind,)
-        cos, sin = self.rotary(self.embed.weight[:1, None], positions[None].to(device), *kinds)
+        types = () if layer_type is None else (layer_type,)
+        cos, sin = self.rotary(self.embed.weight[:1, None], positions[None].to(device), *types)
         return cos[0], sin[0]

@@ -1,4 +1,4 @@
-"""BERT: an encoder with a masked language model's head and norms behind the residual sums."""
+"""BERT: an encoder with a masked language model's head; norms follow the residual sums."""
 
 from pruners.architecture.base import (
     Attention,
@@ -34,7 +34,7 @@ def _layer(module: HfModule) -> LocatedLayer:
 
 
 def locate(model: HfModule) -> LocatedModel:
-    """Takes a `BertForMaskedLM` apart."""
+    """Locate the parts of a `BertForMaskedLM`."""
     config, body, head = model.config, model.bert, model.cls.predictions
     return LocatedModel(
         family=config.model_type,

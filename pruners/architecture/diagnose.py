@@ -1,4 +1,4 @@
-"""What a model consists of, what of it can be cut, and whether it can be served."""
+"""Report what a model consists of, what can be pruned, and whether it can be served."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ KINDS = ("embedding", "attention", "ffn", "norms", "head", "other")
 
 @dataclass(frozen=True, slots=True)
 class PruningTarget:
-    """Something that can be cut: `units` of it in the model, `parameters` in each."""
+    """A kind of unit that can be pruned: `units` of it in the model, `parameters` in each."""
 
     name: str
     units: int
@@ -23,7 +23,10 @@ class PruningTarget:
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """`parameters` by kind; a head tied to the embedding is counted there."""
+    """A model's sizes, its number of `parameters` by kind, and what can be pruned.
+
+    A head that shares its weight with the embedding counts as embedding.
+    """
 
     family: str
     model_class: str
@@ -37,17 +40,19 @@ class ModelReport:
 
     @property
     def total(self) -> int:
+        """Return the number of all parameters."""
         return sum(self.parameters.values())
 
     def share(self, kind: str) -> float:
-        """Of all parameters, 0 to 1."""
+        """Return the share of this kind in all parameters, from 0 to 1."""
         return self.parameters[kind] / self.total
 
 
 def diagnose(model: nn.Module) -> ModelReport:
-    """Counts a `transformers` language model, without reading a weight: the meta device will do.
+    """Count the parameters of a `transformers` language model.
 
-    Raises `UnsupportedModelError` with the names of the modules found if it cannot be taken apart.
+    No weight is read, so the model may be on the meta device. Raises `UnsupportedModelError` if its
+    parts cannot be located.
     """
     located = locate(model)
     return ModelReport(
@@ -64,7 +69,7 @@ def diagnose(model: nn.Module) -> ModelReport:
 
 
 def render(report: ModelReport) -> RenderableType:
-    """The report as Rich tables."""
+    """Return the report as Rich tables."""
     shape = report.shape
     sizes = Table(title=f"{report.model_class} ({report.family})", show_header=False)
     for label, text in (
@@ -97,19 +102,19 @@ def _attention(shape: Shape) -> str:
 
 
 def _count(located: LocatedModel) -> dict[str, int]:
-    known = _kinds(located)
-    seen: set[int] = set()
+    known = _kinds_by_id(located)
+    counted: set[int] = set()
     counts: Counter[str] = Counter()
     for module in located.model.modules():
         for parameter in module.parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
+            if id(parameter) not in counted:
+                counted.add(id(parameter))
                 counts[known.get(id(parameter)) or _kind_of(module)] += parameter.numel()
     return {kind: counts[kind] for kind in KINDS if counts[kind]}
 
 
-def _kinds(located: LocatedModel) -> dict[int, str]:
-    """The kind of each parameter whose place the adapter knows, by the parameter's id."""
+def _kinds_by_id(located: LocatedModel) -> dict[int, str]:
+    """Return the kind of each parameter that the adapter locates, by the parameter's id."""
     places: list[tuple[str, nn.Module]] = []
     for layer in located.layers:
         attention = layer.attention
@@ -117,12 +122,12 @@ def _kinds(located: LocatedModel) -> dict[int, str]:
         places += [("attention", stored_module(projection)) for projection in projections]
         places += [("ffn", stored_module(part)) for part in (*layer.mlp.inputs, layer.mlp.down)]
     places += [("head", located.head), ("embedding", located.embed)]
-    # In this order, so that what is tied belongs to the embedding.
+    # The embedding comes last, so that a tied head counts as embedding.
     return {id(p): kind for kind, module in places for p in module.parameters()}
 
 
 def _kind_of(module: nn.Module) -> str:
-    """By class, for what no adapter names: position embeddings and norms."""
+    """Return the kind by the module's class, for position embeddings and norms."""
     if isinstance(module, nn.Embedding):
         return "embedding"
     return "norms" if "norm" in type(module).__name__.lower() else "other"

@@ -1,4 +1,4 @@
-"""Gemma 3 (text): Llama's names, with norms on both sides of each block."""
+"""Gemma 3 (text): module names as in Llama, with norms before and after each block."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ from pruners.architecture.llama import (
     NAMES,
     attention_of,
     is_causal,
+    list_refusals,
     mlp_of,
-    refusals_of,
     shape_of,
     windows_by_layer,
 )
@@ -16,7 +16,7 @@ from pruners.architecture.llama import (
 FAMILIES = ("gemma3_text",)
 
 
-def _layer(module: HfModule, window: int | None, kind: str) -> LocatedLayer:
+def _layer(module: HfModule, window: int | None, layer_type: str) -> LocatedLayer:
     return LocatedLayer(
         module=module,
         attention=attention_of(module.self_attn, normed=True),
@@ -26,31 +26,31 @@ def _layer(module: HfModule, window: int | None, kind: str) -> LocatedLayer:
         attention_out_norm=module.post_attention_layernorm,
         mlp_out_norm=module.post_feedforward_layernorm,
         window=window,
-        rope=kind,
+        rope_layer_type=layer_type,
     )
 
 
 def _refusals(config: HfModule) -> list[str]:
-    found = refusals_of(config, windows_by_layer(config), config.layer_types)
+    refusals = list_refusals(config, windows_by_layer(config), config.layer_types)
     if config.use_bidirectional_attention:
-        found.append("use_bidirectional_attention is not supported")
+        refusals.append("use_bidirectional_attention is not supported")
     for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, cap) is not None:
-            found.append(f"{cap} is not supported")
-    return found
+            refusals.append(f"{cap} is not supported")
+    return refusals
 
 
 def locate(model: HfModule) -> LocatedModel:
-    """Takes a `Gemma3ForCausalLM` apart."""
+    """Locate the parts of a `Gemma3ForCausalLM`."""
     config, body = model.config, model.model
-    kinds = config.layer_types
+    layer_types = config.layer_types
     return LocatedModel(
         family=config.model_type,
         model=model,
         shape=shape_of(config),
         layers=[
             _layer(*parts)
-            for parts in zip(body.layers, windows_by_layer(config), kinds, strict=True)
+            for parts in zip(body.layers, windows_by_layer(config), layer_types, strict=True)
         ],
         embed=body.embed_tokens,
         final_norm=body.norm,
@@ -63,7 +63,7 @@ def locate(model: HfModule) -> LocatedModel:
             activation_field="hidden_activation",
             norm_eps=config.rms_norm_eps,
             embed_scale=config.hidden_size**0.5,
-            rope_types=frozenset(body.rotary_emb.rope_type[kind] for kind in kinds),
+            rope_types=frozenset(body.rotary_emb.rope_type[name] for name in layer_types),
             refusals=tuple(_refusals(config)),
         ),
     )

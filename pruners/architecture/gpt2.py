@@ -1,4 +1,4 @@
-"""GPT-2: queries, keys and values packed side by side in one `Conv1D`; a plain MLP."""
+"""GPT-2: queries, keys and values are packed side by side in one `Conv1D`; the MLP has no gate."""
 
 from pruners.architecture.base import (
     Attention,
@@ -37,7 +37,7 @@ def _layer(module: HfModule) -> LocatedLayer:
 
 
 def locate(model: HfModule) -> LocatedModel:
-    """Takes a `GPT2LMHeadModel` apart."""
+    """Locate the parts of a `GPT2LMHeadModel`."""
     config, body = model.config, model.transformer
     return LocatedModel(
         family=config.model_type,

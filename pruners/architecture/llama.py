@@ -1,4 +1,4 @@
-"""Llama and the families that kept its module names: Mistral, Qwen2, Qwen3, SmolLM."""
+"""Llama and the families with the same module names: Mistral, Qwen2, Qwen3, SmolLM."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,17 +17,18 @@ from pruners.architecture.base import (
 NAMES = ConfigFields(heads="num_attention_heads", kv_groups="num_key_value_heads")
 
 Windows = list[int | None]
+"""The attention window of each layer in tokens; None is full attention."""
 
 
 def shape_of(config: HfModule) -> Shape:
-    """Sizes from a Llama-like `transformers` configuration."""
+    """Return the sizes in a Llama-like `transformers` configuration."""
     heads, hidden = config.num_attention_heads, config.hidden_size
     return Shape(
         layers=config.num_hidden_layers,
         hidden=hidden,
         heads=heads,
         kv_groups=config.num_key_value_heads,
-        # Every one of these families reads a `head_dim`, Qwen2 one that is not among its fields.
+        # All these families read `head_dim`, though Qwen2's configuration does not declare it.
         head_dim=getattr(config, "head_dim", hidden // heads),
         ffn=config.intermediate_size,
         vocab=config.vocab_size,
@@ -35,7 +36,7 @@ def shape_of(config: HfModule) -> Shape:
 
 
 def attention_of(module: HfModule, normed: bool) -> Attention:
-    """The projections of a Llama-named attention module; `normed` if heads have their own norms."""
+    """Locate a Llama-like attention module's projections; `normed` is whether heads have norms."""
     return Attention(
         q=module.q_proj,
         k=module.k_proj,
@@ -49,12 +50,12 @@ def attention_of(module: HfModule, normed: bool) -> Attention:
 
 
 def mlp_of(module: HfModule) -> Mlp:
-    """The projections of a Llama-named gated feed-forward module."""
+    """Locate the projections of a Llama-like gated feed-forward module."""
     return Mlp(gate=module.gate_proj, up=module.up_proj, down=module.down_proj)
 
 
 def windows_by_layer(config: HfModule) -> Windows:
-    """How many tokens a token of each layer sees, where `layer_types` says which layers slide."""
+    """Return each layer's attention window in tokens, None for full attention, by `layer_types`."""
     return [
         config.sliding_window if kind == "sliding_attention" else None
         for kind in config.layer_types
@@ -62,12 +63,12 @@ def windows_by_layer(config: HfModule) -> Windows:
 
 
 def windows_everywhere(config: HfModule) -> Windows:
-    """The same window in every layer, whatever `layer_types` may say."""
+    """Return the same attention window in tokens for every layer, ignoring `layer_types`."""
     return [config.sliding_window] * config.num_hidden_layers
 
 
 def no_windows(config: HfModule) -> Windows:
-    """None in any layer."""
+    """Return None for every layer: full attention."""
     return [None] * config.num_hidden_layers
 
 
@@ -81,25 +82,28 @@ FAMILIES = tuple(_WINDOWS)
 
 
 def is_causal(config: HfModule) -> bool:
-    """Whether `transformers` masks what comes later; its masks read this for every family."""
+    """Return whether `transformers` applies a causal mask; it reads this field in every family."""
     return bool(getattr(config, "is_causal", True))
 
 
-def refusals_of(config: HfModule, windows: Windows, layer_types: list[str]) -> list[str]:
-    """What keeps a Llama-like model from being served. `layer_types` are those that it reads."""
-    found = []
+def list_refusals(config: HfModule, windows: Windows, layer_types: list[str]) -> list[str]:
+    """Return why a Llama-like model cannot be served, one line a reason, or an empty list.
+
+    `layer_types` are those that its family reads.
+    """
+    refusals = []
     if not is_causal(config):
-        found.append(f"is_causal {config.is_causal} is not supported")
+        refusals.append(f"is_causal {config.is_causal} is not supported")
     groups = config.num_key_value_heads
     if groups < 1 or config.num_attention_heads % groups:
-        found.append(f"num_key_value_heads {groups} do not divide num_attention_heads")
-    for kind in sorted(set(layer_types) - {"full_attention", "sliding_attention"}):
-        found.append(f"layer_types with '{kind}' is not supported")
+        refusals.append(f"num_key_value_heads {groups} do not divide num_attention_heads")
+    for name in sorted(set(layer_types) - {"full_attention", "sliding_attention"}):
+        refusals.append(f"layer_types with '{name}' is not supported")
     if "sliding_attention" in layer_types and config.sliding_window is None:
-        found.append("layer_types has sliding_attention, but sliding_window is not set")
+        refusals.append("layer_types has sliding_attention, but sliding_window is not set")
     if any(window is not None and window < 1 for window in windows):
-        found.append(f"sliding_window {config.sliding_window} is not a number of tokens")
-    return found
+        refusals.append(f"sliding_window {config.sliding_window} is not a number of tokens")
+    return refusals
 
 
 def _layer(family: str, module: HfModule, window: int | None) -> LocatedLayer:
@@ -114,7 +118,7 @@ def _layer(family: str, module: HfModule, window: int | None) -> LocatedLayer:
 
 
 def locate(model: HfModule) -> LocatedModel:
-    """Takes a `*ForCausalLM` of these families apart."""
+    """Locate the parts of a `*ForCausalLM` of these families."""
     config, body = model.config, model.model
     family = config.model_type
     windows = _WINDOWS[family](config)
@@ -139,6 +143,6 @@ def locate(model: HfModule) -> LocatedModel:
             norm_eps=config.rms_norm_eps,
             embed_scale=1.0,
             rope_types=frozenset({body.rotary_emb.rope_type}),
-            refusals=tuple(refusals_of(config, windows, layer_types)),
+            refusals=tuple(list_refusals(config, windows, layer_types)),
         ),
     )

@@ -1,4 +1,4 @@
-"""OPT: biases everywhere, a plain MLP whose parts lie in the layer itself."""
+"""OPT: every projection has a bias; the ungated MLP's projections are attributes of the layer."""
 
 from torch import nn
 
@@ -35,9 +35,9 @@ def _layer(module: HfModule) -> LocatedLayer:
 
 
 def locate(model: HfModule) -> LocatedModel:
-    """Takes an `OPTForCausalLM` apart."""
+    """Locate the parts of an `OPTForCausalLM`."""
     config, body = model.config, model.model.decoder
-    # OPT-350m has no final norm, but a projection to its narrower embedding.
+    # OPT-350m has no final norm, but projects to an embedding narrower than its hidden states.
     ends = [part for part in (body.final_layer_norm, body.project_out) if part is not None]
     return LocatedModel(
         family=config.model_type,

@@ -133,7 +133,9 @@ def _evict(
             queries=watch.queries[index],
             position=int(watch.now[0, -1]),
             scale=layer.attention.scale,
-            rope=None if located.rotary is None else partial(located.rope_tables, kind=layer.rope),
+            rope=None
+            if located.rotary is None
+            else partial(located.rope_tables, layer_type=layer.rope_layer_type),
         )
         kept = eviction.select(seen, keep)
         taken = kept[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])

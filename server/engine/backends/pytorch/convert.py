@@ -105,7 +105,7 @@ def _take_layer(
         down=_columns(mlp.down, ffn),
         mlp_out_norm=norm(layer.mlp_out_norm),
         window=layer.window,
-        rope=layer.rope,
+        rope=layer.rope_layer_type,
     )
     for module in (attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down):
         module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
@@ -169,7 +169,7 @@ def _rope_tables(located: LocatedModel, context: int) -> dict[str | None, tuple[
     """
     tables = {}
     with torch.no_grad():
-        for kind in {layer.rope for layer in located.layers}:
+        for kind in {layer.rope_layer_type for layer in located.layers}:
             cos, sin = (t.clone() for t in located.rope_tables(torch.arange(context), kind))
             if sin.shape[1] != located.shape.head_dim:
                 raise UnsupportedModelError(
