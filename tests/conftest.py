@@ -10,7 +10,6 @@ from server.engine.loading.source import DEFAULT_MODEL, resolve_model
 from server.testing import ServerProcess
 from tests.support.tiny import save_tiny
 
-
 SLOW_FIXTURES = {"default_model", "tiny_server", "varied_server", "browser"}
 """Whatever uses these is marked `slow`: they load the default model or start a process."""
 
