@@ -14,11 +14,11 @@ from pruners.support.errors import UserError
 from pruners.support.validation import EXACT
 
 HfModule: TypeAlias = Any
-"""A module or configuration of `transformers`, whose attributes only its adapter knows."""
+"""A module or configuration of `transformers`; only its adapter knows its attributes."""
 
 
 class UnsupportedModelError(UserError):
-    """The model's family or configuration is not supported. The message is one line for the user."""
+    """The model is of a family or configuration that is not supported. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
