@@ -36,7 +36,7 @@ from pruners.support.progress import progress_bars
 from pruners.variant import Block, VariantSpec, base_spec, depth_spec
 from server.engine.loading.load import load_tokenizer, load_transformers
 from server.engine.loading.source import DEFAULT_MODEL, cache_folder, resolve_model
-from server.jobs.self_generated_text import OwnText
+from server.jobs.self_generated_text import SelfGeneratedText
 from telemetry.machine import describe
 
 POINTS = {"ffn-75": 0.75, "ffn-50": 0.5, "six-layers": None}
@@ -126,7 +126,7 @@ def _train(
 ) -> TrainedPoints:
     """Build the points on text that the base wrote, and train their corrections together."""
     checkpoint = Checkpoint(cache_folder() / "benchmarks" / "recovery", {"rows": CALIBRATION_ROWS})
-    own_text = OwnText(source, checkpoint, progress)
+    own_text = SelfGeneratedText(source, checkpoint, progress)
     calibration = own_text.rows(CALIBRATION_ROWS, ROW, seed=0)
     held_out = own_text.rows(8, ROW, seed=5)
     rows = own_text.rows(-(-arguments.tokens // ROW), ROW, seed=100)

@@ -25,7 +25,7 @@ from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import progress_bars
 from server.engine.loading.load import load_tokenizer, load_transformers
 from server.engine.loading.source import DEFAULT_MODEL, cache_folder, resolve_model
-from server.jobs.self_generated_text import OwnText
+from server.jobs.self_generated_text import SelfGeneratedText
 from telemetry.machine import describe
 
 _ROW = 1024  # tokens
@@ -83,7 +83,7 @@ def _study(
     source: Path, arguments: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
 ) -> Study:
     """Return the study with all its cuts, calibrated on text that the base wrote."""
-    own = OwnText(source, checkpoint, progress)
+    own = SelfGeneratedText(source, checkpoint, progress)
     # As `build` takes them, whose first rows are held out.
     rows = own.rows(8 + -(-arguments.tokens // _ROW), _ROW, seed=0)[8:]
     study = Study(locate(load_transformers(source, torch.float32)), rows, checkpoint)

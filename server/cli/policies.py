@@ -55,12 +55,12 @@ def profile(
     """
     from pruners.data.corpus import read_corpus
     from server.engine.config import ModelConfig
-    from server.jobs.profile import ProfileConfig, make_profile, time_again
+    from server.jobs.profile import ProfileConfig, make_profile, update_timing
 
     served = ModelConfig(model, artefact, weights, device, threads=threads)
     config = ProfileConfig(served, analyzer, max_running)
     if prompts is None:
-        found = time_again(config, out)
+        found = update_timing(config, out)
     else:
         found = make_profile(config, out, read_corpus(prompts), limit, tokens)
     typer.echo(f"{out}: {len(found.prompts.names)} prompts, {len(found.variants)} variants")
@@ -155,13 +155,13 @@ def train_policy(
     An interrupted training goes on from its last checkpoint.
     """
     try:
-        from server.jobs.train_policy import test, train
+        from server.jobs.train_policy import TrainPolicyOptions, run_test, run_training
     except ImportError as error:
         raise UsageError(f"{error}: pip install 'trimtab[train]'") from error
 
-    options = context.params
-    given = {name for name in options if _on_command_line(context, name)}
-    verdict, report = (train if mode == "train" else test)(options, given)
+    given = frozenset(name for name in context.params if _on_command_line(context, name))
+    options = TrainPolicyOptions(context.params, given)
+    verdict, report = run_training(options) if mode == "train" else run_test(options)
     for text, key in (("the rule", "over_rule"), (verdict["best_static"], "over_best_static")):
         low, high = verdict[key]
         typer.echo(f"gain over {text}, reward a request, 95 %: {low:+.4f} to {high:+.4f}")

@@ -110,12 +110,12 @@ def recover(
     """
     from pruners.data.corpus import read_corpus
     from pruners.distill import Training
-    from server.jobs.recover import Request, recover_artefact
+    from server.jobs.recover import RecoveryRequest, recover_artefact
 
     names = tuple(name.strip() for name in (variants or "").split(",") if name.strip())
     corpus = None if text is None else read_corpus(text)
     training = Training(tier, rank, batch, rate, seed=seed)
-    request = Request(names, tokens, corpus, training, _device(device))
+    request = RecoveryRequest(names, tokens, corpus, training, _device(device))
     found = recover_artefact(model, artefact, out or artefact, request)
     for name in names or [spec.name for spec in found.variants]:
         kl = found.provenance["training"][name]["held_out_kl"]
@@ -151,12 +151,12 @@ def evaluate(
     from pruners.data.corpus import read_corpus
     from pruners.evaluation.report import render
     from pruners.support.files import check_file
-    from server.jobs.evaluate import Plan, evaluate_artefact
+    from server.jobs.evaluate import EvaluationPlan, evaluate_artefact
 
     if json is not None:
         check_file(json, artefact, *(tasks or ()), *map(Path, filter(None, (model, text))))
     corpus = None if text is None else read_corpus(text)
-    plan = Plan(corpus, tuple(tasks or ()), window, limit, task_limit, kv_prompt, timing)
+    plan = EvaluationPlan(corpus, tuple(tasks or ()), window, limit, task_limit, kv_prompt, timing)
     found = evaluate_artefact(model, artefact, plan)
     for table in render(found):
         Console(width=160).print(table)
@@ -221,16 +221,16 @@ def lm_eval(
 ) -> None:
     """Run EleutherAI's evaluation harness on the base or a variant."""
     from pruners.support.files import check_file, write_json
-    from server.jobs.lm_eval import Exam, examine, examine_served
+    from server.jobs.lm_eval import HarnessRequest, run_harness, run_harness_on_server
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     if json is not None:
         check_file(json, *filter(None, (artefact, include, Path(model))))
-    exam = Exam(names, limit, shots, include)
+    exam = HarnessRequest(names, limit, shots, include)
     if url is None:
-        found = examine(model, artefact, variant, exam)
+        found = run_harness(model, artefact, variant, exam)
     else:
-        found = examine_served(url.rstrip("/"), model, variant, exam)
+        found = run_harness_on_server(url.rstrip("/"), model, variant, exam)
     for task, figures in found.items():
         shown = {name: value for name, value in figures.items() if isinstance(value, float)}
         line = ", ".join(f"{name.partition(',')[0]} {value:.4f}" for name, value in shown.items())

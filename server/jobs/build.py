@@ -26,7 +26,7 @@ from server.engine.loading.load import (
     preferred_device,
 )
 from server.engine.loading.source import model_name, resolve_model
-from server.jobs.self_generated_text import OwnText
+from server.jobs.self_generated_text import SelfGeneratedText
 from server.jobs.step_timing import block_latency
 
 SELF = "sampled from the base at temperature 1"
@@ -63,7 +63,7 @@ def build_artefact(
         identity["text"] = [hash_rows(rows) for rows in (calibration, held_out)]
     with progress_bars() as progress, Checkpoint(_checkpoint(out), identity) as checkpoint:
         if corpus is None:
-            text = OwnText(folder, checkpoint, progress)
+            text = SelfGeneratedText(folder, checkpoint, progress)
             number = _HELD_OUT_ROWS + -(-recipe.calibration_tokens // longest)
             rows = text.rows(number, longest, recipe.seed)
             held_out = rows[:_HELD_OUT_ROWS]

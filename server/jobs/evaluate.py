@@ -37,9 +37,9 @@ from server.engine.loading.load import (
 from server.engine.loading.source import resolve_model
 from server.jobs.build import SELF
 from server.jobs.kv_budget_timing import time_budgets
-from server.jobs.peak_memory import MemoryLog
+from server.jobs.memory_log import MemoryLog
 from server.jobs.sample_answers import sample_answers
-from server.jobs.self_generated_text import OwnText
+from server.jobs.self_generated_text import SelfGeneratedText
 from server.jobs.step_timing import time_variants
 
 SHARES = (0.25, 0.5, 0.75)
@@ -49,7 +49,7 @@ _OWN_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EvaluationPlan:
     """What to measure. `tasks` are JSONL files, of which `task_limit` questions are asked.
 
     `window` and `limit` are in tokens; `kv_prompt` is how long a prompt is before its cache is cut.
@@ -64,7 +64,7 @@ class Plan:
     timing: bool = True
 
 
-def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
+def evaluate_artefact(model: str, folder: Path, plan: EvaluationPlan) -> Artefact:
     """Measures everything in the plan anew and writes `table.json` and the report into `folder`.
 
     An interrupted call goes on where it stopped, from a folder beside it. Raises `ArtefactError`,
@@ -97,7 +97,7 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
         if rows is None:
             limit = _OWN_ROWS * plan.window if plan.limit is None else plan.limit
             wanted = max(1, limit // plan.window)
-            rows = OwnText(source, checkpoint, progress).rows(wanted, plan.window, _SEED)
+            rows = SelfGeneratedText(source, checkpoint, progress).rows(wanted, plan.window, _SEED)
         table = _offline(artefact, source, rows, plan, items, tokenizer, checkpoint, progress)
         if plan.timing:
             memory.note("before")
@@ -117,7 +117,7 @@ def evaluate_artefact(model: str, folder: Path, plan: Plan) -> Artefact:
     return artefact
 
 
-def _questions(plan: Plan) -> dict[str, list[Item]]:
+def _questions(plan: EvaluationPlan) -> dict[str, list[Item]]:
     """By task, which is called as its file is."""
     items: dict[str, list[Item]] = {}
     for path in plan.tasks:
@@ -131,7 +131,7 @@ def _offline(
     artefact: Artefact,
     source: Path,
     rows: list[torch.Tensor],
-    plan: Plan,
+    plan: EvaluationPlan,
     items: dict[str, list[Item]],
     tokenizer: PreTrainedTokenizerBase,
     checkpoint: Checkpoint,

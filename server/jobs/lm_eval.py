@@ -20,7 +20,7 @@ class HarnessError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
+class HarnessRequest:
     """What the harness is asked. `tasks` are its names, looked up in `include` too."""
 
     tasks: tuple[str, ...]
@@ -29,7 +29,9 @@ class Exam:
     include: Path | None = None
 
 
-def examine(model: str, artefact: Path | None, variant: str, exam: Exam) -> dict[str, Any]:
+def run_harness(
+    model: str, artefact: Path | None, variant: str, exam: HarnessRequest
+) -> dict[str, Any]:
     """Results by task of a variant with its corrections merged, computed by `transformers` in fp32.
 
     Raises `HarnessError`, `ArtefactError`, `ModelSourceError` or `UnsupportedModelError`.
@@ -46,7 +48,9 @@ def examine(model: str, artefact: Path | None, variant: str, exam: Exam) -> dict
     return _run(harness, loaded, None, exam)
 
 
-def examine_served(url: str, model: str, variant: str, exam: Exam) -> dict[str, Any]:
+def run_harness_on_server(
+    url: str, model: str, variant: str, exam: HarnessRequest
+) -> dict[str, Any]:
     """The same of a running server, whose answers are pinned to the variant.
 
     Raises `HarnessError`.
@@ -78,7 +82,7 @@ def _harness() -> ModuleType:
 
 
 def _run(
-    harness: ModuleType, model: object, settings: dict[str, object] | None, exam: Exam
+    harness: ModuleType, model: object, settings: dict[str, object] | None, exam: HarnessRequest
 ) -> dict[str, Any]:
     manager = harness.tasks.TaskManager(
         include_path=None if exam.include is None else str(exam.include)

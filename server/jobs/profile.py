@@ -30,7 +30,7 @@ from server.engine.offline import answer_all
 from server.engine.runner_factory import build_runner
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest
-from server.jobs.prompt_losses import Asked, Swept, read_prompts, sweep
+from server.jobs.prompt_losses import EncodedPrompt, PromptLosses, measure_losses, read_prompts
 from server.jobs.step_timing import STEPS, decode_step, time_variants, zeroed_decoder
 from telemetry.energy import EnergyReader
 
@@ -38,7 +38,7 @@ _ROWS = (1, 2, 4, 8, 16)
 _CACHED = (128, 768)
 _PROMPTS = (32, 128, 256)
 _REPEATS = 15
-_LEAST = 40
+_MIN_PROMPTS = 40
 
 
 class ProfilingError(UserError):
@@ -67,8 +67,10 @@ def make_profile(
     if model.artefact is None or len(model.variants) == 1:
         raise ProfilingError(f"{model.name} has no variants to profile; see `trimtab build`")
     asked = read_prompts(corpus, model.tokenizer, limit)
-    if len(asked) < _LEAST:
-        raise ProfilingError(f"{corpus.name} has {len(asked)} usable prompts; {_LEAST} are needed")
+    if len(asked) < _MIN_PROMPTS:
+        raise ProfilingError(
+            f"{corpus.name} has {len(asked)} usable prompts; {_MIN_PROMPTS} are needed"
+        )
     origin = Origin(corpus.name, corpus_hash(corpus), limit, answer_tokens)
     weights = model.weights
     identity = [
@@ -77,7 +79,7 @@ def make_profile(
     ]  # fmt: skip
     with Checkpoint(out.parent / f".{out.name}-profile", identity) as checkpoint:
         with progress_bars() as progress:
-            swept = sweep(model, asked, answer_tokens, checkpoint, progress)
+            swept = measure_losses(model, asked, answer_tokens, checkpoint, progress)
             prompts = _prompts(model, config, asked, swept)
             found = _timed(model, config, origin, prompts, progress)
         found.save(out)
@@ -120,7 +122,7 @@ def check_profile(
             )
 
 
-def time_again(config: ProfileConfig, out: Path) -> Profile:
+def update_timing(config: ProfileConfig, out: Path) -> Profile:
     """Keeps what an existing profile knows of prompts, which no device changes, and times this one.
 
     Raises `ProfileError`, or `ProfilingError` if the variants are others by now.
@@ -175,7 +177,7 @@ def _times(model: LoadedModel, progress: Progress) -> dict[str, Any]:
 
 
 def _prompts(
-    model: LoadedModel, config: ProfileConfig, asked: list[Asked], swept: list[Swept]
+    model: LoadedModel, config: ProfileConfig, asked: list[EncodedPrompt], swept: list[PromptLosses]
 ) -> Prompts:
     analyze = Analyzer(config.analyzer)
     features = [analyze(one.text) for one in asked]

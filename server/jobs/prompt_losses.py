@@ -27,7 +27,7 @@ _LONGEST = 512  # tokens of a prompt; longer ones are left out
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EncodedPrompt:
     """A prompt as the analyzer reads it and as the model does."""
 
     text: str
@@ -40,7 +40,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class PromptLosses:
     """Of one prompt: how many tokens the base answered, and what each variant makes of them.
 
     `kl` to the base and `surprise`, a variant's own loss, are in nats per token, in the order of
@@ -53,9 +53,11 @@ class Swept:
     surprise: tuple[float, ...]
 
 
-def read_prompts(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[Asked]:
+def read_prompts(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, limit: int
+) -> list[EncodedPrompt]:
     """The first usable ones. Conversations end before the first answer."""
-    found: list[Asked] = []
+    found: list[EncodedPrompt] = []
     for document in corpus.documents:
         if isinstance(document, str):
             turns = [{"role": "user", "content": document}]
@@ -74,19 +76,19 @@ def read_prompts(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, limit: int)
             )
             tokens = tokenizer.encode(str(framed), add_special_tokens=False)
         if len(tokens) <= _LONGEST:
-            found.append(Asked(text, tuple(tokens)))
+            found.append(EncodedPrompt(text, tuple(tokens)))
         if len(found) == limit:
             break
     return found
 
 
-def sweep(
+def measure_losses(
     model: LoadedModel,
-    asked: Sequence[Asked],
+    asked: Sequence[EncodedPrompt],
     answer_tokens: int,
     checkpoint: Checkpoint,
     progress: Progress,
-) -> list[Swept]:
+) -> list[PromptLosses]:
     """The base answers each prompt at temperature 1, and all variants read prompt and answer.
 
     What is measured is noted in the checkpoint.
@@ -96,11 +98,13 @@ def sweep(
     config = EngineConfig(max_running=_BATCH, kv_tokens=room, speculate=False)
     runner = build_runner(model, config, None)
     task = progress.add_task("Measuring prompts", total=len(asked))
-    rows: list[Swept] = []
+    rows: list[PromptLosses] = []
     for first in range(0, len(asked), _BATCH):
         batch = asked[first : first + _BATCH]
 
-        def compute(first: int = first, batch: Sequence[Asked] = batch) -> list[list[object]]:
+        def compute(
+            first: int = first, batch: Sequence[EncodedPrompt] = batch
+        ) -> list[list[object]]:
             requests = [
                 GenerationRequest(
                     request_id=str(index),
@@ -123,7 +127,9 @@ def sweep(
             return found
 
         noted = checkpoint.get_or_compute(f"prompts and answers from {first}", compute)
-        rows += [Swept(n, loss, tuple(kl), tuple(surprise)) for n, loss, kl, surprise in noted]
+        rows += [
+            PromptLosses(n, loss, tuple(kl), tuple(surprise)) for n, loss, kl, surprise in noted
+        ]
         progress.update(task, completed=len(rows))
     return rows
 

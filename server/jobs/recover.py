@@ -25,7 +25,7 @@ from pruners.variant import BASE, VariantSpec, base_spec
 from server.engine.loading.load import load_tokenizer, load_transformers
 from server.engine.loading.source import cache_folder, resolve_model
 from server.jobs.build import SELF, Rows
-from server.jobs.self_generated_text import OwnText
+from server.jobs.self_generated_text import SelfGeneratedText
 
 _ROW = 512
 _HELD_OUT_ROWS, _HELD_OUT_SEED = 8, 5  # which state is kept
@@ -37,7 +37,7 @@ class RecoverError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RecoveryRequest:
     """What to train: `variants` by name (none: all), on about `tokens` of text.
 
     `corpus` is trained on beside the base's own text, half and half. `device` computes in
@@ -51,7 +51,7 @@ class Request:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-def recover_artefact(model: str, folder: Path, out: Path, request: Request) -> Artefact:
+def recover_artefact(model: str, folder: Path, out: Path, request: RecoveryRequest) -> Artefact:
     """Trains what `request` asks for and writes the artefact with better corrections to `out`.
 
     All variants are measured anew on fresh text of the base; those that were not trained and that
@@ -107,12 +107,12 @@ def _chosen(artefact: Artefact, names: Sequence[str]) -> list[VariantSpec]:
 
 
 def _text(
-    source: Path, artefact: Artefact, request: Request, progress: Progress
+    source: Path, artefact: Artefact, request: RecoveryRequest, progress: Progress
 ) -> tuple[Rows, Rows, Rows, dict[str, Any]]:
     """Rows to train on, to choose by and to measure on, and what the first are."""
     # Kept: the next training of this model reads the same text.
     checkpoint = Checkpoint(cache_folder() / "text" / artefact.fingerprint, artefact.fingerprint)
-    own = OwnText(source, checkpoint, progress)
+    own = SelfGeneratedText(source, checkpoint, progress)
     corpus = request.corpus
     wanted = request.tokens if corpus is None else request.tokens // 2
     seed = request.training.seed
@@ -133,7 +133,7 @@ def _with_results(
     found: Evaluation,
     measured: Rows,
     what: Mapping[str, Any],
-    request: Request,
+    request: RecoveryRequest,
     trained: Mapping[str, Trained],
 ) -> Artefact:
     table = artefact.table

@@ -24,7 +24,7 @@ _ROWS = 96  # sampled together at most; more are hardly faster
 _TOKENS = 32_768  # what their cache holds
 
 
-class OwnText:
+class SelfGeneratedText:
     """Rows of a model's own text, the same for the same seed; what was sampled is noted.
 
     The model is loaded for the first rows that are not in the checkpoint.

@@ -15,9 +15,9 @@ from pruners.support.progress import progress_bars
 from pruners.variant import BASE
 from server.engine.loading.load import load_model
 from server.engine.loading.source import resolve_model
-from server.jobs.prompt_losses import read_prompts, sweep
+from server.jobs.prompt_losses import measure_losses, read_prompts
 
-_LEAST = 40
+_MIN_PROMPTS = 40
 
 
 class SensingError(UserError):
@@ -39,13 +39,15 @@ def learn_sensitivity(
     source = resolve_model(model)
     loaded = load_model(source, artefact.model_name, artefact=artefact)
     asked = read_prompts(corpus, loaded.tokenizer, limit)
-    if len(asked) < _LEAST:
-        raise SensingError(f"{corpus.name} has {len(asked)} usable prompts; {_LEAST} are needed")
+    if len(asked) < _MIN_PROMPTS:
+        raise SensingError(
+            f"{corpus.name} has {len(asked)} usable prompts; {_MIN_PROMPTS} are needed"
+        )
     identity = [artefact.identity(), [one.tokens for one in asked], answer_tokens]
     kept = folder.parent / f".{folder.name}-sensitivity"
     with Checkpoint(kept, identity) as checkpoint:
         with progress_bars() as progress:
-            swept = sweep(loaded, asked, answer_tokens, checkpoint, progress)
+            swept = measure_losses(loaded, asked, answer_tokens, checkpoint, progress)
         losses = {
             name: [one.kl[number] for one in swept]
             for number, name in enumerate(loaded.variants)

@@ -1,6 +1,6 @@
-"""What a policy is trained with: as `train-policy` is told, and as its bundle notes it."""
+"""What a policy is trained with: as the options of `train-policy` and as its bundle say it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,18 +19,17 @@ from policies.training.train import ROUND, TrainingPlan, split
 from pruners.support.errors import UserError
 from pruners.support.files import file_hash
 
-_PROMPT, _OUTPUT = 80, 60  # medians that a trace's lengths are scaled to
-LEAST = 5
-"""Prompts to learn from, and to test with."""
-"""Prompts to learn from, and to test with."""
+_MEDIAN_PROMPT, _MEDIAN_OUTPUT = 80, 60  # tokens that a trace's lengths are scaled to
+MIN_PROMPTS = 5
+"""Fewest prompts to learn from, and fewest to test with."""
 
 
-class LessonError(UserError):
-    """Something that cannot be learned from, or not what was trained with. One clear line."""
+class TrainingSpecError(UserError):
+    """A policy cannot be trained so, or was trained with something else. One line."""
 
 
 class Trace(BaseModel):
-    """A file of arrivals."""
+    """A file of request arrivals, and its SHA-256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,19 +39,19 @@ class Trace(BaseModel):
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Raises `LessonError` if there is no such file."""
+        """Describe a file. Raises `TrainingSpecError` if it cannot be read."""
         try:
             return cls(path=str(path), name=path.name, sha256=file_hash(path))
         except OSError as error:
-            raise LessonError(f"cannot read the trace {path}: {error.strerror}") from error
+            raise TrainingSpecError(f"cannot read the trace {path}: {error.strerror}") from error
 
 
-class Lesson(BaseModel):
-    """Fields are called like the options of `train-policy`; see there.
+class TrainingSpec(BaseModel):
+    """How a policy is trained. Fields have the names of the options of `train-policy`.
 
-    `train_samples` prompts of the profile at most; answers of at most `max_new_tokens`; without a
-    `trace` arrivals are drawn. What comes of `seeds` trainings is compared; the first one's policy
-    is kept.
+    At most `train_samples` prompts of the profile are used, and answers have at most
+    `max_new_tokens` tokens. Without a `trace`, arrivals are drawn at random. `seeds` trainings are
+    compared, and the policy of the first is kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -72,8 +71,11 @@ class Lesson(BaseModel):
     max_running: int = Field(default=16, ge=1, le=256)
 
     @classmethod
-    def told(cls, options: Mapping[str, Any]) -> Self:
-        """By a command's options. Raises `LessonError`, which names the one that is wrong."""
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """Return the specification that a command's options give.
+
+        Raises `TrainingSpecError`, which names the option that is wrong.
+        """
         trace = options["trace"]
         given = {name: options[name] for name in cls.model_fields}
         try:
@@ -81,69 +83,79 @@ class Lesson(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             option = str(first["loc"][0]).replace("_", "-")
-            raise LessonError(f"--{option}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+            raise TrainingSpecError(
+                f"--{option}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            ) from error
 
     def plan(self) -> TrainingPlan:
-        """Of the first training, on every host that a server may meet."""
-        # So that no reading is new to the policy then.
+        """Return the plan of the first training, on every kind of host that a server may meet."""
+        # The policy then sees no reading that it has not learned from.
         hosts = (MAINS, BATTERY, HOT)
-        wanted = (Objectives(ttft=self.ttft_ms / 1e3, firm=True),)
+        objectives = (Objectives(ttft=self.ttft_ms / 1e3, firm=True),)
         limits = EngineLimits(self.max_running)
-        drawn = EpisodeSettings(objectives=wanted, hosts=hosts, limits=limits)
+        drawn = EpisodeSettings(objectives=objectives, hosts=hosts, limits=limits)
         return TrainingPlan(
             self.kind, self.episodes, Reward(self.reward, self.lost), drawn, seed=self.seed
         )
 
     def traffic(self) -> tuple[Sequence[Arrival], Sequence[Arrival]]:
-        """The first two thirds to learn from, the rest to test with.
+        """Return the arrivals to learn from, the first two thirds, and those to test with.
 
-        Raises `TrafficError`, or `LessonError` if the trace is not the one that was noted.
+        Raises `TrafficError`, or `TrainingSpecError` if the trace has changed since.
         """
         if self.trace is None:
             arrivals = synthetic(self.requests, self.seed)
         else:
             if Trace.of(Path(self.trace.path)).sha256 != self.trace.sha256:
-                raise LessonError(f"the trace {self.trace.path} has changed; training used another")
-            arrivals = shortened(read_trace(Path(self.trace.path), self.requests), _PROMPT, _OUTPUT)
+                raise TrainingSpecError(
+                    f"the trace {self.trace.path} has changed; training used another"
+                )
+            trace = read_trace(Path(self.trace.path), self.requests)
+            arrivals = shortened(trace, _MEDIAN_PROMPT, _MEDIAN_OUTPUT)
         longest = self.max_new_tokens
         arrivals = [a._replace(output=min(a.output, longest)) for a in arrivals]
         cut = len(arrivals) * 2 // 3
         return arrivals[:cut], arrivals[cut:]
 
     def prompts(self, profile: Profile) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the profile to learn from and to test with. Raises `LessonError`."""
-        learned, held = split(profile.prompts.names[: self.train_samples])
-        if min(len(learned), len(held)) < LEAST:
-            raise LessonError(
-                f"{len(learned)} prompts to learn from and {len(held)} to test with; "
-                f"{LEAST} of each are needed"
-            )
-        return learned, held
+        """Return the profile's rows to learn from and those to test with, `[prompts]` each.
 
-    def contradicted(self, options: Mapping[str, Any], given: set[str]) -> Self:
-        """This lesson, if the `given` of a command's options say the same. Raises `LessonError`.
-
-        A trace may lie elsewhere by now.
+        Raises `TrainingSpecError` if there are too few.
         """
-        found = self
+        training, held_out = split(profile.prompts.names[: self.train_samples])
+        if min(len(training), len(held_out)) < MIN_PROMPTS:
+            raise TrainingSpecError(
+                f"{len(training)} prompts to learn from and {len(held_out)} to test with; "
+                f"{MIN_PROMPTS} of each are needed"
+            )
+        return training, held_out
+
+    def confirmed_by(self, options: Mapping[str, Any], given: Set[str]) -> Self:
+        """Return this specification if the `given` ones of a command's options agree with it.
+
+        A trace may have moved; the result names its new path. Raises `TrainingSpecError` for an
+        option that differs.
+        """
+        confirmed = self
         for name in sorted(given & self.__class__.model_fields.keys()):
-            value, own = options[name], getattr(self, name)
+            value, trained_with = options[name], getattr(self, name)
             if name == "trace":
                 moved = Trace.of(value)
-                if own is not None and own.sha256 == moved.sha256:
-                    found = self.model_copy(update={"trace": moved})
+                if trained_with is not None and trained_with.sha256 == moved.sha256:
+                    confirmed = self.model_copy(update={"trace": moved})
                     continue
-                own = "drawn arrivals" if own is None else f"{own.name} (SHA-256 {own.sha256[:12]})"
-            if value != own:
+                trained_with = _describe(trained_with)
+            if value != trained_with:
                 option = f"--{name.replace('_', '-')}"
-                raise LessonError(
-                    f"{option} {value}: the policy was trained with {own}; leave {option} out"
+                raise TrainingSpecError(
+                    f"{option} {value}: the policy was trained with {trained_with}; "
+                    f"leave {option} out"
                 )
-        return found
+        return confirmed
 
 
-class ProfileNote(BaseModel):
-    """Which profile it was: its identity, and what it was made from, for people."""
+class ProfileReference(BaseModel):
+    """Which profile a policy was trained on: its identity, and what it was made from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -154,36 +166,40 @@ class ProfileNote(BaseModel):
     prompts_sha256: str
 
 
-class Note(BaseModel):
-    """What a bundle keeps of its training. `learned` and `held` are names of prompts."""
+class TrainingRecord(BaseModel):
+    """What a bundle says of its training.
+
+    `learned` and `held_out` are the names of the prompts to learn from and to test with. The
+    aliases are the keys in `policy.json`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lesson: Lesson
-    profile: ProfileNote
+    spec: TrainingSpec = Field(alias="lesson")
+    profile: ProfileReference
     learned: tuple[str, ...]
-    held: tuple[str, ...]
+    held_out: tuple[str, ...] = Field(alias="held")
 
     @classmethod
-    def of(cls, lesson: Lesson, profile: Profile) -> Self:
-        """Raises `LessonError`."""
-        names, (learned, held) = profile.prompts.names, lesson.prompts(profile)
+    def of(cls, spec: TrainingSpec, profile: Profile) -> Self:
+        """Return the record of a training on `profile`. Raises `TrainingSpecError`."""
+        names, (training, held_out) = profile.prompts.names, spec.prompts(profile)
         return cls(
-            lesson=lesson,
-            profile=ProfileNote(
+            lesson=spec,
+            profile=ProfileReference(
                 identity=profile.identity,
                 model=profile.model,
                 artefact=profile.artefact,
                 prompts=profile.origin.name,
                 prompts_sha256=profile.origin.sha256,
             ),
-            learned=tuple(names[row] for row in learned),
-            held=tuple(names[row] for row in held),
+            learned=tuple(names[row] for row in training),
+            held=tuple(names[row] for row in held_out),
         )
 
     @classmethod
     def read(cls, bundle: PolicyBundle, folder: Path) -> Self:
-        """From the bundle in `folder`. Raises `PolicyError`."""
+        """Return the record in the bundle of `folder`. Raises `PolicyError` if it is damaged."""
         try:
             return cls.model_validate(bundle.training)
         except ValidationError as error:
@@ -192,3 +208,7 @@ class Note(BaseModel):
                 f"{folder} is damaged: what it was trained with is not whole ({place}); train it "
                 "again"
             ) from error
+
+
+def _describe(trace: Trace | None) -> str:
+    return "drawn arrivals" if trace is None else f"{trace.name} (SHA-256 {trace.sha256[:12]})"

@@ -14,7 +14,7 @@ from pruners.support.checkpoint import Checkpoint
 from server.engine.config import EngineConfig, ModelConfig
 from server.engine.loading.load import load_model
 from server.jobs.sample_answers import sample_answers
-from server.jobs.self_generated_text import OwnText
+from server.jobs.self_generated_text import SelfGeneratedText
 from server.settings import (
     GROUPS,
     Settings,
@@ -67,9 +67,9 @@ def test_every_offline_job_says_its_settings_itself():
 def test_what_a_job_computes_is_the_same_under_any_variable(tiny_folder, tmp_path, monkeypatch):
     def computed(where):
         with Progress(disable=True) as progress:
-            rows = OwnText(tiny_folder, Checkpoint(tmp_path / where, where), progress).rows(
-                3, 40, 1
-            )
+            rows = SelfGeneratedText(
+                tiny_folder, Checkpoint(tmp_path / where, where), progress
+            ).rows(3, 40, 1)
         return rows, sample_answers(load_model(tiny_folder, "tiny", "fp32"))
 
     rows, answers = computed("without")

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
 
-from server.jobs.lm_eval import Exam, HarnessError, examine, examine_served
+from server.jobs.lm_eval import HarnessError, HarnessRequest, run_harness, run_harness_on_server
 from server.testing import ServerProcess
 
 TASK = """
@@ -43,20 +43,20 @@ def exam(tmp_path):
     file = tmp_path / "questions.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in questions))
     (tmp_path / "mine.yaml").write_text(TASK.format(file=file))
-    return Exam(("mine",), include=tmp_path)
+    return HarnessRequest(("mine",), include=tmp_path)
 
 
 @pytest.mark.parametrize("variant", ["base", "ffn-34"])
 def test_merged_and_served_agree(server, varied_folders, exam, variant):
     model, artefact = varied_folders
-    merged = examine(str(model), artefact, variant, exam)["mine"]
-    served = examine_served(server.url, str(model), variant, exam)["mine"]
+    merged = run_harness(str(model), artefact, variant, exam)["mine"]
+    served = run_harness_on_server(server.url, str(model), variant, exam)["mine"]
     assert merged["acc,none"] == served["acc,none"]
 
 
 def test_what_is_not_there_is_one_line(varied_folders, exam):
     model, artefact = varied_folders
     with pytest.raises(HarnessError, match="no task 'nonsense'"):
-        examine(str(model), artefact, "base", Exam(("nonsense",)))
+        run_harness(str(model), artefact, "base", HarnessRequest(("nonsense",)))
     with pytest.raises(HarnessError, match="no server answers"):
-        examine_served("http://127.0.0.1:9", str(model), "base", exam)
+        run_harness_on_server("http://127.0.0.1:9", str(model), "base", exam)

@@ -11,8 +11,8 @@ from policies.simulation.engine import EngineLimits
 from policies.simulation.profile import load_profile
 from pruners.support.errors import UserError
 from pruners.support.files import TargetError
-from server.jobs import profile as profiling
-from server.jobs import prompt_losses as sweeping
+from server.jobs import profile as profile_job
+from server.jobs import prompt_losses
 from server.settings import Settings
 from server.testing import ServerProcess
 from tests.server.jobs.test_train_policy import KilledError, killed, run
@@ -113,14 +113,14 @@ def test_an_interrupted_profile_goes_on_only_with_the_same(varied_folders, tmp_p
         body = "".join(json.dumps({"prompt": line}) + "\n" for line in lines)
         (tmp_path / f"{name}.jsonl").write_text(body)
     given = ("--out", out, "--model", model, "--artefact", artefact, "--tokens", 8)
-    answer_all = sweeping.answer_all
+    answer_all = prompt_losses.answer_all
 
     def counted(*rest):
         swept.append(1)
         return answer_all(*rest)
 
-    monkeypatch.setattr(sweeping, "answer_all", counted)
-    monkeypatch.setattr(profiling, "_timed", killed)
+    monkeypatch.setattr(prompt_losses, "answer_all", counted)
+    monkeypatch.setattr(profile_job, "_timed", killed)
     for name, batches in (("one", 3), ("one", 0), ("other", 3)):
         swept.clear()
         with pytest.raises(KilledError):

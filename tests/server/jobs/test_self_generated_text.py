@@ -4,14 +4,14 @@ import torch
 from rich.progress import Progress
 
 from pruners.support.checkpoint import Checkpoint
-from server.jobs.self_generated_text import OwnText
+from server.jobs.self_generated_text import SelfGeneratedText
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 
 def test_rows_are_kept_and_never_too_few_or_too_many(tiny_folder, tmp_path):
     def rows(count: int, length: int = 40, seed: int = 1) -> list[torch.Tensor]:
         with Progress(disable=True) as progress:
-            own = OwnText(tiny_folder, Checkpoint(tmp_path / "text", "tiny"), progress)
+            own = SelfGeneratedText(tiny_folder, Checkpoint(tmp_path / "text", "tiny"), progress)
             return own.rows(count, length, seed)
 
     three = rows(3)
@@ -34,7 +34,7 @@ def test_rows_begin_with_tokens_that_the_model_knows(tmp_path):
     size = tokenizer.unk_token_id
     tiny_model(vocab_size=size).save_pretrained(tmp_path / "tiny")
     with Progress(disable=True) as progress:
-        own = OwnText(tmp_path / "tiny", Checkpoint(tmp_path / "text", "tiny"), progress)
+        own = SelfGeneratedText(tmp_path / "tiny", Checkpoint(tmp_path / "text", "tiny"), progress)
         rows = own.rows(2, 12, 1)
     assert rows[0][0] == tokenizer.bos_token_id
     assert all(int(row.max()) < size for row in rows)

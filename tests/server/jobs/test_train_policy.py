@@ -13,8 +13,8 @@ from policies.simulation.traffic import synthetic
 from pruners.data.corpus import read_corpus
 from pruners.support.errors import UserError
 from server.cli.main import cli
-from server.jobs import policy_training as training
-from server.jobs import train_policy as schooling
+from server.jobs import train_policy as train_policy_job
+from server.jobs import training_runs
 from server.jobs.profile import corpus_hash
 from tests.support.paper import profile
 
@@ -177,14 +177,14 @@ def test_prompts_of_a_test_make_a_held_out_profile(school, monkeypatch):
 
     tried = []
 
-    class Watched(training.PolicyEvaluation):
+    class Watched(training_runs.PolicyEvaluation):
         def __init__(self, profile, traffic, prompts, *rest):
             tried.append([profile.prompts.names[row] for row in prompts])
             super().__init__(profile, traffic, prompts, *rest)
 
-    monkeypatch.setattr(schooling, "make_profile", make_profile)
-    monkeypatch.setattr(schooling, "_check_artefact", lambda options, out: None)
-    monkeypatch.setattr(training, "PolicyEvaluation", Watched)
+    monkeypatch.setattr(train_policy_job, "make_profile", make_profile)
+    monkeypatch.setattr(train_policy_job, "_check_variants", lambda options, out: None)
+    monkeypatch.setattr(training_runs, "PolicyEvaluation", Watched)
     out = school / "policy"
     given = ("--mode", "test", "--out", out)
     before = contents(out)
@@ -249,7 +249,7 @@ def test_a_profile_of_other_prompts_is_never_silently_used(root, tmp_path, monke
     given = ("--out", tmp_path / "out", "--profile", root / "profile", "--prompts")
     refused("was made from prompts.txt", *given, root / "others.txt")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(schooling, "train_policy", killed)
+    monkeypatch.setattr(train_policy_job, "train_policy", killed)
     with pytest.raises(KilledError):
         run("train-policy", *given, root / "prompts.txt", *OPTIONS)
 
@@ -271,7 +271,7 @@ def test_checkpoints(root, tmp_path, monkeypatch):
         refused("is a finished policy", "--out", out, *given, *OPTIONS, "--checkpoint", finished)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "evaluate_policies", killed)
+        patch.setattr(training_runs, "evaluate_policies", killed)
         with pytest.raises(KilledError):
             run("train-policy", "--out", out, *given, *OPTIONS)
     kept = out / "checkpoint"
