@@ -1,4 +1,4 @@
-"""Small tensors that win quality back, and their names in a file."""
+"""Corrections: small tensors of a variant that win quality back, and their names in a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,17 +12,18 @@ from pruners.variant import PARTS, Block
 
 
 class RecoveryError(UserError):
-    """Too few rows, or tensors that are no corrections. One clear line."""
+    """There are too few rows, or tensors are no corrections. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputCorrection:
-    """What training gives a sub-block at its entrance, beside the shared input projections.
+    """A trained correction of a block's input projections, whose weights stay shared.
 
-    The normed input is multiplied by `norm` `[hidden]`; `up @ (down @ x)` of that is added to what
-    the input projections give. `down` is `[rank, hidden]`, `up` `[features, rank]`; rank 0 is the
-    norm alone. Features are those of the kept units, in their order: of attention, group after
-    group its queries, its key and its value; of an MLP all gates (if it has them), then all ups.
+    With `x` the normed input of the block, the projections get `z = norm * x` instead of `x`, and
+    `up @ (down @ z)` is added to their outputs. `norm` is `[hidden]`, `down` `[rank, hidden]`, `up`
+    `[features, rank]`; with rank 0, only `norm` has an effect. The features are the outputs of the
+    kept units in their order. For attention they are, group after group, the queries, the key and
+    the value; for an MLP all gates (if it has a gate), then all ups.
     """
 
     norm: torch.Tensor
@@ -31,20 +32,22 @@ class InputCorrection:
 
     @property
     def rank(self) -> int:
+        """Return the rank of the correction; 0 if it has no low-rank term."""
         return self.down.shape[0]
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All there is of it."""
+        """Return all tensors of the correction."""
         return self.norm, self.up, self.down
 
 
 @dataclass(frozen=True, slots=True)
 class LowRankCorrection:
-    """`y + bias + up @ (down @ h)` on the kept inputs h, in their order; the weights are shared.
+    """A correction of a block's output projection (`o` or `down`), whose weight stays shared.
 
-    `bias` is `[out]`, `up` `[out, rank]`, `down` `[rank, kept]`; rank 0 is the bias alone. Where
-    nothing is kept, the bias is what a skipped block adds to the residual stream, and there is no
-    `entry`.
+    The corrected output is `y + bias + up @ (down @ h)`, with `y` the output of the projection and
+    `h` its kept inputs in their order. `bias` is `[out]`, `up` `[out, rank]`, and `down` is
+    `[rank, kept]`; rank 0 is a bias alone. `entry` corrects the block's input projections. For a
+    skipped block, `kept` is 0, `bias` is what it adds to the residual stream, `entry` is None.
     """
 
     bias: torch.Tensor
@@ -54,31 +57,36 @@ class LowRankCorrection:
 
     @property
     def input_width(self) -> int:
-        """How many inputs it was made for."""
+        """Return the number of inputs that the correction was made for."""
         return self.down.shape[1]
 
     @property
     def rank(self) -> int:
+        """Return the rank of the correction; 0 if it has no low-rank term."""
         return self.down.shape[0]
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All there is of it."""
+        """Return all tensors of the correction."""
         entry = () if self.entry is None else self.entry.tensors()
         return self.bias, self.up, self.down, *entry
 
     def correct(
         self, linear: nn.Linear, inputs: torch.Tensor, output: torch.Tensor
     ) -> torch.Tensor:
-        """The better output of `linear`, given its kept inputs and what it gave."""
-        residual = (inputs @ _like(self.down, output).T) @ _like(self.up, output).T
-        return output + residual + _like(self.bias, output)
+        """Return the corrected output `[..., out]` of `linear`.
+
+        `inputs` are its kept inputs `[..., kept]`, `output` is its output `[..., out]`.
+        """
+        residual = (inputs @ _cast_like(self.down, output).T) @ _cast_like(self.up, output).T
+        return output + residual + _cast_like(self.bias, output)
 
 
 @dataclass(frozen=True, slots=True)
 class RefitCorrection:
-    """`weight @ h + bias` in place of the kept columns: as large as they are, nothing shared.
+    """A refitted output projection: `weight @ h + bias` instead of the base's kept columns.
 
-    `weight` is `[out, kept]`, `bias` `[out]`, added to the bias that the base has.
+    `h` are the kept inputs in their order, `weight` is `[out, kept]`, `bias` `[out]` is added to
+    the base's bias. The weight is as large as the columns it replaces: nothing is shared.
     """
 
     bias: torch.Tensor
@@ -86,55 +94,63 @@ class RefitCorrection:
 
     @property
     def input_width(self) -> int:
-        """How many inputs it was made for."""
+        """Return the number of inputs that the correction was made for."""
         return self.weight.shape[1]
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All there is of it."""
+        """Return all tensors of the correction."""
         return self.bias, self.weight
 
     def correct(
         self, linear: nn.Linear, inputs: torch.Tensor, output: torch.Tensor
     ) -> torch.Tensor:
-        """The better output of `linear`, given its kept inputs."""
-        added = _like(self.bias, output)
+        """Return the corrected output `[..., out]` of `linear`.
+
+        `inputs` are its kept inputs `[..., kept]`; `output` gives the dtype and the device.
+        """
+        bias = _cast_like(self.bias, output)
         if linear.bias is not None:
-            added = added + linear.bias
-        return inputs @ _like(self.weight, output).T + added
+            bias = bias + linear.bias
+        return inputs @ _cast_like(self.weight, output).T + bias
 
 
-def constant_correction(adds: torch.Tensor) -> LowRankCorrection:
-    """For a skipped block: what it adds to the residual stream on average, `[hidden]`."""
-    return LowRankCorrection(adds, adds.new_zeros(len(adds), 0), adds.new_zeros(0, 0))
+def constant_correction(output: torch.Tensor) -> LowRankCorrection:
+    """Return the correction of a skipped block whose mean output `[hidden]` is `output`."""
+    return LowRankCorrection(output, output.new_zeros(len(output), 0), output.new_zeros(0, 0))
 
 
 Correction: TypeAlias = LowRankCorrection | RefitCorrection
 Corrections: TypeAlias = Mapping[Block, Correction]
-"""One for each cut `o` (part `attention`) and `down` (part `mlp`) of a variant."""
+"""The correction of each block: of `o` if its part is `attention`, of `down` if it is `mlp`."""
 
 
 def to_tensors(corrections: Corrections) -> dict[str, torch.Tensor]:
-    """Named `layer.part.tensor`, such as `3.mlp.down`, for one variant of a corrections file."""
+    """Return one variant's tensors under names `layer.part.tensor`, such as `3.mlp.down`."""
     return {
         f"{block.layer}.{block.part}.{name}": tensor.contiguous()
         for block, correction in corrections.items()
-        for name, tensor in _named(correction).items()
+        for name, tensor in _named_tensors(correction).items()
     }
 
 
-def _named(correction: Correction | InputCorrection) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+def _named_tensors(correction: Correction | InputCorrection) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
     for field in fields(correction):
         value = getattr(correction, field.name)
         if isinstance(value, InputCorrection):
-            found |= {f"{field.name}.{name}": tensor for name, tensor in _named(value).items()}
+            tensors |= {
+                f"{field.name}.{name}": tensor for name, tensor in _named_tensors(value).items()
+            }
         elif value is not None:
-            found[field.name] = value
-    return found
+            tensors[field.name] = value
+    return tensors
 
 
 def from_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[Block, Correction]:
-    """Reads what `to_tensors` gave. Raises `RecoveryError` on any other names or shapes."""
+    """Return the corrections that `to_tensors` named.
+
+    Raises `RecoveryError` for other names or shapes that do not fit each other.
+    """
     groups: dict[Block, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         layer, _, rest = name.partition(".")
@@ -142,19 +158,19 @@ def from_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[Block, Correction]
         if part is None or not (layer.isascii() and layer.isdigit()):
             raise RecoveryError(f"'{name}' is not the name of a correction")
         groups.setdefault(Block(int(layer), part), {})[rest.removeprefix(f"{part}.")] = tensor
-    return {block: _read(block, group) for block, group in groups.items()}
+    return {block: _from_group(block, group) for block, group in groups.items()}
 
 
-def _read(block: Block, group: Mapping[str, torch.Tensor]) -> Correction:
+def _from_group(block: Block, group: Mapping[str, torch.Tensor]) -> Correction:
     shapes = {name: tuple(tensor.shape) for name, tensor in group.items()}
-    own = {name: tensor for name, tensor in group.items() if not name.startswith("entry.")}
-    entry = {name.removeprefix("entry."): group[name] for name in group.keys() - own.keys()}
+    output = {name: tensor for name, tensor in group.items() if not name.startswith("entry.")}
+    entry = {name.removeprefix("entry."): group[name] for name in group.keys() - output.keys()}
     match shapes:
         case {"bias": (out,), "up": (rows, rank), "down": (same, _)} if (
-            len(own) == 3 and rows == out and same == rank
+            len(output) == 3 and rows == out and same == rank
         ):
             if not entry:
-                return LowRankCorrection(own["bias"], own["up"], own["down"])
+                return LowRankCorrection(output["bias"], output["up"], output["down"])
             match shapes:
                 case {
                     "entry.norm": (hidden,),
@@ -162,12 +178,12 @@ def _read(block: Block, group: Mapping[str, torch.Tensor]) -> Correction:
                     "entry.down": (likewise, inputs),
                 } if len(entry) == 3 and inner == likewise and inputs == hidden:
                     return LowRankCorrection(
-                        own["bias"], own["up"], own["down"], InputCorrection(**entry)
+                        output["bias"], output["up"], output["down"], InputCorrection(**entry)
                     )
         case {"bias": (out,), "weight": (rows, _), **other} if not other and rows == out:
             return RefitCorrection(**group)
     raise RecoveryError(f"correction of layer {block.layer} {block.part} has shapes {shapes}")
 
 
-def _like(tensor: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+def _cast_like(tensor: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     return tensor.to(device=output.device, dtype=output.dtype)

@@ -1,10 +1,10 @@
-"""A variant as data: how wide each layer is. Width 0 means that the sub-block is skipped."""
+"""Variants as data: the number of KV groups and neurons that each layer keeps."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from pruners.architecture import Shape  # it needs PyTorch, names do not
+    from pruners.architecture import Shape  # imports PyTorch, which names of variants do not need
 from pruners.support.validation import EXACT
 
 BASE = "base"
@@ -14,7 +14,7 @@ PARTS: tuple[Part, ...] = ("attention", "mlp")
 
 
 class Block(NamedTuple):
-    """One sub-block of one layer."""
+    """The attention block or the feed-forward block (`mlp`) of one layer, counted from 0."""
 
     layer: int
     part: Part
@@ -22,10 +22,10 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VariantSpec:
-    """One servable sub-model, as prefix widths of the importance-ordered base.
+    """One servable sub-model, as widths of the base whose units are ordered by importance.
 
-    `kv_groups[l]` key/value groups (with their query heads) and `ffn[l]` neurons are kept in
-    layer `l`; 0 skips the attention or the feed-forward block.
+    Layer `l` keeps its first `kv_groups[l]` key/value groups, with their query heads, and its first
+    `ffn[l]` neurons. Width 0 skips the attention or the feed-forward block.
     """
 
     name: str
@@ -34,11 +34,11 @@ class VariantSpec:
     __pydantic_config__ = EXACT
 
     def __hash__(self) -> int:
-        # Variants are looked up thousands of times a second; the widths would be hashed each time.
+        # Variants are looked up thousands of times a second; hashing all widths would be slow.
         return hash(self.name)
 
     def check(self, shape: "Shape") -> None:
-        """Raises `ValueError` if the widths do not fit a base of this shape."""
+        """Raise `ValueError` if the widths do not fit a base of this shape."""
         for what, widths, full in (
             ("kv_groups", self.kv_groups, shape.kv_groups),
             ("ffn", self.ffn, shape.ffn),
@@ -52,39 +52,40 @@ class VariantSpec:
                 raise ValueError(f"variant '{self.name}': {what} outside 0..{full}")
 
     def width(self, block: Block) -> int:
-        """KV groups or neurons of one block."""
+        """Return the number of KV groups or neurons that one block keeps."""
         return (self.kv_groups if block.part == "attention" else self.ffn)[block.layer]
 
     def with_width(self, block: Block, width: int) -> "VariantSpec":
-        """The same with this width in one block."""
+        """Return a copy of this variant, under the same name, with this width in one block."""
         if block.part == "attention":
-            return replace(self, kv_groups=_with(self.kv_groups, block.layer, width))
-        return replace(self, ffn=_with(self.ffn, block.layer, width))
+            return replace(self, kv_groups=_replace_at(self.kv_groups, block.layer, width))
+        return replace(self, ffn=_replace_at(self.ffn, block.layer, width))
 
     def body_parameters(self, shape: "Shape") -> int:
-        """Matrix parameters touched for one token, without embedding and head."""
+        """Return the number of matrix parameters read for one token, without embedding and head."""
         per_group = shape.hidden * shape.head_dim * (2 * shape.queries_per_group + 2)
         per_neuron = shape.hidden * (3 if shape.gated else 2)
         return sum(self.kv_groups) * per_group + sum(self.ffn) * per_neuron
 
     def kv_elements(self, shape: "Shape") -> int:
-        """Keys and values of one cached token, in numbers."""
+        """Return how many numbers the keys and values of one cached token are, over all layers."""
         return 2 * shape.head_dim * sum(self.kv_groups)
 
     def parameters(self, shape: "Shape") -> int:
-        """Matrix parameters touched for one generated token: the body and the head."""
+        """Return the number of matrix parameters read for one generated token: body and head."""
         return self.body_parameters(shape) + shape.hidden * shape.vocab
 
 
 def base_spec(shape: "Shape") -> VariantSpec:
-    """The unpruned model as a variant."""
+    """Return the unpruned model as a variant."""
     return VariantSpec(BASE, (shape.kv_groups,) * shape.layers, (shape.ffn,) * shape.layers)
 
 
 def width_spec(shape: "Shape", keep: float, multiple: int = 32) -> VariantSpec:
-    """The same share of FFN neurons in every layer, rounded to `multiple`.
+    """Return a variant with the share `keep` (0 to 1) of the neurons of every layer.
 
-    Multiples of 32 keep every prefix on a block boundary of packed 4-bit weights.
+    The number of neurons is rounded to a multiple of `multiple`. With multiples of 32, every prefix
+    ends at a block boundary of packed 4-bit weights.
     """
     width = max(multiple, round(shape.ffn * keep / multiple) * multiple)
     name = f"ffn-{100 * keep:g}"
@@ -92,17 +93,17 @@ def width_spec(shape: "Shape", keep: float, multiple: int = 32) -> VariantSpec:
 
 
 def depth_spec(shape: "Shape", skipped: list[int]) -> VariantSpec:
-    """Whole layers skipped; the name counts those left."""
-    gone = set(skipped)
+    """Return a variant without the layers `skipped`; its name counts the layers that remain."""
+    removed = set(skipped)
     return VariantSpec(
-        f"depth-{shape.layers - len(gone)}",
-        tuple(0 if layer in gone else shape.kv_groups for layer in range(shape.layers)),
-        tuple(0 if layer in gone else shape.ffn for layer in range(shape.layers)),
+        f"depth-{shape.layers - len(removed)}",
+        tuple(0 if layer in removed else shape.kv_groups for layer in range(shape.layers)),
+        tuple(0 if layer in removed else shape.ffn for layer in range(shape.layers)),
     )
 
 
 def intersect(first: VariantSpec, second: VariantSpec) -> VariantSpec:
-    """What is left when both cuts are made, such as `depth-24-ffn-75`."""
+    """Return a variant that keeps what both keep, under a name such as `depth-24-ffn-75`."""
     return VariantSpec(
         f"{first.name}-{second.name}",
         tuple(map(min, first.kv_groups, second.kv_groups)),
@@ -110,5 +111,5 @@ def intersect(first: VariantSpec, second: VariantSpec) -> VariantSpec:
     )
 
 
-def _with(widths: tuple[int, ...], index: int, width: int) -> tuple[int, ...]:
+def _replace_at(widths: tuple[int, ...], index: int, width: int) -> tuple[int, ...]:
     return (*widths[:index], width, *widths[index + 1 :])

@@ -1,4 +1,4 @@
-"""Text from the user: a file of plain text, JSON lines or CSV, or a Hugging Face dataset."""
+"""Text from the user: files of plain text, JSON lines or CSV, and Hugging Face data sets."""
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HUB = "hf:"
-_DOCUMENTS = 20_000  # read from one source at most
+_MAX_DOCUMENTS = 20_000  # of one source; the rest is not read
 _TEXT_FIELDS = ("text", "content", "prompt")
 
 
 class SourceError(UserError):
-    """Text that cannot be found or read. One clear line."""
+    """A source holds no usable text. The message is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents, and what they are called in a report. `wikitext` asks for WikiText-2's protocol.
+    """Documents under a name for reports.
 
-    A conversation is a list of `{role, content}`; everything else is plain text.
+    A document is plain text, or a conversation: a list of `{role, content}`. With `wikitext`, the
+    only document is tokenized by WikiText-2's protocol.
     """
 
     name: str
@@ -39,26 +40,27 @@ class Corpus:
     def rows(
         self, tokenizer: "PreTrainedTokenizerBase", window: int, limit: int | None = None
     ) -> list[torch.Tensor]:
-        """Rows of at most `window` tokens, about `limit` tokens in all, none over two documents.
+        """Return rows of at most `window` tokens, about `limit` tokens in all.
 
-        Raises `SourceError` for a conversation without a chat template to write it in.
+        No row spans two documents. Raises `SourceError` for conversations if the tokenizer has no
+        chat template.
         """
         if self.wikitext:
-            rows = tokenize_wikitext2(tokenizer, _plain(self.documents[0]), window)
+            rows = tokenize_wikitext2(tokenizer, _plain_text(self.documents[0]), window)
             wanted = len(rows) if limit is None else min(len(rows), max(1, limit // window))
-            # Evenly spaced, so that a part stands for the whole.
+            # Evenly spaced rows represent the whole text.
             return [rows[index * len(rows) // wanted] for index in range(wanted)]
-        rows, left = [], limit
+        rows, remaining = [], limit
         for document in self.documents:
-            made = tokenize_text(tokenizer, self._written(tokenizer, document), window, left)
-            rows += made
-            if left is not None:
-                left -= sum(map(len, made))
-                if left < 2:
+            added = tokenize_text(tokenizer, self._as_text(tokenizer, document), window, remaining)
+            rows += added
+            if remaining is not None:
+                remaining -= sum(map(len, added))
+                if remaining < 2:
                     break
         return rows
 
-    def _written(
+    def _as_text(
         self, tokenizer: "PreTrainedTokenizerBase", document: str | list[dict[str, str]]
     ) -> str:
         if isinstance(document, str):
@@ -68,11 +70,14 @@ class Corpus:
         return str(tokenizer.apply_chat_template(document, tokenize=False))
 
     def split(self, share: float) -> tuple["Corpus", "Corpus"]:
-        """The first `share` of the documents (of the text, if there is one) and the rest."""
+        """Return the first `share` (0 to 1) of the documents and the rest.
+
+        A single document is split by characters.
+        """
         first: tuple[str | list[dict[str, str]], ...]
         rest: tuple[str | list[dict[str, str]], ...]
         if len(self.documents) == 1:
-            text = _plain(self.documents[0])
+            text = _plain_text(self.documents[0])
             cut = int(len(text) * share)
             first, rest = (text[:cut],), (text[cut:],)
         else:
@@ -82,29 +87,31 @@ class Corpus:
 
 
 def read_corpus(source: str) -> Corpus:
-    """Reads `source`: a path, or `hf:NAME[:SPLIT[:COLUMN]]`. Raises `SourceError` or `ReadError`.
+    """Read `source`: a path, or `hf:NAME[:SPLIT[:COLUMN]]` for a Hugging Face data set.
 
-    `.jsonl` holds an object a line: `messages`, or `instruction` with `context` and `response`, or
-    one of `text`, `content`, `prompt`. `.csv` has a header with one of the latter, or its first
-    column is taken. `.raw` is WikiText's raw form, read by its protocol. Anything else is text.
+    A `.jsonl` file holds one object a line with `messages`, or `instruction` (and `context`,
+    `response`), or one of `text`, `content`, `prompt`. A `.csv` file has a header; the column
+    `text`, `content` or `prompt` is read, or else the first. A `.raw` file is read by WikiText-2's
+    protocol. Any other file is plain text. Raises `SourceError` or `ReadError`.
     """
     if source.startswith(HUB):
-        return Corpus(source, tuple(_some(source, _from_hub(source))))
+        return Corpus(source, tuple(_check_not_empty(source, _from_hub(source))))
     path = Path(source)
     match path.suffix.lower():
         case ".jsonl":
-            found: Iterable[Any] = _json_lines(path)
+            read: Iterable[Any] = _json_lines_documents(path)
         case ".csv":
-            found = _csv(path)
+            read = _csv_documents(path)
         case _:
-            found = [read_text(path)]
-    documents = tuple(_some(path.name, found))
+            read = [read_text(path)]
+    documents = tuple(_check_not_empty(path.name, read))
     return Corpus(path.name, documents, wikitext=path.suffix == ".raw")
 
 
-def _some(name: str, documents: Iterable[Any]) -> Iterator[Any]:
+def _check_not_empty(name: str, documents: Iterable[Any]) -> Iterator[Any]:
+    """Yield the documents that are not empty; raise `SourceError` if there are none."""
     empty = True
-    for document in islice(documents, _DOCUMENTS):
+    for document in islice(documents, _MAX_DOCUMENTS):
         if document:
             empty = False
             yield document
@@ -112,7 +119,7 @@ def _some(name: str, documents: Iterable[Any]) -> Iterator[Any]:
         raise SourceError(f"{name} holds no text")
 
 
-def _json_lines(path: Path) -> Iterator[Any]:
+def _json_lines_documents(path: Path) -> Iterator[Any]:
     for number, row in read_json_lines(path):
         try:
             document = _document(row) if isinstance(row, dict) else None
@@ -124,26 +131,29 @@ def _json_lines(path: Path) -> Iterator[Any]:
         yield document
 
 
-def _csv(path: Path) -> Iterator[str]:
+def _csv_documents(path: Path) -> Iterator[str]:
     for _, row in read_csv(path):
         yield next((row[name] for name in _TEXT_FIELDS if name in row), next(iter(row.values())))
 
 
 def _document(row: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
-    """Raises `ValueError` for parts that are no text."""
+    """Return a row's document, or None if it has no known field.
+
+    Raises `ValueError` for fields that hold no text.
+    """
     if row.get("messages") is not None:
         if not isinstance(row["messages"], list):
             raise ValueError("messages is no list")
         return [_message(number, one) for number, one in enumerate(row["messages"], 1)]
     if row.get("instruction") is not None:
-        parts = [_said(row, name) for name in ("instruction", "context")]
+        parts = [_text_field(row, name) for name in ("instruction", "context")]
         turns = [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
-        answer = _said(row, "response") or _said(row, "output")
+        answer = _text_field(row, "response") or _text_field(row, "output")
         return [*turns, {"role": "assistant", "content": answer}] if answer else turns
     return next((row[name] for name in _TEXT_FIELDS if isinstance(row.get(name), str)), None)
 
 
-def _said(row: Mapping[str, Any], name: str) -> str:
+def _text_field(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
     if value is None:
         return ""
@@ -153,7 +163,10 @@ def _said(row: Mapping[str, Any], name: str) -> str:
 
 
 def _message(number: int, message: object) -> dict[str, str]:
-    """A turn whose content is one string; parts of type `text` are joined, as the server does."""
+    """Return a message whose content is one string.
+
+    Parts of type `text` are joined, as the HTTP API does. Raises `ValueError` for any other.
+    """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ValueError(f"message {number} has no role")
     content = message.get("content")
@@ -195,11 +208,11 @@ def _from_hub(source: str) -> Iterator[Any]:
 
 
 def _column(value: object) -> str | list[dict[str, str]] | None:
-    """A column that was named: text, or a conversation. Raises `ValueError`."""
+    """Return the document in a named column, None if it holds no text. Raises `ValueError`."""
     if isinstance(value, list):
         return _document({"messages": value})
     return value if isinstance(value, str) else None
 
 
-def _plain(document: str | list[dict[str, str]]) -> str:
+def _plain_text(document: str | list[dict[str, str]]) -> str:
     return document if isinstance(document, str) else "\n".join(t["content"] for t in document)

@@ -1,6 +1,6 @@
-"""Readers of the user's files: text, JSON, JSON lines and CSV, in UTF-8.
+"""Strict readers of the user's files: text, JSON, JSON lines and CSV, in UTF-8.
 
-Whatever cannot be read as it was meant is refused with the file and the line.
+A file that is damaged or ambiguous is refused with a message that names the file and the line.
 """
 
 import csv
@@ -13,32 +13,32 @@ from typing import Any, NoReturn
 from pruners.support.errors import UserError
 
 _BOM = b"\xef\xbb\xbf"
-_FIELD = 16 * 2**20
-"""The longest field of a CSV file, in characters."""
-_HEAD = 4096
+_MAX_FIELD = 16 * 2**20
+"""The greatest length of a CSV field, in characters."""
+_HEAD_BYTES = 4096
 
 
 class ReadError(UserError):
-    """A file that cannot be read as it should. One line: the file, where in it, and why."""
+    """A file cannot be read. The message is one line: the file, the place in it, and why."""
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text without a byte order mark; line ends become `\\n`.
+    """Return a file's text without a byte order mark and with `\\n` line ends.
 
     Raises `ReadError`.
     """
-    _check(path)
+    _check_is_text(path)
     try:
         text = path.read_bytes().removeprefix(_BOM).decode()
     except UnicodeDecodeError as error:
         raise ReadError(f"{path}: byte {error.start} is not UTF-8") from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _os_read_error(path, error) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
-    """Return what a JSON file holds. Raises `ReadError`, for what `parse_json` refuses too."""
+    """Return the value of a JSON file. Raises `ReadError`, also for what `parse_json` refuses."""
     text = read_text(path)
     try:
         return parse_json(text)
@@ -48,7 +48,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the number and the value of each line that is not blank. Raises `ReadError`."""
-    _check(path)
+    _check_is_text(path)
     for number, line in read_raw_lines(path):
         try:
             yield number, parse_json(line.decode())
@@ -70,23 +70,24 @@ def read_raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _os_read_error(path, error) from error
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the last line's number and the fields by name of each row under a header.
+    """Yield the line number and the fields by column name of each row below the header.
 
-    Raises `ReadError`, for rows with more or fewer fields than the header too.
+    The number is that of the row's last line. Raises `ReadError`, also for rows that have more or
+    fewer fields than the header.
     """
-    _check(path)
-    csv.field_size_limit(_FIELD)
+    _check_is_text(path)
+    csv.field_size_limit(_MAX_FIELD)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             yield from _rows(path, csv.reader(file, strict=True))
     except UnicodeDecodeError as error:
-        raise ReadError(f"{path} line {_undecodable(path)} is not UTF-8") from error
+        raise ReadError(f"{path} line {_first_undecodable_line(path)} is not UTF-8") from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _os_read_error(path, error) from error
 
 
 def _rows(path: Path, reader: Any) -> Iterator[tuple[int, dict[str, str]]]:  # noqa: ANN401
@@ -111,12 +112,15 @@ def _rows(path: Path, reader: Any) -> Iterator[tuple[int, dict[str, str]]]:  # n
 def parse_json(text: str) -> Any:  # noqa: ANN401
     """Return the value of a JSON text.
 
-    Raises `ValueError` for what is no JSON, and for what readers disagree on: keys given twice,
-    NaN, infinities, numbers beyond a float, half of a surrogate pair, nesting without end.
+    Raises `ValueError` for invalid JSON, and for what JSON readers treat differently: duplicate
+    keys, NaN, infinities, numbers too large for a float, lone surrogates, very deep nesting.
     """
     try:
         value = json.loads(
-            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+            object_pairs_hook=_unique_keys,
         )
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
@@ -129,18 +133,18 @@ def parse_json(text: str) -> Any:  # noqa: ANN401
     return value
 
 
-def _refuse(constant: str) -> NoReturn:
+def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
 
 
-def _finite(text: str) -> float:
+def _finite_float(text: str) -> float:
     value = float(text)
     if math.isinf(value):
         raise ValueError(f"{text[:24]} is too large a number")
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
@@ -148,18 +152,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _check(path: Path) -> None:
-    """Raises `ReadError` for a file that starts like something other than UTF-8 text."""
+def _check_is_text(path: Path) -> None:
+    """Raise `ReadError` if a file's beginning shows that it is not UTF-8 text."""
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD)
+            head = file.read(_HEAD_BYTES)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _os_read_error(path, error) from error
     if b"\0" in head or head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ReadError(f"{path} is not UTF-8 text (binary, or UTF-16?); save it as UTF-8")
 
 
-def _undecodable(path: Path) -> int:
+def _first_undecodable_line(path: Path) -> int:
     for number, line in read_raw_lines(path):
         try:
             line.decode()
@@ -168,5 +172,5 @@ def _undecodable(path: Path) -> int:
     return 0
 
 
-def _unreadable(path: Path, error: OSError) -> ReadError:
+def _os_read_error(path: Path, error: OSError) -> ReadError:
     return ReadError(f"cannot read {path}: {error.strerror or error}")

@@ -1,4 +1,7 @@
-"""Token rows: where they come from, and how ragged ones become batches."""
+"""Rows of token ids: made from text, sampled, hashed and joined into batches.
+
+A row is one int64 tensor `[tokens]`; rows may differ in length.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -11,40 +14,44 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH_TOKENS = 1024
-_HELD_BACK = 4
+_HELD_OUT_EVERY = 4
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Rows padded on the right, `[rows, length]`; `valid` is false on padding.
+    """Rows padded on the right.
 
-    A causal model's real tokens never see what stands to their right, so that padding needs no
-    attention mask; it only has to be left out of what is measured.
+    `tokens` are int64 `[rows, length]`, `valid` is bool `[rows, length]` and false on padding. In a
+    causal model no token attends to the padding on its right, so no attention mask is needed; only
+    what is measured must leave padding out.
     """
 
     tokens: torch.Tensor
     valid: torch.Tensor
 
     def scored_positions(self, after: int = 0) -> torch.Tensor:
-        """Positions from `after` on whose next token is real, `[rows, length]`."""
+        """Return a mask, bool `[rows, length]`, of positions >= `after` with a real next token."""
         scored = self.valid.roll(-1, dims=1)
         scored[:, -1] = False
         scored[:, :after] = False
         return scored
 
     def targets(self, scored: torch.Tensor) -> torch.Tensor:
-        """The next token of each scored position, `[positions]`."""
+        """Return the next token of each scored position, `[positions]`."""
         return self.tokens.roll(-1, dims=1)[scored]
 
 
 def make_batches(rows: Sequence[torch.Tensor], tokens: int = BATCH_TOKENS) -> Iterator[TokenBatch]:
-    """Joins rows of similar length, up to `tokens` with padding; a longer row stands alone."""
+    """Yield batches of rows of similar length, each of at most `tokens` tokens with padding.
+
+    A row longer than `tokens` is a batch of its own.
+    """
     for group in group_by_length([len(row) for row in rows], tokens):
         yield pad_rows([rows[index] for index in group])
 
 
 def group_by_length(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
-    """Indices of rows, the longest first, that make a batch of at most `tokens` with padding."""
+    """Yield row indices, longest first, of batches of at most `tokens` tokens with padding."""
     group: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         if group and (len(group) + 1) * lengths[group[0]] > tokens:
@@ -56,7 +63,7 @@ def group_by_length(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Itera
 
 
 def pad_rows(rows: Sequence[torch.Tensor]) -> TokenBatch:
-    """One batch of these rows."""
+    """Return one batch of these rows."""
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     return TokenBatch(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
@@ -65,9 +72,10 @@ def pad_rows(rows: Sequence[torch.Tensor]) -> TokenBatch:
 def tokenize_text(
     tokenizer: "PreTrainedTokenizerBase", text: str, window: int, limit: int | None = None
 ) -> list[torch.Tensor]:
-    """Cuts a text into non-overlapping rows of `window` tokens, `limit` tokens in all.
+    """Tokenize a text into consecutive rows of `window` tokens, of its first `limit` tokens.
 
-    The last row may be shorter. Each row starts as the tokenizer starts a text (such as `<bos>`).
+    The last row may be shorter; a row of a single token is dropped. If the tokenizer begins a text
+    with the `bos` token, so does each row.
     """
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:limit]
     bos = tokenizer.bos_token_id
@@ -80,10 +88,10 @@ def tokenize_text(
 def tokenize_wikitext2(
     tokenizer: "PreTrainedTokenizerBase", raw: str, window: int = 1024
 ) -> list[torch.Tensor]:
-    """WikiText-2 as the field measures it: lines of the raw file joined by blank lines.
+    """Tokenize WikiText-2's raw file by the usual protocol: lines joined by blank lines.
 
-    Non-overlapping full windows; the remainder is dropped. State `window` with any figure: a
-    shorter context gives a higher perplexity.
+    The rows are consecutive full windows; the remainder is dropped. Report `window` with every
+    perplexity, since a shorter context gives a higher one.
     """
     lines = ["" if not line.strip() else line + "\n" for line in raw.split("\n")[:-1]]
     rows = tokenize_text(tokenizer, "\n\n".join(lines), window)
@@ -91,12 +99,12 @@ def tokenize_wikitext2(
 
 
 def count_tokens(rows: Sequence[torch.Tensor]) -> int:
-    """Tokens in all rows."""
+    """Return the number of tokens in all rows."""
     return sum(len(row) for row in rows)
 
 
 def hash_rows(rows: Sequence[torch.Tensor]) -> str:
-    """Identity of a set of rows, in order: 32 hexadecimal digits."""
+    """Return 32 hexadecimal digits that identify these rows in this order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(len(row).to_bytes(8, "little"))
@@ -105,7 +113,7 @@ def hash_rows(rows: Sequence[torch.Tensor]) -> str:
 
 
 def describe_rows(rows: Sequence[torch.Tensor], source: str) -> dict[str, Any]:
-    """What rows are, for a file that says what was done with them."""
+    """Return a summary of rows, for the provenance of a result file."""
     return {
         "source": source,
         "rows": len(rows),
@@ -115,17 +123,20 @@ def describe_rows(rows: Sequence[torch.Tensor], source: str) -> dict[str, Any]:
 
 
 def fitting_rows(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The calibration rows that corrections are fitted on: three of four."""
-    return [row for index, row in enumerate(rows) if index % _HELD_BACK]
+    """Return the three of four calibration rows on which corrections are fitted."""
+    return [row for index, row in enumerate(rows) if index % _HELD_OUT_EVERY]
 
 
 def held_out_rows(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The other calibration rows, which no fit sees: choices are made and checked on them."""
-    return list(rows[::_HELD_BACK])
+    """Return every fourth calibration row, on which no correction is fitted.
+
+    They serve to choose between corrections and to check them.
+    """
+    return list(rows[::_HELD_OUT_EVERY])
 
 
 def sample_rows(rows: Sequence[torch.Tensor], tokens: int, seed: int) -> list[torch.Tensor]:
-    """Rows drawn without replacement until there are `tokens`; the last one is cut to fit."""
+    """Draw rows without replacement up to `tokens` tokens; the last one is cut to fit."""
     drawn: list[torch.Tensor] = []
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     for index in order.tolist():
