@@ -15,8 +15,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.support.results import option_parser, save_result
-from pruners.builder.pipeline import Sources, build
+from pruners.builder.pipeline import build
 from pruners.builder.recipe import Recipe
+from pruners.builder.steps import BuildRows
 from telemetry.machine import describe
 
 RECIPE = Recipe(
@@ -30,7 +31,7 @@ def measure(sizes: dict[str, int]) -> dict[str, Any]:
     model = LlamaForCausalLM(LlamaConfig(**sizes)).eval().requires_grad_(False)
     rows = [torch.randint(sizes["vocab_size"], (128,)) for _ in range(10)]
     started = time.monotonic()
-    artefact = build(model, "random", Sources(rows[:8], rows[8:], "random", "other"), RECIPE)
+    artefact = build(model, "random", BuildRows(rows[:8], rows[8:], "random", "other"), RECIPE)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": time.monotonic() - started,

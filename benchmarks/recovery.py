@@ -21,16 +21,17 @@ from rich.table import Table
 
 from benchmarks.pruning.study import LAYERS, ORDER, Study
 from benchmarks.support.results import option_parser, options_as_json, save_result
-from pruners.allocation import greedy, measured
-from pruners.allocation.depth import greedy_layers
+from pruners.allocation import AllocationProblem, allocate_greedily, measure_curves
+from pruners.allocation.depth import order_layers_to_skip
 from pruners.architecture import LocatedModel, locate
 from pruners.correction import Correction
 from pruners.data.corpus import read_corpus
-from pruners.distill import Training, quick_dtype, train
-from pruners.evaluation.evaluate import Evaluation, evaluate, reading
+from pruners.distill import TrainingOptions, TrainingRows, fast_dtype, train
+from pruners.evaluation.evaluate import Evaluation, evaluate, variant_forward
 from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
-from pruners.recovery.library import Library
+from pruners.realization.variant_set import VariantSet
+from pruners.recovery.library import CorrectionLibrary
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import progress_bars
 from pruners.variant import Block, VariantSpec, base_spec, depth_spec
@@ -63,24 +64,28 @@ class TrainedPoints:
     minutes: float
 
 
-def cut(study: Study, order: Order, library: Library, name: str, progress: Progress) -> VariantSpec:
+def cut(
+    study: Study, order: Order, library: CorrectionLibrary, name: str, progress: Progress
+) -> VariantSpec:
     """Return the variant of this point, chosen by KL on rows that no fit has seen."""
     located, shape, keep = study.located, study.located.shape, POINTS[name]
     if keep is None:
-        biases = {b: c.bias for (b, width), c in library.corrections.items() if width == 0}
+        biases = library.biases_of_skipped()
 
         def compute() -> tuple[int, ...]:
-            return greedy_layers(located, study.selection, LAYERS, biases, progress).layers
+            return order_layers_to_skip(located, study.selection, LAYERS, biases, progress).layers
 
         return depth_spec(
             shape, list(study.checkpoint.get_or_compute("layers with constants", compute))
         )
-    curves = measured(
+    curves = measure_curves(
         located, order, study.selection, library.corrections, study.checkpoint, progress
     )
     neurons = [curve for curve in curves if curve.part == "mlp"]
     wanted = keep * shape.ffn * shape.layers
-    return greedy(base_spec(shape), neurons, lambda spec: sum(spec.ffn), wanted)
+    return allocate_greedily(
+        AllocationProblem(base_spec(shape), neurons, lambda spec: sum(spec.ffn), wanted)
+    )
 
 
 def main() -> None:
@@ -90,7 +95,7 @@ def main() -> None:
     corpus = read_corpus(arguments.text)
     limit = None if arguments.windows is None else arguments.windows * 1024
     text = corpus.rows(load_tokenizer(source), 1024, limit)
-    dtype = quick_dtype(torch.device("cpu"))
+    dtype = fast_dtype(torch.device("cpu"))
     with progress_bars() as progress:
         trained = _train(source, arguments, dtype, progress)
         found = _evaluate(trained, text, progress)
@@ -141,8 +146,9 @@ def _train(
     started = time.monotonic()
     state = checkpoint.file_path(f"{'-'.join(specs)}-{arguments.tokens}.safetensors")
     trained = train(
-        locate(load_transformers(source, dtype)), named, order, before, rows, held_out,
-        Training("lora", arguments.rank, rate=arguments.rate), state, progress,
+        locate(load_transformers(source, dtype)), VariantSet(order, named, before),
+        TrainingRows(rows, held_out),
+        TrainingOptions("lora", arguments.rank, rate=arguments.rate), state, progress,
     )  # fmt: skip
     return TrainedPoints(
         located, order, named, before,
@@ -156,7 +162,7 @@ def _evaluate(trained: TrainedPoints, text: list[torch.Tensor], progress: Progre
     """Read the text with each point, before and after training."""
     located, order = trained.located, trained.order
     readers = {
-        f"{spec.name} {when}": reading(
+        f"{spec.name} {when}": variant_forward(
             located, partial(apply_mask, located, spec, order, corrections[spec.name])
         )
         for spec in trained.specs

@@ -171,7 +171,9 @@ def stall_seconds(settings: Settings, latency: StepTimeModel, base: VariantSpec)
 def step_model(model: LoadedModel) -> StepTimeModel:
     """How long steps take, to be fitted; it knows what each variant reads."""
     table = Table() if model.artefact is None else model.artefact.table
-    return StepTimeModel(model.weights.shape, {name: cost.own for name, cost in table.cost.items()})
+    return StepTimeModel(
+        model.weights.shape, {name: cost.correction_parameters for name, cost in table.cost.items()}
+    )
 
 
 def make_policy(model: LoadedModel, settings: Settings) -> Policy:

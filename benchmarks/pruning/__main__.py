@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.pruning.cuts import depths, widths
 from benchmarks.pruning.study import ORDER, Study
 from benchmarks.support.results import option_parser, options_as_json, save_result
-from pruners.allocation import measured
+from pruners.allocation import measure_curves
 from pruners.architecture import locate
 from pruners.data.corpus import read_corpus
 from pruners.data.rows import count_tokens, hash_rows
@@ -89,7 +89,7 @@ def _study(
     study = Study(locate(load_transformers(source, torch.float32)), rows, checkpoint)
     order = study.order(ORDER, progress)
     library = study.library(order, arguments.rank, progress)
-    curves = measured(
+    curves = measure_curves(
         study.located, order, study.selection, library.corrections, checkpoint, progress
     )
     widths(study, curves, library, progress)

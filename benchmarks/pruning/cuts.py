@@ -6,18 +6,19 @@ import torch
 from rich.progress import Progress
 
 from benchmarks.pruning.study import BASELINES, LAYERS, ORDER, Study
-from pruners.allocation import Curve, greedy
-from pruners.allocation.depth import block_spec, greedy_blocks, greedy_layers
+from pruners.allocation import AllocationProblem, Curve, allocate_greedily
+from pruners.allocation.depth import block_spec, order_blocks_to_skip, order_layers_to_skip
 from pruners.architecture import Shape
 from pruners.correction import from_tensors, to_tensors
 from pruners.importance import BLOCK_ORDERS, LAYER_ORDERS
-from pruners.recovery import Recipe as Fit
-from pruners.recovery import recover
-from pruners.recovery.library import Library
+from pruners.recovery import RecoveryOptions, recover
+from pruners.recovery.library import CorrectionLibrary
 from pruners.variant import Block, VariantSpec, base_spec, depth_spec, width_spec
 
 
-def widths(study: Study, curves: list[Curve], library: Library, progress: Progress) -> None:
+def widths(
+    study: Study, curves: list[Curve], library: CorrectionLibrary, progress: Progress
+) -> None:
     """Add cuts that remove a quarter and half of the FFN neurons."""
     located, shape = study.located, study.located.shape
     orders = {name: study.order(name, progress) for name in BASELINES}
@@ -35,7 +36,8 @@ def widths(study: Study, curves: list[Curve], library: Library, progress: Progre
     specs = list(ours.values())
 
     def compute() -> dict[str, torch.Tensor]:
-        found = recover(located, specs, best, study.rows, Fit(materialised=True), progress)
+        options = RecoveryOptions(materialised=True)
+        found = recover(located, specs, best, study.rows, options, progress)
         return {
             f"{title}/{name}": tensor
             for title, refit in zip(ours, found, strict=True)
@@ -51,18 +53,24 @@ def widths(study: Study, curves: list[Curve], library: Library, progress: Progre
         study.add(f"{title}, materialised", spec, best, from_tensors(refit))
 
 
-def depths(study: Study, curves: list[Curve], library: Library, progress: Progress) -> None:
+def depths(
+    study: Study, curves: list[Curve], library: CorrectionLibrary, progress: Progress
+) -> None:
     """Add cuts that remove the bytes of six layers: as layers, sub-blocks, or any cuts."""
     located, shape, rows = study.located, study.located.shape, study.selection
     order = study.order(ORDER, progress)
-    biases = {b: c.bias for (b, width), c in library.corrections.items() if width == 0}
+    biases = library.biases_of_skipped()
     removed = base_spec(shape).body_parameters(shape) * LAYERS // shape.layers
     note = study.checkpoint.get_or_compute
-    greedily = note("layers", lambda: greedy_layers(located, rows, LAYERS, None, progress).layers)
+    greedily = note(
+        "layers", lambda: order_layers_to_skip(located, rows, LAYERS, None, progress).layers
+    )
     layers = {name: find(located, study.scored, progress) for name, find in LAYER_ORDERS.items()}
     for name, found in {"greedy KL": greedily, **layers}.items():
         study.add(f"{LAYERS} layers {name}", depth_spec(shape, list(found[:LAYERS])), order)
-    chosen = note("blocks", lambda: greedy_blocks(located, rows, removed, biases, progress).blocks)
+    chosen = note(
+        "blocks", lambda: order_blocks_to_skip(located, rows, removed, biases, progress).blocks
+    )
     # The last block takes more than six layers hold: the bytes lie between these two.
     for name, blocks in (("", chosen), (", one fewer", chosen[:-1])):
         spec = block_spec(shape, [Block(*block) for block in blocks])
@@ -72,7 +80,8 @@ def depths(study: Study, curves: list[Curve], library: Library, progress: Progre
         study.add(f"sub-blocks {name}", _blocks_of(shape, blocks, removed), order)
     base = base_spec(shape)
     left = base.body_parameters(shape) - removed
-    mixed = greedy(base, curves, lambda s: s.body_parameters(shape), left)
+    problem = AllocationProblem(base, curves, lambda s: s.body_parameters(shape), left)
+    mixed = allocate_greedily(problem)
     study.add("every kind by KL, shared", mixed, order, library.of(mixed))
 
 

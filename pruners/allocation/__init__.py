@@ -1,30 +1,36 @@
-"""How a budget is spread over layers."""
+"""How a budget is spread over the blocks of a model."""
 
 from pruners.allocation.base import AllocationError
-from pruners.allocation.by_kl import Library, ffn_levels, kv_levels, measured
-from pruners.allocation.curves import Curve, eliminated, predicted, summed
-from pruners.allocation.greedy import Cost, greedy
-from pruners.allocation.latency import Latency
-from pruners.allocation.schedules import increasing, uniform
-from pruners.allocation.search import Found, search
-from pruners.allocation.standardised import standardised
+from pruners.allocation.curves import (
+    Curve,
+    additive_loss,
+    curves_of_elimination,
+    curves_of_summed_scores,
+)
+from pruners.allocation.greedy import AllocationProblem, CostFunction, allocate_greedily
+from pruners.allocation.latency import LatencyCost
+from pruners.allocation.measured_curves import ffn_levels, kv_levels, measure_curves
+from pruners.allocation.schedules import increasing_widths, uniform_widths
+from pruners.allocation.search import SearchOptions, SearchResult, search_widths
+from pruners.allocation.standardised import standardised_widths
 
 __all__ = [
     "AllocationError",
-    "Cost",
+    "AllocationProblem",
+    "CostFunction",
     "Curve",
-    "Found",
-    "Latency",
-    "Library",
-    "eliminated",
+    "LatencyCost",
+    "SearchOptions",
+    "SearchResult",
+    "additive_loss",
+    "allocate_greedily",
+    "curves_of_elimination",
+    "curves_of_summed_scores",
     "ffn_levels",
-    "greedy",
-    "increasing",
+    "increasing_widths",
     "kv_levels",
-    "measured",
-    "predicted",
-    "search",
-    "standardised",
-    "summed",
-    "uniform",
+    "measure_curves",
+    "search_widths",
+    "standardised_widths",
+    "uniform_widths",
 ]

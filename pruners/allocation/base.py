@@ -5,22 +5,28 @@ from collections.abc import Sequence
 from pruners.support.errors import UserError
 
 MULTIPLE = 32
-"""Widths of FFN prefixes are multiples of it: the block of packed 4-bit weights."""
+"""FFN widths are multiples of it: packed 4-bit weights stand in blocks of 32 inputs."""
 
 
 class AllocationError(UserError):
-    """A budget or a width that cannot be met, or a missing tool. One clear line."""
+    """A budget or a width cannot be met, or a tool is missing. The message is one line."""
 
 
-def blocks_of(full: int, multiple: int) -> int:
-    """How many blocks a full layer has. Raises `AllocationError` if they do not fill it."""
+def count_blocks(full: int, multiple: int) -> int:
+    """Return how many blocks of `multiple` units a layer of `full` units has.
+
+    Raises `AllocationError` if `full` is not a multiple of `multiple`.
+    """
     if full % multiple:
         raise AllocationError(f"a width of {full} is not a multiple of {multiple}")
     return full // multiple
 
 
-def blocks_to_keep(layers: int, blocks: int, keep: float) -> int:
-    """The nearest number of blocks to the share `keep` of all; at least one a layer."""
+def count_kept_blocks(layers: int, blocks: int, keep: float) -> int:
+    """Return the number of blocks nearest to the share `keep` of `layers * blocks`.
+
+    Raises `AllocationError` if that is less than one block a layer, or more than there are.
+    """
     total = round(layers * blocks * keep)
     if not layers <= total <= layers * blocks:
         raise AllocationError(f"cannot keep {keep:g} of {layers} layers of {blocks} blocks")
@@ -28,9 +34,9 @@ def blocks_to_keep(layers: int, blocks: int, keep: float) -> int:
 
 
 def apportion(wanted: Sequence[float], total: int, highest: int) -> list[int]:
-    """Whole numbers from 1 to `highest`, near `wanted`, whose sum is `total`.
+    """Return whole numbers from 1 to `highest`, near `wanted`, whose sum is `total`.
 
-    Largest remainders first; ties go to the earlier layer, on which more of the model rests.
+    Largest remainders come first. Ties go to the earlier layer, since later layers depend on it.
     """
     given = [min(max(int(want), 1), highest) for want in wanted]
     while sum(given) < total:

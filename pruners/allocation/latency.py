@@ -1,4 +1,4 @@
-"""Seconds of a decode step, predicted from what one block of each width was measured to take."""
+"""Seconds of a decode step, predicted from measured times of single blocks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,29 +7,32 @@ from pruners.variant import PARTS, Part, VariantSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
-    """A budget in time, on the device it was measured on.
+class LatencyCost:
+    """A cost function in seconds, for the device that the blocks were timed on.
 
-    `blocks` are seconds by part and width, 0 among the widths; `rest` is what every variant takes.
-    Widths between two measured ones lie on the line between them; a narrower block is never taken
-    to be slower, whatever a noisy clock said.
+    `blocks[part][width]` are seconds of one block, width 0 among them; `rest` are the seconds that
+    every variant takes. A width between two measured ones gets the linear interpolation. A
+    narrower block never counts as slower than a wider one, even if noise measured it so.
     """
 
     rest: float
     blocks: Mapping[Part, Mapping[int, float]]
 
     def __call__(self, spec: VariantSpec) -> float:
-        """Seconds that a step of this variant should take."""
+        """Return the predicted seconds of one decode step of a variant."""
         widths: Mapping[Part, tuple[int, ...]] = {"attention": spec.kv_groups, "mlp": spec.ffn}
-        return self.rest + sum(self._block(part, w) for part in PARTS for w in widths[part])
+        return self.rest + sum(
+            self._block_seconds(part, width) for part in PARTS for width in widths[part]
+        )
 
-    def _block(self, part: Part, width: int) -> float:
+    def _block_seconds(self, part: Part, width: int) -> float:
         seconds = self.blocks[part]
 
-        def at_least(known: int) -> float:
+        def running_maximum(known: int) -> float:
             return max(s for w, s in seconds.items() if w <= known)
 
         lower = max(w for w in seconds if w <= width)
         upper = min(w for w in seconds if w >= width)
         share = 0.0 if upper == lower else (width - lower) / (upper - lower)
-        return at_least(lower) + share * (at_least(upper) - at_least(lower))
+        at_lower, at_upper = running_maximum(lower), running_maximum(upper)
+        return at_lower + share * (at_upper - at_lower)

@@ -1,8 +1,8 @@
 """The folder that `trimtab build` writes and the server reads. JSON and safetensors only.
 
 `variants.json` holds specs and provenance, `order.safetensors` the importance order of each layer,
-`corrections.safetensors` what variants have of their own (a tensor that several have once),
-`table.json` what was measured of each.
+`corrections.safetensors` the corrections of all variants (a tensor that several share once),
+`table.json` the measurements.
 """
 
 import hashlib
@@ -17,7 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape
-from pruners.artefact.stored_corrections import misfit, once, restored
+from pruners.artefact.stored_corrections import (
+    decode_tensors,
+    encode_corrections,
+    find_mismatch,
+)
 from pruners.artefact.table import SCHEMA, Table, TableError, read_table
 from pruners.correction import Correction, from_tensors, to_tensors
 from pruners.data.readers import ReadError, read_json
@@ -36,21 +40,22 @@ ARTEFACT = FolderKind(
         "report/report.md", "report/*.png",
     ),
 )  # fmt: skip
-"""What may lie in the folder, with what the server's other commands add to it."""
+"""What may lie in the folder, including what other commands add to it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_RESERVED = (BASE, "refuse")  # what policies call the model itself, and turning a request away
+_RESERVED = (BASE, "refuse")  # actions of policies: the unpruned model, and no answer
 
 
 class ArtefactError(UserError):
-    """The artefact is missing, damaged, or was built for another model. One clear line."""
+    """The artefact is missing, damaged, or was built for another model. One line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """Orders, specs, corrections and measurements, bound to one model.
+    """Orders, specs, corrections and measurements, bound to the model of one fingerprint.
 
-    `ffn_order` is `[layers, ffn]`, `kv_order` `[layers, kv_groups]`: most important first.
-    `corrections` are by variant, and fit the units that the order puts first.
+    `ffn_order` is int32 `[layers, ffn]`, `kv_order` int32 `[layers, kv_groups]`: indices of units,
+    the most important first. `corrections` are by variant, and fit the units that the order puts
+    first. `provenance` says how the artefact was made.
     """
 
     model_name: str
@@ -65,19 +70,20 @@ class Artefact:
 
     @property
     def order(self) -> Order:
-        """Both orders, ready to index with."""
+        """Both orders as int64, ready to index with."""
         return Order(self.ffn_order.long(), self.kv_order.long())
 
     def save(self, folder: Path) -> None:
-        """Writes the folder under a temporary name and renames it, replacing an earlier artefact.
+        """Write the folder under a temporary name and rename it, replacing an earlier artefact.
 
-        Raises `TargetError` for anything else that is in the way.
+        Raises `TargetError` for anything else that is in the way, `TableError` for measurements
+        that could not be read again.
         """
         order = {
             "ffn_order": self.ffn_order.to(torch.int32).contiguous(),
             "kv_order": self.kv_order.to(torch.int32).contiguous(),
         }
-        own, shared = once(self.corrections)
+        stored, shared = encode_corrections(self.corrections)
         variants = {
             "schema": SCHEMA,
             "model": {
@@ -95,12 +101,12 @@ class Artefact:
         with replace_folder(folder, ARTEFACT) as staging:
             save_file(order, staging / _ORDER)
             if self.corrections:
-                save_file(own, staging / _CORRECTIONS, self._binding())
+                save_file(stored, staging / _CORRECTIONS, self._binding())
             write_json(staging / "variants.json", variants)
             self.table.save(staging / "table.json")
 
     def identity(self) -> str:
-        """Equal for artefacts that would be measured alike: 32 hexadecimal digits."""
+        """Return a hash of all that measurements depend on, 32 hexadecimal digits."""
         digest = hashlib.sha256(self.fingerprint.encode())
         digest.update(self.order.digest().encode())
         digest.update(repr(self.variants).encode())
@@ -111,7 +117,7 @@ class Artefact:
         return digest.hexdigest()[:32]
 
     def check_base(self, identity: str) -> None:
-        """Raises `ArtefactError` unless it was built for the model of this fingerprint."""
+        """Raise `ArtefactError` unless it was built for the model of the fingerprint `identity`."""
         if identity != self.fingerprint:
             raise ArtefactError(
                 f"the artefact was built for '{self.model_name}' ({self.fingerprint}), not for "
@@ -119,12 +125,12 @@ class Artefact:
             )
 
     def _binding(self) -> dict[str, str]:
-        """What the corrections were made for; another order would permute their inputs."""
+        """Return what the corrections were made for; another order would permute their inputs."""
         return {"fingerprint": self.fingerprint, "order": self.order.digest()}
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
+class _BaseModel:
     name: str
     fingerprint: str
     shape: Shape
@@ -132,11 +138,14 @@ class _Model:
 
 
 @dataclass(frozen=True, slots=True)
-class _Variants:
-    """What `variants.json` holds. `corrected` says of each tensor that is shared whose it is."""
+class _VariantsFile:
+    """What `variants.json` holds.
+
+    `corrected` has an entry for each variant with corrections: the owners of its shared tensors.
+    """
 
     schema: int
-    model: _Model
+    model: _BaseModel
     variants: tuple[VariantSpec, ...]
     corrected: dict[str, dict[str, str]]
     provenance: dict[str, Any]
@@ -144,40 +153,40 @@ class _Variants:
 
 
 def load_artefact(folder: Path) -> Artefact:
-    """Reads and checks an artefact folder. Raises `ArtefactError` with one line."""
-    variants, table = (_object(folder, name) for name in ("variants.json", "table.json"))
+    """Read and check an artefact folder. Raises `ArtefactError`."""
+    variants, table = (_read_object(folder, name) for name in ("variants.json", "table.json"))
     if variants.get("schema") != SCHEMA or table.get("schema") != SCHEMA:
         raise ArtefactError(
             f"artefact {folder} has schema {variants.get('schema')}, this version reads {SCHEMA}; "
             "build it again with `trimtab build`"
         )
     try:
-        given = validate(_Variants, variants)
+        file = validate(_VariantsFile, variants)
     except ValueError as error:
         raise ArtefactError(f"artefact {folder} is damaged: variants.json: {error}") from error
     try:
-        measured = read_table(table)
+        measurements = read_table(table)
     except TableError as error:
         raise ArtefactError(f"artefact {folder} is damaged: table.json: {error}") from error
-    ffn_order, kv_order = _read_orders(folder, given.model.shape)
+    ffn_order, kv_order = _read_orders(folder, file.model.shape)
     artefact = Artefact(
-        model_name=given.model.name,
-        fingerprint=given.model.fingerprint,
-        shape=given.model.shape,
+        model_name=file.model.name,
+        fingerprint=file.model.fingerprint,
+        shape=file.model.shape,
         ffn_order=ffn_order,
         kv_order=kv_order,
-        variants=given.variants,
-        table=measured,
-        provenance=given.provenance,
+        variants=file.variants,
+        table=measurements,
+        provenance=file.provenance,
     )
     try:
-        _check(artefact, given.corrected)
+        _check(artefact, file.corrected)
     except ValueError as error:
         raise ArtefactError(f"artefact {folder}: {error}") from error
-    return replace(artefact, corrections=_read_corrections(artefact, given.corrected, folder))
+    return replace(artefact, corrections=_read_corrections(artefact, file.corrected, folder))
 
 
-def _object(folder: Path, name: str) -> dict[str, Any]:
+def _read_object(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).exists():
         raise ArtefactError(f"artefact {folder}: {name} is missing")
     try:
@@ -190,29 +199,29 @@ def _object(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _read_orders(folder: Path, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of neurons and of KV groups: a permutation of them in every layer."""
+    """Return the orders of neurons and of KV groups, int32, a permutation in every layer."""
     try:
-        found = load_file(folder / _ORDER)
+        orders = load_file(folder / _ORDER)
     except FileNotFoundError as error:
         raise ArtefactError(f"artefact {folder}: {_ORDER} is missing") from error
     except (SafetensorError, OSError) as error:
         raise ArtefactError(f"artefact {folder} is damaged: {_ORDER}: {error}") from error
     widths = {"ffn_order": shape.ffn, "kv_order": shape.kv_groups}
-    if found.keys() != widths.keys():
-        raise ArtefactError(f"artefact {folder}: {_ORDER} holds {', '.join(sorted(found))}")
+    if orders.keys() != widths.keys():
+        raise ArtefactError(f"artefact {folder}: {_ORDER} holds {', '.join(sorted(orders))}")
     for name, width in widths.items():
-        order = found[name]
+        order = orders[name]
         if order.dtype != torch.int32 or tuple(order.shape) != (shape.layers, width):
             raise ArtefactError(
                 f"artefact {folder}: {name} is {order.dtype} of shape {tuple(order.shape)}"
             )
         if not torch.equal(order.sort(dim=1).values.long(), torch.arange(width).expand_as(order)):
             raise ArtefactError(f"artefact {folder}: {name} is not a permutation in every layer")
-    return found["ffn_order"], found["kv_order"]
+    return orders["ffn_order"], orders["kv_order"]
 
 
 def _check(artefact: Artefact, corrected: Mapping[str, object]) -> None:
-    """Raises `ValueError` for variants that do not fit the model, each other or the table."""
+    """Raise `ValueError` for variants that do not fit the model, each other or the table."""
     shape, table = artefact.shape, artefact.table
     sizes = asdict(shape)
     wrong = [name for name, size in sizes.items() if name != "gated" and size < 1]
@@ -231,9 +240,9 @@ def _check(artefact: Artefact, corrected: Mapping[str, object]) -> None:
         ("cost", {BASE, *names}, table.cost),
         ("corrected", names, corrected),
     ):
-        foreign = sorted(set(rows) - known)
-        if foreign:
-            raise ValueError(f"{what}.{foreign[0]} is of no variant")
+        unknown = sorted(set(rows) - known)
+        if unknown:
+            raise ValueError(f"{what}.{unknown[0]} is of no variant")
     for what, measured in (("quality", set(table.quality)), ("cost", set(table.cost))):
         missing = sorted(names - measured)
         if missing:
@@ -243,10 +252,13 @@ def _check(artefact: Artefact, corrected: Mapping[str, object]) -> None:
 def _read_corrections(
     artefact: Artefact, corrected: Mapping[str, Mapping[str, str]], folder: Path
 ) -> dict[str, dict[Block, Correction]]:
-    """Of every variant in `corrected`; foreign, cut short or not finite ones are refused."""
+    """Return the corrections of every variant in `corrected`.
+
+    Raises `ArtefactError` for those of another artefact, and for damaged or not finite ones.
+    """
     if not corrected:
         return {}
-    named: dict[str, dict[str, torch.Tensor]] = {variant: {} for variant in corrected}
+    stored: dict[str, dict[str, torch.Tensor]] = {variant: {} for variant in corrected}
     try:
         with safe_open(folder / _CORRECTIONS, framework="pt") as file:
             if file.metadata() != artefact._binding():
@@ -254,22 +266,25 @@ def _read_corrections(
             keys = file.keys()
             for key in keys:
                 variant, _, name = key.partition("/")
-                named[variant][name] = file.get_tensor(key)
-        own = {variant: restored(tensors) for variant, tensors in named.items()}
-        for variant, shared in corrected.items():
-            named[variant] = own[variant] | {n: own[owner][n] for n, owner in shared.items()}
-        found = {variant: from_tensors(tensors) for variant, tensors in named.items()}
+                stored[variant][name] = file.get_tensor(key)
+        owned = {variant: decode_tensors(tensors) for variant, tensors in stored.items()}
+        corrections = {
+            variant: from_tensors(
+                owned[variant] | {name: owned[owner][name] for name, owner in shared.items()}
+            )
+            for variant, shared in corrected.items()
+        }
     except FileNotFoundError as error:
         raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} is missing") from error
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise ArtefactError(f"artefact {folder} is damaged: {_CORRECTIONS}: {error}") from error
     specs = {spec.name: spec for spec in artefact.variants}
-    for variant, corrections in found.items():
-        for block, correction in corrections.items():
-            wrong = misfit(block, correction, specs.get(variant), artefact.shape)
-            if wrong:
+    for variant, blocks in corrections.items():
+        for block, correction in blocks.items():
+            mismatch = find_mismatch(block, correction, specs.get(variant), artefact.shape)
+            if mismatch:
                 raise ArtefactError(
                     f"artefact {folder}: the correction of '{variant}', layer {block.layer} "
-                    f"{block.part}, {wrong}"
+                    f"{block.part}, {mismatch}"
                 )
-    return found
+    return corrections

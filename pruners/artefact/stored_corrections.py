@@ -1,4 +1,4 @@
-"""Corrections of variants as an artefact keeps them: each tensor once, low ranks in 8 bits."""
+"""Corrections as an artefact stores them: each shared tensor once, low ranks in 8 bits."""
 
 from collections.abc import Mapping
 
@@ -12,28 +12,36 @@ _RANK_AXIS = {"up": 1, "down": 0}
 _SCALE = ".scale"
 
 
-def once(
+def encode_corrections(
     corrections: Mapping[str, Mapping[Block, Correction]],
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, str]]]:
-    """Each tensor under the first variant that has it; for the others, whose it is."""
-    # All of them stay alive meanwhile: an id is good for as long as its tensor.
+    """Return the tensors to store, named `variant/tensor`, and the owners of shared ones.
+
+    A tensor that several variants have (the same object) is stored for the first of them. The
+    second mapping says, for each other variant, under which variant each shared tensor is stored.
+    """
+    # All tensors stay alive meanwhile: an id is unique for as long as its object lives.
     named = {variant: to_tensors(blocks) for variant, blocks in corrections.items()}
-    first: dict[int, str] = {}
-    own: dict[str, torch.Tensor] = {}
+    owners: dict[int, str] = {}
+    stored: dict[str, torch.Tensor] = {}
     shared: dict[str, dict[str, str]] = {}
     for variant, tensors in named.items():
         shared[variant] = {}
         for name, tensor in tensors.items():
-            owner = first.setdefault(id(tensor), variant) if tensor.numel() else variant
+            owner = owners.setdefault(id(tensor), variant) if tensor.numel() else variant
             if owner == variant:
-                own |= {f"{variant}/{key}": value for key, value in _stored(name, tensor).items()}
+                encoded = _encode(name, tensor)
+                stored |= {f"{variant}/{key}": value for key, value in encoded.items()}
             else:
                 shared[variant][name] = owner
-    return own, shared
+    return stored, shared
 
 
-def _stored(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Low ranks in 8 bits with a scale for each rank, everything else in bfloat16."""
+def _encode(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return low ranks as int8 with an fp32 scale for each rank, everything else as bfloat16.
+
+    `up` is `[out, rank]`, its scale `[1, rank]`; `down` is `[rank, in]`, its scale `[rank, 1]`.
+    """
     kind = name.rpartition(".")[2]
     if kind not in _RANK_AXIS or not tensor.numel():
         return {name: tensor.to(torch.bfloat16).contiguous()}
@@ -42,31 +50,35 @@ def _stored(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: codes.contiguous(), f"{name}{_SCALE}": scale}
 
 
-def restored(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What `_stored` was given, rounded.
+def decode_tensors(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of one variant from what is stored: fp32 low ranks, bfloat16 others.
 
-    Raises `KeyError` for codes without their scale, `ValueError` for what `_stored` does not give.
+    Raises `KeyError` for codes without their scale, `ValueError` for other types or shapes than
+    `encode_corrections` gives.
     """
-    found = {}
-    for name, tensor in named.items():
+    decoded = {}
+    for name, tensor in stored.items():
         if name.endswith(_SCALE):
             continue
         if tensor.dtype == torch.int8:
             axis = _RANK_AXIS.get(name.rpartition(".")[2])
-            scale = named[f"{name}{_SCALE}"]
+            scale = stored[f"{name}{_SCALE}"]
             if axis is None or tensor.dim() != 2 or scale.numel() != tensor.shape[axis]:
                 raise ValueError(f"{name} has a scale of shape {tuple(scale.shape)}")
             tensor = scale.float().reshape(*(-1 if i == axis else 1 for i in (0, 1))) * tensor
         elif tensor.dtype != torch.bfloat16:
             raise ValueError(f"{name} is of {tensor.dtype}")
-        found[name] = tensor
-    return found
+        decoded[name] = tensor
+    return decoded
 
 
-def misfit(
+def find_mismatch(
     block: Block, correction: Correction, spec: VariantSpec | None, shape: Shape
 ) -> str | None:
-    """What is wrong with a correction of a variant in a model of this shape, if anything is."""
+    """Return what keeps a correction from fitting its variant, as the end of a sentence, or None.
+
+    `spec` is the variant, None if the artefact does not have it; `shape` is the model's.
+    """
     if spec is None or not block.layer < shape.layers:
         return "is of no variant or layer that there is"
     size = shape.queries_per_group * shape.head_dim

@@ -1,9 +1,11 @@
 """What was measured of an artefact's variants: `table.json`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from pruners.support.errors import UserError
 from pruners.support.files import write_json
@@ -13,14 +15,15 @@ SCHEMA = 3
 
 
 class TableError(UserError):
-    """Measurements that are none, such as NaN. One clear line, which names the entry."""
+    """A measurement is no number, such as NaN, or out of range. One line, which names the entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
     """Teacher-forced quality of a variant against the base on held-out text.
 
-    `kl` in nats per token, `agreement` the share of equal top-1 tokens, `perplexity` per token.
+    `kl` is KL(base || variant) in nats per token, `agreement` the share of equal top-1 tokens,
+    `perplexity` exp(mean negative log-likelihood) of the true tokens.
     """
 
     kl: Finite
@@ -31,10 +34,11 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """`acc` by summed log-likelihood, `acc_norm` by that per character (None for last words).
+    """How many of `items` questions of a task a variant answers rightly.
 
-    `half_width` is half of the 95 % interval of `acc` (Wilson) over `items` questions; `same` is
-    the share of questions answered as the base answers them, right or wrong.
+    `acc` is the share by summed log-likelihood, `acc_norm` by that per character (None for last
+    words). `half_width` is half of the 95 % interval of `acc` (Wilson 1927); `same` is the share of
+    questions answered as the base answers them, right or wrong.
     """
 
     items: Size
@@ -49,27 +53,29 @@ class Accuracy:
 class Cost:
     """What a variant takes, apart from time.
 
-    `parameters` are all that it uses and `kept` their share of the base's; `touched` is the share
-    of the base's matrix parameters that one generated token reads, corrections included; `flops`
-    those of one token with 1,024 before it; `own` the numbers that are resident for it alone.
+    `parameters` are all that it uses, `parameter_share` of the base's; `bytes_read` is the share of
+    the base's matrix parameters that one generated token reads, corrections included; `flops` those
+    of one token with 1,024 before it; `correction_parameters` the numbers that are resident for
+    this variant alone. In a file three of the fields have other names.
     """
 
     parameters: Count
-    kept: Positive
-    touched: Positive
+    parameter_share: Annotated[Positive, Field(alias="kept")]
+    bytes_read: Annotated[Positive, Field(alias="touched")]
     flops: Count
-    own: Count
+    correction_parameters: Annotated[Count, Field(alias="own")]
     __pydantic_config__ = EXACT
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Everything measured, by variant or by KV budget in tokens.
+    """Everything that was measured.
 
-    `evaluation` says on what text. `eviction` holds the quality of each scorer by the share of a
-    prompt that its budget keeps, `tasks` accuracies by task, `speed` the times by device, `samples`
-    greedy answers by prompt; all are empty until `trimtab evaluate` fills them. `cost`, `tasks`,
-    `speed` and `samples` know the base too.
+    `evaluation` says on what text. `quality` and `cost` are by variant, `kv_quality` by KV budget
+    in tokens, `eviction` by KV scorer and the share of a prompt that its budget keeps, `tasks` by
+    task and variant, `speed` by device (seconds), `samples` by prompt and variant (greedy answers).
+    The last four are empty until `trimtab evaluate` fills them. `cost`, `tasks`, `speed` and
+    `samples` hold the base too.
     """
 
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -83,24 +89,27 @@ class Table:
     __pydantic_config__ = EXACT
 
     def save(self, path: Path) -> None:
-        """Writes the file under a temporary name and renames it.
+        """Write the file under a temporary name and rename it.
 
         Raises `TableError` for what `read_table` would refuse.
         """
-        value = asdict(self)
-        _table(value)
+        value = TypeAdapter(Table).dump_python(self, by_alias=True, warnings=False)
+        _checked(value)
         write_json(path, {"schema": SCHEMA, **value})
 
 
 def read_table(value: Mapping[str, Any]) -> Table:
-    """From the JSON that `save` wrote. Raises `TableError`, which names the entry."""
+    """Return the table from the JSON that `save` wrote.
+
+    Raises `TableError`, which names the entry.
+    """
     missing = [one.name for one in fields(Table) if one.name not in value]
     if missing:
         raise TableError(f"{missing[0]} is missing")
-    return _table({name: part for name, part in value.items() if name != "schema"})
+    return _checked({name: part for name, part in value.items() if name != "schema"})
 
 
-def _table(value: Mapping[str, Any]) -> Table:
+def _checked(value: Mapping[str, Any]) -> Table:
     try:
         return validate(Table, value)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """What to build."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,11 +9,11 @@ from pruners.architecture import Shape
 from pruners.importance import make_scorer
 from pruners.kv import make_eviction
 from pruners.support.errors import UserError
-from pruners.variant import VariantSpec, depth_spec, intersect, width_spec
+from pruners.variant import Part, VariantSpec, depth_spec, intersect, width_spec
 
 
 class BuildError(UserError):
-    """The recipe or the rows cannot give an artefact of this model. One clear line."""
+    """The recipe or the rows cannot give an artefact of this model. One line."""
 
 
 Budget = Literal["bytes", "latency"]
@@ -23,17 +23,17 @@ Budget = Literal["bytes", "latency"]
 class Recipe:
     """What to build. It is written into the artefact, and with the same rows gives the same one.
 
-    `ffn_keep` are shares of FFN neurons kept in every layer, `skip_layers` numbers of layers,
-    `mixed` pairs of both. `shares` are of what the base costs in the `budget`, bytes read or
-    measured seconds a token: for each, the cuts of every kind that the model minds least are chosen
-    block by block. `search` is how many candidates a share are tried beyond the greedy one. What no
-    other variant beats is kept, all of it with `keep_all`.
+    Which variants: `ffn_keep` are shares of FFN neurons kept in every layer, `skip_layers` numbers
+    of layers, `mixed` pairs of both. `shares` are shares of the base's cost in the `budget` (bytes
+    read, or measured seconds, for a token); for each, widths of all blocks are chosen with the
+    least KL. `search` is the number of candidates for a share, 0 for the greedy one alone. Variants
+    on the Pareto front of cost and KL are kept, with `keep_all` the others too.
 
-    `importance` names a scorer. `rank` is that of the corrections, 0 for biases alone; with
-    `sequential` each variant's are also fitted behind its own pruned layers, which takes two passes
-    a variant; with `materialised` it has refitted matrices of its own. `kv_budgets` are in tokens,
-    measured on the base over rows of twice their length. `calibration_tokens` rank units and fit
-    corrections; `selection_tokens` of those rows that no fit sees choose layers and widths.
+    How: `importance` names a scorer. `rank` is that of the corrections, 0 for biases alone. With
+    `sequential`, corrections are also fitted behind a variant's own pruned layers, in two passes a
+    variant; with `materialised`, a variant gets refitted matrices of its own. `kv_budgets` are in
+    tokens, measured on the base over rows of twice their length. `calibration_tokens` rank units
+    and fit corrections; `selection_tokens` of rows that no fit sees choose layers and widths.
     """
 
     ffn_keep: tuple[float, ...] = ()
@@ -53,7 +53,7 @@ class Recipe:
     seed: int = 0
 
     def check(self, shape: Shape) -> None:
-        """Raises `BuildError` or `ImportanceError` if a model of this shape cannot be cut so."""
+        """Raise `BuildError` or `ImportanceError` if a model of this shape cannot be cut so."""
         make_scorer(self.importance)
         for what, shares in (
             ("ffn_keep", (*self.ffn_keep, *(keep for _, keep in self.mixed))),
@@ -76,11 +76,11 @@ class Recipe:
             raise BuildError("recipe: rank and search cannot be negative")
 
     def deepest(self) -> int:
-        """Layers to put in order: as many as any variant skips."""
+        """Return the largest number of layers that a variant skips."""
         return max(self._skips(), default=0)
 
     def uniform_specs(self, shape: Shape, skip_order: Sequence[int]) -> list[VariantSpec]:
-        """The variants that need no allocation, given which layers go first."""
+        """Return the variants that need no allocation; `skip_order[0]` is skipped first."""
         widths = [width_spec(shape, keep) for keep in self.ffn_keep]
         depths = [depth_spec(shape, list(skip_order[:skip])) for skip in self.skip_layers]
         mixed = [
@@ -89,14 +89,14 @@ class Recipe:
         ]
         return [*widths, *depths, *mixed]
 
-    def widths(self, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """KV groups and neurons, falling, at which a block may need a correction."""
+    def widths(self, shape: Shape) -> Mapping[Part, tuple[int, ...]]:
+        """Return KV groups and neurons, falling, at which a block may need a correction."""
         if self.shares:
-            return kv_levels(shape)[1:], ffn_levels(shape)[1:]
-        nothing = (0,) if self.deepest() else ()
+            return {"attention": kv_levels(shape)[1:], "mlp": ffn_levels(shape)[1:]}
+        skipped = (0,) if self.deepest() else ()
         keeps = (*self.ffn_keep, *(keep for _, keep in self.mixed))
         ffn = {width_spec(shape, keep).ffn[0] for keep in keeps} - {shape.ffn}
-        return nothing, (*sorted(ffn, reverse=True), *nothing)
+        return {"attention": skipped, "mlp": (*sorted(ffn, reverse=True), *skipped)}
 
     def _skips(self) -> list[int]:
         return [*self.skip_layers, *(skip for skip, _ in self.mixed)]

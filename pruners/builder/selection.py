@@ -1,99 +1,102 @@
-"""Which widths and corrections: choices by measured KL on calibration rows that no fit saw."""
+"""Which widths and corrections to build: choices by measured KL to the base.
+
+They are made on calibration rows that no fit saw.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from rich.progress import Progress
 
-from pruners.allocation import AllocationError, Cost, Curve, greedy, search
+from pruners.allocation import (
+    AllocationProblem,
+    CostFunction,
+    SearchOptions,
+    allocate_greedily,
+    search_widths,
+)
 from pruners.architecture import LocatedModel
-from pruners.builder.recipe import BuildError
-from pruners.correction import Correction
-from pruners.evaluation.evaluate import Reader, evaluate, reading
+from pruners.correction import Correction, Corrections
+from pruners.evaluation.evaluate import VariantForward, evaluate, variant_forward
 from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
-from pruners.recovery.library import Library
+from pruners.recovery.library import CorrectionLibrary
 from pruners.support.checkpoint import Checkpoint
-from pruners.variant import Block, VariantSpec, base_spec
-
-Own = Mapping[Block, Correction]
+from pruners.variant import Block, VariantSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """Corrections that serve a variant best, and the KL with each that was tried."""
+class SelectedCorrections:
+    """The corrections with which a variant is nearest to the base, and the KL by method."""
 
     corrections: dict[Block, Correction]
     kl: dict[str, float]
 
 
-def touched(located: LocatedModel, library: Library) -> Cost:
-    """Matrix parameters read for a token, corrections among them."""
+def count_parameters_read(located: LocatedModel, library: CorrectionLibrary) -> CostFunction:
+    """Return a cost function: matrix parameters that one token reads, corrections included."""
     return lambda spec: spec.parameters(located.shape) + library.parameters(spec)
 
 
-def allocate(
-    located: LocatedModel,
-    order: Order,
-    curves: Sequence[Curve],
-    library: Library,
-    cost: Cost,
-    share: float,
-    rows: Sequence[torch.Tensor],
-    trials: int = 0,
-    seed: int = 0,
-    storage: Path | None = None,
-    progress: Progress | None = None,
-) -> VariantSpec:
-    """The widths of all blocks, skipped ones among them, that cost a share of what the base does.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Compares candidates on `rows`, 1-D token ids that no fit saw."""
 
-    Greedy by cached errors; with `trials`, that many reweighted candidates are compared by their
-    KL to the base on `rows`. Raises `BuildError`.
-    """
-    base = base_spec(located.shape)
-    budget = share * cost(base)
+    located: LocatedModel
+    order: Order
+    rows: Sequence[torch.Tensor]
+    checkpoint: Checkpoint
+    progress: Progress | None = None
 
-    def loss(spec: VariantSpec) -> float:
-        reader = reading(located, partial(apply_mask, located, spec, order, library.of(spec)))
-        return evaluate(located, {"candidate": reader}, rows).quality["candidate"].kl
+    def allocate(
+        self,
+        problem: AllocationProblem,
+        library: CorrectionLibrary,
+        search: SearchOptions,
+    ) -> VariantSpec:
+        """Return the widths that fit the problem's budget with the least loss.
 
-    try:
-        if trials:
-            url = None if storage is None else f"sqlite:///{storage}"
-            found = search(base, curves, cost, budget, loss, trials, seed, url, progress)
-            spec = found.spec
-        else:
-            spec = greedy(base, curves, cost, budget)
-    except AllocationError as error:
-        raise BuildError(f"recipe: a share of {share:g}: {error}") from error
-    return spec
+        Greedy by cached errors; with `search.trials`, that many candidates are compared by their
+        KL to the base, corrected by `library`. Raises `AllocationError`.
+        """
+        if not search.trials:
+            return allocate_greedily(problem)
 
+        def loss(spec: VariantSpec) -> float:
+            forward = self._forward(spec, library.of(spec))
+            quality = evaluate(self.located, {"candidate": forward}, self.rows).quality
+            return quality["candidate"].kl
 
-def choose_corrections(
-    located: LocatedModel,
-    order: Order,
-    specs: Sequence[VariantSpec],
-    tiers: Mapping[str, Callable[[VariantSpec], Own]],
-    rows: Sequence[torch.Tensor],
-    checkpoint: Checkpoint,
-    progress: Progress | None = None,
-) -> dict[str, Chosen]:
-    """For each variant the tier of corrections, or none, with which it is nearest to the base."""
-    offers: dict[str, Callable[[VariantSpec], Own]] = {"none": lambda _: {}, **tiers}
-    readers: dict[str, Reader] = {
-        f"{spec.name} {tier}": reading(
-            located, partial(apply_mask, located, spec, order, own(spec))
+        return search_widths(problem, loss, search, self.progress).spec
+
+    def choose_corrections(
+        self,
+        specs: Sequence[VariantSpec],
+        methods: Mapping[str, Callable[[VariantSpec], Corrections]],
+    ) -> dict[str, SelectedCorrections]:
+        """Return, for each variant, the corrections of the best method.
+
+        `methods` give the corrections of a variant by name; "none" is always among them.
+        """
+        methods = {"none": lambda _: {}, **methods}
+        forwards: dict[str, VariantForward] = {
+            f"{spec.name} {name}": self._forward(spec, corrections(spec))
+            for spec in specs
+            for name, corrections in methods.items()
+        }
+        quality = evaluate(
+            self.located, forwards, self.rows, progress=self.progress, checkpoint=self.checkpoint
+        ).quality
+        selected = {}
+        for spec in specs:
+            kl = {name: quality[f"{spec.name} {name}"].kl for name in methods}
+            best = min(kl, key=kl.__getitem__)
+            selected[spec.name] = SelectedCorrections(dict(methods[best](spec)), kl)
+        return selected
+
+    def _forward(self, spec: VariantSpec, corrections: Corrections) -> VariantForward:
+        return variant_forward(
+            self.located, partial(apply_mask, self.located, spec, self.order, corrections)
         )
-        for spec in specs
-        for tier, own in offers.items()
-    }
-    quality = evaluate(located, readers, rows, progress=progress, checkpoint=checkpoint).quality
-    chosen = {}
-    for spec in specs:
-        kl = {tier: quality[f"{spec.name} {tier}"].kl for tier in offers}
-        best = min(kl, key=kl.__getitem__)
-        chosen[spec.name] = Chosen(dict(offers[best](spec)), kl)
-    return chosen

@@ -1,18 +1,18 @@
-"""The numbers in which a frozen base and its slices compute in training."""
+"""The number format in which a frozen base and its slices compute in training."""
 
 from collections.abc import Mapping
 
 import torch
 
 
-def quick_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where `device` multiplies it quicker than fp32, as GPUs and some CPUs do; else fp32.
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """Return bf16 where `device` multiplies it faster than fp32 (GPUs, some CPUs), else fp32.
 
-    What is trained is kept in fp32 either way.
+    Trained tensors are fp32 either way.
     """
     if device.type != "cpu":
         return torch.bfloat16
-    # Not in every torch that we accept.
-    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    quick = found.get("avx512_bf16") or found.get("amx_bf16")
-    return torch.bfloat16 if quick else torch.float32
+    # Older versions of PyTorch do not have this function.
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if fast else torch.float32

@@ -8,23 +8,24 @@ from torch import nn
 _CHUNK_BYTES = 64 * 2**20
 
 
-def distribution(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities `[positions, vocab]` of the base, made once for all its students."""
+def log_probabilities(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """Return fp32 `[positions, vocab]` for final hidden states `[positions, hidden]`."""
     with torch.no_grad():
         return head(hidden).float().log_softmax(-1)
 
 
-def divergence(head: nn.Linear, student: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Mean KL in nats per position of `student` `[positions, hidden]`, what its head would read.
+def kl_divergence(head: nn.Linear, student: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Return the mean KL(base || student) in nats per position, an fp32 scalar.
 
-    `base` are the base's log-probabilities. Gradients reach `student` and nothing else.
+    `student` `[positions, hidden]` are final hidden states, `base` the base's log-probabilities
+    `[positions, vocab]`. Gradients reach `student` and nothing else.
     """
-    found: torch.Tensor = _Divergence.apply(student, base, head)
-    return found
+    kl: torch.Tensor = _KLDivergence.apply(student, base, head)
+    return kl
 
 
-class _Divergence(torch.autograd.Function):
-    """Computes the gradient on the way: no logits of the student are kept."""
+class _KLDivergence(torch.autograd.Function):
+    """Computes the gradient in the forward pass, so that no logits of the student are kept."""
 
     @staticmethod
     def forward(

@@ -8,23 +8,27 @@ from pruners.correction import Correction
 from pruners.variant import Block, VariantSpec, base_spec
 
 CONTEXT = 1024
-"""Cached tokens that the arithmetic of one more is counted with."""
+"""Cached tokens before the one whose arithmetic is counted."""
 
 
-def cost_of(
+def compute_cost(
     spec: VariantSpec, corrections: Mapping[Block, Correction], located: LocatedModel
 ) -> Cost:
-    """The cost of a variant with what it has of its own."""
+    """Return the cost of a variant, its corrections included.
+
+    Arithmetic of one token: 2 operations for each matrix parameter read, and in attention 4 for
+    each cached token, query head and feature of a head.
+    """
     shape, base = located.shape, base_spec(located.shape)
     total = sum(parameter.numel() for parameter in located.model.parameters())
-    own = sum(t.numel() for c in corrections.values() for t in c.tensors())
-    gone = base.body_parameters(shape) - spec.body_parameters(shape)
-    touched = spec.parameters(shape) + own
+    correction = sum(t.numel() for c in corrections.values() for t in c.tensors())
+    removed = base.body_parameters(shape) - spec.body_parameters(shape)
+    read = spec.parameters(shape) + correction
     heads = sum(spec.kv_groups) * shape.queries_per_group
     return Cost(
-        parameters=total - gone + own,
-        kept=(total - gone + own) / total,
-        touched=touched / base.parameters(shape),
-        flops=2 * touched + 4 * CONTEXT * heads * shape.head_dim,
-        own=own,
+        parameters=total - removed + correction,
+        parameter_share=(total - removed + correction) / total,
+        bytes_read=read / base.parameters(shape),
+        flops=2 * read + 4 * CONTEXT * heads * shape.head_dim,
+        correction_parameters=correction,
     )

@@ -12,17 +12,15 @@ from rich.progress import Progress
 from pruners.architecture import LocatedModel
 from pruners.artefact.table import Quality
 from pruners.calibration.layer_replay import final_hidden
-from pruners.correction import Correction
 from pruners.data.rows import TokenBatch, describe_rows, make_batches
-from pruners.evaluation.divergence import Tally, compare
+from pruners.evaluation.divergence import DivergenceTotals, add_divergences
 from pruners.realization.mask import apply_mask
-from pruners.realization.order import Order
+from pruners.realization.variant_set import VariantSet
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import track
-from pruners.variant import Block, VariantSpec
 
-Reader: TypeAlias = Callable[[TokenBatch], torch.Tensor]
-"""Gives what a variant hands to its head, `[rows, length, hidden]`."""
+VariantForward: TypeAlias = Callable[[TokenBatch], torch.Tensor]
+"""Runs a variant on a batch and returns the input of its head, `[rows, length, hidden]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +31,8 @@ class Evaluation:
     base_perplexity: float
     quality: dict[str, Quality]
 
-    def about(self, rows: Sequence[torch.Tensor], source: str) -> dict[str, Any]:
-        """On what it was measured, as a table says it."""
+    def describe(self, rows: Sequence[torch.Tensor], source: str) -> dict[str, Any]:
+        """Return what was measured on, as `Table.evaluation` says it."""
         return {
             **describe_rows(rows, source),
             "window": max(map(len, rows)),
@@ -43,74 +41,73 @@ class Evaluation:
         }
 
 
-def masked(
-    located: LocatedModel,
-    specs: Sequence[VariantSpec],
-    order: Order,
-    corrections: Mapping[str, Mapping[Block, Correction]],
-) -> dict[str, Reader]:
-    """Variants as masks of the model, with their corrections, by name."""
+def masked_variants(located: LocatedModel, variants: VariantSet) -> dict[str, VariantForward]:
+    """Return each variant as a mask of the model, with its corrections, by name."""
     return {
-        spec.name: reading(
-            located, partial(apply_mask, located, spec, order, corrections.get(spec.name))
+        spec.name: variant_forward(
+            located,
+            partial(apply_mask, located, spec, variants.order, variants.corrections_of(spec)),
         )
-        for spec in specs
+        for spec in variants.specs
     }
 
 
-def reading(located: LocatedModel, variant: Callable[[], AbstractContextManager[None]]) -> Reader:
-    """Reads with the model as it behaves while `variant()`, such as `mask`, is open."""
+def variant_forward(
+    located: LocatedModel, variant: Callable[[], AbstractContextManager[None]]
+) -> VariantForward:
+    """Return a forward pass of the model inside the context `variant()`, such as `mask`."""
 
-    def read(batch: TokenBatch) -> torch.Tensor:
+    def forward(batch: TokenBatch) -> torch.Tensor:
         with variant():
             return final_hidden(located, batch)
 
-    return read
+    return forward
 
 
 @torch.no_grad()
 def evaluate(
     located: LocatedModel,
-    variants: Mapping[str, Reader],
+    variants: Mapping[str, VariantForward],
     rows: Sequence[torch.Tensor],
     prompt: int = 0,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Evaluation:
-    """Reads `rows` with the base and with each variant, and compares every prediction.
+    """Compare every next-token prediction of the variants with the base's, on the same rows.
 
-    Each batch is read once by the base for all variants. With `prompt`, only what follows the
-    first `prompt` tokens of a row counts (for a shortened KV cache, which changes nothing before).
-    With a checkpoint, an interrupted call goes on behind the last batch it finished.
-    Raises `ValueError` if no row is longer than `prompt` + 1.
+    `rows` are 1-D token ids, ragged. Each batch runs once through the base for all variants. With
+    `prompt`, only predictions behind the first `prompt` tokens of a row count, as for a shortened
+    KV cache, which changes nothing before. With a checkpoint, an interrupted call goes on behind
+    the last batch it finished. Raises `ValueError` if no row is longer than `prompt` + 1.
     """
     key = f"quality behind {prompt} of {' '.join(variants)}"
     noted = checkpoint.load(key) if checkpoint is not None else None
-    tallies = [Tally(**seen) for seen in noted["tallies"]] if noted else []
-    tallies = tallies or [Tally() for _ in ("base", *variants)]
+    totals = [DivergenceTotals(**sums) for sums in noted["tallies"]] if noted else []
+    totals = totals or [DivergenceTotals() for _ in ("base", *variants)]
     done = noted["batches"] if noted else 0
     waiting = list(make_batches(rows))[done:]
     for number, batch in enumerate(track(waiting, "Measuring quality", progress), done + 1):
         scored = batch.scored_positions(after=prompt)
         base, *finals = (
-            _scored(read(batch), scored)
-            for read in (lambda batch: final_hidden(located, batch), *variants.values())
+            _at_positions(forward(batch), scored)
+            for forward in (lambda batch: final_hidden(located, batch), *variants.values())
         )
         targets = batch.targets(scored).to(base.device)
-        compare(located.head, base, [base, *finals], targets, tallies)
+        add_divergences(located.head, base, [base, *finals], targets, totals)
         if checkpoint is not None:
-            checkpoint.save(key, {"batches": number, "tallies": [asdict(t) for t in tallies]})
-    if tallies[0].tokens == 0:
+            checkpoint.save(key, {"batches": number, "tallies": [asdict(t) for t in totals]})
+    if totals[0].tokens == 0:
         raise ValueError(f"nothing to measure: no row is longer than {prompt + 1} tokens")
     return Evaluation(
-        tokens=tallies[0].tokens,
-        base_perplexity=tallies[0].perplexity,
+        tokens=totals[0].tokens,
+        base_perplexity=totals[0].perplexity,
         quality={
-            name: Quality(tally.mean_kl, tally.agreement, tally.perplexity)
-            for name, tally in zip(variants, tallies[1:], strict=True)
+            name: Quality(total.mean_kl, total.agreement, total.perplexity)
+            for name, total in zip(variants, totals[1:], strict=True)
         },
     )
 
 
-def _scored(hidden: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+def _at_positions(hidden: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """Take `[rows, length, hidden]` to `[positions, hidden]` where `scored` is true."""
     return hidden[scored.to(hidden.device)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruners.artefact.folder import Artefact
-from pruners.evaluation.pareto import front
+from pruners.evaluation.pareto import pareto_front
 from pruners.support.files import replace_file
 from pruners.variant import BASE
 
@@ -29,7 +29,7 @@ def draw(artefact: Artefact, folder: Path) -> list[str]:
         full = table.cost[BASE].flops
         names += [
             _scatter(
-                {n: (table.cost[n].touched, loss) for n, loss in losses.items()},
+                {n: (table.cost[n].bytes_read, loss) for n, loss in losses.items()},
                 "share of the base's bytes read for a token",
                 folder / "loss-bytes.png",
             ),
@@ -56,7 +56,7 @@ def _scatter(points: Mapping[str, tuple[float, float]], label: str, path: Path) 
 
     points = {BASE: (1.0, 0.0), **points}
     figure, axes = pyplot.subplots(figsize=_SIZE)
-    best = front(points)
+    best = pareto_front(points)
     axes.plot(*zip(*(points[name] for name in best), strict=True), "-", color="#4878a8", zorder=1)
     for name, (cost, loss) in points.items():
         axes.plot(cost, loss, "o", color="#4878a8" if name in best else "#bbbbbb", zorder=2)

@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 
 from pruners.artefact.folder import Artefact
 from pruners.artefact.table import Quality, Table
-from pruners.evaluation.pareto import front, hull
+from pruners.evaluation.pareto import pareto_front, pareto_hull
 from pruners.evaluation.plots import draw
 from pruners.support.files import FolderKind, write_text
 from pruners.variant import BASE
@@ -95,9 +95,9 @@ def _parts(artefact: Artefact) -> list[tuple[str, list[str], list[list[str]]]]:
 def _variants(artefact: Artefact) -> tuple[list[str], list[list[str]]]:
     table = artefact.table
     points = {BASE: (1.0, 0.0)} | {
-        n: (table.cost[n].touched, q.kl) for n, q in table.quality.items()
+        n: (table.cost[n].bytes_read, q.kl) for n, q in table.quality.items()
     }
-    best, mixed = set(front(points)), set(hull(points))
+    best, mixed = set(pareto_front(points)), set(pareto_hull(points))
     headers = [
         "variant",
         "parameters kept",
@@ -116,9 +116,9 @@ def _variants(artefact: Artefact) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 name + mark,
-                f"{cost.kept:.3f}",
-                f"{cost.touched:.3f}",
-                f"{cost.own / 1e6:.2f}",
+                f"{cost.parameter_share:.3f}",
+                f"{cost.bytes_read:.3f}",
+                f"{cost.correction_parameters / 1e6:.2f}",
                 *_quality(quality),
                 f"{quality.perplexity / base:.3f}",
             ]
@@ -155,7 +155,7 @@ def _yields(
             name: (decode[name][size] / decode[BASE][size], 1 - math.exp(-quality.kl))
             for name, quality in table.quality.items()
         }
-        marks[size] = set(hull(points))
+        marks[size] = set(pareto_hull(points))
     rows = []
     for name, quality in table.quality.items():
         kept = math.exp(-quality.kl)

@@ -12,88 +12,93 @@ from rich.progress import Progress
 from pruners.architecture import LocatedModel
 from pruners.correction import Correction, from_tensors, to_tensors
 from pruners.realization.order import Order
-from pruners.recovery.recover import Bought, Recipe, recover
-from pruners.variant import Block, VariantSpec
+from pruners.recovery.recover import FitErrors, RecoveryOptions, recover
+from pruners.variant import Block, Part, VariantSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
-    """Corrections by block and width, and what each step of them bought.
+class CorrectionLibrary:
+    """Corrections by block and width, and the errors of each narrowed block.
 
-    They are fitted to the base's own activations, so that one serves every variant that has its
-    block so wide.
+    They are fitted to the base's own activations, so that one correction serves every variant that
+    has its block at its width.
     """
 
-    corrections: dict[tuple[Block, int], Correction]
-    bought: list[Bought] = field(default_factory=list)
+    corrections: dict[tuple[Block, int], Correction] = field(default_factory=dict)
+    errors: list[FitErrors] = field(default_factory=list)
 
-    def of(self, spec: VariantSpec) -> dict[Block, Correction]:
-        """Those of a variant."""
-        return {
-            block: correction
-            for (block, width), correction in self.corrections.items()
-            if spec.width(block) == width
-        }
-
-    def parameters(self, spec: VariantSpec) -> int:
-        """How many numbers `of(spec)` holds."""
-        return sum(t.numel() for c in self.of(spec).values() for t in c.tensors())
-
-    def summary(self) -> list[dict[str, float | str | int]]:
-        """Held-out relative output errors of each part at each width, the mean over layers."""
-        groups: dict[tuple[str, int], list[Bought]] = defaultdict(list)
-        for one in self.bought:
-            groups[one.block.part, one.kept].append(one)
-        return [
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> "CorrectionLibrary":
+        """Return the library that `to_tensors` was called on, without its errors."""
+        groups: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+        for key, tensor in tensors.items():
+            width, _, name = key.partition("/")
+            groups[int(width)][name] = tensor
+        return cls(
             {
-                "part": part,
-                "inputs": kept,
-                **{
-                    step: round(mean(getattr(one, step) for one in group), 5)
-                    for step in ("none", "bias", "low_rank", "refit")
-                },
+                (block, width): correction
+                for width, named in groups.items()
+                for block, correction in from_tensors(named).items()
             }
-            for (part, kept), group in groups.items()
-        ]
+        )
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Named by width and block, for a checkpoint; what was bought is not among them."""
+        """Return all tensors, named `width/layer.part.tensor`; errors are not among them."""
         return {
             f"{width}/{name}": tensor
             for (block, width), correction in self.corrections.items()
             for name, tensor in to_tensors({block: correction}).items()
         }
 
+    def of(self, spec: VariantSpec) -> dict[Block, Correction]:
+        """Return the corrections of a variant."""
+        return {
+            block: correction
+            for (block, width), correction in self.corrections.items()
+            if spec.width(block) == width
+        }
 
-def library_from(tensors: Mapping[str, torch.Tensor], bought: Sequence[Bought] = ()) -> Library:
-    """Reads what `to_tensors` gave."""
-    groups: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
-    for key, tensor in tensors.items():
-        width, _, name = key.partition("/")
-        groups[int(width)][name] = tensor
-    return Library(
-        {
-            (block, width): correction
-            for width, named in groups.items()
-            for block, correction in from_tensors(named).items()
-        },
-        list(bought),
-    )
+    def biases_of_skipped(self) -> dict[Block, torch.Tensor]:
+        """Return, for each block, what it adds on average, `[hidden]`, to stand in its place."""
+        return {block: c.bias for (block, width), c in self.corrections.items() if width == 0}
+
+    def parameters(self, spec: VariantSpec) -> int:
+        """Return how many numbers the corrections of a variant hold."""
+        return sum(t.numel() for c in self.of(spec).values() for t in c.tensors())
+
+    def mean_errors(self) -> list[dict[str, float | str | int]]:
+        """Return the errors of each part at each number of inputs, the mean over layers."""
+        groups: dict[tuple[str, int], list[FitErrors]] = defaultdict(list)
+        for one in self.errors:
+            groups[one.block.part, one.inputs].append(one)
+        return [
+            {
+                "part": part,
+                "inputs": inputs,
+                **{
+                    step: round(mean(getattr(one, step) for one in group), 5)
+                    for step in ("none", "bias", "low_rank", "refit")
+                },
+            }
+            for (part, inputs), group in groups.items()
+        ]
 
 
-def make_library(
+def fit_library(
     located: LocatedModel,
     order: Order,
     rows: Sequence[torch.Tensor],
-    kv_widths: Sequence[int],
-    ffn_widths: Sequence[int],
+    widths: Mapping[Part, Sequence[int]],
     rank: int,
     progress: Progress | None = None,
-) -> Library:
-    """Fits every block at each of these widths; full ones need nothing. Raises `RecoveryError`."""
+) -> CorrectionLibrary:
+    """Return corrections of every block at each of the `widths` of its part, below the full one.
+
+    `rows` are 1-D token ids, ragged. Raises `RecoveryError` for fewer than two rows.
+    """
     shape = located.shape
-    # One uniform variant a pair of widths: what is recovered of a block depends on nothing else.
-    pairs = zip_longest(kv_widths, ffn_widths)
+    # One uniform variant for each pair of widths: a block's correction depends on its own alone.
+    pairs = zip_longest(widths["attention"], widths["mlp"])
     specs = [
         VariantSpec(
             f"level-{number}",
@@ -102,11 +107,10 @@ def make_library(
         )
         for number, (kv, ffn) in enumerate(pairs)
     ]
-    library = Library({})
-    for spec, found in zip(
-        specs, recover(located, specs, order, rows, Recipe(rank), progress), strict=True
-    ):
-        for block, correction in found.corrections.items():
+    library = CorrectionLibrary()
+    results = recover(located, specs, order, rows, RecoveryOptions(rank), progress)
+    for spec, result in zip(specs, results, strict=True):
+        for block, correction in result.corrections.items():
             library.corrections[block, spec.width(block)] = correction
-        library.bought.extend(found.bought)
+        library.errors.extend(result.errors)
     return library

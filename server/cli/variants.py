@@ -109,12 +109,12 @@ def recover(
     An interrupted training goes on from its last check.
     """
     from pruners.data.corpus import read_corpus
-    from pruners.distill import Training
+    from pruners.distill import TrainingOptions
     from server.jobs.recover import RecoveryRequest, recover_artefact
 
     names = tuple(name.strip() for name in (variants or "").split(",") if name.strip())
     corpus = None if text is None else read_corpus(text)
-    training = Training(tier, rank, batch, rate, seed=seed)
+    training = TrainingOptions(tier, rank, batch, rate, seed=seed)
     request = RecoveryRequest(names, tokens, corpus, training, _device(device))
     found = recover_artefact(model, artefact, out or artefact, request)
     for name in names or [spec.name for spec in found.variants]:

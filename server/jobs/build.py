@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from pruners.allocation import Latency
+from pruners.allocation import LatencyCost
 from pruners.architecture import locate
 from pruners.artefact.folder import ARTEFACT, Artefact
-from pruners.builder.pipeline import Sources, build
+from pruners.builder.pipeline import build
 from pruners.builder.recipe import Recipe
+from pruners.builder.steps import BuildOptions, BuildRows
 from pruners.data.corpus import Corpus
 from pruners.data.rows import hash_rows
 from pruners.support.checkpoint import CHECKPOINT, Checkpoint
@@ -74,12 +75,9 @@ def build_artefact(
         artefact = build(
             load_transformers(folder, torch.float32),
             model_name(model),
-            Sources(calibration, held_out, source, f"{source}, other rows"),
+            BuildRows(calibration, held_out, source, f"{source}, other rows"),
             recipe,
-            checkpoint,
-            progress,
-            device,
-            seconds,
+            BuildOptions(checkpoint, progress, device, seconds),
         )
         artefact.save(out)
     return artefact
@@ -89,7 +87,7 @@ def _checkpoint(out: Path) -> Path:
     return out.parent / f".{out.name}-build"
 
 
-def _seconds(folder: Path, checkpoint: Checkpoint, progress: Progress) -> Latency:
+def _seconds(folder: Path, checkpoint: Checkpoint, progress: Progress) -> LatencyCost:
     """Measured once: a build that goes on must not choose by another clock."""
 
     def measure() -> dict[str, Any]:
@@ -101,7 +99,7 @@ def _seconds(folder: Path, checkpoint: Checkpoint, progress: Progress) -> Latenc
         part: {int(width): seconds for width, seconds in noted["blocks"][part].items()}
         for part in PARTS
     }
-    return Latency(noted["rest"], blocks)
+    return LatencyCost(noted["rest"], blocks)
 
 
 def _text_rows(

@@ -15,13 +15,15 @@ from pruners.artefact.table import Quality, Table
 from pruners.calibration.layer_replay import final_hidden
 from pruners.data.corpus import Corpus, SourceError
 from pruners.data.rows import hash_rows
-from pruners.evaluation.cost import cost_of
-from pruners.evaluation.evaluate import Reader, evaluate, masked
+from pruners.evaluation.accuracy import measure_accuracy
+from pruners.evaluation.cost import compute_cost
+from pruners.evaluation.evaluate import VariantForward, evaluate, masked_variants
 from pruners.evaluation.report import REPORT, write_report
-from pruners.evaluation.tasks import Item, TaskError, accuracies, read_task
+from pruners.evaluation.tasks import Task, TaskError, read_task
 from pruners.kv import KV_SCORERS, Eviction
 from pruners.kv.budget_quality import measure_budgets
 from pruners.kv.transformers_cache import forward_with_eviction
+from pruners.realization.variant_set import VariantSet
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.files import check_file, check_folder
 from pruners.support.fingerprint import fingerprint
@@ -117,9 +119,9 @@ def evaluate_artefact(model: str, folder: Path, plan: EvaluationPlan) -> Artefac
     return artefact
 
 
-def _questions(plan: EvaluationPlan) -> dict[str, list[Item]]:
+def _questions(plan: EvaluationPlan) -> dict[str, Task]:
     """By task, which is called as its file is."""
-    items: dict[str, list[Item]] = {}
+    items: dict[str, Task] = {}
     for path in plan.tasks:
         if path.stem in items:
             raise TaskError(f"two files of tasks are named {path.stem}; rename one")
@@ -132,7 +134,7 @@ def _offline(
     source: Path,
     rows: list[torch.Tensor],
     plan: EvaluationPlan,
-    items: dict[str, list[Item]],
+    items: dict[str, Task],
     tokenizer: PreTrainedTokenizerBase,
     checkpoint: Checkpoint,
     progress: Progress,
@@ -141,27 +143,29 @@ def _offline(
     located = locate(load_transformers(source, torch.float32))
     own, known = artefact.corrections, artefact.table.kv_quality
     budgets = sorted({*known, *DEFAULT_KV_BUDGETS})  # what the server offers, too
-    readers = masked(located, artefact.variants, artefact.order, own)
+    readers = masked_variants(located, VariantSet(artefact.order, artefact.variants, own))
     found = evaluate(located, readers, rows, progress=progress, checkpoint=checkpoint)
-    base: dict[str, Reader] = {BASE: partial(final_hidden, located)}
+    base: dict[str, VariantForward] = {BASE: partial(final_hidden, located)}
     return Table(
         evaluation={
-            **found.about(rows, f"{SELF}, other rows" if plan.corpus is None else plan.corpus.name),
+            **found.describe(
+                rows, f"{SELF}, other rows" if plan.corpus is None else plan.corpus.name
+            ),
             "protocol": "WikiText-2" if plan.corpus and plan.corpus.wikitext else "rows",
         },
         quality=found.quality,
         # What no row is long enough for stays as it was.
         kv_quality={**known, **measure_budgets(located, rows, budgets, progress, checkpoint)},
         cost={
-            spec.name: cost_of(spec, own.get(spec.name, {}), located)
+            spec.name: compute_cost(spec, own.get(spec.name, {}), located)
             for spec in (base_spec(located.shape), *artefact.variants)
         },
         eviction=_evictions(located, rows, plan.kv_prompt, checkpoint, progress),
         tasks={
-            task: accuracies(
-                located, tokenizer, {**base, **readers}, task, questions, checkpoint, progress
+            name: measure_accuracy(
+                located, tokenizer, {**base, **readers}, task, checkpoint, progress
             )
-            for task, questions in items.items()
+            for name, task in items.items()
         },
     )
 
@@ -177,7 +181,7 @@ def _evictions(
     long = [row[: prompt + prompt // 2] for row in rows if len(row) >= prompt + prompt // 2]
     if not long or not located.causal:
         return {}
-    readers: dict[str, Reader] = {}
+    readers: dict[str, VariantForward] = {}
     for name, scorer in KV_SCORERS.items():
         for share in SHARES:
             step = max(1, prompt // 32)

@@ -208,7 +208,7 @@ def _predicted(
 
 def _bytes_read(artefact: Artefact, names: list[str]) -> tuple[float, ...]:
     cost = artefact.table.cost
-    return tuple(1.0 if name == BASE else cost[name].touched for name in names)
+    return tuple(1.0 if name == BASE else cost[name].bytes_read for name in names)
 
 
 def _overhead(model: LoadedModel, config: ProfileConfig) -> float:

@@ -12,10 +12,11 @@ from pruners.architecture import LocatedModel, locate
 from pruners.artefact.folder import ARTEFACT, Artefact, load_artefact
 from pruners.data.corpus import Corpus
 from pruners.data.rows import count_tokens, hash_rows
-from pruners.distill import Trained, Training, quick_dtype, train
-from pruners.evaluation.cost import cost_of
-from pruners.evaluation.evaluate import Evaluation, evaluate, masked
-from pruners.evaluation.pareto import front
+from pruners.distill import TrainingOptions, TrainingResult, TrainingRows, fast_dtype, train
+from pruners.evaluation.cost import compute_cost
+from pruners.evaluation.evaluate import Evaluation, evaluate, masked_variants
+from pruners.evaluation.pareto import pareto_front
+from pruners.realization.variant_set import VariantSet
 from pruners.support.checkpoint import CHECKPOINT, Checkpoint
 from pruners.support.errors import UserError
 from pruners.support.files import check_folder
@@ -41,13 +42,13 @@ class RecoveryRequest:
     """What to train: `variants` by name (none: all), on about `tokens` of text.
 
     `corpus` is trained on beside the base's own text, half and half. `device` computes in
-    `quick_dtype` of it.
+    `fast_dtype` of it.
     """
 
     variants: tuple[str, ...] = ()
     tokens: int = 200_000
     corpus: Corpus | None = None
-    training: Training = field(default_factory=Training)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -76,22 +77,25 @@ def recover_artefact(model: str, folder: Path, out: Path, request: RecoveryReque
         "artefact": artefact.identity(),
         "variants": [spec.name for spec in specs],
         "request": [request.tokens, asdict(request.training), str(request.device)],
-        "dtype": str(quick_dtype(request.device)),
+        "dtype": str(fast_dtype(request.device)),
     }
     with progress_bars() as progress:
         rows, held_out, measured, what = _text(source, artefact, request, progress)
         with Checkpoint(kept, {**identity, "text": what}) as checkpoint:
-            dtype = quick_dtype(request.device)
+            dtype = fast_dtype(request.device)
             base.to(device=request.device, dtype=dtype)
             trained = train(
-                located, specs, artefact.order, artefact.corrections, rows, held_out,
-                request.training, checkpoint.file_path("state.safetensors"), progress,
+                located, VariantSet(artefact.order, specs, artefact.corrections),
+                TrainingRows(rows, held_out), request.training,
+                checkpoint.file_path("state.safetensors"), progress,
             )  # fmt: skip
             if request.device.type != "cpu" or dtype != torch.float32:  # measured as it was before
                 located = locate(load_transformers(source, torch.float32))
             corrections = artefact.corrections | {n: t.corrections for n, t in trained.items()}
             better = replace(artefact, corrections={n: c for n, c in corrections.items() if c})
-            readers = masked(located, better.variants, better.order, better.corrections)
+            readers = masked_variants(
+                located, VariantSet(better.order, better.variants, better.corrections)
+            )
             found = evaluate(located, readers, measured, progress=progress, checkpoint=checkpoint)
             better = _with_results(better, located, found, measured, what, request, trained)
             better.save(out)
@@ -134,16 +138,16 @@ def _with_results(
     measured: Rows,
     what: Mapping[str, Any],
     request: RecoveryRequest,
-    trained: Mapping[str, Trained],
+    trained: Mapping[str, TrainingResult],
 ) -> Artefact:
     table = artefact.table
     cost = {
-        spec.name: cost_of(spec, artefact.corrections.get(spec.name, {}), located)
+        spec.name: compute_cost(spec, artefact.corrections.get(spec.name, {}), located)
         for spec in (base_spec(located.shape), *artefact.variants)
     }
-    points = {BASE: (cost[BASE].touched, 0.0)}
-    points |= {name: (cost[name].touched, one.kl) for name, one in found.quality.items()}
-    kept = {BASE, *trained, *front(points)}
+    points = {BASE: (cost[BASE].bytes_read, 0.0)}
+    points |= {name: (cost[name].bytes_read, one.kl) for name, one in found.quality.items()}
+    kept = {BASE, *trained, *pareto_front(points)}
     done = {
         name: {
             "tier": request.training.tier,
@@ -159,7 +163,7 @@ def _with_results(
         corrections={n: own for n, own in artefact.corrections.items() if n in kept},
         table=replace(
             table,
-            evaluation=found.about(measured, f"{SELF}, other rows"),
+            evaluation=found.describe(measured, f"{SELF}, other rows"),
             quality={name: one for name, one in found.quality.items() if name in kept},
             cost={name: one for name, one in cost.items() if name in kept},
             tasks={},  # of the corrections before; `trimtab evaluate` fills them again

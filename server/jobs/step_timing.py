@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from pruners.allocation import Latency, ffn_levels, kv_levels
+from pruners.allocation import LatencyCost, ffn_levels, kv_levels
 from pruners.support.progress import track
 from pruners.variant import BASE, PARTS, Block, Part, VariantSpec, base_spec
 from server.engine.loading.load import AnyDecoder, LoadedModel, open_decoder
@@ -67,7 +67,7 @@ def time_variants(
 
 def block_latency(
     model: LoadedModel, repeats: int = 5, progress: Progress | None = None
-) -> Latency:
+) -> LatencyCost:
     """How long one block of each width takes in a decode step of one row with `DECODE`'s context.
 
     The difference between steps with that width in all layers and steps without such blocks.
@@ -96,7 +96,7 @@ def block_latency(
     }
     whole = found["mlp", shape.ffn]
     full = blocks["attention"][shape.kv_groups] + blocks["mlp"][shape.ffn]
-    return Latency(whole - shape.layers * full, blocks)
+    return LatencyCost(whole - shape.layers * full, blocks)
 
 
 def zeroed_decoder(model: LoadedModel, slots: int) -> AnyDecoder:

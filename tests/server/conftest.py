@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruners.builder.pipeline import Sources, build
+from pruners.builder.pipeline import build
 from pruners.builder.recipe import Recipe
+from pruners.builder.steps import BuildRows
 from server.engine.loading.load import load_transformers
 from server.testing import ServerProcess
 from tests.support.models import random_rows
@@ -27,7 +28,7 @@ def varied_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     """A tiny model, and an artefact of its variants `ffn-67` and `ffn-34`."""
     root = tmp_path_factory.mktemp("varied")
     folder = save_tiny(root / "mine")
-    rows = Sources(random_rows(6, (40,)), random_rows(2, (70,), seed=4), "random", "other")
+    rows = BuildRows(random_rows(6, (40,)), random_rows(2, (70,), seed=4), "random", "other")
     build(load_transformers(folder, torch.float32), "mine", rows, _RECIPE).save(root / "artefact")
     return folder, root / "artefact"
 

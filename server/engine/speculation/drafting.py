@@ -65,11 +65,11 @@ class Drafter:
 def drafter(variants: Mapping[str, VariantSpec], table: Table) -> Drafter | None:
     """The variant that promises most by its measured agreement and bytes, if any pays."""
     gains = {
-        name: worth(quality.agreement, 0.1, table.cost[name].touched)[0]
+        name: worth(quality.agreement, 0.1, table.cost[name].bytes_read)[0]
         for name, quality in table.quality.items()
         if name in variants
     }
     name = max(gains, key=gains.__getitem__, default=BASE)
     if name == BASE or gains[name] <= WORTH:
         return None
-    return Drafter(variants[name], table.quality[name].agreement, table.cost[name].touched)
+    return Drafter(variants[name], table.quality[name].agreement, table.cost[name].bytes_read)

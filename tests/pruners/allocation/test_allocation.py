@@ -9,24 +9,26 @@ import torch
 
 from pruners.allocation import (
     AllocationError,
+    AllocationProblem,
     Curve,
-    eliminated,
+    SearchOptions,
+    additive_loss,
+    allocate_greedily,
+    curves_of_elimination,
+    curves_of_summed_scores,
     ffn_levels,
-    greedy,
-    increasing,
+    increasing_widths,
     kv_levels,
-    measured,
-    predicted,
-    search,
-    standardised,
-    summed,
-    uniform,
+    measure_curves,
+    search_widths,
+    standardised_widths,
+    uniform_widths,
 )
 from pruners.architecture import locate
-from pruners.evaluation.evaluate import evaluate, reading
+from pruners.evaluation.evaluate import evaluate, variant_forward
 from pruners.importance import ImportanceScores, LeastSquares
 from pruners.realization.mask import apply_mask
-from pruners.recovery.library import Library, make_library
+from pruners.recovery.library import CorrectionLibrary, fit_library
 from pruners.support.checkpoint import Checkpoint
 from pruners.variant import VariantSpec, base_spec
 from tests.support.models import random_order, random_rows, tiny_model
@@ -44,15 +46,17 @@ def random_scores(layers: int, units: int, seed: int = 0) -> torch.Tensor:
 
 
 def random_curves(seed: int = 0) -> list[Curve]:
-    return summed(
+    return curves_of_summed_scores(
         ImportanceScores(random_scores(3, 96, seed), random_scores(3, 2, seed + 1)), SHAPE
     )
 
 
 WAYS = {
-    "uniform": lambda layers, full, keep: uniform(layers, full, keep),
-    "increasing": lambda layers, full, keep: increasing(layers, full, keep),
-    "standardised": lambda layers, full, keep: standardised(random_scores(layers, full), keep),
+    "uniform": lambda layers, full, keep: uniform_widths(layers, full, keep),
+    "increasing": lambda layers, full, keep: increasing_widths(layers, full, keep),
+    "standardised": lambda layers, full, keep: standardised_widths(
+        random_scores(layers, full), keep
+    ),
 }
 
 
@@ -73,12 +77,12 @@ def test_budgets_that_cannot_be_met_are_refused(way: str, full: int, keep: float
 
 
 def test_uniform_is_equal_where_it_can_be():
-    assert uniform(30, 1536, 0.75) == (1152,) * 30
-    assert uniform(3, 96, 4 / 9) == (64, 32, 32)
+    assert uniform_widths(30, 1536, 0.75) == (1152,) * 30
+    assert uniform_widths(3, 96, 4 / 9) == (64, 32, 32)
 
 
 def test_increasing_takes_more_the_deeper():
-    widths = increasing(30, 1536, 0.5)
+    widths = increasing_widths(30, 1536, 0.5)
     assert widths[0] == 1536
     assert list(widths) == sorted(widths, reverse=True)
     assert widths[1] - widths[2] > widths[20] - widths[21]
@@ -87,8 +91,8 @@ def test_increasing_takes_more_the_deeper():
 def test_standardised_ignores_the_scale_of_a_layer():
     scores = random_scores(4, 320)
     scores[2, :100] += 3  # few neurons stand out
-    widths = standardised(scores, 0.5)
-    assert standardised(scores * torch.tensor([[1.0], [50], [2], [0.1]]) + 7, 0.5) == widths
+    widths = standardised_widths(scores, 0.5)
+    assert standardised_widths(scores * torch.tensor([[1.0], [50], [2], [0.1]]) + 7, 0.5) == widths
     assert widths[2] < min(widths[0], widths[1], widths[3])
 
 
@@ -100,11 +104,11 @@ def test_standardised_keeps_the_best_blocks():
         (widths for widths in itertools.product((1, 2, 3), repeat=3) if sum(widths) == 5),
         key=lambda widths: sum(worth[i, :w].sum().item() for i, w in enumerate(widths)),
     )
-    assert standardised(scores, 5 / 9) == tuple(32 * width for width in best)
+    assert standardised_widths(scores, 5 / 9) == tuple(32 * width for width in best)
 
 
 def exhaustive(curves: list[Curve], budget: float) -> float:
-    loss = predicted(curves)
+    loss = additive_loss(curves)
     return min(
         loss(spec)
         for kv in itertools.product((1, 2), repeat=3)
@@ -117,64 +121,76 @@ def exhaustive(curves: list[Curve], budget: float) -> float:
 @pytest.mark.parametrize("share", [0.95, 0.8, 0.6])
 def test_greedy_fits_the_budget_and_is_near_the_best(seed: int, share: float):
     curves, budget = random_curves(seed), share * parameters(BASE)
-    spec = greedy(BASE, curves, parameters, budget)
+    spec = allocate_greedily(AllocationProblem(BASE, curves, parameters, budget))
     assert parameters(spec) <= budget
     for curve in curves:  # nothing more would fit
         place = curve.widths.index(curve.width(spec))
         if place:
             assert parameters(curve.at(spec, curve.widths[place - 1])) > budget
     best = exhaustive(curves, budget)
-    assert best <= predicted(curves)(spec) <= 1.25 * best
+    assert best <= additive_loss(curves)(spec) <= 1.25 * best
 
 
 def test_greedy_is_exact_on_convex_curves_of_one_cost():
     curves = [c for c in random_curves() if c.part == "mlp"]
     for blocks in range(3, 10):
-        spec = greedy(BASE, curves, lambda s: sum(s.ffn), 32 * blocks)
+        spec = allocate_greedily(AllocationProblem(BASE, curves, lambda s: sum(s.ffn), 32 * blocks))
         assert sum(spec.ffn) == 32 * blocks
         losses = [
-            predicted(curves)(VariantSpec("x", BASE.kv_groups, ffn))
+            additive_loss(curves)(VariantSpec("x", BASE.kv_groups, ffn))
             for ffn in itertools.product((32, 64, 96), repeat=3)
             if sum(ffn) == 32 * blocks
         ]
-        assert predicted(curves)(spec) == pytest.approx(min(losses))
+        assert additive_loss(curves)(spec) == pytest.approx(min(losses))
 
 
 def test_greedy_spends_where_the_measured_cost_falls():
     """Latency that only layer 2 can lower."""
-    spec = greedy(BASE, random_curves(), lambda s: 10 + s.ffn[2] / 32, 11)
+    spec = allocate_greedily(
+        AllocationProblem(BASE, random_curves(), lambda s: 10 + s.ffn[2] / 32, 11)
+    )
     assert spec.ffn == (96, 96, 32)
     assert spec.kv_groups == BASE.kv_groups
 
 
 def test_greedy_keeps_skipped_blocks_skipped_and_a_wide_budget_whole():
     start = VariantSpec("x", (2, 0, 2), (96, 96, 0))
-    spec = greedy(start, random_curves(), parameters, 0.5 * parameters(BASE))
+    spec = allocate_greedily(
+        AllocationProblem(start, random_curves(), parameters, 0.5 * parameters(BASE))
+    )
     assert spec.kv_groups[1] == 0
     assert spec.ffn[2] == 0
-    assert greedy(start, random_curves(), parameters, math.inf) == start
+    assert (
+        allocate_greedily(AllocationProblem(start, random_curves(), parameters, math.inf)) == start
+    )
 
 
 def test_greedy_refuses_a_budget_below_the_smallest_widths():
     with pytest.raises(AllocationError, match="smallest widths still cost"):
-        greedy(BASE, random_curves(), parameters, 10)
+        allocate_greedily(AllocationProblem(BASE, random_curves(), parameters, 10))
 
 
 def test_curves_of_scores_are_cumulative_errors():
     scores = ImportanceScores(random_scores(3, 96), random_scores(3, 2))
-    curve = next(c for c in summed(scores, SHAPE) if (c.layer, c.part) == (1, "mlp"))
+    curve = next(
+        c for c in curves_of_summed_scores(scores, SHAPE) if (c.layer, c.part) == (1, "mlp")
+    )
     falling = scores.ffn[1].sort(descending=True).values
     assert curve.widths == (96, 64, 32)
     assert curve.errors == pytest.approx((0, falling[64:].sum().item(), falling[32:].sum().item()))
 
-    curve = next(c for c in eliminated(scores, SHAPE) if (c.layer, c.part) == (2, "attention"))
+    curve = next(
+        c for c in curves_of_elimination(scores, SHAPE) if (c.layer, c.part) == (2, "attention")
+    )
     assert curve.widths == (2, 1)
     assert curve.errors == pytest.approx((0, scores.kv[2].min().item()))
 
 
 def test_eliminated_curves_of_a_model_rise():
     located = locate(tiny_model())
-    for curve in eliminated(LeastSquares()(located, random_rows(8, (40,))), located.shape):
+    for curve in curves_of_elimination(
+        LeastSquares()(located, random_rows(8, (40,))), located.shape
+    ):
         assert list(curve.errors) == sorted(curve.errors)
         assert curve.errors[-1] < 1
 
@@ -184,26 +200,30 @@ def test_measured_curves_are_the_kl_of_one_cut_block(corrected: bool):
     located = locate(tiny_model(intermediate_size=256))
     shape, rows = located.shape, random_rows(4, (20,))
     order = random_order(shape)
-    library = Library({})
+    library = CorrectionLibrary()
     if corrected:
         calibration = random_rows(8, (20,), seed=3)
-        library = make_library(located, order, calibration, (1, 0), ffn_levels(shape)[1:], 4)
-    curves = measured(located, order, rows, library.corrections, Checkpoint(None, None))
+        library = fit_library(
+            located, order, calibration, {"attention": (1, 0), "mlp": ffn_levels(shape)[1:]}, 4
+        )
+    curves = measure_curves(located, order, rows, library.corrections, Checkpoint(None, None))
     assert [(c.layer, c.part) for c in curves][:2] == [(0, "attention"), (0, "mlp")]
     assert curves[0].widths == (2, 1, 0)
     assert curves[1].widths == (256, 224, 192, 160, 128, 96, 64, 32, 0)
     base = base_spec(shape)
     for curve, width in ((curves[3], 192), (curves[3], 0), (curves[2], 1), (curves[4], 0)):
         spec = curve.at(base, width)
-        reader = reading(located, partial(apply_mask, located, spec, order, library.of(spec)))
+        reader = variant_forward(
+            located, partial(apply_mask, located, spec, order, library.of(spec))
+        )
         kl = evaluate(located, {"one": reader}, rows).quality["one"].kl
         assert curve.errors[curve.widths.index(width)] == pytest.approx(kl, rel=1e-3)
-        assert predicted(curves)(spec) == pytest.approx(kl, rel=1e-3)
+        assert additive_loss(curves)(spec) == pytest.approx(kl, rel=1e-3)
     errors = dict(zip(curves[1].widths, curves[1].errors, strict=True))
     # On a power law of what is removed: twice as much costs as many times more.
     assert errors[224] / errors[192] == pytest.approx(errors[192] / errors[128])
     assert errors[192] < errors[160] < errors[128]
-    assert predicted(curves)(base) == 0
+    assert additive_loss(curves)(base) == 0
 
 
 def test_levels_are_eighths_in_multiples_of_32():
@@ -216,32 +236,38 @@ def test_levels_are_eighths_in_multiples_of_32():
 
 def test_search_without_optuna_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
+    problem = AllocationProblem(BASE, random_curves(), parameters, 0.7 * parameters(BASE))
     with pytest.raises(AllocationError, match=r"pip install 'trimtab\[search\]'"):
-        search(BASE, random_curves(), parameters, 0.7 * parameters(BASE), predicted([]), 1)
+        search_widths(problem, additive_loss([]), SearchOptions(1))
 
 
 def test_search_is_never_worse_than_greedy_repeats_and_resumes(tmp_path):
     pytest.importorskip("optuna")
     curves, budget = random_curves(3), 0.7 * parameters(BASE)
+    problem = AllocationProblem(BASE, curves, parameters, budget)
     scored: list[VariantSpec] = []
 
     def loss(spec: VariantSpec) -> float:
         scored.append(spec)
-        return predicted(curves)(spec)
+        return additive_loss(curves)(spec)
 
     storage = f"sqlite:///{tmp_path}/search.db"
-    first = search(BASE, curves, parameters, budget, loss, 6, storage=storage)
+    first = search_widths(problem, loss, SearchOptions(6, storage=storage))
     assert first.trials == 6
     assert first.loss <= first.greedy_loss
     assert all(parameters(spec) <= budget for spec in scored)
     before = len(scored)
-    on = search(BASE, curves, parameters, budget, loss, 15, storage=storage)
+    on = search_widths(problem, loss, SearchOptions(15, storage=storage))
     assert on.trials == 15
     assert len(scored) == before + 1 + 9
     assert on.loss <= first.loss
-    assert predicted(curves)(on.spec) == pytest.approx(on.loss)
+    assert additive_loss(curves)(on.spec) == pytest.approx(on.loss)
     with pytest.raises(AllocationError, match="other curves or another budget"):
-        search(BASE, curves, parameters, budget + 1, loss, 15, storage=storage)
+        search_widths(
+            dataclasses.replace(problem, budget=budget + 1),
+            loss,
+            SearchOptions(15, storage=storage),
+        )
 
-    one, two = (search(BASE, curves, parameters, budget, loss, 10, seed=4) for _ in range(2))
+    one, two = (search_widths(problem, loss, SearchOptions(10, seed=4)) for _ in range(2))
     assert one == two

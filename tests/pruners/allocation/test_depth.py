@@ -3,10 +3,10 @@ from functools import partial
 import pytest
 import torch
 
-from pruners.allocation.depth import block_spec, greedy_blocks, greedy_layers
+from pruners.allocation.depth import block_spec, order_blocks_to_skip, order_layers_to_skip
 from pruners.architecture import locate
 from pruners.correction import constant_correction
-from pruners.evaluation.evaluate import evaluate, reading
+from pruners.evaluation.evaluate import evaluate, variant_forward
 from pruners.realization.mask import apply_mask
 from pruners.realization.order import identity_order
 from pruners.variant import Block, base_spec
@@ -24,7 +24,7 @@ def silence(located, index: int) -> None:
 def test_a_useless_layer_goes_first(family: str, useless: int):
     located = locate(tiny_model(family))
     silence(located, useless)
-    found = greedy_layers(located, random_rows(3, (16, 9)), 1)
+    found = order_layers_to_skip(located, random_rows(3, (16, 9)), 1)
     assert found.layers == (useless,)
     assert found.kl[0] == pytest.approx(0, abs=1e-6)
 
@@ -33,7 +33,7 @@ def test_the_best_candidates_survive_all_batches():
     located = locate(tiny_model(num_hidden_layers=9))
     silence(located, 2)
     silence(located, 7)
-    found = greedy_layers(located, random_rows(20, (60,)), 2)  # three batches
+    found = order_layers_to_skip(located, random_rows(20, (60,)), 2)  # three batches
     assert set(found.layers) == {2, 7}
     assert found.kl == pytest.approx((0, 0), abs=1e-6)
 
@@ -56,7 +56,7 @@ def brute_force_kl(model, rows, without: set[int]) -> float:
 def test_greedy_choice_equals_brute_force():
     model = tiny_model(num_hidden_layers=5)
     rows = random_rows(4, (16, 9))
-    found = greedy_layers(locate(model), rows, 3)
+    found = order_layers_to_skip(locate(model), rows, 3)
     gone: list[int] = []
     for chosen, kl in zip(found.layers, found.kl, strict=True):
         scores = {
@@ -72,7 +72,7 @@ def test_greedy_choice_equals_brute_force():
 @pytest.mark.parametrize("count", [0, 3])
 def test_refuses_to_skip_none_or_all(count: int):
     with pytest.raises(ValueError, match="of 3 layers"):
-        greedy_layers(locate(tiny_model()), random_rows(1, (8,)), count)
+        order_layers_to_skip(locate(tiny_model()), random_rows(1, (8,)), count)
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma3"])
@@ -82,7 +82,7 @@ def test_a_useless_sub_block_goes_first(family: str, useless: Block):
     layer = located.layers[useless.layer]
     with torch.no_grad():
         (layer.attention.o if useless.part == "attention" else layer.mlp.down).weight.zero_()
-    found = greedy_blocks(located, random_rows(3, (16, 9)), 1)
+    found = order_blocks_to_skip(located, random_rows(3, (16, 9)), 1)
     assert found.blocks == (useless,)
     assert found.kl[0] == pytest.approx(0, abs=1e-6)
 
@@ -97,7 +97,7 @@ def test_greedy_sub_blocks_equal_an_exhaustive_choice_by_mask(biased: bool):
     biases = dict(zip(blocks, draws, strict=True)) if biased else {}
     own = {block: constant_correction(bias) for block, bias in biases.items()}
     full = base_spec(shape).body_parameters(shape)
-    found = greedy_blocks(located, rows, full - 1, biases)
+    found = order_blocks_to_skip(located, rows, full - 1, biases)
     gone: list[Block] = []
     before = 0.0
     for chosen, kl in zip(found.blocks, found.kl, strict=True):
@@ -105,7 +105,7 @@ def test_greedy_sub_blocks_equal_an_exhaustive_choice_by_mask(biased: bool):
         for block in set(blocks) - set(gone):
             spec = block_spec(shape, [*gone, block])
             constants = {b: c for b, c in own.items() if b in (*gone, block)}
-            reader = reading(
+            reader = variant_forward(
                 located, partial(apply_mask, located, spec, identity_order(shape), constants)
             )
             quality = evaluate(located, {"x": reader}, rows).quality["x"]
@@ -129,4 +129,4 @@ def test_block_spec_names_what_is_left():
 @pytest.mark.parametrize("parameters", [0, 92_160])
 def test_refuses_to_skip_no_or_every_sub_block(parameters: int):
     with pytest.raises(ValueError, match="out of 92160"):
-        greedy_blocks(locate(tiny_model()), random_rows(1, (8,)), parameters)
+        order_blocks_to_skip(locate(tiny_model()), random_rows(1, (8,)), parameters)

@@ -8,11 +8,12 @@ from rich.progress import Progress
 
 from pruners.architecture import UnsupportedModelError, locate
 from pruners.artefact.folder import load_artefact
-from pruners.builder.pipeline import Sources, build
+from pruners.builder.pipeline import build
 from pruners.builder.recipe import BuildError, Recipe
+from pruners.builder.steps import BuildOptions, BuildRows
 from pruners.correction import LowRankCorrection, RefitCorrection
 from pruners.data.rows import hash_rows
-from pruners.evaluation.evaluate import evaluate, reading
+from pruners.evaluation.evaluate import evaluate, variant_forward
 from pruners.importance import ImportanceError
 from pruners.realization.mask import apply_mask
 from pruners.support.checkpoint import Checkpoint
@@ -38,13 +39,10 @@ HELD_OUT = random_rows(3, (20,), seed=2)
 def build_tiny(family: str = "llama-gqa", **overrides):
     rows = {"calibration": CALIBRATION, "held_out": HELD_OUT}
     rows |= {name: overrides.pop(name) for name in list(rows) if name in overrides}
-    arguments = {
-        "model": tiny_model(family),
-        "model_name": "tiny",
-        "sources": Sources(**rows, calibration_source="random", held_out_source="other random"),
-        "recipe": RECIPE,
-    }
-    return build(**{**arguments, **overrides})
+    model = overrides.pop("model", None) or tiny_model(family)
+    recipe = overrides.pop("recipe", RECIPE)
+    sources = BuildRows(**rows, calibration_source="random", held_out_source="other random")
+    return build(model, "tiny", sources, recipe, BuildOptions(**overrides))
 
 
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
@@ -64,7 +62,9 @@ def test_build_saves_loads_and_measures_what_it_says(family: str, tmp_path):
     located = locate(model)
     for spec in loaded.variants:
         own = loaded.corrections.get(spec.name)
-        reader = reading(located, lambda s=spec, c=own: apply_mask(located, s, loaded.order, c))
+        reader = variant_forward(
+            located, lambda s=spec, c=own: apply_mask(located, s, loaded.order, c)
+        )
         again = evaluate(located, {"again": reader}, HELD_OUT)
         # Corrections are stored in bfloat16.
         assert again.quality["again"].kl == pytest.approx(loaded.table.quality[spec.name].kl, 0.05)
@@ -88,13 +88,15 @@ def test_shares_of_the_bytes_are_met_with_cuts_of_every_kind():
     for share in (0.9, 0.75, 0.6, 0.45):
         spec = specs[f"mix-{100 * share:g}"]
         cost = artefact.table.cost[spec.name]
-        assert share - 0.15 < cost.touched <= share
+        assert share - 0.15 < cost.bytes_read <= share
         own = artefact.corrections.get(spec.name, {})
-        assert cost.own == sum(t.numel() for c in own.values() for t in c.tensors())
+        assert cost.correction_parameters == sum(
+            t.numel() for c in own.values() for t in c.tensors()
+        )
     small = specs["mix-45"]
     assert min(small.kv_groups) < base.kv_groups[0]
     assert min(small.ffn) < base.ffn[0]
-    assert artefact.table.cost[BASE].touched == 1
+    assert artefact.table.cost[BASE].bytes_read == 1
 
 
 def test_a_latency_budget_is_met_in_the_seconds_that_are_given():
@@ -102,7 +104,7 @@ def test_a_latency_budget_is_met_in_the_seconds_that_are_given():
         return 1 + sum(spec.kv_groups) + 0.001 * sum(spec.ffn)
 
     recipe = dataclasses.replace(RECIPE, budget="latency", shares=(0.8,))
-    artefact = build_tiny(recipe=recipe, seconds=seconds)
+    artefact = build_tiny(recipe=recipe, step_seconds=seconds)
     (made,) = (v for v in artefact.variants if v.name.startswith("time-"))
     base = base_spec(artefact.shape)
     assert made.name == "time-80"
@@ -111,7 +113,7 @@ def test_a_latency_budget_is_met_in_the_seconds_that_are_given():
     with pytest.raises(BuildError, match="latency"):
         build_tiny(recipe=recipe)
     with pytest.raises(BuildError, match="bytes"):
-        build_tiny(seconds=seconds)
+        build_tiny(step_seconds=seconds)
 
 
 def test_without_shares_to_meet_only_what_is_needed_is_fitted():
@@ -138,9 +140,9 @@ def test_what_another_variant_beats_is_left_out():
     full = build_tiny()
     best = build_tiny(recipe=dataclasses.replace(RECIPE, keep_all=False))
     assert {v.name for v in best.variants} | set(best.provenance["beaten"]) == set(NAMES)
-    points = [(full.table.cost[n].touched, full.table.quality[n].kl) for n in NAMES]
+    points = [(full.table.cost[n].bytes_read, full.table.quality[n].kl) for n in NAMES]
     for name in NAMES:
-        cost, loss = full.table.cost[name].touched, full.table.quality[name].kl
+        cost, loss = full.table.cost[name].bytes_read, full.table.quality[name].kl
         beaten = any(c <= cost and k < loss for c, k in points)
         assert (name in best.provenance["beaten"]) == beaten
 
@@ -170,18 +172,18 @@ class KilledError(Exception):
 
 def test_a_killed_build_goes_on_to_the_same_artefact(tmp_path, monkeypatch):
     expected = build_tiny()
-    monkeypatch.setattr("pruners.builder.pipeline.greedy_layers", _die)
+    monkeypatch.setattr("pruners.builder.steps.order_layers_to_skip", _die)
     with pytest.raises(KilledError):
         build_tiny(checkpoint=Checkpoint(tmp_path / "j", "run"))
     monkeypatch.undo()
-    monkeypatch.setattr("pruners.builder.pipeline.make_library", _die)
-    monkeypatch.setattr("pruners.builder.pipeline.evaluate", _die)
+    monkeypatch.setattr("pruners.builder.steps.fit_library", _die)
+    monkeypatch.setattr("pruners.builder.steps.evaluate", _die)
     with pytest.raises(KilledError):
         build_tiny(checkpoint=Checkpoint(tmp_path / "j", "run"))
     monkeypatch.undo()
-    monkeypatch.setattr("pruners.builder.pipeline.make_library", _die)
-    monkeypatch.setattr("pruners.builder.pipeline.greedy_layers", _die)
-    monkeypatch.setattr("pruners.allocation.by_kl._kl", _die)
+    monkeypatch.setattr("pruners.builder.steps.fit_library", _die)
+    monkeypatch.setattr("pruners.builder.steps.order_layers_to_skip", _die)
+    monkeypatch.setattr("pruners.allocation.measured_curves._measure_kl", _die)
     found = build_tiny(checkpoint=Checkpoint(tmp_path / "j", "run"))
     assert found.variants == expected.variants
     assert found.table == expected.table

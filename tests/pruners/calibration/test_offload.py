@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from pruners.architecture import locate
-from pruners.builder.pipeline import Sources, build
+from pruners.builder.pipeline import build
 from pruners.builder.recipe import BuildError, Recipe
+from pruners.builder.steps import BuildOptions, BuildRows
 from pruners.calibration.layer_replay import final_hidden
 from pruners.calibration.offload import offload_layers
 from pruners.data.rows import pad_rows
@@ -65,8 +66,10 @@ def test_comes_back_from_a_call_that_fails(moves):
 
 
 def test_builds_the_same_artefact():
-    rows = Sources(random_rows(6, (40,)), random_rows(2, (30,), seed=4), "random", "other")
-    here, away = (build(tiny_model(), "mine", rows, RECIPE, device=d) for d in (None, AWAY))
+    rows = BuildRows(random_rows(6, (40,)), random_rows(2, (30,), seed=4), "random", "other")
+    here, away = (
+        build(tiny_model(), "mine", rows, RECIPE, BuildOptions(device=d)) for d in (None, AWAY)
+    )
     assert here.variants == away.variants
     assert here.table.quality == away.table.quality
     for name, corrections in here.corrections.items():
@@ -76,12 +79,12 @@ def test_builds_the_same_artefact():
 
 
 def test_refuses_gradients():
-    rows = Sources(ROWS, random_rows(1, (12,), seed=4), "random", "other")
+    rows = BuildRows(ROWS, random_rows(1, (12,), seed=4), "random", "other")
     with pytest.raises(BuildError, match="taylor"):
         build(
             tiny_model(),
             "mine",
             rows,
             dataclasses.replace(RECIPE, importance="taylor"),
-            device=AWAY,
+            BuildOptions(device=AWAY),
         )

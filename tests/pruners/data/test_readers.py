@@ -22,7 +22,7 @@ def test_only_a_newline_ends_a_line(tmp_path):
     assert [number for number, _ in read_json_lines(path)] == [1, 2]
     task = {"context": ODD, "continuation": "x"}
     path.write_text(json.dumps(task, ensure_ascii=False), encoding="utf-8")
-    assert read_task(path)[0].options[0].context == ODD
+    assert read_task(path).questions[0].choices[0].context == ODD
 
 
 def test_a_csv_field_is_whole(tmp_path):

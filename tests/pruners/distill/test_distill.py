@@ -7,15 +7,17 @@ import torch
 
 from pruners.architecture import locate
 from pruners.correction import LowRankCorrection, RecoveryError, RefitCorrection
-from pruners.distill import Training, loop, train
-from pruners.distill.loss import distribution, divergence
-from pruners.evaluation.evaluate import evaluate, reading
+from pruners.distill import TrainingOptions, TrainingRows, train, trainer
+from pruners.distill.loss import kl_divergence, log_probabilities
+from pruners.evaluation.evaluate import evaluate, variant_forward
 from pruners.realization.mask import apply_mask
-from pruners.recovery.library import make_library
+from pruners.realization.variant_set import VariantSet
+from pruners.recovery.library import fit_library
 from pruners.variant import Block, VariantSpec
 from tests.support.models import FAMILIES, random_order, random_rows, tiny_model
 
 ROWS, HELD_OUT = random_rows(24, (64, 48)), random_rows(4, (64,), seed=9)
+BOTH = TrainingRows(ROWS, HELD_OUT)
 
 
 def setting(family: str = "llama-gqa"):
@@ -29,12 +31,12 @@ def setting(family: str = "llama-gqa"):
         VariantSpec("narrow", (1, 0, 0, full), (64, 96, 0, 0)),
         VariantSpec("late", (0, full, 1, 0), (0, 64, 96, 32)),
     ]
-    library = make_library(located, order, ROWS[:6], (1, 0), (64, 32, 0), 4)
+    library = fit_library(located, order, ROWS[:6], {"attention": (1, 0), "mlp": (64, 32, 0)}, 4)
     return located, order, specs, {spec.name: library.of(spec) for spec in specs}
 
 
 def masked_kl(located, order, spec, corrections) -> float:
-    reader = reading(located, partial(apply_mask, located, spec, order, corrections))
+    reader = variant_forward(located, partial(apply_mask, located, spec, order, corrections))
     return evaluate(located, {"it": reader}, HELD_OUT).quality["it"].kl
 
 
@@ -43,8 +45,8 @@ def masked_kl(located, order, spec, corrections) -> float:
 def test_what_was_trained_is_what_the_mask_measures(family: str, tier: str):
     located, order, specs, own = setting(family)
     before = [parameter.clone() for parameter in located.model.parameters()]
-    training = Training(tier, rank=4, batch_tokens=128, check=4)
-    found = train(located, specs, order, own, ROWS, HELD_OUT, training)
+    training = TrainingOptions(tier, rank=4, batch_tokens=128, check=4)
+    found = train(located, VariantSet(order, specs, own), BOTH, training)
     for spec in specs:
         trained = found[spec.name]
         assert min(trained.history) < trained.history[0]
@@ -60,8 +62,8 @@ def test_what_was_trained_is_what_the_mask_measures(family: str, tier: str):
 
 def test_the_norms_tier_leaves_low_ranks_shared():
     located, order, specs, own = setting()
-    training = Training("norms", batch_tokens=256)
-    found = train(located, specs, order, own, ROWS, HELD_OUT, training)["narrow"].corrections
+    training = TrainingOptions("norms", batch_tokens=256)
+    found = train(located, VariantSet(order, specs, own), BOTH, training)["narrow"].corrections
     block = Block(0, "mlp")
     assert isinstance(found[block], LowRankCorrection)
     assert found[block].up is own["narrow"][block].up
@@ -71,8 +73,8 @@ def test_the_norms_tier_leaves_low_ranks_shared():
 
 def test_the_residuals_tier_trains_the_low_ranks_there_are_and_adds_none():
     located, order, specs, own = setting()
-    training = Training("residuals", rank=4, batch_tokens=256)
-    found = train(located, specs, order, own, ROWS, HELD_OUT, training)["narrow"].corrections
+    training = TrainingOptions("residuals", rank=4, batch_tokens=256)
+    found = train(located, VariantSet(order, specs, own), BOTH, training)["narrow"].corrections
     block = Block(0, "mlp")
     before = own["narrow"][block]
     assert found[block].up.shape == before.up.shape
@@ -85,10 +87,10 @@ def test_the_residuals_tier_trains_the_low_ranks_there_are_and_adds_none():
 def test_the_gradient_is_that_of_autograd():
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50).requires_grad_(False)
-    base = distribution(head, torch.randn(9, 16))
+    base = log_probabilities(head, torch.randn(9, 16))
     hidden = torch.randn(9, 16, requires_grad=True)
     again = hidden.detach().clone().requires_grad_(True)
-    loss = divergence(head, hidden, base)
+    loss = kl_divergence(head, hidden, base)
     expected = torch.nn.functional.kl_div(
         head(again).log_softmax(-1), base, log_target=True, reduction="batchmean"
     )
@@ -100,10 +102,10 @@ def test_the_gradient_is_that_of_autograd():
 
 def test_a_batch_in_parts_is_the_same_step(monkeypatch):
     located, order, specs, own = setting()
-    training = Training("lora", rank=4, batch_tokens=512)
-    whole = train(located, specs, order, own, ROWS, HELD_OUT, training)
-    monkeypatch.setattr(loop, "MICRO_TOKENS", 128)
-    parts = train(located, specs, order, own, ROWS, HELD_OUT, training)
+    training = TrainingOptions("lora", rank=4, batch_tokens=512)
+    whole = train(located, VariantSet(order, specs, own), BOTH, training)
+    monkeypatch.setattr(trainer, "MICRO_TOKENS", 128)
+    parts = train(located, VariantSet(order, specs, own), BOTH, training)
     for name in whole:
         assert parts[name].history == pytest.approx(whole[name].history, rel=1e-3)
 
@@ -111,8 +113,8 @@ def test_a_batch_in_parts_is_the_same_step(monkeypatch):
 @pytest.mark.parametrize("tokens", [100, 300])  # rows have 64 and 48
 def test_a_batch_of_any_size_is_checked_at_its_last_step(tokens: int):
     located, order, specs, own = setting()
-    training = Training("norms", batch_tokens=tokens, check=1000)
-    found = train(located, specs, order, own, ROWS, HELD_OUT, training)
+    training = TrainingOptions("norms", batch_tokens=tokens, check=1000)
+    found = train(located, VariantSet(order, specs, own), BOTH, training)
     assert [len(one.history) for one in found.values()] == [2, 2]
 
 
@@ -122,10 +124,10 @@ class KilledError(Exception):
 
 def test_a_killed_training_goes_on_to_the_same_result(tmp_path, monkeypatch):
     located, order, specs, own = setting()
-    training = Training("lora", rank=4, batch_tokens=128, check=2)
-    run = partial(train, located, specs, order, own, ROWS, HELD_OUT, training)
+    training = TrainingOptions("lora", rank=4, batch_tokens=128, check=2)
+    run = partial(train, located, VariantSet(order, specs, own), BOTH, training)
     whole = run()
-    step, steps = loop._Run.step, []
+    step, steps = trainer.Trainer.step, []
 
     def killing(self, number, rows):
         if number == 5:
@@ -137,10 +139,10 @@ def test_a_killed_training_goes_on_to_the_same_result(tmp_path, monkeypatch):
         step(self, number, rows)
 
     state = tmp_path / "state.safetensors"
-    monkeypatch.setattr(loop._Run, "step", killing)
+    monkeypatch.setattr(trainer.Trainer, "step", killing)
     with pytest.raises(KilledError):
         run(state=state)
-    monkeypatch.setattr(loop._Run, "step", counting)
+    monkeypatch.setattr(trainer.Trainer, "step", counting)
     resumed = run(state=state)
     assert steps[0] == 4  # one check interval lost at the most
     for name in whole:
@@ -156,15 +158,15 @@ def test_a_damaged_state_is_not_used(tmp_path):
     located, order, specs, own = setting()
     state = tmp_path / "state.safetensors"
     state.write_bytes(b"half")
-    training = Training("norms", batch_tokens=512)
-    found = train(located, specs, order, own, ROWS, HELD_OUT, training, state)
+    training = TrainingOptions("norms", batch_tokens=512)
+    found = train(located, VariantSet(order, specs, own), BOTH, training, state)
     assert len(found["narrow"].history) > 1
 
 
 def test_training_that_makes_nothing_better_changes_nothing_and_stops():
     located, order, specs, own = setting()
-    training = Training("norms", batch_tokens=64, rate=30.0, check=1, patience=2)
-    found = train(located, specs, order, own, ROWS, HELD_OUT, training)
+    training = TrainingOptions("norms", batch_tokens=64, rate=30.0, check=1, patience=2)
+    found = train(located, VariantSet(order, specs, own), BOTH, training)
     for spec in specs:
         assert len(found[spec.name].history) == 3
         assert found[spec.name].corrections == own[spec.name]
@@ -172,14 +174,18 @@ def test_training_that_makes_nothing_better_changes_nothing_and_stops():
 
 def test_what_cannot_be_trained_is_refused():
     located, order, specs, own = setting()
-    run = partial(train, located, specs, order)
-    training = Training(batch_tokens=128)
+    training = TrainingOptions(batch_tokens=128)
     with pytest.raises(RecoveryError, match="less than a batch of 2048"):
-        run(own, ROWS[:2], HELD_OUT, Training())
+        train(
+            located,
+            VariantSet(order, specs, own),
+            TrainingRows(ROWS[:2], HELD_OUT),
+            TrainingOptions(),
+        )
     whole = {Block(0, "mlp"): RefitCorrection(torch.zeros(64), torch.zeros(64, 64))}
     with pytest.raises(RecoveryError, match="'narrow' has materialised"):
-        run({"narrow": whole}, ROWS, HELD_OUT, training)
+        train(located, VariantSet(order, specs, {"narrow": whole}), BOTH, training)
     bert = locate(tiny_model("bert").requires_grad_(False))
     spec = VariantSpec("v", (4, 4, 4), (96, 96, 64))
     with pytest.raises(RecoveryError, match="family 'bert'"):
-        train(bert, [spec], random_order(bert.shape), {}, ROWS, HELD_OUT, training)
+        train(bert, VariantSet(random_order(bert.shape), [spec], {}), BOTH, training)

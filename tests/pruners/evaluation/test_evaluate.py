@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from pruners.architecture import locate
 from pruners.evaluation import divergence
-from pruners.evaluation.evaluate import evaluate, reading
+from pruners.evaluation.evaluate import evaluate, variant_forward
 from pruners.realization.mask import apply_mask
 from pruners.realization.order import identity_order
 from pruners.support.checkpoint import Checkpoint
@@ -23,7 +23,7 @@ def test_quality_equals_the_textbook_on_ragged_rows(monkeypatch, chunk_bytes: in
     located = locate(model)
     rows = random_rows(5, (16, 2, 9))
     narrow = partial(apply_mask, located, NARROW, identity_order(located.shape))
-    found = evaluate(located, {"narrow": reading(located, narrow)}, rows)
+    found = evaluate(located, {"narrow": variant_forward(located, narrow)}, rows)
 
     base = torch.cat([logits(model, [row])[0, :-1] for row in rows])
     with narrow():
@@ -48,7 +48,7 @@ def test_quality_equals_the_textbook_on_ragged_rows(monkeypatch, chunk_bytes: in
 def test_the_base_as_a_variant_loses_exactly_nothing():
     located = locate(tiny_model())
     base = partial(apply_mask, located, base_spec(located.shape), identity_order(located.shape))
-    found = evaluate(located, {"base": reading(located, base)}, random_rows(3, (16,)))
+    found = evaluate(located, {"base": variant_forward(located, base)}, random_rows(3, (16,)))
     assert found.quality["base"].kl == 0
     assert found.quality["base"].agreement == 1
     assert found.quality["base"].perplexity == found.base_perplexity
@@ -68,7 +68,9 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, monkeypat
     located = locate(tiny_model())
     monkeypatch.setattr("pruners.data.rows.BATCH_TOKENS", 16)
     rows = random_rows(4, (700, 600))
-    narrow = reading(located, partial(apply_mask, located, NARROW, identity_order(located.shape)))
+    narrow = variant_forward(
+        located, partial(apply_mask, located, NARROW, identity_order(located.shape))
+    )
     expected = evaluate(located, {"narrow": narrow}, rows)
     reads = 0
 

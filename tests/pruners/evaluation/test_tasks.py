@@ -7,8 +7,9 @@ import torch
 from pruners.architecture import locate
 from pruners.calibration.layer_replay import final_hidden
 from pruners.data.readers import ReadError
-from pruners.evaluation.evaluate import reading
-from pruners.evaluation.tasks import Item, Option, accuracies, read_task
+from pruners.evaluation.accuracy import measure_accuracy
+from pruners.evaluation.evaluate import variant_forward
+from pruners.evaluation.tasks import Choice, Question, Task, read_task
 from pruners.realization.mask import apply_mask
 from pruners.realization.order import identity_order
 from pruners.support.checkpoint import Checkpoint
@@ -19,9 +20,9 @@ from tests.support.tiny import tiny_model, tiny_tokenizer
 TOKENIZER = tiny_tokenizer()
 NOTHING = Checkpoint(None, None)
 QUESTIONS = [
-    Item((Option("the quick brown", " fox"), Option("the quick brown", " dogs and dogs")), 0),
-    Item((Option("a fox", " jumps"), Option("a fox", " is lazy"), Option("a fox", " over")), 2),
-    Item((Option("the dog", " jumps over"), Option("two foxes", " jumps over")), 1),
+    Question((Choice("the quick brown", " fox"), Choice("the quick brown", " dogs and dogs")), 0),
+    Question((Choice("a fox", " jumps"), Choice("a fox", " is lazy"), Choice("a fox", " over")), 2),
+    Question((Choice("the dog", " jumps over"), Choice("two foxes", " jumps over")), 1),
 ]
 
 
@@ -48,15 +49,15 @@ def test_reads_every_form(tmp_path):
         },
         {"context": "He took his", "continuation": "hat"},
     )
-    items = read_task(path)
-    assert items[0] == Item(
-        (Option("Question: why?\nAnswer:", " so"), Option("Question: why?\nAnswer:", " thus")), 1
+    questions = read_task(path).questions
+    assert questions[0] == Question(
+        (Choice("Question: why?\nAnswer:", " so"), Choice("Question: why?\nAnswer:", " thus")), 1
     )
     start = "Cooking: How to boil. Water. The cook"
-    assert items[1] == Item((Option(start, " boils it."), Option(start, " fries it.")), 0)
-    assert items[2].options[1] == Option("Ann met Bob so Bob", " left.")
-    assert items[3] == Item((Option("He took his", " hat"),), None)
-    assert read_task(path, limit=2) == items[:2]
+    assert questions[1] == Question((Choice(start, " boils it."), Choice(start, " fries it.")), 0)
+    assert questions[2].choices[1] == Choice("Ann met Bob so Bob", " left.")
+    assert questions[3] == Question((Choice("He took his", " hat"),), None)
+    assert read_task(path, limit=2).questions == questions[:2]
 
 
 @torch.no_grad()
@@ -64,27 +65,31 @@ def test_accuracy_equals_summing_log_probabilities_by_hand():
     model = tiny_model()
     located = locate(model)
 
-    def likelihood(option: Option) -> float:
-        whole = TOKENIZER(option.context + option.continuation).input_ids
-        start = len(TOKENIZER(option.context).input_ids)
+    def likelihood(choice: Choice) -> float:
+        whole = TOKENIZER(choice.context + choice.continuation).input_ids
+        start = len(TOKENIZER(choice.context).input_ids)
         log_p = model(torch.tensor([whole])).logits[0].log_softmax(-1)
         return sum(float(log_p[i - 1, whole[i]]) for i in range(start, len(whole)))
 
-    scores = [[likelihood(option) for option in item.options] for item in QUESTIONS]
-    right = [s.index(max(s)) == item.gold for s, item in zip(scores, QUESTIONS, strict=True)]
+    scores = [[likelihood(choice) for choice in question.choices] for question in QUESTIONS]
+    right = [
+        s.index(max(s)) == question.gold for s, question in zip(scores, QUESTIONS, strict=True)
+    ]
     by_length = []
-    for own, item in zip(scores, QUESTIONS, strict=True):
-        normed = [s / len(o.continuation[1:]) for s, o in zip(own, item.options, strict=True)]
-        by_length.append(normed.index(max(normed)) == item.gold)
+    for scored, question in zip(scores, QUESTIONS, strict=True):
+        normed = [
+            s / len(o.continuation[1:]) for s, o in zip(scored, question.choices, strict=True)
+        ]
+        by_length.append(normed.index(max(normed)) == question.gold)
 
     spec = VariantSpec("narrow", (1, 1, 1), (32, 32, 32))
     readers = {
         "base": partial(final_hidden, located),
-        "narrow": reading(
+        "narrow": variant_forward(
             located, partial(apply_mask, located, spec, identity_order(located.shape))
         ),
     }
-    found = accuracies(located, TOKENIZER, readers, "t", QUESTIONS, NOTHING)
+    found = measure_accuracy(located, TOKENIZER, readers, Task("t", QUESTIONS), NOTHING)
     assert found["base"].items == 3
     assert found["base"].acc == pytest.approx(sum(right) / 3)
     assert found["base"].acc_norm == pytest.approx(sum(by_length) / 3)
@@ -98,11 +103,11 @@ def test_last_words_are_right_if_greedy_decoding_writes_them():
     prompt = TOKENIZER("the quick brown").input_ids
     written = model(torch.tensor([prompt])).logits[0, -1].argmax()
     # A word that is one token with its space, and one that the model does not write.
-    items = [Item((Option("the quick brown", TOKENIZER.decode([written])),), None)]
-    items.append(Item((Option("the quick brown", " fox"),), None))
+    items = [Question((Choice("the quick brown", TOKENIZER.decode([written])),), None)]
+    items.append(Question((Choice("the quick brown", " fox"),), None))
     located = locate(model)
     readers = {"base": partial(final_hidden, located)}
-    found = accuracies(located, TOKENIZER, readers, "t", items, NOTHING)["base"]
+    found = measure_accuracy(located, TOKENIZER, readers, Task("t", items), NOTHING)["base"]
     assert found.acc_norm is None
     assert found.acc == 0.5
 
@@ -111,12 +116,15 @@ def test_answers_are_noted_and_not_asked_again(tmp_path):
     located = locate(tiny_model())
     checkpoint = Checkpoint(tmp_path / "j", "run")
     readers = {"base": partial(final_hidden, located)}
-    first = accuracies(located, TOKENIZER, readers, "t", QUESTIONS, checkpoint)
+    first = measure_accuracy(located, TOKENIZER, readers, Task("t", QUESTIONS), checkpoint)
 
     def never(batch):
         raise AssertionError("answered already")
 
-    assert accuracies(located, TOKENIZER, {"base": never}, "t", QUESTIONS, checkpoint) == first
+    assert (
+        measure_accuracy(located, TOKENIZER, {"base": never}, Task("t", QUESTIONS), checkpoint)
+        == first
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from pruners.artefact.folder import load_artefact
-from pruners.builder.pipeline import Sources, build
+from pruners.builder.pipeline import build
 from pruners.builder.recipe import Recipe
+from pruners.builder.steps import BuildRows
 from pruners.data.corpus import read_corpus
-from pruners.evaluation.evaluate import evaluate, reading
+from pruners.evaluation.evaluate import evaluate, variant_forward
 from pruners.kv.budget_quality import measure_budgets
 from pruners.realization.mask import apply_mask
 from pruners.variant import BASE
@@ -28,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     """A tiny model, an artefact of it, and text and tasks to measure on."""
     root = tmp_path_factory.mktemp("evaluating")
     folder = save_tiny(root / "mine")
-    rows = Sources(random_rows(6, (40,)), random_rows(2, (70,), seed=4), "random", "other")
+    rows = BuildRows(random_rows(6, (40,)), random_rows(2, (70,), seed=4), "random", "other")
     artefact = build(load_transformers(folder, torch.float32), "mine", rows, RECIPE)
     artefact.save(root / "artefact")
     (root / "wiki.test.raw").write_text(" = Title = \n \n the quick brown fox \n" * 60)
@@ -74,7 +75,9 @@ def test_writes_the_table_and_a_report(made):
     assert table.kv_quality == measure_budgets(decoder, rows, (32,))
     for spec in found.variants:
         own = found.corrections.get(spec.name)
-        reader = reading(decoder, lambda s=spec, c=own: apply_mask(decoder, s, found.order, c))
+        reader = variant_forward(
+            decoder, lambda s=spec, c=own: apply_mask(decoder, s, found.order, c)
+        )
         again = evaluate(decoder, {"x": reader}, rows).quality["x"]
         assert again.kl == pytest.approx(table.quality[spec.name].kl, rel=1e-3)
 

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 from controller.sensitivity import load_sensitivity
 from pruners.architecture import locate
 from pruners.artefact.folder import load_artefact
-from pruners.builder.pipeline import Sources, build
+from pruners.builder.pipeline import build
 from pruners.builder.recipe import Recipe
+from pruners.builder.steps import BuildRows
 from pruners.realization.mask import apply_mask
 from server.engine.loading.load import load_model, load_transformers, open_decoder
 from server.engine.segment import Segment
@@ -27,7 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory):
     """A tiny model and an artefact of it."""
     root = tmp_path_factory.mktemp("recovering")
     folder = save_tiny(root / "mine")
-    rows = Sources(random_rows(6, (40,)), random_rows(2, (70,), seed=4), "random", "other")
+    rows = BuildRows(random_rows(6, (40,)), random_rows(2, (70,), seed=4), "random", "other")
     build(load_transformers(folder, torch.float32), "mine", rows, RECIPE).save(root / "artefact")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIMTAB_CACHE", str(root / "cache"))  # sampled text is kept there
@@ -52,7 +53,10 @@ def test_trains_serves_and_exports(root):
     assert min(history) < history[0]
     assert {WIDTH} <= found.table.quality.keys() <= before.table.quality.keys()
     assert found.provenance["training"].keys() == {WIDTH}
-    assert found.table.cost[WIDTH].own > before.table.cost[WIDTH].own
+    assert (
+        found.table.cost[WIDTH].correction_parameters
+        > before.table.cost[WIDTH].correction_parameters
+    )
     assert found.corrections.keys() - {WIDTH} <= before.corrections.keys()
 
     prompt = list(range(30, 60))

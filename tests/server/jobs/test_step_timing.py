@@ -2,7 +2,7 @@
 
 import pytest
 
-from pruners.allocation import Latency
+from pruners.allocation import LatencyCost
 from pruners.variant import VariantSpec, base_spec
 from server.engine.loading.load import load_model
 from server.jobs import step_timing as timing
@@ -30,7 +30,9 @@ def test_real_steps_take_time(tmp_path):
 
 
 def test_between_widths_and_over_noise():
-    latency = Latency(1.0, {"attention": {2: 0.4, 1: 0.5, 0: 0.0}, "mlp": {64: 0.6, 32: 0.2, 0: 0}})
+    latency = LatencyCost(
+        1.0, {"attention": {2: 0.4, 1: 0.5, 0: 0.0}, "mlp": {64: 0.6, 32: 0.2, 0: 0}}
+    )
 
     def at(kv: int, ffn: int) -> float:
         return latency(VariantSpec("x", (kv,), (ffn,)))

@@ -8,8 +8,12 @@ from pruners.distill.student import Student
 
 
 @dataclass(slots=True)
-class Learner:
-    """A student with its optimizer, its best state so far and its held-out KL at each check."""
+class TrainedStudent:
+    """A student with its optimizer, its best state so far and its held-out KL at each check.
+
+    `best` are the student's tensors by name; `history` is in nats per token, its first element
+    from before any step.
+    """
 
     name: str
     student: Student
@@ -17,11 +21,11 @@ class Learner:
     best: dict[str, torch.Tensor]
     history: list[float] = field(default_factory=list)
 
-    def since_best(self) -> int:
-        """Checks since the best one."""
+    def checks_since_best(self) -> int:
+        """Return how many checks were made after the best one."""
         return len(self.history) - 1 - min(range(len(self.history)), key=self.history.__getitem__)
 
 
-def copied(student: Student) -> dict[str, torch.Tensor]:
-    """Its state, apart from what training does next."""
+def copy_state(student: Student) -> dict[str, torch.Tensor]:
+    """Return copies of the student's tensors by name, which further training does not change."""
     return {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
