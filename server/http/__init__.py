@@ -1,6 +1,6 @@
-"""How requests come in: connections and their limits, and a server that ends in good order."""
+"""The HTTP server: connections and their limits, and an orderly shutdown."""
 
-from server.http.connections import connection_limiter
+from server.http.connection_limiter import connection_limiter
 from server.http.server import serve
 
 __all__ = ["connection_limiter", "serve"]

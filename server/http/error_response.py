@@ -1,4 +1,4 @@
-"""Answers that the connection gives itself, before or instead of the app."""
+"""Error responses that the connection writes itself, before or instead of the application."""
 
 import json
 from asyncio import Transport
@@ -10,7 +10,7 @@ from server.api.errors import envelope
 
 
 class RejectedError(Exception):
-    """A request that is not read any further."""
+    """A request is rejected and not read any further; `status` is that of the response."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class RejectedError(Exception):
 def error_response(
     status: int, message: str, headers: Iterable[tuple[bytes, bytes]], retry_after: int | None
 ) -> bytes:
-    """A whole response with the error envelope, after which the connection is closed."""
+    """Return a whole response with the error envelope, after which the connection is closed."""
     body = json.dumps(envelope(status, message)).encode()
     fields = [
         *headers,
@@ -37,7 +37,7 @@ def error_response(
 
 
 class ClosingTransport:
-    """A transport as an answer sees it, which closes by way of its connection."""
+    """A transport for writing a response, whose `close` is that of its connection."""
 
     def __init__(self, transport: Transport, close: Callable[[], None]) -> None:
         self.write = transport.write

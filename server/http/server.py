@@ -1,4 +1,8 @@
-"""uvicorn's server with an orderly end: refuse, let answers end, tell who is cut off, close."""
+"""uvicorn's server with an orderly shutdown.
+
+New requests are refused, running ones may finish within a time, the rest get an error, and then
+all connections are closed.
+"""
 
 import asyncio
 import functools
@@ -14,21 +18,25 @@ from fastapi import FastAPI
 
 from server.api.readiness import Readiness
 from server.engine.engine import Engine
-from server.http.connections import ConnectionLimiter
+from server.http.connection_limiter import ConnectionLimiter
 from server.http.protocol import HttpProtocol
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_FAREWELL_SECONDS = 1.0  # for the errors of those who are cut off, to be sent
-_FORCED_SECONDS = 0.8  # from a second signal to the end, whatever hangs
+_ERROR_SECONDS = 1.0  # for sending errors to the requests that are cut off
+_FORCED_SECONDS = 0.8  # from a second signal to the end of the process
 _CLEANUP_SECONDS = 5.0  # for files and threads, after the last answer
 _POLL_SECONDS = 0.02
 _CLOSING_POLLS = 10
 
 
 class HttpServer(uvicorn.Server):
-    """Runs the app until a signal comes or the engine dies; `exit_code` says how it ended."""
+    """Runs the application until a signal comes or the engine dies.
+
+    `exit_code` is 0 after one signal, else 1. After a signal, running requests may take another
+    `drain_seconds`.
+    """
 
     def __init__(
         self,
@@ -45,7 +53,7 @@ class HttpServer(uvicorn.Server):
         self._stalled = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal starts the drain, the second ends the process within a second."""
+        """Start the shutdown at the first signal; end the process within a second at the next."""
         if self.should_exit:
             self.force_exit = True
             self.exit_code = 1
@@ -53,7 +61,7 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether it is time to end; called ten times a second."""
+        """Return whether it is time to end. uvicorn calls it ten times a second."""
         if self._readiness.failure is not None:
             log.critical("ending: %s", self._readiness.failure)
             self.exit_code = 1
@@ -68,53 +76,51 @@ class HttpServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        """Drain, cut off who is left, and close. New requests are answered with 503 meanwhile."""
+        """Let requests finish, cut off the rest, and close. New requests get 503 meanwhile."""
         self._readiness.draining = True
         if self._readiness.failure is None:
-            if busy := self._busy():
+            if busy := self._busy_connections():
                 log.info("shutting down: %d requests may end in %g s", busy, self._drain_seconds)
-            await self._quiet(self._drain_seconds)
-        backstop = _end_after(_FAREWELL_SECONDS + _CLEANUP_SECONDS, self.exit_code or 1)
-        threading.Thread(
-            target=self._engine.stop, args=(_FAREWELL_SECONDS / 2,), daemon=True
-        ).start()
-        await self._quiet(_FAREWELL_SECONDS)
+            await self._wait_until_idle(self._drain_seconds)
+        backstop = _end_after(_ERROR_SECONDS + _CLEANUP_SECONDS, self.exit_code or 1)
+        threading.Thread(target=self._engine.stop, args=(_ERROR_SECONDS / 2,), daemon=True).start()
+        await self._wait_until_idle(_ERROR_SECONDS)
         for server in self.servers:
             server.close()
-        if busy := self._busy():
+        if busy := self._busy_connections():
             log.warning("shutting down: %d requests are cut off", busy)
         await self._close_all()
         await self.lifespan.shutdown()
         backstop.cancel()
 
-    async def _quiet(self, seconds: float) -> None:
-        """Wait until nothing is being answered, for some seconds at most."""
+    async def _wait_until_idle(self, seconds: float) -> None:
+        """Wait until nothing is being answered, at most for some seconds."""
         deadline = time.monotonic() + seconds
-        while self._busy() and time.monotonic() < deadline and not self.force_exit:
+        while self._busy_connections() and time.monotonic() < deadline and not self.force_exit:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _close_all(self) -> None:
-        """Close every connection, which ends the tasks that still answer on them."""
+        """Close every connection, which ends the tasks that still answer requests."""
         for connection in list(self.server_state.connections):
             connection.shutdown()
         for waited in range(_CLOSING_POLLS):
             if not self.server_state.connections and not self.server_state.tasks:
                 return
-            if waited == _CLOSING_POLLS // 2:  # it does not read what it was sent
+            if waited == _CLOSING_POLLS // 2:  # clients that do not read what they were sent
                 for connection in list(self.server_state.connections):
                     connection.transport.abort()
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _busy(self) -> int:
-        """How many connections have an answer on its way."""
+    def _busy_connections(self) -> int:
+        """Return the number of connections with a request that is being answered."""
         connections = cast("set[HttpProtocol]", self.server_state.connections)
         return sum(connection.busy for connection in connections)
 
 
-def serve(app: FastAPI, settings: Settings, connections: ConnectionLimiter) -> int:
-    """Serve until the end; return the exit code."""
+def serve(app: FastAPI, settings: Settings, limiter: ConnectionLimiter) -> int:
+    """Serve until the end. Return the exit code of the process."""
     server = HttpServer(
-        server_config(app, settings, connections),
+        server_config(app, settings, limiter),
         app.state.service.engine,
         app.state.readiness,
         settings.drain_seconds,
@@ -123,15 +129,13 @@ def serve(app: FastAPI, settings: Settings, connections: ConnectionLimiter) -> i
     return server.exit_code
 
 
-def server_config(
-    app: FastAPI, settings: Settings, connections: ConnectionLimiter
-) -> uvicorn.Config:
-    """uvicorn's configuration: our protocol and no other, one log line at most for each fault."""
+def server_config(app: FastAPI, settings: Settings, limiter: ConnectionLimiter) -> uvicorn.Config:
+    """Return uvicorn's configuration: only `HttpProtocol`, and no log line for each request."""
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=functools.partial(HttpProtocol, connections),  # type: ignore[arg-type]
+        http=functools.partial(HttpProtocol, limiter),  # type: ignore[arg-type]
         ws="none",
         log_level="warning",
         access_log=False,
@@ -139,7 +143,7 @@ def server_config(
 
 
 def _end_after(seconds: float, code: int) -> threading.Timer:
-    """End the process for certain, whatever thread or destructor hangs by then."""
+    """End the process after some seconds, even if a thread or a destructor hangs."""
     timer = threading.Timer(seconds, os._exit, (code,))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""What one connection may send, for how long, and how many there may be; the app only waits."""
+"""What one connection may send, for how long, and how many there may be; the app is a stand-in."""
 
 import asyncio
 import contextlib
@@ -14,15 +14,18 @@ from dataclasses import replace
 import pytest
 import uvicorn
 
-from server.http.connections import ClientTimeouts, ConnectionLimiter
+from server.http.connection_limiter import ClientTimeouts, ConnectionLimiter
 from server.http.protocol import HttpProtocol
 
-PATIENCE = ClientTimeouts(header=10, body=10)
+TIMEOUTS = ClientTimeouts(header=10, body=10)
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class App:
-    """Reads the body, waits `seconds` of the path `/seconds` or for a hang-up, and says so."""
+    """Reads the body, and waits for the time in the path `/SECONDS` or for a disconnect.
+
+    `running` counts requests; `ended` tells of each whether its client was gone.
+    """
 
     def __init__(self):
         self.running = 0
@@ -55,9 +58,9 @@ class App:
 
 
 @contextlib.contextmanager
-def serving(most=100, **patience):
+def serving(max_connections=100, **timeouts):
     app = App()
-    connections = ConnectionLimiter(most, replace(PATIENCE, **patience))
+    connections = ConnectionLimiter(max_connections, replace(TIMEOUTS, **timeouts))
     server = uvicorn.Server(
         uvicorn.Config(
             app, port=0, http=functools.partial(HttpProtocol, connections), ws="none",
@@ -90,15 +93,16 @@ def connect(app, *parts):
 
 
 def read(client):
-    """All that comes until the server closes."""
-    found = b""
+    """Return all that comes until the server closes."""
+    received = b""
     while part := client.recv(65536):
-        found += part
+        received += part
     client.close()
-    return found
+    return received
 
 
-def refused(answer):
+def status_of_error(answer):
+    """Return the status of an error in the envelope, which closes the connection."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert json.loads(body)["error"]["message"]
     assert b"connection: close" in head.lower()
@@ -117,8 +121,8 @@ def wait_until(condition, seconds=5.0):
         time.sleep(0.01)
 
 
-def last(request):
-    """The same request, after which the server closes."""
+def closing(request):
+    """Return the request with a field that makes the server close after it."""
     return request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
 
 
@@ -146,9 +150,9 @@ CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         ([b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"], 400),
     ],
 )  # fmt: skip
-def test_what_is_too_large_or_no_http_is_refused_while_it_comes_in(app, parts, status):
+def test_a_request_that_is_too_large_or_not_http_is_refused_while_it_arrives(app, parts, status):
     before = len(app.ended)
-    assert refused(read(connect(app, *parts))) == status
+    assert status_of_error(read(connect(app, *parts))) == status
     assert "done" not in app.ended[before:]
     wait_until(lambda: not app.running)
 
@@ -166,16 +170,16 @@ def test_what_is_too_large_or_no_http_is_refused_while_it_comes_in(app, parts, s
          b"Content-Length: 2\r\n\r\nxx" + GET, b"2"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("piece", [10_000, 2**20])
-def test_what_is_within_the_limits_comes_in_whole(app, request_, body, piece):
-    whole = last(request_)
-    parts = [whole[at : at + piece] for at in range(0, len(whole), piece)]
+@pytest.mark.parametrize("part_bytes", [10_000, 2**20])
+def test_a_request_within_the_limits_arrives_whole(app, request_, body, part_bytes):
+    whole = closing(request_)
+    parts = [whole[at : at + part_bytes] for at in range(0, len(whole), part_bytes)]
     answer = read(connect(app, *parts))
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.endswith(b"\r\n\r\n" + body)
 
 
-def test_what_is_not_read_by_the_time_ends(caplog):
+def test_a_request_that_takes_too_long_is_refused(caplog):
     with serving(header=0.3, body=0.4, idle=0.3) as app:
         silent, blank, head, body, kept = (
             connect(app), connect(app, b"\r\n"), connect(app, b"GET / HTTP/1.1\r\nHo"),
@@ -187,19 +191,19 @@ def test_what_is_not_read_by_the_time_ends(caplog):
             for _ in range(8):
                 drip.sendall(b"X: y\r\n")
                 time.sleep(0.1)
-        assert refused(read(drip)) == 408
+        assert status_of_error(read(drip)) == 408
         for client in (silent, blank):
             with contextlib.suppress(ConnectionResetError):
                 assert read(client) == b""
-        assert refused(read(head)) == 408
-        assert refused(read(body)) == 408
+        assert status_of_error(read(head)) == 408
+        assert status_of_error(read(body)) == 408
         assert read(kept).endswith(b"\r\n\r\n0")
-        assert read(slow).endswith(b"\r\n\r\n0")  # the time of an answer is not the client's
+        assert read(slow).endswith(b"\r\n\r\n0")  # the time of the app is not limited
         wait_until(lambda: not app.open)
     assert not caplog.records
 
 
-def test_answers_that_nobody_reads_end():
+def test_a_client_that_reads_no_answers_is_disconnected():
     with serving(unread=0.3) as app:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -212,13 +216,13 @@ def test_answers_that_nobody_reads_end():
         client.close()
 
 
-def test_idle_connections_give_way_oldest_first_and_busy_ones_do_not(caplog):
-    with caplog.at_level(logging.WARNING, logger="server"), serving(most=20) as app:
+def test_at_the_limit_the_longest_idle_connections_are_closed_and_busy_ones_are_not(caplog):
+    with caplog.at_level(logging.WARNING, logger="server"), serving(max_connections=20) as app:
         busy = [connect(app, b"GET /2 HTTP/1.1\r\nConnection: close\r\n\r\n") for _ in range(3)]
         wait_until(lambda: app.running == 3)
         idle = [connect(app, b"GET" if at % 2 else b"") for at in range(60)]
         body = connect(app, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
-        assert read(connect(app, last(GET))).startswith(b"HTTP/1.1 200")
+        assert read(connect(app, closing(GET))).startswith(b"HTTP/1.1 200")
         with contextlib.suppress(ConnectionResetError):
             assert idle[0].recv(1) == b""
         body.sendall(b"x" * 9)
@@ -232,36 +236,36 @@ def test_idle_connections_give_way_oldest_first_and_busy_ones_do_not(caplog):
     assert "all 20 connections are in use" in caplog.text
 
 
-def test_where_all_are_busy_a_newcomer_is_told_to_come_again():
-    with serving(most=3) as app:
+def test_a_new_connection_gets_503_while_all_others_are_busy():
+    with serving(max_connections=3) as app:
         busy = [connect(app, b"GET /1 HTTP/1.1\r\nConnection: close\r\n\r\n") for _ in range(3)]
         wait_until(lambda: app.running == 3)
         answer = read(connect(app, GET))
-        assert refused(answer) == 503
+        assert status_of_error(answer) == 503
         assert b"retry-after: 1" in answer
         for client in busy:
             assert read(client).startswith(b"HTTP/1.1 200")
-        assert read(connect(app, last(GET))).startswith(b"HTTP/1.1 200")
+        assert read(connect(app, closing(GET))).startswith(b"HTTP/1.1 200")
 
 
-LEAVES = {
+DISCONNECTS = {
     "reset": reset,
     "close": socket.socket.close,
     "half": lambda c: c.shutdown(socket.SHUT_WR),
 }
 
 
-@pytest.mark.parametrize("more", [0, 1, 4, 100])
-@pytest.mark.parametrize("leave", LEAVES)
+@pytest.mark.parametrize("pipelined", [0, 1, 4, 100])
+@pytest.mark.parametrize("disconnect", DISCONNECTS)
 @pytest.mark.parametrize("apart", [False, True])
-def test_a_client_that_hangs_up_cancels_all_it_asked(app, more, leave, apart):
+def test_a_client_that_disconnects_cancels_all_its_requests(app, pipelined, disconnect, apart):
     request = b"POST /30 HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n" + b"x" * 2000
     before = len(app.ended)
-    client = connect(app, *([request] * (1 + more) if apart else [request * (1 + more)]))
-    wait_until(lambda: app.running == 1 or more == 100)
+    client = connect(app, *([request] * (1 + pipelined) if apart else [request * (1 + pipelined)]))
+    wait_until(lambda: app.running == 1 or pipelined == 100)
     time.sleep(0.05)
     with contextlib.suppress(OSError):  # it may have been closed for sending far too much
-        LEAVES[leave](client)
+        DISCONNECTS[disconnect](client)
     wait_until(lambda: not app.running and not app.open, seconds=2)
     assert app.ended[before:] == ["gone"]
     client.close()
@@ -272,12 +276,12 @@ def test_pipelined_requests_are_answered_in_order(app):
         b"POST /0.01 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (n, b"x" * n)
         for n in (1, 20_000, 3, 30_000, 5)
     )
-    client = connect(app, posts + GET + last(GET))
+    client = connect(app, posts + GET + closing(GET))
     bodies = [part.rpartition(b"\r\n\r\n")[2] for part in read(client).split(b"HTTP/1.1 200 OK")]
     assert bodies == [b"", b"1", b"20000", b"3", b"30000", b"5", b"0", b"0"]
 
 
-def test_a_bad_request_behind_a_good_one_does_not_cost_its_answer(app):
+def test_a_good_request_is_answered_although_a_bad_one_follows(app):
     client = connect(app, b"GET /0.1 HTTP/1.1\r\n\r\n" + b"\x00" * 100)
     answer = read(client)
     assert answer.startswith(b"HTTP/1.1 200")
@@ -285,15 +289,15 @@ def test_a_bad_request_behind_a_good_one_does_not_cost_its_answer(app):
 
 
 def test_three_hundred_idle_or_dripping_connections_leave_room_for_others():
-    with serving(most=1000) as app:
+    with serving(max_connections=1000) as app:
         crowd = [connect(app, b"GET / HTTP/1.1\r\nX: " if at % 2 else b"") for at in range(300)]
-        worst = 0.0
+        longest = 0.0
         for _ in range(20):
             for client in crowd[1::2]:
                 client.sendall(b"x")
             began = time.monotonic()
-            assert read(connect(app, last(GET))).startswith(b"HTTP/1.1 200")
-            worst = max(worst, time.monotonic() - began)
-        assert worst < 1
+            assert read(connect(app, closing(GET))).startswith(b"HTTP/1.1 200")
+            longest = max(longest, time.monotonic() - began)
+        assert longest < 1
         for client in crowd:
             client.close()

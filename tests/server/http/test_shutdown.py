@@ -1,4 +1,4 @@
-"""How a server ends: by a signal, by a second one, with its engine dead, or hanging."""
+"""How a server shuts down: by one signal or two, with an engine that is dead or hangs."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import pytest
 
 from server.app import create_app
 from server.engine.loading.configured_model import load_configured_model
-from server.http.connections import connection_limiter
+from server.http.connection_limiter import connection_limiter
 from server.http.server import HttpServer, server_config
 from server.settings import Settings
 from server.testing import ServerProcess
@@ -24,7 +24,7 @@ LONG = {"prompt": "word", "max_tokens": 200, "temperature": 0, "ignore_eos": Tru
 ENDING = "the server is shutting down"
 
 
-class Live:
+class SlowServer:
     """A server in a thread of this process, with an engine whose steps can be slowed down."""
 
     def __init__(self, folder, **settings):
@@ -61,7 +61,7 @@ class Live:
         self._thread.join(timeout=seconds)
         return not self._thread.is_alive()
 
-    def busy(self, count):
+    def wait_until_busy(self, count):
         deadline = time.monotonic() + 20
         while len(self.engine.load().sequences) < count:
             assert time.monotonic() < deadline
@@ -69,13 +69,13 @@ class Live:
 
 
 @pytest.fixture
-def live(tiny_folder, monkeypatch):
-    # A server that does not end must not take the tests with it.
+def start_server(tiny_folder, monkeypatch):
+    # The server would end this process, the tests', if its shutdown hangs.
     monkeypatch.setattr("server.http.server._end_after", lambda *_: threading.Timer(0, print))
     started = []
 
     def start(**settings):
-        started.append(Live(tiny_folder, **settings))
+        started.append(SlowServer(tiny_folder, **settings))
         return started[-1]
 
     yield start
@@ -84,19 +84,19 @@ def live(tiny_folder, monkeypatch):
         one.ended(10)
 
 
-def plain(url, body=LONG):
+def post(url, body=LONG):
     return httpx.post(f"{url}/generate", json=body, timeout=60)
 
 
-def streamed(url, path="/v1/completions"):
-    """The data of all events."""
+def stream(url, path="/v1/completions"):
+    """Return the data of all events of a streamed answer."""
     with httpx.stream("POST", url + path, json={**LONG, "stream": True}, timeout=60) as response:
         assert response.status_code == 200
         return [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
 
 
-def begun(port):
-    """Connections that say nothing, half a head, and half a body."""
+def unfinished_requests(port):
+    """Open connections that sent nothing, half a head, and half a body."""
     parts = (b"", b"POST /generate HTT", b"POST /generate HTTP/1.1\r\nHost: localhost\r\n"
              b"Content-Length: 99\r\n\r\n{")  # fmt: skip
     clients = [socket.create_connection(("127.0.0.1", port)) for _ in parts]
@@ -105,19 +105,19 @@ def begun(port):
     return clients
 
 
-def test_a_drain_lets_answers_end_and_refuses_what_is_new(live):
-    one = live(drain_seconds=30)
-    one.pause = 0.004
+def test_after_a_signal_running_requests_finish_and_new_ones_are_refused(start_server):
+    server = start_server(drain_seconds=30)
+    server.pause = 0.004
     with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
-        silent, *half = [stack.enter_context(client) for client in begun(one.port)]
-        answer, events = pool.submit(plain, one.url), pool.submit(streamed, one.url)
-        one.busy(2)
-        one.signal()
-        while (health := one.health()).status_code == 200:
+        silent, *half = [stack.enter_context(client) for client in unfinished_requests(server.port)]
+        answer, events = pool.submit(post, server.url), pool.submit(stream, server.url)
+        server.wait_until_busy(2)
+        server.signal()
+        while (health := server.health()).status_code == 200:
             time.sleep(0.01)
-        refused = plain(one.url)
-        assert one.engine.load().sequences
-        one.pause = 0.0
+        refused = post(server.url)
+        assert server.engine.load().sequences
+        server.pause = 0.0
         for response in (health, refused):
             assert response.status_code == 503
             assert response.headers["retry-after"] == "1"
@@ -125,8 +125,8 @@ def test_a_drain_lets_answers_end_and_refuses_what_is_new(live):
         assert answer.result().json()["usage"]["completion_tokens"] == 200
         assert events.result()[-1] == "[DONE]"
         assert "error" not in events.result()[-2]
-        assert one.ended(5)  # the half-sent ones do not hold it up
-        assert one.server.exit_code == 0
+        assert server.ended(5)  # requests that never came whole do not delay it
+        assert server.server.exit_code == 0
         assert silent.recv(1) == b""
         for client in half:
             assert client.recv(100).startswith(b"HTTP/1.1 503")
@@ -134,19 +134,19 @@ def test_a_drain_lets_answers_end_and_refuses_what_is_new(live):
 
 @pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("seconds", [0, 0.3])
-def test_at_the_end_of_the_drain_everybody_is_told(live, seconds, hangs):
-    one = live(drain_seconds=seconds)
-    one.pause = 0.05
+def test_requests_that_do_not_finish_in_time_get_an_error(start_server, seconds, hangs):
+    server = start_server(drain_seconds=seconds)
+    server.pause = 0.05
     with ThreadPoolExecutor(3) as pool:
-        answer = pool.submit(plain, one.url)
+        answer = pool.submit(post, server.url)
         streams = [
-            pool.submit(streamed, one.url, path) for path in ("/generate", "/v1/completions")
+            pool.submit(stream, server.url, path) for path in ("/generate", "/v1/completions")
         ]
-        one.busy(3)
-        one.pause = 5 if hangs else 0.05
+        server.wait_until_busy(3)
+        server.pause = 5 if hangs else 0.05
         time.sleep(0.2)
         began = time.monotonic()
-        one.signal()
+        server.signal()
         refused = answer.result()
         assert refused.status_code == 503, refused.text
         assert refused.json()["error"]["message"] == ENDING
@@ -155,18 +155,18 @@ def test_at_the_end_of_the_drain_everybody_is_told(live, seconds, hangs):
             assert json.loads(error)["error"]["message"] == ENDING
             assert done == "[DONE]"
         assert seconds <= time.monotonic() - began < seconds + 2.5
-        assert one.ended(5)
-        assert one.server.exit_code == 0
+        assert server.ended(5)
+        assert server.server.exit_code == 0
 
 
-def test_a_step_that_hangs_is_seen_and_forgiven(live, caplog):
-    one = live(stall_seconds=0.5)
-    one.pause = 3.0
-    assert one.health().status_code == 200
+def test_health_fails_while_a_step_hangs_and_recovers(start_server, caplog):
+    server = start_server(stall_seconds=0.5)
+    server.pause = 3.0
+    assert server.health().status_code == 200
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(plain, one.url, {**LONG, "max_tokens": 1})
+        answer = pool.submit(post, server.url, {**LONG, "max_tokens": 1})
         deadline = time.monotonic() + 10
-        while (found := one.health()).status_code == 200:
+        while (found := server.health()).status_code == 200:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert found.status_code == 503
@@ -174,27 +174,29 @@ def test_a_step_that_hangs_is_seen_and_forgiven(live, caplog):
         assert "one step for" in found.json()["error"]["message"]
         assert answer.result().status_code == 200
     time.sleep(0.3)
-    assert one.health().status_code == 200
+    assert server.health().status_code == 200
     found = [r.message for r in caplog.records if r.name == "server.http.server"]
     assert len(found) == 2, found
 
 
-def test_a_dead_engine_tells_everybody_and_ends_the_process(live, caplog, monkeypatch):
-    one = live(drain_seconds=30)
-    one.pause = 0.05
+def test_when_the_engine_dies_all_requests_get_an_error_and_the_process_ends(
+    start_server, caplog, monkeypatch
+):
+    server = start_server(drain_seconds=30)
+    server.pause = 0.05
     with ThreadPoolExecutor(2) as pool, caplog.at_level(logging.CRITICAL, "server.http"):
-        answer, events = pool.submit(plain, one.url), pool.submit(streamed, one.url)
-        one.busy(2)
+        answer, events = pool.submit(post, server.url), pool.submit(stream, server.url)
+        server.wait_until_busy(2)
         began = time.monotonic()
-        monkeypatch.setattr(one.engine, "_turn", lambda: 1 / 0)
+        monkeypatch.setattr(server.engine, "_turn", lambda: 1 / 0)
         assert answer.result().status_code == 503
         assert "the engine died" in json.loads(events.result()[-2])["error"]["message"]
         assert events.result()[-1] == "[DONE]"
         assert time.monotonic() - began < 2
-    assert one.ended(5)
-    assert one.server.exit_code == 1
+    assert server.ended(5)
+    assert server.server.exit_code == 1
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.CRITICAL] == [
-        f"ending: {one.engine.failure}"
+        f"ending: {server.engine.failure}"
     ]
 
 
@@ -204,15 +206,15 @@ def test_a_second_signal_ends_the_process_at_once(tiny_folder, tmp_path):
         TRIMTAB_THREADS="1", TRIMTAB_DRAIN_SECONDS="60",
     ).wait()  # fmt: skip
 
-    def ask_on():
+    def post_until_refused():
         with contextlib.suppress(httpx.HTTPError):
-            while plain(server.url).status_code == 200:
+            while post(server.url).status_code == 200:
                 pass
 
-    crowd = [threading.Thread(target=ask_on) for _ in range(16)]
-    clients = begun(server.port)
-    for one in crowd:
-        one.start()
+    crowd = [threading.Thread(target=post_until_refused) for _ in range(16)]
+    clients = unfinished_requests(server.port)
+    for thread in crowd:
+        thread.start()
     deadline = time.monotonic() + 20
     while not server.metrics()["trimtab_requests_running"]:
         assert time.monotonic() < deadline
@@ -223,13 +225,13 @@ def test_a_second_signal_ends_the_process_at_once(tiny_folder, tmp_path):
     assert server.process.wait(timeout=10) == 1
     assert time.monotonic() - began < 2
     assert "Traceback" not in server.log()
-    for one in crowd:
-        one.join()
+    for thread in crowd:
+        thread.join()
     for client in clients:
         client.close()
 
 
-def test_a_key_of_nothing_is_refused_before_anything_is_loaded(tmp_path):
+def test_an_empty_api_key_is_refused_before_the_model_is_loaded(tmp_path):
     found = subprocess.run(
         [sys.executable, "-m", "server.cli", "serve"], env={"TRIMTAB_API_KEY": " "},
         capture_output=True, text=True, timeout=60, check=False,
