@@ -1,6 +1,6 @@
-"""Statistics of one layer, one small class each, updated while batches run through it.
+"""Collectors of activation statistics of one layer, updated by hooks while batches run.
 
-Sums of a batch are taken in fp32 and added up in fp64, where small terms are not lost.
+Sums within a batch are in fp32; the sums over batches are in fp64, so that small terms count.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,44 +13,50 @@ from torch.utils.hooks import RemovableHandle
 from pruners.architecture import LocatedLayer, Shape
 
 UnpadFunction = Callable[[torch.Tensor], torch.Tensor]
-"""Takes `[rows, length, features]` of the current batch to fp32 `[tokens, features]`, unpadded."""
+"""Maps the current batch's activations `[rows, length, features]` to fp32 `[tokens, features]`
+without padding."""
 
 ModuleSelector = Callable[[LocatedLayer], nn.Module]
-"""Finds the module of a layer whose input or output is read."""
+"""Selects the module of a layer whose inputs or outputs are read."""
 
 
 class Collector(Protocol):
-    """Reads one statistic of one layer while batches run through it."""
+    """Gathers one statistic of one layer while batches run through it."""
 
-    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
-        """Hooks the layer; the hooks update the statistic with `valid` activations."""
+    def attach(self, layer: LocatedLayer, unpad: UnpadFunction) -> Sequence[RemovableHandle]:
+        """Register hooks that update the statistic from unpadded activations."""
         ...
 
 
 def down_projection(layer: LocatedLayer) -> nn.Module:
-    """The projection whose inputs are the FFN neurons."""
+    """Select `down`, whose inputs are the neurons."""
     return layer.mlp.down
 
 
 def output_projection(layer: LocatedLayer) -> nn.Module:
-    """The projection whose inputs are the features of all query heads."""
+    """Select `o`, whose inputs are the features of all query heads."""
     return layer.attention.o
 
 
 class InputMoments:
-    """First and second moment of each input feature of one linear module."""
+    """The first and second moment of each input feature of one linear module.
 
-    def __init__(self, features: int, site: ModuleSelector) -> None:
+    `features` is the number of input features, `select` finds the module in a layer.
+    """
+
+    def __init__(self, features: int, select: ModuleSelector) -> None:
         self.tokens = 0
-        self._site = site
+        self._select = select
         self._sum = torch.zeros(features, dtype=torch.float64)
         self._squares = torch.zeros(features, dtype=torch.float64)
 
-    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
-        def update(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._add(valid(args[0]))
+    def attach(self, layer: LocatedLayer, unpad: UnpadFunction) -> Sequence[RemovableHandle]:
+        """Register the hooks on `layer`."""
 
-        return [self._site(layer).register_forward_pre_hook(update)]
+        def update(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._add(unpad(args[0]))
+
+        return [self._select(layer).register_forward_pre_hook(update)]
 
     def _add(self, features: torch.Tensor) -> None:
         self.tokens += len(features)
@@ -59,87 +65,93 @@ class InputMoments:
 
     @property
     def mean(self) -> torch.Tensor:
-        """E[h], `[features]`."""
+        """Return `E[h]`, fp32 `[features]`."""
         return (self._sum / self.tokens).float()
 
     @property
     def second_moment(self) -> torch.Tensor:
-        """E[h^2], `[features]`."""
+        """Return `E[h^2]`, fp32 `[features]`."""
         return (self._squares / self.tokens).float()
 
     @property
     def variance(self) -> torch.Tensor:
-        """E[h^2] - E[h]^2, `[features]`."""
+        """Return `E[h^2] - E[h]^2`, fp32 `[features]`."""
         mean = self._sum / self.tokens
         return (self._squares / self.tokens - mean.square()).clamp(min=0).float()
 
 
 class OutputMoments(InputMoments):
-    """The same moments of each output feature."""
+    """The first and second moment of each output feature of one linear module."""
 
-    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, unpad: UnpadFunction) -> Sequence[RemovableHandle]:
+        """Register the hooks on `layer`."""
+
         def update(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            self._add(valid(output))
+            self._add(unpad(output))
 
-        return [self._site(layer).register_forward_hook(update)]
+        return [self._select(layer).register_forward_hook(update)]
 
 
 class SecondMomentMatrix:
-    """The mean and the full matrix `E[h h^T]` of the inputs of one linear module.
+    """The mean `E[h]` and the full matrix `E[h h^T]` of the inputs of one linear module.
 
-    8 bytes an entry: hold one layer's at a time.
+    The matrix takes `8 * features^2` bytes, so only one layer's should be held at a time.
     """
 
-    def __init__(self, features: int, site: ModuleSelector) -> None:
+    def __init__(self, features: int, select: ModuleSelector) -> None:
         self.tokens = 0
-        self._site = site
+        self._select = select
         self._sum = torch.zeros(features, dtype=torch.float64)
         self._products = torch.zeros(features, features, dtype=torch.float64)
 
-    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, unpad: UnpadFunction) -> Sequence[RemovableHandle]:
+        """Register the hooks on `layer`."""
+
         def update(module: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs = valid(args[0])
+            inputs = unpad(args[0])
             self.tokens += len(inputs)
             self._sum += inputs.sum(0).double().cpu()
             self._products += (inputs.T @ inputs).cpu()
 
-        return [self._site(layer).register_forward_pre_hook(update)]
+        return [self._select(layer).register_forward_pre_hook(update)]
 
     @property
     def mean(self) -> torch.Tensor:
-        """E[h], fp64 `[features]`."""
+        """Return `E[h]`, fp64 `[features]`."""
         return self._sum / self.tokens
 
     @property
     def matrix(self) -> torch.Tensor:
-        """E[h h^T], fp64 `[features, features]`, positive semi-definite."""
+        """Return `E[h h^T]`, fp64 `[features, features]`, positive semi-definite."""
         return self._products / self.tokens
 
 
 class InputActivations:
-    """All inputs of one module, for those that want them raw; `parts` are `[tokens, features]`."""
+    """All inputs of one module, for scorers that need raw activations."""
 
-    def __init__(self, site: ModuleSelector) -> None:
-        self._site = site
-        self.parts: list[torch.Tensor] = []
+    def __init__(self, select: ModuleSelector) -> None:
+        self._select = select
+        self._batches: list[torch.Tensor] = []
 
-    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, unpad: UnpadFunction) -> Sequence[RemovableHandle]:
+        """Register the hooks on `layer`."""
+
         def update(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self.parts.append(valid(args[0]).cpu())
+            self._batches.append(unpad(args[0]).cpu())
 
-        return [self._site(layer).register_forward_pre_hook(update)]
+        return [self._select(layer).register_forward_pre_hook(update)]
 
     @property
-    def all(self) -> torch.Tensor:
-        """fp32 `[tokens, features]`."""
-        return torch.cat(self.parts)
+    def tensor(self) -> torch.Tensor:
+        """Return the inputs of all tokens, fp32 `[tokens, features]`, on the CPU."""
+        return torch.cat(self._batches)
 
 
 class ResidualCosine:
-    """Mean cosine between the residual stream before and after: the layer and both sub-blocks.
+    """The mean cosine between the residual stream before and after a layer and each of its blocks.
 
-    What a sub-block adds is read where it joins the stream, so that no family's forward is copied.
-    Where a norm stands behind the sum, as in BERT, it counts to the MLP.
+    A block's contribution is read from the module that adds it to the stream, so that this works in
+    every family. A norm after the residual sum, as in BERT, counts as part of the MLP block.
     """
 
     def __init__(self) -> None:
@@ -148,22 +160,25 @@ class ResidualCosine:
         self._before = torch.empty(0)
         self._added = torch.empty(0)
 
-    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, unpad: UnpadFunction) -> Sequence[RemovableHandle]:
+        """Register the hooks on `layer`."""
+
         def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._before = valid(args[0])
+            self._before = unpad(args[0])
 
         def add(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            self._added = valid(output)
+            self._added = unpad(output)
 
         def leave(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            before, between, after = self._before, self._before + self._added, valid(output)
+            before, after = self._before, unpad(output)
+            between = before + self._added
             self.tokens += len(after)
-            for name, one, other in (
+            for name, start, end in (
                 ("layer", before, after),
                 ("attention", before, between),
                 ("mlp", between, after),
             ):
-                self._sums[name] += float(torch.cosine_similarity(one, other).double().sum())
+                self._sums[name] += float(torch.cosine_similarity(start, end).double().sum())
 
         return [
             layer.module.register_forward_pre_hook(enter),
@@ -172,34 +187,40 @@ class ResidualCosine:
         ]
 
     def influence(self, part: str) -> float:
-        """`1 - E[cos]` of `layer`, `attention` or `mlp`: 0 where the stream is only rescaled."""
+        """Return `1 - E[cos(before, after)]` of `layer`, `attention` or `mlp`, from 0 to 2.
+
+        It is 0 if the residual stream is only rescaled.
+        """
         return 1 - self._sums[part] / self.tokens
 
 
 class HeadEntropy:
-    """Entropy of each head's attention over the entropy of uniform attention, averaged.
+    """The mean over queries of `H / log(keys)`, for each query head.
 
-    Normalised by `log(keys)` of each query, so that it does not grow with the length of a prompt;
-    the KL divergence to uniform attention is one minus it, in the same unit. Queries with a single
-    key are left out. Needs the model's eager attention, which returns its weights.
+    `H` is the entropy of a query's attention weights and `log(keys)` that of uniform attention over
+    the keys it may see, so that the value does not grow with the length of a prompt. One minus it
+    is the KL divergence to uniform attention in the same unit. Queries with a single key are left
+    out. The model must use eager attention, which returns its weights.
     """
 
     def __init__(self, shape: Shape) -> None:
         self._sum = torch.zeros(shape.heads, dtype=torch.float64)
         self._count = torch.zeros(shape.heads, dtype=torch.float64)
 
-    def attach(self, layer: LocatedLayer, valid: UnpadFunction) -> Sequence[RemovableHandle]:
+    def attach(self, layer: LocatedLayer, unpad: UnpadFunction) -> Sequence[RemovableHandle]:
+        """Register the hooks on `layer`."""
+
         def update(module: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
             weights = output[1].float()  # [rows, heads, query, key]
-            keys = (weights > 0).sum(-1)  # what is masked has weight zero
+            keys = (weights > 0).sum(-1)  # masked keys have weight 0
             entropy = torch.special.entr(weights).sum(-1) / keys.clamp(min=2).log()
-            seen = valid(keys.transpose(1, 2)) > 1
-            self._sum += (valid(entropy.transpose(1, 2)) * seen).sum(0).double().cpu()
-            self._count += seen.sum(0).double().cpu()
+            counted = unpad(keys.transpose(1, 2)) > 1
+            self._sum += (unpad(entropy.transpose(1, 2)) * counted).sum(0).double().cpu()
+            self._count += counted.sum(0).double().cpu()
 
         return [layer.attention.module.register_forward_hook(update)]
 
     @property
     def heads(self) -> torch.Tensor:
-        """One value a query head, `[heads]`, from 0 (one key) to 1 (uniform)."""
+        """Return one value for each query head, fp32 `[heads]`, from 0 (one key) to 1 (uniform)."""
         return (self._sum / self._count).float()

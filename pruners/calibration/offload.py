@@ -1,4 +1,4 @@
-"""A model at home in CPU memory whose layers are computed on another device, one at a time."""
+"""Run a model that stays in CPU memory on another device, one layer at a time."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -13,24 +13,24 @@ from pruners.architecture import LocatedModel
 
 @contextmanager
 def offload_layers(located: LocatedModel, device: torch.device) -> Iterator[None]:
-    """While open, a layer or the head goes to `device` for a call and comes back after it.
+    """Move each layer and the head to `device` for the time of its call, while open.
 
-    So the device needs room for one of them, its statistics and a batch. What passes between layers
-    stays at home. Without gradients, which would need weights that have left.
+    The device needs memory for one of them, its statistics and a batch. Activations between layers
+    stay on the model's own device. Gradients do not work, since the weights move away again.
     """
     modules = [*(layer.module for layer in located.layers), located.head]
     try:
         for module in modules:
-            # An attribute of the instance shadows the class's `forward` until it is deleted; hooks
-            # on the module itself still see tensors at home.
-            vars(module)["forward"] = _away(module, device)
+            # An instance attribute shadows the class's `forward` until it is deleted. Hooks on the
+            # module itself still receive tensors on its own device.
+            vars(module)["forward"] = _forward_on(module, device)
         yield
     finally:
         for module in modules:
             vars(module).pop("forward", None)
 
 
-def _away(module: nn.Module, device: torch.device) -> Callable[..., torch.Tensor]:
+def _forward_on(module: nn.Module, device: torch.device) -> Callable[..., torch.Tensor]:
     forward = module.forward
 
     @functools.wraps(forward)

@@ -1,7 +1,7 @@
-"""One streaming pass over calibration rows, layer by layer, that gathers what scorers need.
+"""One pass over calibration rows that gathers statistics layer by layer.
 
-A statistic is a small `Collector` that hooks one layer. The pass walks one layer at a time through
-all batches, so that only that layer's statistics exist and only it needs to be in fast memory.
+A `Collector` gathers one statistic of one layer. All batches run through one layer before the next
+begins, so that only one layer's statistics are held and only one layer needs to be on the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ LayerCollectors = TypeVar("LayerCollectors", bound=Sequence[Collector])
 
 @dataclass(frozen=True, slots=True)
 class LayerStatistics:
-    """What was seen in one layer: `ffn` at the input of `down`, `heads` at the input of `o`."""
+    """Moments of one layer: `ffn` of the inputs of `down`, `heads` of the inputs of `o`."""
 
     ffn: InputMoments
     heads: InputMoments
@@ -38,17 +38,20 @@ class LayerStatistics:
 def calibrate(
     located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
 ) -> list[LayerStatistics]:
-    """Statistics of every layer over all tokens of `rows` (1-D, ragged), padding excluded."""
+    """Return the statistics of every layer over all tokens of `rows`.
+
+    Each row is int64 `[tokens]`; lengths may differ, and padding is not counted.
+    """
     shape = located.shape
 
-    def watch(_: int) -> tuple[InputMoments, InputMoments]:
+    def make_collectors(_: int) -> tuple[InputMoments, InputMoments]:
         return InputMoments(shape.ffn, down_projection), InputMoments(
             shape.heads * shape.head_dim, output_projection
         )
 
     return [
-        LayerStatistics(*seen)
-        for _, seen in collect_by_layer(located, rows, watch, progress=progress)
+        LayerStatistics(*moments)
+        for _, moments in collect_by_layer(located, rows, make_collectors, progress=progress)
     ]
 
 
@@ -56,37 +59,37 @@ def calibrate(
 def collect_by_layer(
     located: LocatedModel,
     rows: Sequence[torch.Tensor],
-    watch: Callable[[int], LayerCollectors],
+    make_collectors: Callable[[int], LayerCollectors],
     *,
     pruned_upstream: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, LayerCollectors]]:
-    """Yields each layer's index and its collectors, filled, as soon as the layer is done.
+    """Yield each layer's index and its filled collectors as soon as the layer is done.
 
-    `watch(l)` makes the collectors of layer `l`; drop them when handled, and one layer's are all
-    that is held. With `pruned_upstream`, a layer is run again after it was yielded, so that what
-    the caller did to it by then (a mask, a correction) reaches the layers behind it.
+    `make_collectors(l)` makes the collectors of layer `l`. If the caller drops them after use, only
+    one layer's are in memory. With `pruned_upstream`, each layer runs again after it was yielded,
+    so that the caller's changes to it (a mask, a correction) reach the later layers.
     """
     inputs = list(make_batches(rows))
     replays = [record_layer_calls(located, batch) for batch in inputs]
     hidden = [run.hidden for run in replays]
     for index in track(range(len(located.layers)), "Calibrating", progress):
-        watching = watch(index)
+        collectors = make_collectors(index)
         before = list(hidden)
         for i, (batch, run) in enumerate(zip(inputs, replays, strict=True)):
-            with _watched(located, index, watching, _valid(batch.valid)):
+            with _attached(located, index, collectors, _unpad_function(batch.valid)):
                 hidden[i] = run.layer(located, index, before[i])
-        yield index, watching
+        yield index, collectors
         if pruned_upstream:
             pairs = zip(replays, before, strict=True)
             hidden = [run.layer(located, index, state) for run, state in pairs]
 
 
 @contextmanager
-def _watched(
-    located: LocatedModel, index: int, collectors: Sequence[Collector], valid: UnpadFunction
+def _attached(
+    located: LocatedModel, index: int, collectors: Sequence[Collector], unpad: UnpadFunction
 ) -> Iterator[None]:
-    handles = [h for c in collectors for h in c.attach(located.layers[index], valid)]
+    handles = [h for c in collectors for h in c.attach(located.layers[index], unpad)]
     try:
         yield
     finally:
@@ -94,7 +97,7 @@ def _watched(
             handle.remove()
 
 
-def _valid(real: torch.Tensor) -> UnpadFunction:
-    # Flat, as some families join rows and positions inside a block.
+def _unpad_function(real: torch.Tensor) -> UnpadFunction:
+    # Flattened, since some families join rows and positions within a block.
     flat = real.flatten()
     return lambda activations: activations.flatten(0, -2)[flat.to(activations.device)].float()

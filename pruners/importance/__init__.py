@@ -1,7 +1,7 @@
-"""Scorers, one small class a file.
+"""Importance scores of neurons, KV groups, blocks and layers; one small class a module.
 
-Those that need weights and moments only are an `MomentScorer`, scored many at a time from one pass;
-a `Scorer` sees the rows itself. `scorer(name)` finds either.
+A `MomentScorer` needs only weights and moments, so that one pass over the rows serves many. A
+`Scorer` reads the rows itself. `make_scorer(name)` gives a `Scorer` for every name.
 """
 
 from pruners.importance.activation_norm import ActivationNorm

@@ -1,4 +1,4 @@
-"""The variance of activations, a baseline."""
+"""The variance of activations, as a baseline."""
 
 import torch
 
@@ -8,13 +8,16 @@ from pruners.importance.base import sum_per_group
 
 
 class ActivationVariance:
-    """`Var(h_j)`: how much a unit's activation changes over tokens, blind to its weights.
+    """Scores input `j` of `down` or `o` by `Var(h_j)` over tokens; weights are ignored.
 
-    A criterion of Slimformers and slim-model, taken at the input of `down` and `o`.
+    A group's score is the sum over its features. It is a criterion of the libraries Slimformers and
+    slim-model.
     """
 
     def ffn(self, layer: LocatedLayer, statistics: LayerStatistics) -> torch.Tensor:
+        """Return the score of each neuron, `[ffn]`."""
         return statistics.ffn.variance
 
     def kv(self, layer: LocatedLayer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
+        """Return the score of each key/value group, `[kv_groups]`."""
         return sum_per_group(statistics.heads.variance, shape)

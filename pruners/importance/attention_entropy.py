@@ -1,4 +1,4 @@
-"""slim-model: attention that looks everywhere says little."""
+"""The entropy of attention, as in slim-model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,41 +18,46 @@ from pruners.importance.base import (
 
 
 class AttentionEntropy:
-    """`1 - H / log(keys)`, the mean over a group's heads: flat attention goes first.
+    """Scores a KV group by `1 - H / log(keys)`, the mean over its heads and all queries.
 
-    The entropy criterion of slim-model, normalised by the number of keys, without which it ranks
-    prompts by their length; this is also its KL to uniform attention, normalised alike. Entropy
-    says nothing of neurons: they are scored as by `ActivationNorm`.
+    `H` is the entropy in nats of a query's attention over `keys` keys, so heads that attend
+    uniformly are removed first. It is the entropy criterion of the library slim-model, divided by
+    its maximum so that it does not depend on the length of prompts. Neurons have no entropy; they
+    are scored like `ActivationNorm`.
     """
 
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> ImportanceScores:
+        """Return the scores of all units."""
         shape = located.shape
 
-        def watch(_: int) -> tuple[InputMoments, HeadEntropy]:
+        def make_collectors(_: int) -> tuple[InputMoments, HeadEntropy]:
             return InputMoments(shape.ffn, down_projection), HeadEntropy(shape)
 
         with eager_attention(located):
-            seen = [pair for _, pair in collect_by_layer(located, rows, watch, progress=progress)]
+            collected = [
+                pair
+                for _, pair in collect_by_layer(located, rows, make_collectors, progress=progress)
+            ]
         return stack_scores(
             [
                 neurons.second_moment.sqrt() * input_column_norms(layer.mlp.down)
-                for layer, (neurons, _) in zip(located.layers, seen, strict=True)
+                for layer, (neurons, _) in zip(located.layers, collected, strict=True)
             ],
             [
                 sum_per_group(1 - entropy.heads, shape) / shape.queries_per_group
-                for _, entropy in seen
+                for _, entropy in collected
             ],
         )
 
 
 @contextmanager
 def eager_attention(located: LocatedModel) -> Iterator[None]:
-    """The model's attention returns its weights while the context is open."""
-    before = located.model.config._attn_implementation
+    """Make the model's attention return its weights while the context is open."""
+    previous = located.model.config._attn_implementation
     located.model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        located.model.set_attn_implementation(before)
+        located.model.set_attn_implementation(previous)

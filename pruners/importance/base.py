@@ -1,4 +1,4 @@
-"""The protocols of scorers, and the order that scores give."""
+"""The protocols of scorers, and the scores and orders that they give."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,88 +15,100 @@ from pruners.support.errors import UserError
 
 
 class ImportanceError(UserError):
-    """A scorer is unknown, or what a user's callable returned makes no order. One clear line."""
+    """A scorer is unknown, or a user's callable returned no valid indices. One line."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImportanceScores:
-    """fp32, higher is kept longer: `ffn` is `[layers, ffn]`, `kv` is `[layers, kv_groups]`."""
+    """Scores of all units: `ffn` fp32 `[layers, ffn]`, `kv` fp32 `[layers, kv_groups]`.
+
+    Units of higher scores are kept longer.
+    """
 
     ffn: torch.Tensor
     kv: torch.Tensor
 
     def order(self) -> Order:
-        """Each layer's units by falling score; ties keep their place."""
-        return Order(_falling(self.ffn), _falling(self.kv))
+        """Return each layer's units by falling score; equal scores keep their order."""
+        return Order(_argsort_falling(self.ffn), _argsort_falling(self.kv))
 
 
 class MomentScorer(Protocol):
-    """Scores the units of one layer from its weights and moments; higher is kept longer."""
+    """Scores the units of one layer from its weights and moments.
+
+    Units of higher scores are kept longer.
+    """
 
     def ffn(self, layer: LocatedLayer, statistics: LayerStatistics) -> torch.Tensor:
-        """One score a neuron, `[ffn]`."""
+        """Return the score of each neuron, `[ffn]`."""
         ...
 
     def kv(self, layer: LocatedLayer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
-        """One score a key/value group with its query heads, `[kv_groups]`."""
+        """Return the score of each key/value group with its query heads, `[kv_groups]`."""
         ...
 
 
 class Scorer(Protocol):
-    """Scores a model by whatever it needs to see of `rows` (1-D token ids, ragged)."""
-
-    def __call__(
-        self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
-    ) -> ImportanceScores: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ScorerFromMoments:
-    """Makes a scorer of an `MomentScorer`: one streaming pass for its moments."""
-
-    importance: MomentScorer
+    """Scores all units of a model from rows of token ids, each int64 `[tokens]`."""
 
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> ImportanceScores:
-        return score_from_moments(located, calibrate(located, rows, progress), self.importance)
+        """Return the scores of all units."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerFromMoments:
+    """A `Scorer` that gathers the moments for a `MomentScorer` in one pass over the rows."""
+
+    scorer: MomentScorer
+
+    def __call__(
+        self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
+    ) -> ImportanceScores:
+        """Return the scores of all units."""
+        return score_from_moments(located, calibrate(located, rows, progress), self.scorer)
 
 
 @torch.no_grad()
 def score_from_moments(
-    located: LocatedModel, statistics: Sequence[LayerStatistics], importance: MomentScorer
+    located: LocatedModel, statistics: Sequence[LayerStatistics], scorer: MomentScorer
 ) -> ImportanceScores:
-    """Scores every layer from moments that were gathered once for many scorers."""
+    """Return the scores of all units from moments that were gathered before."""
     pairs = list(zip(located.layers, statistics, strict=True))
     return stack_scores(
-        [importance.ffn(layer, seen) for layer, seen in pairs],
-        [importance.kv(layer, seen, located.shape) for layer, seen in pairs],
+        [scorer.ffn(layer, moments) for layer, moments in pairs],
+        [scorer.kv(layer, moments, located.shape) for layer, moments in pairs],
     )
 
 
 def rank_from_moments(
-    located: LocatedModel, statistics: Sequence[LayerStatistics], importance: MomentScorer
+    located: LocatedModel, statistics: Sequence[LayerStatistics], scorer: MomentScorer
 ) -> Order:
-    """Orders each layer's neurons and groups by falling score; ties keep their place."""
-    return score_from_moments(located, statistics, importance).order()
+    """Return each layer's neurons and groups by falling score; equal scores keep their order."""
+    return score_from_moments(located, statistics, scorer).order()
 
 
 def stack_scores(ffn: Sequence[torch.Tensor], kv: Sequence[torch.Tensor]) -> ImportanceScores:
-    """Scores of a model from those of its layers."""
+    """Return a model's scores from those of its layers, `[ffn]` and `[kv_groups]` each."""
     return ImportanceScores(
         torch.stack(list(ffn)).float().cpu(), torch.stack(list(kv)).float().cpu()
     )
 
 
 def sum_per_group(scores: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """Sums scores of attention features, `[heads * head_dim]`, over each KV group's query heads."""
+    """Sum scores of attention features over each group's query heads.
+
+    The scores are `[heads * head_dim]`, the result is `[kv_groups]`.
+    """
     return scores.reshape(shape.kv_groups, -1).sum(1)
 
 
 def input_column_norms(linear: nn.Linear) -> torch.Tensor:
-    """L2 norm of the weights that each input feature meets, `[in]`."""
+    """Return the L2 norm of each column of the weight, fp32 `[in]`."""
     return linear.weight.detach().float().norm(dim=0).cpu()
 
 
-def _falling(scores: torch.Tensor) -> torch.Tensor:
+def _argsort_falling(scores: torch.Tensor) -> torch.Tensor:
     return scores.argsort(dim=1, descending=True, stable=True)

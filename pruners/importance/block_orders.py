@@ -1,4 +1,4 @@
-"""Which layers or sub-blocks to skip by a score alone, beside the greedy choice of `depth`."""
+"""Orders of layers and blocks by a score alone: which to skip first."""
 
 from collections.abc import Sequence
 
@@ -13,59 +13,63 @@ from pruners.variant import PARTS, Block
 
 
 def last_layers(located: LocatedModel) -> tuple[int, ...]:
-    """Layers from the last to the first: the baseline of early exit."""
+    """Return the layers from the last to the first, as early exit skips them."""
     return tuple(reversed(range(len(located.layers))))
 
 
 def layer_influence(
     located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
 ) -> tuple[int, ...]:
-    """Layers by rising block influence, `1 - E[cos(input, output)]`.
+    """Return the layers by rising block influence, `1 - E[cos(input, output)]`.
 
-    ShortGPT (Men et al. 2024, arXiv 2403.03853): the layer that turns the residual stream least
-    goes first.
+    The layer that changes the direction of the residual stream least is skipped first: ShortGPT
+    (Men et al. 2024, arXiv 2403.03853).
     """
-    seen = _cosines(located, rows, progress)
-    return tuple(sorted(range(len(seen)), key=lambda layer: seen[layer].influence("layer")))
+    cosines = _cosines(located, rows, progress)
+    return tuple(sorted(range(len(cosines)), key=lambda layer: cosines[layer].influence("layer")))
 
 
 def block_influence(
     located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
 ) -> tuple[Block, ...]:
-    """Attention and MLP sub-blocks of all layers, together, by rising influence.
+    """Return the attention and MLP blocks of all layers in one order of rising influence.
 
-    LLM-Drop (He et al. 2024, arXiv 2406.15786): block influence for each sub-block.
+    It is block influence taken for each block: LLM-Drop (He et al. 2024, arXiv 2406.15786).
     """
-    seen = _cosines(located, rows, progress)
-    blocks = [Block(layer, part) for layer in range(len(seen)) for part in PARTS]
-    return tuple(sorted(blocks, key=lambda block: seen[block.layer].influence(block.part)))
+    cosines = _cosines(located, rows, progress)
+    blocks = [Block(layer, part) for layer in range(len(cosines)) for part in PARTS]
+    return tuple(sorted(blocks, key=lambda block: cosines[block.layer].influence(block.part)))
 
 
 def attention_entropy(
     located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
 ) -> tuple[Block, ...]:
-    """Attention sub-blocks by falling entropy over `log(keys)`, the mean over heads.
+    """Return the attention blocks by falling `H / log(keys)`, the mean over heads and queries.
 
-    slim-model: the flattest attention goes first; normalised, so that prompts of any length count
-    alike.
+    `H` is the entropy of a query's attention over `keys` keys; the most uniform attention is
+    skipped first. It is the criterion of the library slim-model, divided by its maximum so that
+    it does not depend on the length of prompts.
     """
 
-    def watch(_: int) -> tuple[HeadEntropy]:
+    def make_collectors(_: int) -> tuple[HeadEntropy]:
         return (HeadEntropy(located.shape),)
 
     with eager_attention(located):
-        seen = [
+        entropies = [
             float(entropy.heads.mean())
-            for _, (entropy,) in collect_by_layer(located, rows, watch, progress=progress)
+            for _, (entropy,) in collect_by_layer(located, rows, make_collectors, progress=progress)
         ]
-    layers = sorted(range(len(seen)), key=lambda layer: -seen[layer])
+    layers = sorted(range(len(entropies)), key=lambda layer: -entropies[layer])
     return tuple(Block(layer, "attention") for layer in layers)
 
 
 def _cosines(
     located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None
 ) -> list[ResidualCosine]:
-    def watch(_: int) -> tuple[ResidualCosine]:
+    def make_collectors(_: int) -> tuple[ResidualCosine]:
         return (ResidualCosine(),)
 
-    return [cosine for _, (cosine,) in collect_by_layer(located, rows, watch, progress=progress)]
+    return [
+        cosine
+        for _, (cosine,) in collect_by_layer(located, rows, make_collectors, progress=progress)
+    ]

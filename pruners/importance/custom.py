@@ -1,4 +1,4 @@
-"""A user's own criterion."""
+"""Scores from a user's own callable."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,17 +11,21 @@ from pruners.calibration.statistics import collect_by_layer
 from pruners.importance.base import ImportanceError, ImportanceScores, stack_scores
 
 PruningStrategy = Callable[[torch.Tensor, float], tuple[Sequence[int] | torch.Tensor, int]]
-"""`(activations, sparsity) -> (keep, total)`, as in Slimformers: indices of the units to keep."""
+"""`(activations, sparsity) -> (keep, total)`, as in Slimformers.
+
+`activations` are fp32 `[1, tokens, units]`, `sparsity` is the share of units to remove, `keep` are
+the indices of the units to keep, and `total` is the number of units.
+"""
 
 
 class CustomScorer:
-    """Asks a user's callable at several sparsities; a unit scores by how often it is kept.
+    """Scores a unit by the number of sparsities at which a user's callable keeps it.
 
-    The plug-in contract of Slimformers. Activations are fp32 `[1, tokens, units]`: inputs of
-    `down` for neurons, the mean magnitude over its features of each KV group at the input of `o`.
-    A callable that keeps different units at different sparsities still gives one nested order.
-    All activations of one layer are held at a time. Raises `ImportanceError` if what comes back
-    is not a set of indices.
+    The callable has the plug-in interface of the library Slimformers. It receives the inputs of
+    `down` for neurons, and for KV groups the mean of `|h|` over each group's features at the input
+    of `o`. The order is nested even if the callable's choices at different sparsities are not. All
+    activations of one layer are in memory at a time. Raises `ImportanceError` if the callable does
+    not return distinct indices.
     """
 
     def __init__(
@@ -35,13 +39,17 @@ class CustomScorer:
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> ImportanceScores:
-        def watch(_: int) -> tuple[InputActivations, InputActivations]:
+        """Return the scores of all units."""
+
+        def make_collectors(_: int) -> tuple[InputActivations, InputActivations]:
             return InputActivations(down_projection), InputActivations(output_projection)
 
         ffn, kv = [], []
-        for _, (neurons, heads) in collect_by_layer(located, rows, watch, progress=progress):
-            ffn.append(self._score(neurons.all))
-            groups = heads.all.unflatten(1, (located.shape.kv_groups, -1))
+        for _, (neurons, heads) in collect_by_layer(
+            located, rows, make_collectors, progress=progress
+        ):
+            ffn.append(self._score(neurons.tensor))
+            groups = heads.tensor.unflatten(1, (located.shape.kv_groups, -1))
             kv.append(self._score(groups.abs().mean(-1)))
         return stack_scores(ffn, kv)
 

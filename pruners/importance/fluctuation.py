@@ -1,4 +1,4 @@
-"""FLAP: what a constant cannot replace."""
+"""FLAP's fluctuation score."""
 
 import torch
 
@@ -8,15 +8,18 @@ from pruners.importance.base import input_column_norms, sum_per_group
 
 
 class Fluctuation:
-    """`Var(h_j) * ||W[:, j]||^2`: the power that is left when a bias takes over a unit's mean.
+    """Scores input `j` of `down` or `o` by `Var(h_j) * ||W[:, j]||_2^2`.
 
-    The weighted input feature variance (WIFV) of FLAP (An et al. 2024, arXiv 2312.11983); a head's
-    score is the sum over its features. Made for use with bias compensation.
+    It is the error that remains when a bias replaces the unit's mean output, so it suits bias
+    compensation. A group's score is the sum over its features. It is the weighted input feature
+    variance (WIFV) of FLAP (An et al. 2024, arXiv 2312.11983).
     """
 
     def ffn(self, layer: LocatedLayer, statistics: LayerStatistics) -> torch.Tensor:
+        """Return the score of each neuron, `[ffn]`."""
         return statistics.ffn.variance * input_column_norms(layer.mlp.down).square()
 
     def kv(self, layer: LocatedLayer, statistics: LayerStatistics, shape: Shape) -> torch.Tensor:
+        """Return the score of each key/value group, `[kv_groups]`."""
         columns = statistics.heads.variance * input_column_norms(layer.attention.o).square()
         return sum_per_group(columns, shape)

@@ -1,4 +1,4 @@
-"""Slimformers: heads by their mean query."""
+"""The mean query of each head, the default criterion of Slimformers."""
 
 from collections.abc import Sequence
 
@@ -12,26 +12,29 @@ from pruners.importance.base import ImportanceScores, stack_scores, sum_per_grou
 
 
 class MeanQuery:
-    """`|E[q]|` over a group's query features; neurons by their mean activation `|E[h_j]|`.
+    """Scores a KV group by the sum of `|E[q_j]|` over its query features, a neuron by `|E[h_j]|`.
 
-    The two default criteria of Slimformers. It divides a packed projection into heads and crashes
-    on grouped queries; here a KV group is scored with all its query heads.
+    `q` is the output of the query projection, `h` the input of `down`. These are the two default
+    criteria of the library Slimformers, extended to packed projections and grouped queries.
     """
 
     def __call__(
         self, located: LocatedModel, rows: Sequence[torch.Tensor], progress: Progress | None = None
     ) -> ImportanceScores:
+        """Return the scores of all units."""
         shape = located.shape
 
-        def watch(_: int) -> tuple[InputMoments, OutputMoments]:
+        def make_collectors(_: int) -> tuple[InputMoments, OutputMoments]:
             return InputMoments(shape.ffn, down_projection), OutputMoments(
                 shape.heads * shape.head_dim, _query
             )
 
-        seen = [pair for _, pair in collect_by_layer(located, rows, watch, progress=progress)]
+        moments = [
+            pair for _, pair in collect_by_layer(located, rows, make_collectors, progress=progress)
+        ]
         return stack_scores(
-            [neurons.mean.abs() for neurons, _ in seen],
-            [sum_per_group(queries.mean.abs(), shape) for _, queries in seen],
+            [neurons.mean.abs() for neurons, _ in moments],
+            [sum_per_group(queries.mean.abs(), shape) for _, queries in moments],
         )
 
 

@@ -1,4 +1,4 @@
-"""Scorers by the names that a user types."""
+"""Scorers and orders by the names that users give."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -39,7 +39,7 @@ SCORERS: dict[str, Callable[[int], Scorer]] = {
     "mean-query": lambda _: MeanQuery(),
     "attention-entropy": lambda _: AttentionEntropy(),
 }
-"""Each makes its scorer from a seed, which only chance needs."""
+"""Makes each scorer from a seed, which only `random` uses."""
 
 TokenRows: TypeAlias = Sequence[torch.Tensor]
 
@@ -47,17 +47,17 @@ LAYER_ORDERS: dict[str, Callable[[LocatedModel, TokenRows, Progress | None], tup
     "block-influence": layer_influence,
     "last": lambda located, _, __: last_layers(located),
 }
-"""Layers by a score alone, the first to skip first; `depth.greedy_layers` chooses by KL."""
+"""Orders of layers by a score alone, the first to skip first."""
 
 BLOCK_ORDERS: dict[str, Callable[[LocatedModel, TokenRows, Progress | None], tuple[Block, ...]]] = {
     "block-influence": block_influence,
     "attention-entropy": attention_entropy,
 }
-"""Sub-blocks by a score alone; `depth.greedy_blocks` chooses by KL."""
+"""Orders of blocks by a score alone, the first to skip first."""
 
 
 def make_scorer(name: str, seed: int = 0) -> Scorer:
-    """The scorer of this name. Raises `ImportanceError`, listing the names there are."""
+    """Return the scorer of this name. Raises `ImportanceError` with all names for any other."""
     if name not in SCORERS:
         raise ImportanceError(f"no importance '{name}'; there are: {', '.join(SCORERS)}")
     return SCORERS[name](seed)
