@@ -6,7 +6,7 @@ import pytest
 
 from pruners.architecture import Shape
 from pruners.variant import base_spec
-from server.app import stall_seconds
+from server.assembly import stall_seconds
 from server.settings import Settings
 
 BASE = base_spec(

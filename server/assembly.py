@@ -1,0 +1,228 @@
+"""Builds the parts of a server from its settings: telemetry, engine, controller and logs.
+
+Nothing here knows of HTTP; `server/app.py` adds the routes.
+"""
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from controller import Controller, StepRecord, StepTimeModel
+from controller.audit import AuditLog
+from policies import ExploringPolicy, Objectives, Policy
+from policies.registry import named_policy
+from pruners.artefact.table import Table
+from pruners.variant import BASE, VariantSpec
+from server.api.prompt.chat_template import open_template
+from server.api.prompt.encoder import PromptEncoder
+from server.api.prompt.processor import PromptProcessor
+from server.api.request_log import RequestLog
+from server.catalogue import build_catalogue, open_sensitivity
+from server.engine.backends.pytorch.linear import nbytes
+from server.engine.engine import Engine
+from server.engine.loading.load import LoadedModel
+from server.engine.runner import Runner
+from server.engine.runner_factory import build_runner
+from server.engine.warmup import measure_steps
+from server.settings import Settings
+from server.shadow.monitor import ShadowMonitor
+from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, default_sampler
+
+_JOIN_SECONDS = 1.0  # that the engine's step in progress has, at the end
+_MIN_STALL_SECONDS, _STALL_STEPS = 5.0, 10  # a step that takes longer than both hangs
+
+
+class Monitoring:
+    """Readings of the machine and the server's metrics. The sampler starts at once."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        sampler.start()
+        self.registry = CollectorRegistry()
+        self.metrics = ServerMetrics(self.registry)
+        self.registry.register(TelemetryCollector(sampler.latest))
+
+    def snapshot(self) -> Snapshot:
+        """Return the latest readings of the machine."""
+        latest = self._sampler.latest()
+        assert latest is not None
+        return latest
+
+    def stop(self) -> None:
+        """Stop reading the machine."""
+        self._sampler.stop()
+
+
+class StepListener:
+    """Passes what each step took on to the metrics, and to the controller once it is attached.
+
+    The controller needs the engine, and the engine needs this listener, so it comes first.
+    """
+
+    def __init__(self, metrics: ServerMetrics) -> None:
+        self._metrics = metrics
+        self._controller: Controller | None = None
+
+    def attach(self, controller: Controller) -> None:
+        """Pass further steps on to `controller`, too."""
+        self._controller = controller
+
+    def __call__(self, record: StepRecord) -> None:
+        self._metrics.step.observe(record.seconds)
+        if self._controller is not None:
+            self._controller.observe_step(record)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerParts:
+    """All that works behind the routes. `context_tokens` limits prompt and answer together."""
+
+    monitoring: Monitoring
+    engine: Engine
+    controller: Controller
+    request_log: RequestLog
+    prompts: PromptProcessor
+    context_tokens: int
+
+    def refresh_metrics(self) -> None:
+        """Set the metrics that are read from the engine when they are asked for."""
+        metrics, status = self.monitoring.metrics, self.engine.load()
+        metrics.requests_running.set(status.running)
+        metrics.requests_waiting.set(status.waiting)
+        metrics.kv_cache_usage.set(status.kv_used / status.kv_capacity)
+
+    async def close(self) -> None:
+        """Stop the engine, its helpers and the sampler, and close the audit log."""
+        self.engine.stop(_JOIN_SECONDS)
+        self.prompts.close()
+        self.monitoring.stop()
+        await self.request_log.close()
+
+
+def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) -> ServerParts:
+    """Return the parts of a server for a loaded model; the engine is not started.
+
+    `sampler` replaces the readings of the machine, in tests. Raises `SettingsError`,
+    `EngineConfigError`, `PolicyError` or `SensitivityError`.
+    """
+    monitoring = Monitoring(sampler or default_sampler(period_seconds=settings.telemetry_seconds))
+    metrics = monitoring.metrics
+    free_bytes = monitoring.snapshot().memory_available_bytes.value
+    runner = build_runner(model, settings.to_engine_config(), free_bytes)
+    listener = StepListener(metrics)
+    shadow = ShadowMonitor(runner.decoder, model.variants[BASE], settings.shadow_share)
+    engine = Engine(
+        runner,
+        model.tokenizer,
+        settings.max_waiting,
+        settings.max_waiting_tokens,
+        listener,
+        settings.threads,
+        shadow,
+        metrics.failed,
+    )
+    controller = build_controller(model, settings, engine, monitoring)
+    listener.attach(controller)
+    controller.step_time_model.fit(_warm_up(runner, model))
+    request_log = RequestLog(
+        metrics, controller, shadow, monitoring.snapshot, _open_audit_log(settings, metrics),
+        settings.audit_prompts,
+    )  # fmt: skip
+    set_constant_metrics(model, metrics)
+    metrics.policy.info(controller.policy_info())
+    context_tokens = min(model.weights.context, runner.scheduler.cache.arena.capacity)
+    prompts = _prompt_processor(model, context_tokens)
+    return ServerParts(monitoring, engine, controller, request_log, prompts, context_tokens)
+
+
+def build_controller(
+    model: LoadedModel, settings: Settings, engine: Engine, monitoring: Monitoring
+) -> Controller:
+    """Return the controller of the settings; its step-time model is not fitted yet."""
+    predictor = open_sensitivity(model, settings.artefact)
+    return Controller(
+        build_catalogue(model, settings.kv_budgets, predictor),
+        step_time_model(model),
+        make_policy(model, settings),
+        engine.load,
+        monitoring.snapshot,
+        default_objectives(settings),
+        sensitivity=predictor,
+        save_energy=settings.save_energy,
+        dwell=settings.dwell_seconds,
+    )
+
+
+def default_objectives(settings: Settings) -> Objectives:
+    """Return the objectives of requests that name none."""
+    return Objectives(
+        ttft=_seconds(settings.ttft_ms),
+        tpot=_seconds(settings.tpot_ms),
+        max_loss=settings.max_loss,
+        deadline=_seconds(settings.deadline_ms),
+        firm=settings.refuse_late,
+    )
+
+
+def step_time_model(model: LoadedModel) -> StepTimeModel:
+    """Return a model of how long steps take, not fitted, that knows what each variant reads."""
+    table = Table() if model.artefact is None else model.artefact.table
+    return StepTimeModel(
+        model.weights.shape, {name: cost.correction_parameters for name, cost in table.cost.items()}
+    )
+
+
+def make_policy(model: LoadedModel, settings: Settings) -> Policy:
+    """Return the policy of the settings. Raises `PolicyError`."""
+    names = list(model.variants)
+    policy = named_policy(settings.policy, names, model.fingerprint, settings.force)
+    return ExploringPolicy(policy, settings.explore) if settings.explore else policy
+
+
+def stall_seconds(settings: Settings, step_times: StepTimeModel, base: VariantSpec) -> float:
+    """Return how long a step may take before the engine counts as hanging.
+
+    A large model on a slow host takes long for a full step, and longer while other processes run.
+    """
+    if settings.stall_seconds is not None:
+        return settings.stall_seconds
+    full_step = step_times.seconds([(base, settings.step_tokens, 0)], 1)
+    return max(_MIN_STALL_SECONDS, _STALL_STEPS * full_step)
+
+
+def set_constant_metrics(model: LoadedModel, metrics: ServerMetrics) -> None:
+    """Set the metrics that do not change while a model is served."""
+    shape = model.weights.shape
+    base_bytes = sum(nbytes(tensor) for tensor in model.weights.tensors())
+    corrections = [part for parts in model.own.values() for part in parts.values()]
+    correction_bytes = sum(nbytes(tensor) for part in corrections for tensor in part.tensors())
+    metrics.weights_resident.labels("base").set(base_bytes)
+    metrics.weights_resident.labels("variants").set(correction_bytes)
+    base_parameters = model.variants[BASE].parameters(shape)
+    for name, variant in model.variants.items():
+        share = variant.parameters(shape) / base_parameters
+        metrics.variant.labels(name).info({"model": model.name, "bytes_ratio": f"{share:.4f}"})
+        if name != BASE:
+            metrics.variant_trusted.labels(name).set(1)
+
+
+def _warm_up(runner: Runner, model: LoadedModel) -> list[StepRecord]:
+    """Measure steps of the base and of the smallest variant."""
+    smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
+    return measure_steps(runner, [model.variants[BASE], smallest])
+
+
+def _prompt_processor(model: LoadedModel, context_tokens: int) -> PromptProcessor:
+    encoder = PromptEncoder(model.tokenizer, model.weights.shape.vocab, context_tokens)
+    return PromptProcessor(encoder, open_template(model.tokenizer), context_tokens)
+
+
+def _open_audit_log(settings: Settings, metrics: ServerMetrics) -> AuditLog | None:
+    if settings.audit_log is None:
+        return None
+    on_lost = metrics.audit_lines_lost.inc
+    return AuditLog(settings.audit_log, settings.audit_max_bytes, on_lost=on_lost)
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3
