@@ -14,12 +14,13 @@ from benchmarks.support.results import option_parser, save_result
 from pruners.data.corpus import read_corpus
 from pruners.data.rows import hash_rows
 from pruners.variant import BASE
+from server.engine.backends.base import Segment
 from server.engine.backends.native.packed_weights import round_weights
-from server.engine.backends.pytorch.weights import BaseWeights
+from server.engine.backends.pytorch.backend import PyTorchBackend
+from server.engine.backends.pytorch.weights import PyTorchWeights
 from server.engine.loading.load import LoadedModel, load_model, load_tokenizer, open_decoder
 from server.engine.loading.source import DEFAULT_MODEL, resolve_model
 from server.engine.precision import BITS, Precision
-from server.engine.segment import Segment
 from telemetry.machine import describe
 
 _ROW = 512
@@ -43,8 +44,9 @@ def compare(precision: Precision, rows: list[Tensor]) -> dict[str, float]:
     source = resolve_model(DEFAULT_MODEL)
     native = load_model(source, DEFAULT_MODEL, precision)
     dense = load_model(source, DEFAULT_MODEL, "fp32")
-    assert isinstance(dense.weights, BaseWeights)
-    rounded = replace(dense, weights=round_weights(dense.weights, BITS[precision]))
+    assert isinstance(dense.weights, PyTorchWeights)
+    weights = round_weights(dense.weights, BITS[precision])
+    rounded = replace(dense, backend=PyTorchBackend(weights, {}))
     expected, found = log_probabilities(rounded, rows), log_probabilities(native, rows)
     return {
         "kl": float((expected.exp() * (expected - found)).sum(-1).mean()),
@@ -62,7 +64,7 @@ def overlooked(rows: list[Tensor]) -> dict[str, int]:
         assert cache.reserve(len(row))
         hidden = decoder.forward([Segment(row.tolist(), cache, model.variants[BASE])])
         expected = decoder.logits(hidden).argmax(-1).tolist()
-        found = [token for some in hidden.split(4) for token in decoder.best(some)]
+        found = [token for some in hidden.split(4) for token in decoder.argmax(some)]
         others += sum(a != b for a, b in zip(expected, found, strict=True))
         seen += len(row)
         cache.close()

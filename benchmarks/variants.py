@@ -17,11 +17,10 @@ from benchmarks.support.bytes_read import step_bytes
 from benchmarks.support.peers import interleaved, medians
 from benchmarks.support.results import option_parser, save_result, spread
 from pruners.variant import BASE, VariantSpec, depth_spec, width_spec
-from server.engine.backends.pytorch.linear import nbytes
+from server.engine.backends.base import Decoder, Segment
 from server.engine.config import ModelConfig
 from server.engine.loading.configured_model import load_configured_model
-from server.engine.loading.load import AnyDecoder, LoadedModel
-from server.engine.segment import Segment
+from server.engine.loading.load import LoadedModel
 from server.jobs.step_timing import decode_step, zeroed_decoder
 from telemetry.machine import describe
 
@@ -31,7 +30,7 @@ CACHED = 128
 ROWS = (1, 8)
 
 
-def mixed_batch(decoder: AnyDecoder, model: LoadedModel, repeats: int) -> dict[str, Any]:
+def mixed_batch(decoder: Decoder, model: LoadedModel, repeats: int) -> dict[str, Any]:
     """Return the seconds of a step of eight rows over four variants, and the mean of steps of eight
     rows of one of these variants."""
     names = list(model.variants)
@@ -46,11 +45,11 @@ def mixed_batch(decoder: AnyDecoder, model: LoadedModel, repeats: int) -> dict[s
         taken = []
         for _ in range(5):
             for cache in caches:
-                cache.seen = cache.held = CACHED
+                cache.processed = cache.cached = CACHED
             rows = [Segment([5], cache, specs[i % 4]) for i, cache in enumerate(caches)]
             rows.sort(key=lambda segment: segment.variant.name)
             started = time.perf_counter()
-            decoder.best(decoder.forward(rows))
+            decoder.argmax(decoder.forward(rows))
             taken.append(time.perf_counter() - started)
         return median(taken)
 
@@ -62,7 +61,7 @@ def mixed_batch(decoder: AnyDecoder, model: LoadedModel, repeats: int) -> dict[s
     return {"variants": picked, "mixed": found["mixed", "all"], "mean_unmixed": alone}
 
 
-def switch_cost(decoder: AnyDecoder, spec: VariantSpec, repeats: int) -> float:
+def switch_cost(decoder: Decoder, spec: VariantSpec, repeats: int) -> float:
     """Return by how many seconds a step is longer after a step of another variant.
 
     The other variant reads the same weights, so that the processor's caches hold the same of them.
@@ -72,7 +71,7 @@ def switch_cost(decoder: AnyDecoder, spec: VariantSpec, repeats: int) -> float:
     assert cache.reserve(CACHED + 1)
 
     def step(chosen: VariantSpec) -> float:
-        cache.seen = cache.held = CACHED
+        cache.processed = cache.cached = CACHED
         started = time.perf_counter()
         decoder.forward([Segment([5], cache, chosen)])
         return time.perf_counter() - started
@@ -141,10 +140,11 @@ def main() -> None:
 
 def resident_bytes(model: LoadedModel) -> tuple[int, int]:
     """Return the bytes of the base, and of the corrections of all variants beside it."""
-    corrections = [own for variants in model.own.values() for own in variants.values()]
+    corrections = [own for variants in model.corrections.values() for own in variants.values()]
     # Variants share some tensors: each counts once.
     tensors = {t.data_ptr(): t for own in corrections for t in own.tensors()}
-    return sum(map(nbytes, model.weights.tensors())), sum(map(nbytes, tensors.values()))
+    base = sum(tensor.nbytes for tensor in model.weights.tensors())
+    return base, sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _figures(

@@ -18,7 +18,6 @@ from server.api.prompt.encoder import PromptEncoder
 from server.api.prompt.processor import PromptProcessor
 from server.api.request_log import RequestLog
 from server.catalogue import build_catalogue, open_sensitivity
-from server.engine.backends.pytorch.linear import nbytes
 from server.engine.engine import Engine
 from server.engine.loading.load import LoadedModel
 from server.engine.runner import Runner
@@ -193,9 +192,9 @@ def stall_seconds(settings: Settings, step_times: StepTimeModel, base: VariantSp
 def set_constant_metrics(model: LoadedModel, metrics: ServerMetrics) -> None:
     """Set the metrics that do not change while a model is served."""
     shape = model.weights.shape
-    base_bytes = sum(nbytes(tensor) for tensor in model.weights.tensors())
-    corrections = [part for parts in model.own.values() for part in parts.values()]
-    correction_bytes = sum(nbytes(tensor) for part in corrections for tensor in part.tensors())
+    base_bytes = sum(tensor.nbytes for tensor in model.weights.tensors())
+    corrections = [part for parts in model.corrections.values() for part in parts.values()]
+    correction_bytes = sum(tensor.nbytes for part in corrections for tensor in part.tensors())
     metrics.weights_resident.labels("base").set(base_bytes)
     metrics.weights_resident.labels("variants").set(correction_bytes)
     base_parameters = model.variants[BASE].parameters(shape)

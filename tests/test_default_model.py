@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pruners.variant import BASE, base_spec
+from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
-from server.engine.backends.pytorch.linear import nbytes
 from server.engine.config import EngineConfig, ModelConfig
 from server.engine.detokenizer import StopRules, TextStream
 from server.engine.loading.configured_model import load_configured_model
@@ -17,7 +17,6 @@ from server.engine.loading.load import load_transformers
 from server.engine.loading.source import DEFAULT_MODEL
 from server.engine.runner_factory import build_runner
 from server.engine.sampling import SamplingParams
-from server.engine.segment import Segment
 from server.engine.sequence import GenerationRequest, Sequence
 from server.testing import ServerProcess
 
@@ -128,7 +127,7 @@ def test_base_logits_are_bit_identical_after_hundreds_of_switches(model, runner)
 
 
 def test_variants_are_views_and_add_next_to_nothing(model, runner):
-    base = sum(nbytes(tensor) for tensor in model.weights.tensors())
+    base = sum(tensor.nbytes for tensor in model.weights.tensors())
     storages = {t.untyped_storage().data_ptr() for t in model.weights.tensors()}
     for spec in model.variants.values():
         add(runner, model, [5, 6, 7], spec, 2)
@@ -145,9 +144,9 @@ def test_variants_are_views_and_add_next_to_nothing(model, runner):
     }
     sizes: dict[str, dict[int, int]] = {name: {} for name in model.variants}
     count = 0
-    for variants in model.own.values():
+    for variants in model.corrections.values():
         for name, own in variants.items():
-            sizes[name] |= {t.data_ptr(): nbytes(t) for t in own.tensors()}
+            sizes[name] |= {t.data_ptr(): t.nbytes for t in own.tensors()}
             count += len(own.tensors())
     rest = {k: v for name, found in sizes.items() if name not in trained for k, v in found.items()}
     assert len({k for found in sizes.values() for k in found}) < count  # variants share some

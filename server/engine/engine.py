@@ -284,6 +284,6 @@ def _load_of(sequence: Sequence, running: bool) -> SequenceStatus:
         prompt_left=unread if sequence.in_prompt else 0,
         output_most=request.max_tokens,
         output_left=request.max_tokens - len(sequence.output),
-        cached=0 if cache is None else cache.held,
+        cached=0 if cache is None else cache.cached,
         cache_limit=min(total, kept),
     )

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pruners.variant import base_spec
-from server.engine.loading.load import AnyDecoder
+from server.engine.backends.base import Decoder, Segment
 from server.engine.scheduler import Work
-from server.engine.segment import Segment
 from server.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class Passes:
 
     def __init__(
         self,
-        decoder: AnyDecoder,
+        decoder: Decoder,
         fail: Callable[[Sequence, Exception], None],
         failed: Callable[[], None],
     ) -> None:
@@ -67,14 +66,14 @@ class Passes:
     def _pass(self, work: list[Work]) -> list[Done]:
         """One pass of the decoder. If that fails, the sequences are as they were before."""
         caches = [item.sequence.cache for item in work]
-        before = [cache.seen for cache in caches if cache is not None]
+        before = [cache.processed for cache in caches if cache is not None]
         try:
             hidden = self._decoder.forward([_segment(item) for item in work])
             return self._scored(work, hidden)
         except Exception:
             for cache, seen in zip(caches, before, strict=True):
                 assert cache is not None
-                cache.rewind(cache.seen - seen)
+                cache.rewind(cache.processed - seen)
             raise
 
     def _probe(self) -> None:
@@ -83,7 +82,7 @@ class Passes:
         if cache.reserve(1):
             try:
                 segment = Segment([0], cache, base_spec(weights.shape))
-                self._decoder.best(self._decoder.forward([segment]))
+                self._decoder.argmax(self._decoder.forward([segment]))
             finally:
                 cache.close()
 
@@ -105,7 +104,7 @@ class Passes:
             if not rows:
                 continue
             part = hidden if len(rows) == len(hidden) else hidden[[row for _, row in rows]]
-            scores = self._decoder.best(part) if plain else self._decoder.logits(part)
+            scores = self._decoder.argmax(part) if plain else self._decoder.logits(part)
             for (done, _), score in zip(rows, scores, strict=True):
                 done.scores.append(score)
         return found

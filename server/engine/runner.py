@@ -14,9 +14,8 @@ import torch
 
 from controller import StepRecord
 from pruners.variant import VariantSpec
-from server.engine.backends.native.decoder import NativeDecoder
-from server.engine.cache.eviction import make_room
-from server.engine.loading.load import AnyDecoder
+from server.engine.backends.base import Decoder
+from server.engine.cache.eviction import evict
 from server.engine.passes import Done, Passes
 from server.engine.sampling import SamplingError
 from server.engine.scheduler import Scheduler, Work
@@ -52,14 +51,13 @@ class Runner:
     """
 
     def __init__(
-        self, decoder: AnyDecoder, scheduler: Scheduler, drafter: Drafter | None = None
+        self, decoder: Decoder, scheduler: Scheduler, drafter: Drafter | None = None
     ) -> None:
         self._drafter = drafter
         self.decoder = decoder
         self.scheduler = scheduler
         self.on_failure: Callable[[Failure], None] = lambda failure: None
         self._passes = Passes(decoder, self._fail, lambda: self.on_failure("step"))
-        self._native = isinstance(decoder, NativeDecoder)
 
     def step(self, on_step: Callable[[StepRecord], None] | None = None) -> bool:
         """Processes one batch; False if there was nothing to do.
@@ -71,8 +69,7 @@ class Runner:
 
     def threads(self) -> AbstractContextManager[None]:
         """As many as suit the decoder are PyTorch's inside."""
-        # PyTorch's idle threads would spin beside the native ones, which do the heavy work.
-        return torch_threads(1 if self._native else torch.get_num_threads())
+        return torch_threads(self.decoder.torch_threads or torch.get_num_threads())
 
     def _step(self, on_step: Callable[[StepRecord], None] | None) -> bool:
         for sequence in self.scheduler.take_cancelled():
@@ -131,13 +128,13 @@ class Runner:
         """One more token for each."""
         started = time.perf_counter()
         answers = list(guesses)
-        best = self.decoder.best(self.decoder.forward(drafter.segments(answers, guesses)))
+        best = self.decoder.argmax(self.decoder.forward(drafter.segments(answers, guesses)))
         if min(best) < 0:
             raise SamplingError
         for answer, token in zip(answers, best, strict=True):
             guesses[answer].append(token)
         if on_step is not None:
-            cached = sum(s.cache.held for s in answers if s.cache is not None)
+            cached = sum(s.cache.cached for s in answers if s.cache is not None)
             rows = ((drafter.variant, len(answers), cached),)
             on_step(StepRecord(time.perf_counter() - started, rows, len(answers)))
 
@@ -173,7 +170,7 @@ class Runner:
         if request.prompt_logprobs and not sequence.output:
             first = sequence.computed - len(done.hidden)
             sequence.prompt_logprobs += prompt_scores(self.decoder, sequence, first, done.hidden)
-        make_room(cache, self.decoder.weights, done.item.variant, sequence.prompt_read)
+        evict(cache, self.decoder.weights, done.item.variant, sequence.prompt_read)
         if request.max_tokens == 0 and sequence.prompt_read:
             self.scheduler.remove(sequence)
             scores = tuple(sequence.prompt_logprobs) if request.prompt_logprobs else None
@@ -238,5 +235,5 @@ def _record(work: list[Work], sampled: int, seconds: float) -> StepRecord:
     for item in work:
         variant, cache = item.variant, item.sequence.cache
         tokens, cached = rows.get(variant, (0, 0))
-        rows[variant] = tokens + item.count, cached + (cache.held if cache is not None else 0)
+        rows[variant] = tokens + item.count, cached + (cache.cached if cache is not None else 0)
     return StepRecord(seconds, tuple((v, *both) for v, both in rows.items()), sampled)

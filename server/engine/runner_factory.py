@@ -5,7 +5,6 @@ import math
 import torch
 
 from pruners.artefact.table import Table
-from server.engine.backends.native.packed_weights import PackedWeights
 from server.engine.config import EngineConfig, EngineConfigError
 from server.engine.loading.load import LoadedModel, open_decoder
 from server.engine.runner import Runner
@@ -25,7 +24,7 @@ def build_runner(model: LoadedModel, config: EngineConfig, free_bytes: float | N
     """
     weights = model.weights
     dtype = torch.int8 if config.kv_cache == "int8" else weights.dtype
-    if dtype == torch.int8 and not isinstance(weights, PackedWeights):
+    if dtype == torch.int8 and not weights.supports_int8_cache:
         raise EngineConfigError(
             f"kv_cache int8 needs int4 or int8 weights, not {weights.precision}"
         )

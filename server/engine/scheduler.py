@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pruners.variant import VariantSpec
-from server.engine.cache.kv_cache import KVCache, SequenceCache
+from server.engine.cache.kv_cache import KVCache
+from server.engine.cache.sequence_cache import SequenceCache
 from server.engine.sequence import Sequence
 from server.engine.speculation.prompt_lookup import StepCost
 
@@ -77,7 +78,7 @@ class Scheduler:
         if cache is None:
             return
         if sound and not sequence.narrowed:
-            self.cache.prefixes.keep(sequence.variant, sequence.history, cache)
+            self.cache.prefixes.store(sequence.variant, sequence.history, cache)
         else:
             cache.close()
 
@@ -138,13 +139,13 @@ class Scheduler:
         if cache.eviction is None:
             return False
         most = cache.eviction.budget + self.limits.step_tokens
-        cache.crowded = cache.reserve(min(sequence.room, most))
-        return cache.crowded
+        cache.evict_while_reading = cache.reserve(min(sequence.room, most))
+        return cache.evict_while_reading
 
     def _reuse(self, sequence: Sequence, cache: SequenceCache) -> None:
         """Starts from what an earlier sequence cached, unless every position is asked for."""
         if sequence.request.takes_prefix and not sequence.narrowed:
-            found = self.cache.prefixes.fill(sequence.variant, sequence.history, cache)
+            found = self.cache.prefixes.copy_longest(sequence.variant, sequence.history, cache)
             if sequence.started_at is None:  # not what it computed itself before a preemption
                 sequence.reused = found
 
@@ -154,7 +155,7 @@ class Scheduler:
         rows = len(self.running)
         # The last token needs no guess behind it, and every running answer needs its own row.
         most = min(request.max_tokens - len(sequence.output) - 1, left - rows)
-        if not self.limits.speculate or not cache.whole or most < 1:
+        if not self.limits.speculate or not cache.complete or most < 1:
             return ()
         if drafted:
             found = drafted[:most]

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from server.engine.loading.load import AnyDecoder
+from server.engine.backends.base import Decoder
 from server.engine.sampling import SamplingError
 from server.engine.sequence import Sequence, TokenLogprob
 
@@ -34,7 +34,7 @@ def likeliest_or_sampled(
 
 
 def prompt_scores(
-    decoder: AnyDecoder, sequence: Sequence, first: int, hidden: Tensor
+    decoder: Decoder, sequence: Sequence, first: int, hidden: Tensor
 ) -> list[TokenLogprob]:
     """Log-probabilities of the prompt tokens behind those at `first` and on, `[rows, hidden]`.
 

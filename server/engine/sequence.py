@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from pruners.kv import Eviction
 from pruners.variant import VariantSpec
-from server.engine.cache.kv_cache import SequenceCache
+from server.engine.cache.sequence_cache import SequenceCache
 from server.engine.detokenizer import StopRules, TextStream
 from server.engine.sampling import Sampler, SamplingParams
 from server.engine.speculation.prompt_lookup import Drafts
@@ -115,7 +115,7 @@ class Sequence:
     def computed(self) -> int:
         """Tokens whose keys and values are in the cache (or were, under a budget)."""
         cache = self.cache  # which the engine's thread may take away while others look
-        return 0 if cache is None else cache.seen
+        return 0 if cache is None else cache.processed
 
     @property
     def pending(self) -> int:
@@ -159,7 +159,7 @@ class Sequence:
         if budget is not None and done < prompt:
             ends.append(prompt)
         elif budget is not None:
-            held = 0 if self.cache is None else self.cache.held
+            held = 0 if self.cache is None else self.cache.cached
             least = max(1, budget.budget - budget.interval - held + 1)
             ends.append(done + least + (prompt - done - least) % budget.interval)
         return min(end for end in ends if end > done) - done

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from controller import StepRecord
 from pruners.variant import VariantSpec
+from server.engine.backends.base import Segment
 from server.engine.runner import Runner
-from server.engine.segment import Segment
 
 _CACHED, _LONG, _FEW = 32, 256, 4
 """Tokens that each row of a decode step has cached; of a few rows many."""
@@ -48,11 +48,11 @@ def _step(
         if not all(cache.reserve(cached + tokens) for cache in caches):
             return None
         for cache in caches:
-            cache.seen = cache.held = cached
+            cache.processed = cache.cached = cached
         started = time.perf_counter()
-        segments = [Segment([0] * tokens, cache, variant, read=1) for cache in caches]
+        segments = [Segment([0] * tokens, cache, variant, outputs=1) for cache in caches]
         hidden = decoder.forward(segments)
-        decoder.best(hidden if tokens == 1 else hidden[-1:])
+        decoder.argmax(hidden if tokens == 1 else hidden[-1:])
         return time.perf_counter() - started
     finally:
         for cache in caches:

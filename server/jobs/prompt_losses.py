@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from pruners.data.corpus import Corpus
 from pruners.support.checkpoint import Checkpoint
 from pruners.variant import BASE
+from server.engine.backends.base import Segment
 from server.engine.config import EngineConfig
 from server.engine.loading.load import LoadedModel
 from server.engine.offline import answer_all
 from server.engine.runner import Runner
 from server.engine.runner_factory import build_runner
 from server.engine.sampling import SamplingParams
-from server.engine.segment import Segment
 from server.engine.sequence import GenerationRequest
 from server.engine.sequence import Sequence as Answer
 from server.shadow.teacher_forcing import TeacherForcedLoss, TeacherForcing

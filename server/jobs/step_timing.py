@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -12,8 +11,8 @@ from rich.progress import Progress
 from pruners.allocation import LatencyCost, ffn_levels, kv_levels
 from pruners.support.progress import track
 from pruners.variant import BASE, PARTS, Block, Part, VariantSpec, base_spec
-from server.engine.loading.load import AnyDecoder, LoadedModel, open_decoder
-from server.engine.segment import Segment
+from server.engine.backends.base import Decoder, Segment
+from server.engine.loading.load import LoadedModel, open_decoder
 from telemetry.machine import describe, device_fingerprint
 
 DECODE = ((1, 128), (1, 1024), (8, 128), (8, 1024))
@@ -76,7 +75,7 @@ def block_latency(
     rows, cached = DECODE[0]
     widths: dict[Part, tuple[int, ...]] = {"attention": kv_levels(shape), "mlp": ffn_levels(shape)}
     jobs: dict[tuple[Part, int], Callable[[], float]] = {}
-    decoder = zeroed_decoder(replace(model, own={}), cached + 128)
+    decoder = zeroed_decoder(model, cached + 128)
     for part in PARTS:
         for width in widths[part]:
             spec = base_spec(shape)
@@ -99,7 +98,7 @@ def block_latency(
     return LatencyCost(whole - shape.layers * full, blocks)
 
 
-def zeroed_decoder(model: LoadedModel, slots: int) -> AnyDecoder:
+def zeroed_decoder(model: LoadedModel, slots: int) -> Decoder:
     """A decoder whose cache holds numbers from the start."""
     decoder = open_decoder(model, slots)
     for tensor in decoder.cache.tensors():
@@ -107,9 +106,7 @@ def zeroed_decoder(model: LoadedModel, slots: int) -> AnyDecoder:
     return decoder
 
 
-def decode_step(
-    decoder: AnyDecoder, spec: VariantSpec, rows: int, cached: int
-) -> Callable[[], float]:
+def decode_step(decoder: Decoder, spec: VariantSpec, rows: int, cached: int) -> Callable[[], float]:
     """Measures seconds of a step of `rows` sequences with `cached` tokens each.
 
     Their likeliest next tokens are included.
@@ -122,9 +119,9 @@ def decode_step(
         taken = []
         for _ in range(STEPS):
             for cache in caches:
-                cache.seen = cache.held = cached
+                cache.processed = cache.cached = cached
             started = time.perf_counter()
-            decoder.best(decoder.forward([Segment([5], cache, spec) for cache in caches]))
+            decoder.argmax(decoder.forward([Segment([5], cache, spec) for cache in caches]))
             _wait(decoder)
             taken.append(time.perf_counter() - started)
         for cache in caches:
@@ -134,15 +131,15 @@ def decode_step(
     return measure
 
 
-def prefill(decoder: AnyDecoder, spec: VariantSpec, tokens: int) -> Callable[[], float]:
+def prefill(decoder: Decoder, spec: VariantSpec, tokens: int) -> Callable[[], float]:
     """Measures seconds of a prompt of so many tokens, the first one after it included."""
 
     def measure() -> float:
         cache = decoder.cache.open()
         assert cache.reserve(tokens)
         started = time.perf_counter()
-        hidden = decoder.forward([Segment([5] * tokens, cache, spec, read=1)])
-        decoder.best(hidden[-1:])
+        hidden = decoder.forward([Segment([5] * tokens, cache, spec, outputs=1)])
+        decoder.argmax(hidden[-1:])
         _wait(decoder)
         seconds = time.perf_counter() - started
         cache.close()
@@ -151,6 +148,6 @@ def prefill(decoder: AnyDecoder, spec: VariantSpec, tokens: int) -> Callable[[],
     return measure
 
 
-def _wait(decoder: AnyDecoder) -> None:
+def _wait(decoder: Decoder) -> None:
     if decoder.weights.device.type == "cuda":
         torch.cuda.synchronize()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pruners.variant import BASE, VariantSpec
-from server.engine.cache.arena import GRAIN
-from server.engine.loading.load import AnyDecoder
+from server.engine.backends.base import Decoder
+from server.engine.cache.arena import GRANULARITY
 from server.shadow.teacher_forcing import TeacherForcedLoss, TeacherForcing
 
 _MAX_QUEUED = 64  # answers that wait for an idle moment; the oldest are dropped
@@ -38,7 +38,7 @@ class ShadowMonitor:
     """
 
     def __init__(
-        self, decoder: AnyDecoder, base: VariantSpec, share: float, seed: int | None = None
+        self, decoder: Decoder, base: VariantSpec, share: float, seed: int | None = None
     ) -> None:
         self._decoder = decoder
         self._base = base
@@ -64,7 +64,7 @@ class ShadowMonitor:
                     return False
                 answer, on_result = self._queue.popleft()
             # Cached prefixes are worth more than the loss of one answer: none is evicted for it.
-            needed = 2 * (len(answer.prompt) + len(answer.output) + GRAIN)
+            needed = 2 * (len(answer.prompt) + len(answer.output) + GRANULARITY)
             arena = self._decoder.cache.arena
             if arena.used + needed > arena.capacity:
                 return True

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from pruners.variant import VariantSpec
-from server.engine.cache.kv_cache import SequenceCache
-from server.engine.loading.load import AnyDecoder
-from server.engine.segment import Segment
+from server.engine.backends.base import Decoder, Segment
+from server.engine.cache.sequence_cache import SequenceCache
 
 CHUNK_TOKENS = 8
 """Tokens that each model reads in one step: for two models about as long as a decode step."""
@@ -39,7 +38,7 @@ class TeacherForcing:
 
     def __init__(
         self,
-        decoder: AnyDecoder,
+        decoder: Decoder,
         prompt: Sequence[int],
         output: Sequence[int],
         base: VariantSpec,

@@ -7,10 +7,10 @@ from transformers import PreTrainedModel
 
 from pruners.architecture import locate
 from pruners.variant import VariantSpec, base_spec, depth_spec, width_spec
-from server.engine.backends.pytorch.convert import take_weights
-from server.engine.backends.pytorch.corrections import OwnParts
-from server.engine.backends.pytorch.decoder import Decoder
-from server.engine.backends.pytorch.weights import BaseWeights
+from server.engine.backends.pytorch.convert import convert_weights
+from server.engine.backends.pytorch.corrections import PyTorchCorrections
+from server.engine.backends.pytorch.decoder import PyTorchDecoder
+from server.engine.backends.pytorch.weights import PyTorchWeights
 from server.engine.cache.kv_cache import KVCache
 from server.engine.detokenizer import TextStream
 from server.engine.runner import Runner
@@ -28,29 +28,29 @@ def random_order(layers: int, width: int, seed: int) -> torch.Tensor:
     return torch.stack([torch.randperm(width, generator=generator) for _ in range(layers)])
 
 
-def weights_of(model: PreTrainedModel, seed: int | None = 7) -> BaseWeights:
+def weights_of(model: PreTrainedModel, seed: int | None = 7) -> PyTorchWeights:
     """Serving weights; with a seed, in a random order, which must not change the base."""
     located = locate(model)
     shape = located.shape
     ffn = None if seed is None else random_order(shape.layers, shape.ffn, seed)
     kv = None if seed is None else random_order(shape.layers, shape.kv_groups, seed)
-    return take_weights(located, ffn, kv, model.config.max_position_embeddings)
+    return convert_weights(located, ffn, kv, model.config.max_position_embeddings)
 
 
 def runner_of(
-    weights: BaseWeights,
+    weights: PyTorchWeights,
     capacity: int = 4096,
     running: int = 8,
     step_tokens: int = 32,
-    own: OwnParts | None = None,
-    kind: type[Decoder] = Decoder,
+    corrections: PyTorchCorrections | None = None,
+    kind: type[PyTorchDecoder] = PyTorchDecoder,
 ) -> Runner:
     cache = KVCache(weights.shape, capacity, weights.dtype, weights.device, spare=1)
     limits = SchedulerLimits(running, step_tokens)
-    return Runner(kind(weights, cache, own), Scheduler(cache, limits))
+    return Runner(kind(weights, cache, corrections), Scheduler(cache, limits))
 
 
-def variants_of(weights: BaseWeights) -> dict[str, VariantSpec]:
+def variants_of(weights: PyTorchWeights) -> dict[str, VariantSpec]:
     """Base, two widths, a depth, and one that is cut in every way."""
     shape = weights.shape
     mixed = VariantSpec(

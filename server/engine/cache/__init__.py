@@ -1,1 +1,1 @@
-"""Where keys and values are kept, and what makes room among them."""
+"""The cache of keys and values: storage, the sequences' regions, reuse of prefixes, eviction."""

@@ -1,40 +1,38 @@
 """Which slots of the cache are free."""
 
-GRAIN = 64  # slots; regions are multiples, so that growing by a token is rare
+GRANULARITY = 64
+"""Slots; regions are multiples of it, so that they seldom have to grow."""
 
 
 class Arena:
-    """First-fit allocation of contiguous runs out of `capacity` slots."""
+    """First-fit allocation of contiguous runs out of `capacity` slots.
+
+    Only the engine's thread allocates and releases; `used` may be read by any thread.
+    """
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity // GRAIN * GRAIN
+        self.capacity = capacity // GRANULARITY * GRANULARITY
+        self.used = 0
         self._free: list[tuple[int, int]] = [(0, self.capacity)]  # (start, size), sorted
 
-    @property
-    def used(self) -> int:
-        """Slots that are held."""
-        return self.capacity - sum(size for _, size in self._free)
-
     def allocate(self, size: int) -> int | None:
-        """The start of a free run of `size` slots, or None if there is none."""
+        """Return the start of a free run of `size` slots, or None if there is none."""
         for index, (start, free) in enumerate(self._free):
             if free >= size:
-                rest = (start + size, free - size)
-                self._free[index : index + 1] = [rest] if rest[1] else []
+                self._take(index, size)
                 return start
         return None
 
     def extend(self, end: int, size: int) -> bool:
-        """Takes the `size` slots right behind `end` if they are free."""
+        """Take the `size` slots right behind `end`; return False if they are not free."""
         for index, (start, free) in enumerate(self._free):
             if start == end and free >= size:
-                rest = (start + size, free - size)
-                self._free[index : index + 1] = [rest] if rest[1] else []
+                self._take(index, size)
                 return True
         return False
 
     def release(self, start: int, size: int) -> None:
-        """Gives a run back and joins it with its free neighbours."""
+        """Give a run back and join it with its free neighbours."""
         if size == 0:
             return
         runs = sorted([*self._free, (start, size)])
@@ -46,3 +44,11 @@ class Arena:
             else:
                 joined.append(run)
         self._free = joined
+        self.used -= size
+
+    def _take(self, index: int, size: int) -> None:
+        """Take the first `size` slots of a free run."""
+        start, free = self._free[index]
+        rest = (start + size, free - size)
+        self._free[index : index + 1] = [rest] if rest[1] else []
+        self.used += size

@@ -1,87 +1,125 @@
-"""Makes room in a sequence's cache, as its eviction says: after the prompt, then at intervals.
+"""Drops tokens from a sequence's cache to keep its KV budget: after the prompt, then at intervals.
 
-A prompt for which there is no room as a whole is evicted from after every chunk, too.
+A prompt that does not fit as a whole is evicted from after every chunk, too.
 """
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pruners.architecture import Shape
 from pruners.kv import RECENT_QUERIES, CachedTokens, Eviction
 from pruners.variant import VariantSpec
-from server.engine.backends.native.packed_weights import PackedWeights
-from server.engine.backends.pytorch.weights import BaseWeights
-from server.engine.cache.kv_cache import SequenceCache
+from server.engine.cache.sequence_cache import SequenceCache
+
+CosSinTables = Mapping[str | None, tuple[Tensor, Tensor]]
+"""cos and sin by kind of rotary embedding, each `[positions, head_dim]`.
+
+The first half of sin has its sign changed: rotating is `x * cos + roll(x, head_dim / 2) * sin`.
+"""
 
 
-def make_room(
-    cache: SequenceCache,
-    weights: BaseWeights | PackedWeights,
-    variant: VariantSpec,
-    prompt_read: bool,
+class AttentionTables(Protocol):
+    """What an eviction needs to know of a model's attention."""
+
+    @property
+    def shape(self) -> Shape:
+        """Return the model's dimensions."""
+        ...
+
+    @property
+    def rope(self) -> CosSinTables:
+        """Return the rotary tables by kind."""
+        ...
+
+    @property
+    def rope_kinds(self) -> list[str | None]:
+        """Return the kind of rotary embedding of each layer."""
+        ...
+
+    @property
+    def softmax_scale(self) -> float:
+        """Return the factor of attention scores."""
+        ...
+
+
+def evict(
+    cache: SequenceCache, tables: AttentionTables, variant: VariantSpec, prompt_read: bool
 ) -> None:
-    """Call it after every step of a sequence."""
+    """Drop tokens from a sequence's cache if its budget asks for it now.
+
+    Call it after every step of the sequence; `prompt_read` says whether all of its prompt is read.
+    """
     eviction = cache.eviction
-    if eviction is None or not (prompt_read or cache.crowded):
+    if eviction is None or not (prompt_read or cache.evict_while_reading):
         return
-    if prompt_read and cache.prompt is None:
-        cache.prompt = cache.seen
-    keep = eviction.budget - eviction.interval
-    due = cache.prompt is None or (cache.seen - cache.prompt) % eviction.interval == 0
-    if due and cache.held > keep:
-        # What is left of a crowded prompt comes into the same room.
+    if prompt_read and cache.prompt_length is None:
+        cache.prompt_length = cache.processed
+    count = eviction.budget - eviction.interval
+    written = cache.processed - (cache.prompt_length or 0)
+    due = cache.prompt_length is None or written % eviction.interval == 0
+    if due and cache.cached > count:
+        # The rest of a prompt that did not fit is read into the room that it has now.
         room = eviction.budget if prompt_read else max(eviction.budget, cache.size)
-        cache.keep(_chosen(cache, eviction, weights, variant, keep), room)
+        cache.retain(_slots_to_retain(cache, eviction, tables, variant, count), room)
 
 
-def _chosen(
+def _slots_to_retain(
     cache: SequenceCache,
     eviction: Eviction,
-    weights: BaseWeights | PackedWeights,
+    tables: AttentionTables,
     variant: VariantSpec,
-    keep: int,
+    count: int,
 ) -> Tensor:
-    """Tokens to keep, `[layers, keep]`. Layers of the same kind and width are scored together."""
-    shape = weights.shape
-    # Nothing of a large tensor is touched for those who only ask how old a token is.
+    """Return slots to retain, int64 `[layers, count]`.
+
+    Layers of the same rotary kind and width are scored together.
+    """
+    shape = tables.shape
+    # A scorer that looks at positions only is given empty keys, since reading them takes time.
     keys, values = cache.read() if eviction.scorer.needs_keys else cache.read(0)
-    queries = _latest(cache, shape.kv_groups, shape.queries_per_group, shape.head_dim)
-    kept = torch.empty(shape.layers, keep, dtype=torch.long)
+    queries = _latest_queries(cache, shape)
+    retained = torch.empty(shape.layers, count, dtype=torch.long)
     alike: dict[tuple[str | None, int], list[int]] = {}
-    for index, kind in enumerate(weights.rope_kinds):
+    for index, kind in enumerate(tables.rope_kinds):
         alike.setdefault((kind, variant.kv_groups[index]), []).append(index)
     for (kind, groups), layers in alike.items():
-        if groups == 0:  # nothing is cached there
-            kept[layers] = torch.arange(cache.held - keep, cache.held)
+        if groups == 0:  # the variant skips this attention: nothing is cached
+            retained[layers] = torch.arange(cache.cached - count, cache.cached)
             continue
-        seen = CachedTokens(
-            positions=cache.known_positions()[layers].to(keys.device),
+        tokens = CachedTokens(
+            positions=cache.cached_positions()[layers].to(keys.device),
             keys=keys[layers, :groups],
             values=values[layers, :groups],
             queries=queries[layers, : groups * shape.queries_per_group],
-            position=cache.seen - 1,
-            scale=weights.softmax_scale,
-            rope=partial(_tables, weights, kind),
+            position=cache.processed - 1,
+            scale=tables.softmax_scale,
+            rope=partial(_cos_and_sin, tables, kind),
         )
-        kept[layers] = eviction.select(seen, keep).cpu()
-    return kept
+        retained[layers] = eviction.select(tokens, count).cpu()
+    return retained
 
 
-def _latest(cache: SequenceCache, groups: int, per_group: int, dim: int) -> Tensor:
-    """Queries of the latest tokens, oldest first, `[layers, heads, recent, head_dim]`."""
-    heads = groups * per_group
+def _latest_queries(cache: SequenceCache, shape: Shape) -> Tensor:
+    """Return queries of the latest tokens, oldest first, `[layers, heads, recent, head_dim]`."""
     if cache.queries is None:
-        return torch.empty(cache.read()[0].shape[0], heads, 0, dim)
-    recent = min(cache.seen, RECENT_QUERIES)
-    at = torch.arange(cache.seen - recent, cache.seen, device=cache.queries.device) % RECENT_QUERIES
-    return cache.queries[:, at].unflatten(2, (heads, dim)).transpose(1, 2)
+        return torch.empty(shape.layers, shape.heads, 0, shape.head_dim)
+    recent = min(cache.processed, RECENT_QUERIES)
+    latest = torch.arange(cache.processed - recent, cache.processed, device=cache.queries.device)
+    queries = cache.queries[:, latest % RECENT_QUERIES]
+    return queries.unflatten(2, (shape.heads, shape.head_dim)).transpose(1, 2)
 
 
-def _tables(
-    weights: BaseWeights | PackedWeights, kind: str | None, positions: Tensor
+def _cos_and_sin(
+    tables: AttentionTables, kind: str | None, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of positions, some of them to come."""
-    cos, sin = (table[positions].clone() for table in weights.rope[kind])
-    sin[:, : sin.shape[1] // 2].neg_()  # the engine's tables hold that half with its sign
+    """Return cos and sin of int `positions`, each `[positions, head_dim]`, with their true signs.
+
+    Positions may lie behind the sequence's end.
+    """
+    cos, sin = (table[positions].clone() for table in tables.rope[kind])
+    sin[:, : sin.shape[1] // 2].neg_()
     return cos, sin

@@ -1,106 +1,107 @@
-"""Finished sequences' keys and values, kept while there is room: a new prompt starts from them.
+"""Keys and values of finished sequences, kept while there is room and reused by new prompts.
 
-Keyed by the variant and the tokens, since another variant's keys and values are others. What an
-eviction has been at is never kept. A hit copies the common prefix into the new sequence's region
-(a few microseconds a token), so that sequences stay contiguous and independent.
+An entry is found by its variant and its tokens, since each variant has keys and values of its own.
+Sequences with a KV budget are not kept. A match is copied into the new sequence's region (a few
+microseconds a token), so that regions stay contiguous and independent.
 """
 
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pruners.variant import VariantSpec
+from server.engine.cache.sequence_cache import SequenceCache
 
-if TYPE_CHECKING:
-    from server.engine.cache.kv_cache import SequenceCache
-
-_LEAST = 16  # tokens; less is computed as fast as it is found
-_MOST = 64  # sequences; all are looked through for every prompt
+_MIN_TOKENS = 16  # a shorter prefix is computed as fast as it is copied
+_MAX_ENTRIES = 64  # every prompt is compared with all of them
 
 
-@dataclass(slots=True)
-class _Kept:
+@dataclass(frozen=True, slots=True, eq=False)
+class _CachedPrefix:
+    """A finished sequence's region with its tokens, int32 in the machine's byte order."""
+
     variant: VariantSpec
-    tokens: bytes  # four bytes each
-    cache: "SequenceCache"
+    tokens: bytes
+    cache: SequenceCache
 
 
 class PrefixCache:
-    """The regions of finished sequences, the least recently used first."""
+    """The regions of finished sequences, the least recently used first.
+
+    Only the engine's thread changes it; it replaces the tuple of entries as a whole, so that
+    `reusable` and `slots` may be called from any thread.
+    """
 
     def __init__(self) -> None:
-        self._kept: list[_Kept] = []
+        self._entries: tuple[_CachedPrefix, ...] = ()
 
     @property
     def slots(self) -> int:
-        """Slots that are held here and may be taken back."""
-        return sum(entry.cache.size for entry in self._kept)
+        """Return the number of slots that can be taken back."""
+        return sum(entry.cache.size for entry in self._entries)
 
-    def keep(self, variant: VariantSpec, tokens: Sequence[int], cache: "SequenceCache") -> None:
-        """Takes over the region of a sequence whose first tokens these are."""
-        held = min(cache.held, len(tokens))
-        if not cache.whole or held < _LEAST:
+    def store(self, variant: VariantSpec, tokens: Sequence[int], cache: SequenceCache) -> None:
+        """Take over the region of a finished sequence whose first tokens are `tokens`."""
+        length = min(cache.cached, len(tokens))
+        if not cache.complete or length < _MIN_TOKENS:
             cache.close()
             return
-        cache.trim(held)
-        coded = _coded(tokens[:held])
-        for entry in list(self._kept):
-            if entry.variant == variant and coded.startswith(entry.tokens):
-                self._drop(entry)  # the new one holds all of it
-        self._kept.append(_Kept(variant, coded, cache))
-        if len(self._kept) > _MOST:
+        cache.trim(length)
+        encoded = _encoded(tokens[:length])
+        for entry in self._entries:
+            if entry.variant == variant and encoded.startswith(entry.tokens):
+                self._drop(entry)  # the new entry contains it
+        self._entries = (*self._entries, _CachedPrefix(variant, encoded, cache))
+        if len(self._entries) > _MAX_ENTRIES:
             self.drop_oldest()
 
-    def fill(self, variant: VariantSpec, tokens: Sequence[int], cache: "SequenceCache") -> int:
-        """Copies the longest kept beginning of `tokens` into an empty cache that has room.
+    def copy_longest(
+        self, variant: VariantSpec, tokens: Sequence[int], cache: SequenceCache
+    ) -> int:
+        """Copy the longest stored prefix of `tokens` into an empty cache that has room for it.
 
-        The last token is always left to compute, since its logits are wanted. Returns the number of
-        tokens that need not be computed.
+        Return the number of copied tokens. The last token is never copied, since its logits are
+        needed.
         """
-        best, entry = self._longest(tokens).get(variant.name, (0, None))
+        length, entry = self._longest(tokens).get(variant.name, (0, None))
         if entry is None:
             return 0
-        self._kept.remove(entry)
-        self._kept.append(entry)
-        cache.copy_from(entry.cache, best)
-        return best
+        self._entries = (*(other for other in self._entries if other is not entry), entry)
+        cache.copy_from(entry.cache, length)
+        return length
 
     def reusable(self, tokens: Sequence[int]) -> dict[str, int]:
-        """How many tokens `fill` would find now, by the names of variants that have any.
-
-        May be called from any thread.
-        """
+        """Return how many tokens `copy_longest` would copy now, by the names of variants."""
         return {name: length for name, (length, _) in self._longest(tokens).items()}
 
     def drop_oldest(self) -> bool:
-        """Gives a region back; False if there is none."""
-        if not self._kept:
+        """Give the least recently used region back; return False if there is none."""
+        if not self._entries:
             return False
-        self._drop(self._kept[0])
+        self._drop(self._entries[0])
         return True
 
-    def _longest(self, tokens: Sequence[int]) -> dict[str, tuple[int, _Kept]]:
-        """The longest kept beginning of `tokens` by variant, where it is worth a copy."""
-        wanted, found = _coded(tokens[:-1]), dict[str, tuple[int, _Kept]]()
-        for entry in list(self._kept):  # the engine's thread may change it meanwhile
-            length = _common(entry.tokens, wanted)
+    def _longest(self, tokens: Sequence[int]) -> dict[str, tuple[int, _CachedPrefix]]:
+        """Find the longest stored prefix by variant, where it is worth a copy."""
+        encoded, longest = _encoded(tokens[:-1]), dict[str, tuple[int, _CachedPrefix]]()
+        for entry in self._entries:
+            length = _common_prefix(entry.tokens, encoded)
             name = entry.variant.name
-            if length >= _LEAST and (name not in found or length > found[name][0]):
-                found[name] = length, entry
-        return found
+            if length >= _MIN_TOKENS and (name not in longest or length > longest[name][0]):
+                longest[name] = length, entry
+        return longest
 
-    def _drop(self, entry: _Kept) -> None:
-        self._kept.remove(entry)
+    def _drop(self, entry: _CachedPrefix) -> None:
+        self._entries = tuple(other for other in self._entries if other is not entry)
         entry.cache.close()
 
 
-def _coded(tokens: Sequence[int]) -> bytes:
+def _encoded(tokens: Sequence[int]) -> bytes:
     return array("i", tokens).tobytes()
 
 
-def _common(one: bytes, other: bytes) -> int:
-    """How many leading tokens are equal, by bisection over comparisons of memory."""
+def _common_prefix(one: bytes, other: bytes) -> int:
+    """Return how many leading tokens are equal, by bisection over comparisons of memory."""
     low, high = 0, min(len(one), len(other)) // 4
     if one[: 4 * high] == other[: 4 * high]:
         return high

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -24,21 +23,17 @@ from pruners.artefact.folder import Artefact
 from pruners.correction import Correction
 from pruners.support.fingerprint import fingerprint
 from pruners.variant import Block, VariantSpec, base_spec
+from server.engine.backends.base import Backend, BlockCorrections, Decoder, Weights
 from server.engine.backends.native import library as native_library
-from server.engine.backends.native.decoder import NativeDecoder, add_preview
-from server.engine.backends.native.packed_corrections import PackedOwnParts, packed_own_parts
-from server.engine.backends.native.packed_weights import (
-    PackedWeights,
-    pack_weights,
-    round_weights,
-)
+from server.engine.backends.native.backend import NativeBackend
+from server.engine.backends.native.decoder import add_head_screen
+from server.engine.backends.native.packed_corrections import pack_corrections
+from server.engine.backends.native.packed_weights import pack_weights, round_weights
 from server.engine.backends.native.source_precision import source_bits
-from server.engine.backends.pytorch.convert import check_served, take_weights
-from server.engine.backends.pytorch.corrections import OwnParts, own_parts
-from server.engine.backends.pytorch.decoder import Decoder
-from server.engine.backends.pytorch.graph_decoder import GraphDecoder
-from server.engine.backends.pytorch.weights import BaseWeights
-from server.engine.cache.kv_cache import KVCache
+from server.engine.backends.pytorch.backend import PyTorchBackend
+from server.engine.backends.pytorch.convert import check_served, convert_weights
+from server.engine.backends.pytorch.corrections import convert_corrections
+from server.engine.backends.pytorch.weights import PyTorchWeights
 from server.engine.loading.generation_config import (
     check_embedded,
     check_padding,
@@ -56,34 +51,46 @@ from server.engine.precision import BITS, Precision
 
 log = logging.getLogger(__name__)
 
-AnyDecoder = Decoder | NativeDecoder
 CPU = torch.device("cpu")
 
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A base in serving layout with its tokenizer and variants, of which `base` is the first."""
+    """A base in serving layout with its tokenizer and its variants, of which `base` is the first.
+
+    `fingerprint` identifies the base's parameters. `sampling_defaults` are the model's own sampling
+    parameters. The corrections of `artefact` are in `backend` only.
+    """
 
     name: str
     fingerprint: str
-    weights: BaseWeights | PackedWeights
+    backend: Backend
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: frozenset[int]
     variants: dict[str, VariantSpec]
-    own: OwnParts | PackedOwnParts
     artefact: Artefact | None
     sampling_defaults: dict[str, float]
 
+    @property
+    def weights(self) -> Weights:
+        """Return the weights of the base."""
+        return self.backend.weights
+
+    @property
+    def corrections(self) -> BlockCorrections:
+        """Return what variants add to the base, by block and the variant's name."""
+        return self.backend.corrections
+
 
 def preferred_device() -> torch.device:
-    """The GPU if PyTorch sees one."""
+    """Return the GPU if PyTorch finds one, else the CPU."""
     return torch.device("cuda") if torch.cuda.is_available() else CPU
 
 
 def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Loads a decoder folder with `transformers`. Raises `UnsupportedModelError` for others.
+    """Load the folder of a decoder with `transformers`. Raises `UnsupportedModelError`.
 
-    Every parameter comes from a safetensors file, and everything in the files is a parameter. The
+    Every parameter comes from a safetensors file, and every tensor in the files is a parameter. The
     model raises `UnsupportedModelError` for texts with tokens that it does not know.
     """
     config = _config(source)
@@ -107,29 +114,29 @@ def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # they are refused by name
             output_loading_info=True,
         )
-    except Exception as error:  # of a wrong configuration it raises whatever it stumbles over
+    except Exception as error:  # of many types, where the configuration is wrong
         raise UnsupportedModelError(f"cannot load the model in {source}: {_line(error)}") from error
     check_report(source, model, report)
     check_served(locate(model))
-    model.config.return_dict = True  # by name is how whoever measures reads outputs
+    model.config.return_dict = True  # the pruners read outputs by name
     model.get_input_embeddings().register_forward_pre_hook(check_embedded)
     return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    """A model folder's tokenizer. Raises `UnsupportedModelError`."""
+    """Load the tokenizer of a model folder. Raises `UnsupportedModelError`."""
     check_code(source)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False
         )
-    except Exception as error:  # of a damaged file it raises whatever it stumbles over
+    except Exception as error:  # of many types, where a file is damaged
         raise UnsupportedModelError(f"no tokenizer in {source}: {_line(error)}") from error
     return tokenizer
 
 
 def load_outline(source: Path) -> PreTrainedModel:
-    """A model's structure without its weights, of any family that `transformers` knows.
+    """Build a model's modules without weights, of any family that `transformers` knows.
 
     Raises `UnsupportedModelError`.
     """
@@ -139,7 +146,7 @@ def load_outline(source: Path) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             return auto.from_config(config, trust_remote_code=False)
-    except Exception as error:  # of a wrong configuration it raises whatever it stumbles over
+    except Exception as error:  # of many types, where the configuration is wrong
         raise UnsupportedModelError(f"no language model in {source}: {_line(error)}") from error
 
 
@@ -147,7 +154,7 @@ def _config(source: Path) -> PretrainedConfig:
     check_code(source)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # of a wrong value it raises whatever it stumbles over
+    except Exception as error:  # of many types, where a value is wrong
         raise UnsupportedModelError(f"cannot read the model in {source}: {_line(error)}") from error
 
 
@@ -159,20 +166,19 @@ def load_model(
     context: int | None = None,
     device: torch.device = CPU,
 ) -> LoadedModel:
-    """Loads a model folder into the serving layout and checks that the artefact belongs to it.
+    """Load a model folder into the serving layout. Raises `UnsupportedModelError`.
 
-    `auto` precision keeps what the source holds. If most of it was quantised, matrices that 4 bits
-    hold exactly have 4, all others 8; else it is bf16 where the processor multiplies it natively,
-    else fp32; on a GPU it is bf16. `context` limits the model's own maximum, in tokens. Raises
-    `UnsupportedModelError` or `ArtefactError`.
+    `auto` precision keeps that of the source. If most of it was quantised, matrices that are exact
+    in 4 bits have 4, all others 8; else it is bf16 where the processor multiplies bf16, else fp32.
+    On a GPU it is bf16. `context` limits the model's own maximum, in tokens. Raises
+    `ArtefactError` if the artefact was built for another base.
     """
     model = load_transformers(source, torch.bfloat16 if precision == "bf16" else torch.float32)
     identity = fingerprint(model)
-    decoder = locate(model)
-    keep = precision == "auto"
-    precision = _resolved(precision, decoder, quantised_types(source), device)
-    if precision == "bf16" and model.dtype != torch.bfloat16:
-        decoder = locate(load_transformers(source, torch.bfloat16))
+    located = locate(model)
+    resolved = _resolve_precision(precision, located, quantised_types(source), device)
+    if resolved == "bf16" and model.dtype != torch.bfloat16:
+        located = locate(load_transformers(source, torch.bfloat16))
     if artefact is not None:
         artefact.check_base(identity)
     tokenizer = load_tokenizer(source)
@@ -180,55 +186,42 @@ def load_model(
     ends = end_token_ids(source, model.config, tokenizer)
     defaults = sampling_defaults(model.generation_config)
     longest = model.config.max_position_embeddings
-    weights = take_weights(
-        decoder,
+    weights = convert_weights(
+        located,
         None if artefact is None else artefact.ffn_order,
         None if artefact is None else artefact.kv_order,
         longest if context is None else min(longest, context),
     ).to(device)
+    specs = [base_spec(weights.shape), *(() if artefact is None else artefact.variants)]
     corrections = {} if artefact is None else artefact.corrections
-    if precision in BITS:
-        served, own = _served(weights, BITS[precision], keep, corrections)
-    else:
-        served, own = weights, own_parts(weights, corrections)
-    base = base_spec(weights.shape)
-    specs = [base, *(artefact.variants if artefact is not None else ())]
     return LoadedModel(
         name=name,
         fingerprint=identity,
-        weights=served,
+        backend=_open_backend(weights, resolved, precision == "auto", corrections),
         tokenizer=tokenizer,
         eos_token_ids=ends,
         variants={spec.name: spec for spec in specs},
-        own=own,
         artefact=None if artefact is None else replace(artefact, corrections={}),
         sampling_defaults=defaults,
     )
 
 
-def open_decoder(
-    model: LoadedModel, slots: int, cache_dtype: torch.dtype | None = None
-) -> AnyDecoder:
-    """The forward pass of a loaded model over a cache of `slots` tokens.
+def open_decoder(model: LoadedModel, slots: int, cache_dtype: torch.dtype | None = None) -> Decoder:
+    """Return a decoder of a loaded model over a new cache of `slots` tokens.
 
-    `cache_dtype` is bf16 or int8 over packed weights, and that of the weights otherwise.
+    By default the cache has the dtype of the weights, bf16 for packed weights. int8 is possible
+    where `Weights.supports_int8_cache` says so.
     """
-    weights, dtype = model.weights, cache_dtype or model.weights.dtype
-    recorded = weights.device != CPU
-    cache = KVCache(weights.shape, slots, dtype, weights.device, spare=int(recorded))
-    if isinstance(weights, PackedWeights):
-        return NativeDecoder(weights, cache, cast(PackedOwnParts, model.own))
-    kind = GraphDecoder if recorded else Decoder
-    return kind(weights, cache, cast(OwnParts, model.own))
+    return model.backend.open_decoder(slots, cache_dtype or model.weights.dtype)
 
 
-def _resolved(
+def _resolve_precision(
     precision: Precision,
-    decoder: LocatedModel,
+    located: LocatedModel,
     quantised: Collection[str],
     device: torch.device,
 ) -> Precision:
-    """What `auto` stands for on this device."""
+    """Return what `auto` stands for on this device; any other precision as it is."""
     if device != CPU and precision in BITS:
         raise UnsupportedModelError(
             f"weights {precision} are for the CPU; a GPU takes bf16 or fp32"
@@ -237,39 +230,42 @@ def _resolved(
         return precision
     if device != CPU:
         return "bf16"
-    held = source_bits(decoder, quantised) if _native() else None
-    if held is not None:
-        return "int4" if held == 4 else "int8"
-    return "bf16" if _bf16_is_native() else "fp32"
+    bits = source_bits(located, quantised) if _has_native_kernels() else None
+    if bits is not None:
+        return "int4" if bits == 4 else "int8"
+    return "bf16" if _multiplies_bf16() else "fp32"
 
 
-def _served(
-    weights: BaseWeights,
-    bits: int,
-    keep: bool,
+def _open_backend(
+    weights: PyTorchWeights,
+    precision: Precision,
+    exact: bool,
     corrections: Mapping[str, Mapping[Block, Correction]],
-) -> tuple[BaseWeights | PackedWeights, OwnParts | PackedOwnParts]:
-    """Weights and own parts in 4 or 8 bits."""
-    if _native():
-        packed = pack_weights(weights, bits, keep)
-        add_preview(packed)
-        return packed, packed_own_parts(packed, corrections)
+) -> Backend:
+    """Return the backend for a precision; with `exact` only exact matrices have 4 bits."""
+    if precision not in BITS:
+        return PyTorchBackend(weights, convert_corrections(weights, corrections))
+    bits = BITS[precision]
+    if _has_native_kernels():
+        packed = pack_weights(weights, bits, exact)
+        add_head_screen(packed)
+        return NativeBackend(packed, pack_corrections(packed, corrections))
     log.warning("no native kernels: PyTorch computes with the %d-bit values in fp32", bits)
-    rounded = round_weights(weights, bits, keep)
-    return rounded, own_parts(rounded, corrections)
+    rounded = round_weights(weights, bits, exact)
+    return PyTorchBackend(rounded, convert_corrections(rounded, corrections))
 
 
-def _native() -> bool:
+def _has_native_kernels() -> bool:
     return native_library.library() is not None
 
 
-def _bf16_is_native() -> bool:
+def _multiplies_bf16() -> bool:
     capability = torch.backends.cpu.get_cpu_capability()
     return capability == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _line(error: BaseException) -> str:
-    """What is wrong, on one line."""
+    """Return what is wrong, on one line."""
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         return _line(error.__cause__)
     if isinstance(error, KeyError):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pruners.artefact.table import Table
 from pruners.variant import BASE, VariantSpec
-from server.engine.segment import Segment
+from server.engine.backends.base import Segment
 from server.engine.sequence import Sequence as Answer
 from server.engine.speculation.prompt_lookup import WORTH, worth
 
@@ -35,7 +35,7 @@ class Drafter:
             answer.plain
             and answer.variant.name == BASE
             and cache is not None
-            and cache.whole
+            and cache.complete
             and not answer.drafts.promising(answer.history, share)
         )
 

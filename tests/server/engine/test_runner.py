@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pruners.kv import make_eviction
+from server.engine.backends.base import Segment
 from server.engine.detokenizer import StopRules
 from server.engine.sampling import SamplingParams
-from server.engine.segment import Segment
 from server.engine.sequence import FinishReason
 from server.engine.speculation.drafting import Drafter
 from server.engine.warmup import measure_steps

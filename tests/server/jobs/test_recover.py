@@ -13,8 +13,8 @@ from pruners.builder.pipeline import build
 from pruners.builder.recipe import Recipe
 from pruners.builder.steps import BuildRows
 from pruners.realization.mask import apply_mask
+from server.engine.backends.base import Segment
 from server.engine.loading.load import load_model, load_transformers, open_decoder
-from server.engine.segment import Segment
 from tests.support.commands import one_line, trimtab
 from tests.support.models import random_rows
 from tests.support.tiny import save_tiny

@@ -1,1 +1,1 @@
-"""The forward pass over weights in 4 or 8 bits, by the kernels in `native`."""
+"""The forward pass over weights in 4 or 8 bits, by C++ kernels (`csrc`)."""

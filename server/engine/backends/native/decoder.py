@@ -7,29 +7,33 @@ from torch import Tensor
 
 from pruners.kv import RECENT_QUERIES
 from pruners.variant import base_spec
+from server.engine.backends.base import Segment, check_rows
 from server.engine.backends.native import library as native
-from server.engine.backends.native.head_screening import preview
+from server.engine.backends.native.head_screening import build_head_screen
 from server.engine.backends.native.model import NativeModel
-from server.engine.backends.native.packed_corrections import PackedOwnParts
-from server.engine.backends.native.packed_weights import PackedWeights
+from server.engine.backends.native.packed_corrections import PackedCorrections
+from server.engine.backends.native.packed_weights import MAX_SCREENED_ROWS, PackedWeights
 from server.engine.backends.native.packing import unpack
 from server.engine.cache.kv_cache import KVCache
-from server.engine.segment import Segment, check_rows
 
-_LIKE = 64  # tokens from all over the vocabulary
-FEW = 4
-"""Rows for which memory sets the pace; more would look at too much of the head anyway."""
+_SAMPLE_TOKENS = 64  # from all over the vocabulary
 
 
 class NativeDecoder:
-    """Runs segments through the base or its variants; what `Decoder` does, in one call."""
+    """Runs segments through the base or its variants, in one native call (see `base.Decoder`).
+
+    `threads` is the number of threads of the kernels.
+    """
+
+    # PyTorch's idle threads would spin beside those of the kernels, which do the heavy work.
+    torch_threads: int | None = 1
 
     def __init__(
-        self, weights: PackedWeights, cache: KVCache, own: PackedOwnParts | None = None
+        self, weights: PackedWeights, cache: KVCache, corrections: PackedCorrections | None = None
     ) -> None:
         self.weights = weights
         self.cache = cache
-        self._model = NativeModel(weights, own or {})
+        self._model = NativeModel(weights, corrections or {})
         self.threads = torch.get_num_threads()
         self._engine = native.NativeEngine(self.threads)
         self._cache = native.Cache(
@@ -41,39 +45,41 @@ class NativeDecoder:
         )
 
     def forward(self, segments: list[Segment]) -> Tensor:
-        """Hidden states `[rows, hidden]` after the final norm; keys and values are cached.
+        """Return hidden states `[rows, hidden]`, fp32, after the final norm; cache keys and values.
 
-        Rows follow the segments' tokens in order. Each segment's `cache` is advanced.
+        Rows follow the tokens of the segments in order. Each segment's `cache` is advanced. Raises
+        `IndexError` for a token or a position that the model does not have, and `ValueError` for a
+        variant that is wider than the base.
         """
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        first, starts, held, read = [0], [], [], []
-        cached, noted, strides = [0] * len(segments), [0] * len(segments), [0] * len(segments)
+        first, starts, lengths, outputs = [0], [], [], []
+        row_positions, queries, strides = ([0] * len(segments) for _ in range(3))
         for index, segment in enumerate(segments):
             cache, count = segment.cache, len(segment.tokens)
             tokens += segment.tokens
-            positions += range(cache.seen, cache.seen + count)
+            positions += range(cache.processed, cache.processed + count)
             slots += cache.slots(count)
             cache.advance(count)
             first.append(first[-1] + count)
             starts.append(cache.start)
-            held.append(cache.held)
-            read.append(count if segment.read is None else segment.read)
+            lengths.append(cache.cached)
+            outputs.append(count if segment.outputs is None else segment.outputs)
             if cache.positions is not None:
-                cached[index] = cache.positions.data_ptr()
+                row_positions[index] = cache.positions.data_ptr()
                 strides[index] = cache.positions.shape[1]
             if cache.queries is not None:
-                noted[index] = cache.queries.data_ptr()
+                queries[index] = cache.queries.data_ptr()
         check_rows(tokens, max(positions), self.weights.shape.vocab, self.weights.rope)
         variants = [self._model.variant(segment.variant) for segment in segments]
         arrays = [  # in the structure's order; they live until the step is done
-            *(array("i", values) for values in (tokens, positions, slots, first, read)),
+            *(array("i", values) for values in (tokens, positions, slots, first, outputs)),
             array("Q", variants),
-            *(array("i", values) for values in (starts, held)),
-            array("Q", cached),
+            *(array("i", values) for values in (starts, lengths)),
+            array("Q", row_positions),
             array("i", strides),
-            array("Q", noted),
+            array("Q", queries),
         ]
         addresses = [values.buffer_info()[0] for values in arrays]
         batch = native.Batch(len(tokens), len(segments), *addresses, RECENT_QUERIES)
@@ -82,28 +88,33 @@ class NativeDecoder:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """fp32 logits `[rows, vocab]` of final hidden states."""
-        found = torch.empty(len(hidden), self.weights.head.outputs)
-        self._engine.project(self._model.head, hidden.contiguous(), found)
-        return found
+        """Return fp32 logits `[rows, vocab]` of final hidden states, fp32 `[rows, hidden]`."""
+        logits = torch.empty(len(hidden), self.weights.head.outputs)
+        self._engine.project(self._model.head, hidden.contiguous(), logits)
+        return logits
 
-    def best(self, hidden: Tensor) -> list[int]:
-        """The arg-max of each row of `logits`, for few rows without computing all of them.
+    def argmax(self, hidden: Tensor) -> list[int]:
+        """Return the likeliest token of each row of `hidden`, fp32 `[rows, hidden]`.
 
-        It is -1 where that is no finite number.
+        It is -1 where the highest logit is not a finite number. For few rows a coarse copy of the
+        head shows which logits need to be computed.
         """
-        preview = self._model.preview if len(hidden) <= FEW else None
-        return self._engine.best(self._model.head, preview, hidden.contiguous())
+        screen = self._model.head_screen if len(hidden) <= MAX_SCREENED_ROWS else None
+        return self._engine.best(self._model.head, screen, hidden.contiguous())
 
 
-def add_preview(weights: PackedWeights) -> None:
-    """Gives the weights a preview of their head, for hidden states like those they give."""
+def add_head_screen(weights: PackedWeights) -> None:
+    """Give the weights a coarse copy of their head, unless the head has 4 bits already.
+
+    It is fitted to hidden states that the weights give for tokens from all over the vocabulary.
+    """
     if weights.head.bits == 4:
         return
     vocabulary = weights.embed.outputs
-    tokens = list(range(0, vocabulary, -(-vocabulary // _LIKE)))[: weights.context]
-    decoder = NativeDecoder(weights, KVCache(weights.shape, _LIKE, weights.dtype, weights.device))
-    cache = decoder.cache.open()
-    cache.reserve(len(tokens))
-    hidden = decoder.forward([Segment(tokens, cache, base_spec(weights.shape))])
-    weights.preview = preview(unpack(weights.head), hidden)
+    tokens = list(range(0, vocabulary, -(-vocabulary // _SAMPLE_TOKENS)))[: weights.context]
+    cache = KVCache(weights.shape, _SAMPLE_TOKENS, weights.dtype, weights.device)
+    decoder = NativeDecoder(weights, cache)
+    sequence = cache.open()
+    sequence.reserve(len(tokens))
+    hidden = decoder.forward([Segment(tokens, sequence, base_spec(weights.shape))])
+    weights.head_screen = build_head_screen(unpack(weights.head), hidden)

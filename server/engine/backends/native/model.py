@@ -5,8 +5,11 @@ from ctypes import POINTER, c_int32, pointer
 
 from pruners.variant import Block, Part, VariantSpec
 from server.engine.backends.native import library as native
-from server.engine.backends.native.head_screening import Preview
-from server.engine.backends.native.packed_corrections import PackedEntry, PackedOwnParts
+from server.engine.backends.native.head_screening import HeadScreen
+from server.engine.backends.native.packed_corrections import (
+    PackedCorrections,
+    PackedInputCorrection,
+)
 from server.engine.backends.native.packed_weights import PackedLayer, PackedWeights
 from server.engine.backends.native.packing import PackedMatrix
 
@@ -14,7 +17,7 @@ from server.engine.backends.native.packing import PackedMatrix
 class NativeModel:
     """The structures that the kernels follow. Holds what they point at."""
 
-    def __init__(self, weights: PackedWeights, own: PackedOwnParts) -> None:
+    def __init__(self, weights: PackedWeights, own: PackedCorrections) -> None:
         self.weights = weights
         self._own = own
         self._kept: list[object] = []
@@ -23,7 +26,8 @@ class NativeModel:
         layers = (native.Layer * shape.layers)(*(self._layer(layer) for layer in weights.layers))
         self._kept.append(layers)
         self.head = matrix_of(weights.head)
-        self.preview = None if weights.preview is None else preview_of(weights.preview)
+        screen = weights.head_screen
+        self.head_screen = None if screen is None else head_screen_of(screen)
         self.model = native.Model(
             ctypes.cast(layers, POINTER(native.Layer)),
             matrix_of(weights.embed),
@@ -96,7 +100,7 @@ class NativeModel:
             self._kept += [entry, found]
         return owns
 
-    def _entry(self, entry: PackedEntry) -> native.Entry:
+    def _entry(self, entry: PackedInputCorrection) -> native.Entry:
         return native.Entry(
             entry.norm.data_ptr(), self._matrix(entry.inner), self._matrix(entry.outer)
         )
@@ -109,9 +113,9 @@ class NativeModel:
         return found
 
 
-def preview_of(preview: Preview) -> native.Preview:
-    """The structure of a preview, which must outlive it."""
-    return native.Preview(*(tensor.data_ptr() for tensor in preview.tensors()))
+def head_screen_of(screen: HeadScreen) -> native.Preview:
+    """The structure of a head screen, which must outlive it."""
+    return native.Preview(*(tensor.data_ptr() for tensor in screen.tensors()))
 
 
 def matrix_of(packed: PackedMatrix) -> native.Matrix:

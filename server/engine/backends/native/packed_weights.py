@@ -9,28 +9,35 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.architecture import Shape
-from server.engine.backends.native.head_screening import Preview
+from server.engine.backends.native.head_screening import HeadScreen
 from server.engine.backends.native.packing import (
     BLOCK,
     Bits,
     Codes,
     PackedMatrix,
-    error,
     pack,
     quantise,
+    relative_error,
 )
-from server.engine.backends.native.source_precision import is_held, mostly_4bit
-from server.engine.backends.pytorch.linear import DenseLinear
-from server.engine.backends.pytorch.weights import BaseWeights, LayerWeights, Norm
+from server.engine.backends.native.source_precision import is_exact, mostly_4bit
+from server.engine.backends.pytorch.linear import SliceableLinear
+from server.engine.backends.pytorch.weights import LayerWeights, PyTorchWeights, RMSNorm
 
 log = logging.getLogger(__name__)
+
+MAX_SCREENED_ROWS = 4
+"""Rows for which the head is screened; for more rows reading it whole costs less."""
 
 _ROWS = 64  # of a matrix, to tell whether 4 bits hold it
 
 
 @dataclass(slots=True)
 class PackedLayer:
-    """One layer; `gate_up` holds 16 gates, their 16 ups, and so on."""
+    """One layer; `gate_up` holds 16 gates, their 16 ups, and so on.
+
+    `norms` are fp32, by the names of `LayerWeights`. `rope` is the kind of rotary embedding and
+    `window` the length of sliding attention in tokens.
+    """
 
     qkv: PackedMatrix
     o: PackedMatrix
@@ -40,10 +47,23 @@ class PackedLayer:
     rope: str | None
     window: int | None
 
+    def attention_tensors(self) -> list[Tensor]:
+        """Return the tensors of `qkv` and `o`."""
+        return [*self.qkv.tensors(), *self.o.tensors()]
+
+    def mlp_tensors(self) -> list[Tensor]:
+        """Return the tensors of `gate_up` and `down`."""
+        return [*self.gate_up.tensors(), *self.down.tensors()]
+
 
 @dataclass(slots=True)
 class PackedWeights:
-    """Everything that the kernels read of a base. `errors` are relative, by kind of matrix."""
+    """Everything that the kernels read of a base.
+
+    `rope[kind]` is cos and sin, fp32 `[positions, head_dim]`; the first half of sin has its sign
+    changed. `errors` are the largest relative errors by kind of matrix. `dtype` is the default of
+    the cache.
+    """
 
     shape: Shape
     layers: list[PackedLayer]
@@ -58,37 +78,49 @@ class PackedWeights:
     context: int
     errors: dict[str, float]
     precision: str
-    preview: Preview | None = None
-    dtype: torch.dtype = torch.bfloat16  # of the cache
+    head_screen: HeadScreen | None = None
+    dtype: torch.dtype = torch.bfloat16
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def rope_kinds(self) -> list[str | None]:
-        """Of each layer."""
+        """Return the kind of rotary embedding of each layer."""
         return [layer.rope for layer in self.layers]
 
+    @property
+    def supports_int8_cache(self) -> bool:
+        """Return True: the kernels attend to keys and values in bf16 or int8."""
+        return True
+
+    def head_tensors(self, rows: int) -> list[Tensor]:
+        """Return the tensors that choosing the likeliest token of `rows` rows reads.
+
+        Where the head is screened, little of the head itself is read besides.
+        """
+        if self.head_screen is not None and rows <= MAX_SCREENED_ROWS:
+            return self.head_screen.tensors()
+        return self.head.tensors()
+
     def tensors(self) -> list[Tensor]:
-        """Every resident weight tensor, tied ones once."""
+        """Return every resident weight tensor, tied ones once."""
         found = [*self.embed.tensors(), *self.head.tensors(), self.final_norm]
-        found += [] if self.preview is None else self.preview.tensors()
+        found += [] if self.head_screen is None else self.head_screen.tensors()
         for layer in self.layers:
-            for part in (layer.qkv, layer.o, layer.gate_up, layer.down):
-                found += part.tensors()
-            found += layer.norms.values()
+            found += [*layer.attention_tensors(), *layer.mlp_tensors(), *layer.norms.values()]
         return list({t.data_ptr(): t for t in found}.values())
 
 
-def pack_weights(weights: BaseWeights, bits: Bits, keep: bool = False) -> PackedWeights:
-    """Packs an fp32 base; its dense matrices are released layer by layer.
+def pack_weights(weights: PyTorchWeights, bits: Bits, exact: bool = False) -> PackedWeights:
+    """Pack an fp32 base in 4 or 8 bits. Its fp32 matrices are released layer by layer.
 
-    With `keep`, and where the source holds most matrices in 4 bits, 4 bits are only for matrices
-    that they hold exactly. All others, such as those that reordering neurons has spoilt, have 8.
+    In 4 bits, with `exact` or if most matrices are exact in 4 bits, only matrices that 4 bits hold
+    exactly have 4 bits. All others have 8: for example those whose inputs were put in a new order,
+    which breaks up the groups of the source.
     """
-    packer = _Packer(bits, weights, keep)
+    packer = _Packer(bits, weights, exact)
     layers = [packer.layer(layer) for layer in weights.layers]
     head = packer.matrix("head", weights.head.weight, weights.head.bias)
-    tied = weights.embed.data_ptr() == weights.head.weight.data_ptr()
-    embed = head if tied else packer.matrix("embedding", weights.embed, None)
+    embed = head if weights.tied else packer.matrix("embedding", weights.embed, None)
     packed = PackedWeights(
         shape=weights.shape,
         layers=layers,
@@ -109,12 +141,12 @@ def pack_weights(weights: BaseWeights, bits: Bits, keep: bool = False) -> Packed
     return packed
 
 
-def round_weights(weights: BaseWeights, bits: Bits, keep: bool = False) -> BaseWeights:
-    """The same base with the values that packing would give it, for PyTorch to compute with."""
-    packer = _Packer(bits, weights, keep)
-    tied = weights.embed.data_ptr() == weights.head.weight.data_ptr()
+def round_weights(weights: PyTorchWeights, bits: Bits, exact: bool = False) -> PyTorchWeights:
+    """Round an fp32 base, in place, to the values that `pack_weights` would give it."""
+    packer = _Packer(bits, weights, exact)
+    tied = weights.tied
     for layer in weights.layers:
-        for part in (layer.qkv, layer.o, layer.gate, layer.up, layer.down):
+        for part in layer.matrices:
             part.weight.copy_(packer.codes(part.weight).values())
     weights.head.weight.copy_(packer.codes(weights.head.weight).values())
     if not tied:
@@ -123,78 +155,78 @@ def round_weights(weights: BaseWeights, bits: Bits, keep: bool = False) -> BaseW
 
 
 class _Packer:
-    def __init__(self, bits: Bits, weights: BaseWeights, keep: bool) -> None:
-        self._wanted = bits
-        self._keep = bits == 4 and (keep or mostly_4bit(_matrices(weights)))
+    """Packs matrices and notes the relative errors, by the kind of matrix."""
+
+    def __init__(self, bits: Bits, weights: PyTorchWeights, exact: bool) -> None:
+        self._bits = bits
+        self._exact = bits == 4 and (exact or mostly_4bit(_matrices(weights)))
         self.errors: dict[str, float] = {}
-        self._found: dict[Bits, dict[str, list[float]]] = {}
+        self._packed: dict[Bits, dict[str, list[float]]] = {}
 
     def matrix(
         self, kind: str, weight: Tensor, bias: Tensor | None, input_major: bool = False
     ) -> PackedMatrix:
+        """Pack a matrix `[outputs, inputs]` with its bias `[outputs]`."""
         codes = self.codes(weight)
-        relative = error(codes, weight)
-        self.errors[kind] = max(self.errors.get(kind, 0.0), relative)
-        self._found.setdefault(codes.bits, {}).setdefault(kind, []).append(relative)
+        error = relative_error(codes, weight)
+        self.errors[kind] = max(self.errors.get(kind, 0.0), error)
+        self._packed.setdefault(codes.bits, {}).setdefault(kind, []).append(error)
         return pack(codes, bias, input_major)
 
     def summary(self) -> str:
-        """How many matrices have 4 and 8 bits, and the largest relative error of each kind."""
+        """Say how many matrices have 4 and 8 bits, and the largest relative error of each kind."""
         return ", ".join(
             f"{sum(map(len, kinds.values()))} in {bits} bits ("
             + ", ".join(f"{kind} {max(errors):.1g}" for kind, errors in kinds.items())
             + ")"
-            for bits, kinds in sorted(self._found.items())
+            for bits, kinds in sorted(self._packed.items())
         )
 
     def layer(self, layer: LayerWeights) -> PackedLayer:
-        norms = {
-            "attention_norm": layer.attention_norm,
-            "mlp_norm": layer.mlp_norm,
-            "attention_out_norm": layer.attention_out_norm,
-            "mlp_out_norm": layer.mlp_out_norm,
-            "qk_norm": layer.qk_norm,
-        }
-        gate_up, bias = interleaved(layer.gate, layer.up)
+        """Pack one layer and release its matrices."""
+        gate_up, bias = interleave_gate_up(layer.gate, layer.up)
         packed = PackedLayer(
             qkv=self.matrix("qkv", layer.qkv.weight, layer.qkv.bias),
             o=self.matrix("o", layer.o.weight, layer.o.bias, input_major=True),
             gate_up=self.matrix("gate and up", gate_up, bias),
             down=self.matrix("down", layer.down.weight, layer.down.bias, input_major=True),
-            norms={name: _floats(norm) for name, norm in norms.items() if norm is not None},
+            norms={name: _floats(norm) for name, norm in layer.norms.items()},
             rope=layer.rope,
             window=layer.window,
         )
-        for part in (layer.qkv, layer.o, layer.gate, layer.up, layer.down):
+        for part in layer.matrices:
             part.release()
         return packed
 
     def codes(self, weight: Tensor) -> Codes:
-        """In as many bits as the matrix is kept in."""
-        if self._keep and not is_held(weight, 4, _ROWS):
+        """Quantise a matrix `[outputs, inputs]` in the bits that it is served in."""
+        if self._exact and not is_exact(weight, 4, _ROWS):
             return quantise(weight, 8)
-        return quantise(weight, self._wanted)
+        return quantise(weight, self._bits)
 
 
-def _matrices(weights: BaseWeights) -> Iterator[Tensor]:
-    """Those of the layers."""
+def _matrices(weights: PyTorchWeights) -> Iterator[Tensor]:
+    """Yield the weights `[outputs, inputs]` of all layers."""
     for layer in weights.layers:
-        for part in (layer.qkv, layer.o, layer.gate, layer.up, layer.down):
+        for part in layer.matrices:
             yield part.weight
 
 
-def _floats(norm: Norm) -> Tensor:
+def _floats(norm: RMSNorm) -> Tensor:
     return norm.weight.float().contiguous()
 
 
-def interleaved(gate: DenseLinear, up: DenseLinear) -> tuple[Tensor, Tensor | None]:
-    """Rows of 16 gates, then their 16 ups, and so on."""
-    bias = None if gate.bias is None or up.bias is None else woven(gate.bias, up.bias)
-    return woven(gate.weight, up.weight), bias
+def interleave_gate_up(gate: SliceableLinear, up: SliceableLinear) -> tuple[Tensor, Tensor | None]:
+    """Return weight `[2 * neurons, hidden]` and bias of 16 gates, their 16 ups, and so on."""
+    bias = None if gate.bias is None or up.bias is None else interleave(gate.bias, up.bias)
+    return interleave(gate.weight, up.weight), bias
 
 
-def woven(gates: Tensor, ups: Tensor) -> Tensor:
-    """16 of one, 16 of the other, and so on; the last may be filled up with zeros."""
+def interleave(gates: Tensor, ups: Tensor) -> Tensor:
+    """Return 16 of `gates`, 16 of `ups`, and so on, `[2 * neurons, ...]`.
+
+    Both are `[neurons, ...]`; neurons are padded with zeros to a multiple of 16.
+    """
     rows = -len(gates) % BLOCK
     sides = [F.pad(t, (0, 0) * (t.dim() - 1) + (0, rows)) for t in (gates, ups)]
     return torch.stack([t.unflatten(0, (-1, BLOCK)) for t in sides], dim=1).flatten(0, 2)

@@ -1,6 +1,6 @@
 """Weights in 4 or 8 bits: groups of 32 inputs share a scale (and, in 4 bits, a minimum).
 
-`pack` lays codes out as `native/native.h` describes: blocks of 16 outputs by 32 inputs, so that a
+`pack` lays codes out as the kernels' header describes: blocks of 16 outputs by 32 inputs, so that a
 prefix of outputs or of inputs, in multiples of a block, is a view of the same buffer.
 """
 
@@ -17,32 +17,34 @@ Bits = int  # 4 or 8
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """`value = code * scale + low`. Codes `[out, in]`, scales and lows `[out, in / 32]`.
+    """A quantised matrix: `value = code * scale + minimum`.
 
-    Inputs are padded with zeros to whole groups. Codes of 4 bits are 0..15 with fp16 scales and
-    lows, codes of 8 bits -127..127 with fp16 scales and no lows.
+    `codes` are `[outputs, inputs]`, `scales` and `minima` `[outputs, inputs / 32]`; inputs are
+    padded with zeros to whole groups, `inputs` is their number before. Codes of 4 bits are uint8
+    0..15 with fp16 scales and minima, codes of 8 bits int8 -127..127 with fp16 scales only.
     """
 
     bits: Bits
     codes: Tensor
     scales: Tensor
-    lows: Tensor | None
+    minima: Tensor | None
     inputs: int
 
     def values(self) -> Tensor:
-        """What the codes stand for, fp32 `[out, inputs]`."""
+        """Return the values of the codes, fp32 `[outputs, inputs]`."""
         groups = self.codes.unflatten(1, (-1, GROUP)).float()
-        found = groups * self.scales.float()[..., None]
-        if self.lows is not None:
-            found = found + self.lows.float()[..., None]
-        return found.flatten(1)[:, : self.inputs]
+        values = groups * self.scales.float()[..., None]
+        if self.minima is not None:
+            values = values + self.minima.float()[..., None]
+        return values.flatten(1)[:, : self.inputs]
 
 
 def quantise(weight: Tensor, bits: Bits) -> Codes:
-    """Rounds `[out, in]` to the nearest codes.
+    """Round a matrix `[outputs, inputs]` of floats to the nearest codes of 4 or 8 bits.
 
-    What was dequantised from GGUF's Q4_0, Q4_1 (in 4 bits) or Q8_0 (in 8) comes back exactly: its
-    scale is the group's range over 15, its largest value over -8, or its largest size over 127.
+    Values that were dequantised from GGUF's Q4_0, Q4_1 (in 4 bits) or Q8_0 (in 8) are restored
+    exactly. The scale is `(max - min) / 15` of a group or its value of largest size over -8,
+    whichever has the smaller error; in 8 bits it is the largest size over 127.
     """
     padded = F.pad(weight.float(), (0, -weight.shape[1] % GROUP))
     groups = padded.unflatten(1, (-1, GROUP))
@@ -50,8 +52,8 @@ def quantise(weight: Tensor, bits: Bits) -> Codes:
         scale = (groups.abs().amax(-1) / 127).half()
         codes = (groups / _nonzero(scale.float())[..., None]).round().clamp(-127, 127)
         return Codes(8, codes.flatten(1).to(torch.int8), scale, None, weight.shape[1])
-    least = groups.amin(-1)
-    ranged = _codes4(groups, ((groups.amax(-1) - least) / 15).half(), least.half())
+    lowest = groups.amin(-1)
+    ranged = _codes4(groups, ((groups.amax(-1) - lowest) / 15).half(), lowest.half())
     if bool((ranged[3] <= 1e-12 * groups.pow(2).sum(-1)).all()):  # a Q4_1 source
         return Codes(4, ranged[0].flatten(1).to(torch.uint8), *ranged[1:3], weight.shape[1])
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
@@ -60,34 +62,47 @@ def quantise(weight: Tensor, bits: Bits) -> Codes:
     better = (centred[3] < ranged[3])[..., None]
     codes = torch.where(better, centred[0], ranged[0])
     scales = torch.where(better[..., 0], centred[1], ranged[1])
-    lows = torch.where(better[..., 0], centred[2], ranged[2])
-    return Codes(4, codes.flatten(1).to(torch.uint8), scales, lows, weight.shape[1])
+    minima = torch.where(better[..., 0], centred[2], ranged[2])
+    return Codes(4, codes.flatten(1).to(torch.uint8), scales, minima, weight.shape[1])
 
 
-def _codes4(groups: Tensor, scale: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes, scale, low and the squared error of each group."""
-    wide, shift = scale.float()[..., None], low.float()[..., None]
-    codes = ((groups - shift) / _nonzero(wide)).round().clamp(0, 15)
-    error = (codes * wide + shift - groups).pow(2).sum(-1)
-    return codes, scale, low, error
+def _codes4(
+    groups: Tensor, scale: Tensor, minimum: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return codes, scale, minimum and the squared error of each group.
+
+    `groups` and the codes are `[outputs, groups, 32]`, all others `[outputs, groups]`.
+    """
+    factor, shift = scale.float()[..., None], minimum.float()[..., None]
+    codes = ((groups - shift) / _nonzero(factor)).round().clamp(0, 15)
+    error = (codes * factor + shift - groups).pow(2).sum(-1)
+    return codes, scale, minimum, error
 
 
 def _nonzero(scale: Tensor) -> Tensor:
+    """Replace zeros in a tensor of any shape by ones, so that it can be divided by."""
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
-def error(codes: Codes, weight: Tensor) -> float:
-    """Root mean square of the rounding over that of the weights, of up to 2,047 rows."""
+def relative_error(codes: Codes, weight: Tensor) -> float:
+    """Return the norm of the rounding errors over that of `weight`, `[outputs, inputs]`.
+
+    At most 2,047 rows are compared.
+    """
     rows = slice(None, None, max(1, len(weight) // 1024))
     wanted = weight[rows].float()
-    lows = None if codes.lows is None else codes.lows[rows]
-    some = Codes(codes.bits, codes.codes[rows], codes.scales[rows], lows, codes.inputs)
-    return float((some.values() - wanted).norm() / wanted.norm().clamp_min(1e-30))
+    minima = None if codes.minima is None else codes.minima[rows]
+    sample = Codes(codes.bits, codes.codes[rows], codes.scales[rows], minima, codes.inputs)
+    return float((sample.values() - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
 @dataclass(frozen=True, slots=True)
 class PackedMatrix:
-    """A matrix `[outputs, inputs]` as the native kernels read it; `data` is bytes."""
+    """A matrix `[outputs, inputs]` as the native kernels read it.
+
+    `data` is bytes, `bias` fp32 `[outputs]` or None. With `input_major` the blocks of one input
+    group lie side by side, else those of one output block.
+    """
 
     data: Tensor
     bias: Tensor | None
@@ -97,41 +112,41 @@ class PackedMatrix:
     input_major: bool
 
     def tensors(self) -> list[Tensor]:
-        """What is resident."""
+        """Return the bytes and the bias, if there is one."""
         return [self.data] if self.bias is None else [self.data, self.bias]
 
 
 def pack(codes: Codes, bias: Tensor | None = None, input_major: bool = False) -> PackedMatrix:
-    """Lays codes out in blocks, those of one output block (or input block) side by side."""
+    """Lay codes out in blocks for the kernels; `bias` is `[outputs]` or None."""
     outputs = codes.codes.shape[0]
     rows = -outputs % BLOCK
 
     def blocks(tensor: Tensor) -> Tensor:
-        """Per output block and input group: `[output blocks, groups, 16, ...]`."""
+        """From `[outputs, groups]` to `[output blocks, groups, 16]`."""
         return F.pad(tensor, (0, 0, 0, rows)).unflatten(0, (-1, BLOCK)).transpose(1, 2)
 
     # [output block, 16, groups * 32] -> [output block, group, 16, 32]
     grid = F.pad(codes.codes, (0, 0, 0, rows)).unflatten(0, (-1, BLOCK))
     grid = grid.unflatten(2, (-1, GROUP)).transpose(1, 2)
     if codes.bits == 4:
-        assert codes.lows is not None
+        assert codes.minima is not None
         low, high = grid[..., :16], grid[..., 16:]
         lines = (low | high << 4).unflatten(3, (4, 4)).transpose(2, 3)
-        parts = [lines.flatten(2), _bytes(blocks(codes.scales)), _bytes(blocks(codes.lows))]
+        parts = [lines.flatten(2), _bytes(blocks(codes.scales)), _bytes(blocks(codes.minima))]
     else:
         lines = grid.unflatten(3, (8, 4)).transpose(2, 3)
         parts = [lines.flatten(2).view(torch.uint8), _bytes(blocks(codes.scales))]
     data = torch.cat(parts, dim=2)
     if input_major:
         data = data.transpose(0, 1)
-    found = None if bias is None else bias.float().contiguous()
+    bias = None if bias is None else bias.float().contiguous()
     return PackedMatrix(
-        data.contiguous().flatten(), found, outputs, codes.inputs, codes.bits, input_major
+        data.contiguous().flatten(), bias, outputs, codes.inputs, codes.bits, input_major
     )
 
 
 def unpack(matrix: PackedMatrix) -> Codes:
-    """The codes of a packed matrix of 8 bits."""
+    """Return the codes of a packed matrix of 8 bits."""
     assert matrix.bits == 8
     blocks, groups = -(-matrix.outputs // BLOCK), -(-matrix.inputs // GROUP)
     shape = (groups, blocks) if matrix.input_major else (blocks, groups)
@@ -141,10 +156,11 @@ def unpack(matrix: PackedMatrix) -> Codes:
     codes, scales = data[..., : BLOCK * GROUP], data[..., BLOCK * GROUP :]
     # [output block, group, 8 lines, 16, 4] -> [output block, 16, group, 32]
     lines = codes.unflatten(2, (8, BLOCK, 4)).permute(0, 3, 1, 2, 4)
-    found = lines.reshape(blocks * BLOCK, groups * GROUP).view(torch.int8)
+    flat = lines.reshape(blocks * BLOCK, groups * GROUP).view(torch.int8)
     scale = scales.contiguous().view(torch.float16).transpose(1, 2).flatten(0, 1)
-    return Codes(8, found[: matrix.outputs], scale[: matrix.outputs], None, matrix.inputs)
+    return Codes(8, flat[: matrix.outputs], scale[: matrix.outputs], None, matrix.inputs)
 
 
 def _bytes(tensor: Tensor) -> Tensor:
+    """View a tensor as uint8; the last dimension grows by the size of an element."""
     return tensor.contiguous().view(torch.uint8)

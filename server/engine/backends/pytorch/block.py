@@ -1,115 +1,132 @@
-"""One sub-block for a batch of mixed variants: each weight is read once, each row gets its own."""
+"""One sub-block for a batch of mixed variants: each weight is read once, by all rows that use it.
 
-from collections.abc import Callable
+A sub-block is the attention or the MLP of one layer, with its norms and its output projection.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from pruners.variant import VariantSpec
-from server.engine.backends.pytorch.corrections import Own
-from server.engine.backends.pytorch.linear import DenseLinear
-from server.engine.backends.pytorch.nested_widths import WHOLE, Index, RowSets, Rung
-from server.engine.backends.pytorch.weights import Norm
+from server.engine.backends.pytorch.corrections import PyTorchCorrection
+from server.engine.backends.pytorch.linear import SliceableLinear
+from server.engine.backends.pytorch.nested_widths import ALL_ROWS, Index, RowSubsets, WidthRange
+from server.engine.backends.pytorch.weights import RMSNorm
 
-Owners = dict[VariantSpec, Own]
+CorrectionByVariant = dict[VariantSpec, PyTorchCorrection]
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
-    """What the rows `h` of a rung's variants add to the outputs of the input projections."""
+class RangeCorrections:
+    """The corrections of the input projections for the rows of one width range.
+
+    `h` are the normed rows, `[rows, hidden]`, of the range's variants.
+    """
 
     h: Tensor
-    rung: Rung
-    sets: RowSets
-    owners: Owners
+    widths: WidthRange
+    subsets: RowSubsets
+    corrections: CorrectionByVariant
 
-    def add_to(self, output: Tensor, side: int, low: int, high: int) -> Tensor:
-        """Adds to outputs `low..high` of input projection `side`; `output` is changed."""
-        for variant, own in self.owners.items():
-            if variant in self.rung.variants and own.entry is not None and own.entry.inner:
-                where = self.sets.index(frozenset((variant,)), self.rung.variants)
-                _add(output, where, own.entry.features(self.h[where], side, low, high))
+    def add_to(self, output: Tensor, projection: int, low: int, high: int) -> Tensor:
+        """Add the corrections to outputs `low..high` of an input projection; return `output`.
+
+        `output` is `[rows, high - low]` and is changed. `projection` numbers it: 0 is the fused
+        projection of attention or an MLP's gate, 1 the MLP's up.
+        """
+        for variant, correction in self.corrections.items():
+            entry = correction.entry
+            if variant in self.widths.variants and entry is not None and entry.inner:
+                where = self.subsets.index(frozenset((variant,)), self.widths.variants)
+                _add(output, where, entry.outputs(self.h[where], projection, low, high))
         return output
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """One sub-block of one layer, as a batch meets it.
+class SubBlock:
+    """One sub-block of one layer, for the variants of one batch.
 
-    `features(h, rung, entries)` makes the inputs of `project` that a rung's units give, `unit` of
-    them each. `own` are the corrections of variants, by name.
+    `features(h, widths, corrections)` computes the inputs of `project` that the units of one width
+    range give, `[rows, unit * (high - low)]`. `corrections` are those of this sub-block by the
+    variant's name.
     """
 
-    rungs: tuple[Rung, ...]
-    norm: Norm
-    out_norm: Norm | None
-    features: Callable[[Tensor, Rung, Entries], Tensor]
-    project: DenseLinear
+    ranges: tuple[WidthRange, ...]
+    norm: RMSNorm
+    out_norm: RMSNorm | None
+    features: Callable[[Tensor, WidthRange, RangeCorrections], Tensor]
+    project: SliceableLinear
     unit: int
-    own: dict[str, Own]
+    corrections: Mapping[str, PyTorchCorrection]
 
 
-def run_block(x: Tensor, sets: RowSets, site: Site) -> Tensor:
-    """`x + f(norm(x))` for the rows that have this sub-block, rung by rung; `x` may be changed.
+def run_sub_block(x: Tensor, subsets: RowSubsets, block: SubBlock) -> Tensor:
+    """Return `x + f(norm(x))` for rows that have this sub-block, range by range.
 
-    Rows that skip it get the constant that their variant has in its place, if it has one.
+    `x` is `[rows, hidden]` and may be changed. To rows that skip the sub-block, the constant that
+    their variant's correction has in its place is added, if there is one.
     """
-    members = site.rungs[0].variants if site.rungs else frozenset()
+    members = block.ranges[0].variants if block.ranges else frozenset()
     if members:
-        where = sets.index(members, sets.variants)
-        owners = {v: site.own[v.name] for v in members if v.name in site.own} if site.own else {}
-        h = site.norm(x[where])
-        for variant, own in owners.items():
-            if own.entry is not None:
-                h[sets.index(frozenset((variant,)), members)] *= own.entry.norm
-        out = _outputs(h, sets, site, members, owners)
-        if site.out_norm is not None:
-            out = site.out_norm(out)
-        if isinstance(where, slice) and where == WHOLE:
+        where = subsets.index(members, subsets.variants)
+        named = block.corrections
+        corrections = {v: named[v.name] for v in members if v.name in named} if named else {}
+        h = block.norm(x[where])
+        for variant, correction in corrections.items():
+            if correction.entry is not None:
+                h[subsets.index(frozenset((variant,)), members)] *= correction.entry.norm
+        out = _outputs(h, subsets, block, corrections)
+        if block.out_norm is not None:
+            out = block.out_norm(out)
+        if isinstance(where, slice) and where == ALL_ROWS:
             return x + out
         _add(x, where, out)
-    if site.own:
-        for variant in sets.variants - members:
-            if variant.name in site.own:
-                rows = frozenset((variant,))
-                constant = site.own[variant.name].finish(None, sets.of(rows).count)
-                _add(x, sets.index(rows, sets.variants), constant)
+    for variant in subsets.variants - members if block.corrections else ():
+        if variant.name in block.corrections:
+            rows = frozenset((variant,))
+            constant = block.corrections[variant.name].finish(None, subsets.of(rows).count)
+            _add(x, subsets.index(rows, subsets.variants), constant)
     return x
 
 
 def _outputs(
-    h: Tensor, sets: RowSets, site: Site, members: frozenset[VariantSpec], owners: Owners
+    h: Tensor, subsets: RowSubsets, block: SubBlock, corrections: CorrectionByVariant
 ) -> Tensor:
-    sharing = members - {variant for variant, own in owners.items() if own.replaces}
+    """Return the output projection with corrections, `[rows, hidden]`, for normed rows `h`."""
+    members = block.ranges[0].variants
+    sharing = members - {variant for variant, own in corrections.items() if own.replaces}
     inner: dict[VariantSpec, Tensor] = {}
     out: Tensor | None = None
-    for rung in site.rungs:
-        reached = h[sets.index(rung.variants, members)]
-        inputs = site.features(reached, rung, Entries(reached, rung, sets, owners))
-        low, high = rung.low * site.unit, rung.high * site.unit
-        for variant in owners.keys() & rung.variants:
-            mine = inputs[sets.index(frozenset((variant,)), rung.variants)]
-            part = owners[variant].partial(mine, low, high)
-            if part is not None:
-                inner[variant] = inner[variant] + part if variant in inner else part
-        shared = rung.variants & sharing
+    for widths in block.ranges:
+        reached = h[subsets.index(widths.variants, members)]
+        range_corrections = RangeCorrections(reached, widths, subsets, corrections)
+        inputs = block.features(reached, widths, range_corrections)
+        low, high = widths.low * block.unit, widths.high * block.unit
+        for variant in corrections.keys() & widths.variants:
+            rows = inputs[subsets.index(frozenset((variant,)), widths.variants)]
+            product = corrections[variant].partial(rows, low, high)
+            if product is not None:
+                inner[variant] = inner[variant] + product if variant in inner else product
+        shared = widths.variants & sharing
         if shared:
-            y = site.project.inputs(low, high)(inputs[sets.index(shared, rung.variants)])
+            y = block.project.inputs(low, high)(inputs[subsets.index(shared, widths.variants)])
             if out is None and shared == members:
                 out = y
                 continue
             out = h.new_zeros(len(h), y.shape[1]) if out is None else out
-            _add(out, sets.index(shared, members), y)
+            _add(out, subsets.index(shared, members), y)
     if out is None:
-        out = h.new_zeros(len(h), site.project.weight.shape[0])
-    for variant, own in owners.items():
+        out = h.new_zeros(len(h), block.project.weight.shape[0])
+    for variant, correction in corrections.items():
         alone = frozenset((variant,))
-        added = own.finish(inner.get(variant), sets.of(alone).count)
-        _add(out, sets.index(alone, members), added)
+        added = correction.finish(inner.get(variant), subsets.of(alone).count)
+        _add(out, subsets.index(alone, members), added)
     return out
 
 
 def _add(target: Tensor, where: Index, value: Tensor) -> None:
+    """Add `value` `[some rows, n]` to rows `where` of `target` `[rows, n]`."""
     if isinstance(where, slice):
         target[where] += value
     else:

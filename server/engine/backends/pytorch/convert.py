@@ -1,4 +1,4 @@
-"""From a loaded model to the layout in which every variant is a prefix."""
+"""Converts a loaded model to the layout in which every variant is a prefix."""
 
 from collections.abc import Callable
 
@@ -13,50 +13,57 @@ from pruners.architecture import (
     Shape,
     UnsupportedModelError,
 )
-from server.engine.backends.pytorch.linear import DenseLinear
-from server.engine.backends.pytorch.weights import ACTIVATIONS, BaseWeights, LayerWeights, Norm
+from server.engine.backends.pytorch.linear import SliceableLinear
+from server.engine.backends.pytorch.weights import (
+    ACTIVATIONS,
+    LayerWeights,
+    PyTorchWeights,
+    RMSNorm,
+)
 
-_AHEAD = 512  # positions beyond the context, of which evictions imagine queries
+_EXTRA_POSITIONS = 512  # beyond the context, for which evictions predict queries
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 
 
-def take_weights(
+def convert_weights(
     located: LocatedModel, ffn_order: Tensor | None, kv_order: Tensor | None, context: int
-) -> BaseWeights:
-    """Moves a loaded model's weights into the serving layout, most important first.
+) -> PyTorchWeights:
+    """Move a loaded model's weights into the serving layout, most important units first.
 
-    The source's matrices are released layer by layer, so the peak is one layer above the model.
-    Permuting neurons and groups leaves the function unchanged up to rounding.
+    `ffn_order` is int `[layers, ffn]` and `kv_order` int `[layers, kv_groups]`; None keeps the
+    order. A new order of neurons and groups leaves the function unchanged up to rounding. The
+    model's matrices are released layer by layer, so the peak of memory is one layer above the
+    model. Raises `UnsupportedModelError`.
     """
     serving = check_served(located)
     dtype = located.embed.weight.dtype
 
-    def norm(module: nn.Module | None) -> Norm | None:
+    def norm(module: nn.Module | None) -> RMSNorm | None:
         if module is None:
             return None
         weight = next(module.parameters()).detach()
         shift = located.names.norm_shift
         # A family that shifts its norms multiplies in fp32.
-        return Norm(shift + weight.float() if shift else weight, serving.norm_eps, dtype)
+        return RMSNorm(shift + weight.float() if shift else weight, serving.norm_eps, dtype)
 
     layers = []
     with torch.no_grad():
         for index, layer in enumerate(located.layers):
             kv = None if kv_order is None else kv_order[index].long()
             ffn = None if ffn_order is None else ffn_order[index].long()
-            layers.append(_take_layer(located, layer, kv, ffn, norm))
+            layers.append(_convert_layer(located, layer, kv, ffn, norm))
     final_norm = norm(located.final_norm)
     assert final_norm is not None
-    return BaseWeights(
+    return PyTorchWeights(
         shape=located.shape,
         dtype=dtype,
         embed=located.embed.weight.detach(),
-        # As the family rounds it: the scale is a tensor of the embedding's dtype.
+        # Rounded as in `transformers`, where the scale is a tensor of the embedding's dtype.
         embed_scale=float(torch.tensor(serving.embed_scale).to(dtype)),
         layers=layers,
         final_norm=final_norm,
-        head=DenseLinear(located.head.weight.detach(), _bias(located.head)),
-        rope=_rope_tables(located, context + _AHEAD),
+        head=SliceableLinear(located.head.weight.detach(), _bias(located.head)),
+        rope=_rope_tables(located, context + _EXTRA_POSITIONS),
         softmax_scale=located.layers[0].attention.scale,
         activation_name=serving.activation,
         context=context,
@@ -64,7 +71,7 @@ def take_weights(
 
 
 def check_served(located: LocatedModel) -> ServingConfig:
-    """Return what the family computes with. Raises `UnsupportedModelError` for what is not done."""
+    """Return how the family computes. Raises `UnsupportedModelError` for what is not supported."""
     serving = located.serving
     if serving is None:
         raise UnsupportedModelError(f"model family '{located.family}' is not served")
@@ -82,18 +89,18 @@ def check_served(located: LocatedModel) -> ServingConfig:
     return serving
 
 
-def _take_layer(
+def _convert_layer(
     located: LocatedModel,
     layer: LocatedLayer,
     kv: Tensor | None,
     ffn: Tensor | None,
-    norm: Callable[[nn.Module | None], Norm | None],
+    norm: Callable[[nn.Module | None], RMSNorm | None],
 ) -> LayerWeights:
     attention, mlp = layer.attention, layer.mlp
     attention_norm, mlp_norm = norm(layer.attention_norm), norm(layer.mlp_norm)
     assert attention_norm is not None
     assert mlp_norm is not None
-    taken = LayerWeights(
+    converted = LayerWeights(
         attention_norm=attention_norm,
         qkv=_fuse_qkv(attention, located.shape, kv),
         qk_norm=_fuse_qk_norm(attention, located.shape, norm),
@@ -109,27 +116,35 @@ def _take_layer(
     )
     for module in (attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down):
         module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-    return taken
+    return converted
 
 
 def _bias(module: nn.Linear) -> Tensor | None:
     return None if module.bias is None else module.bias.detach()
 
 
-def _rows(module: nn.Linear, order: Tensor | None) -> DenseLinear:
+def _rows(module: nn.Linear, order: Tensor | None) -> SliceableLinear:
+    """Copy a linear layer with its outputs in the given order, int64 `[outputs]`."""
     weight, bias = module.weight.detach(), _bias(module)
     if order is None:
-        return DenseLinear(weight.clone(), bias)
-    return DenseLinear(weight[order], None if bias is None else bias[order])
+        return SliceableLinear(weight.clone(), bias)
+    return SliceableLinear(weight[order], None if bias is None else bias[order])
 
 
-def _columns(module: nn.Linear, order: Tensor | None) -> DenseLinear:
+def _columns(module: nn.Linear, order: Tensor | None) -> SliceableLinear:
+    """Copy a linear layer with its inputs in the given order, int64 `[inputs]`."""
     weight = module.weight.detach()
-    return DenseLinear(weight.clone() if order is None else weight[:, order], _bias(module))
+    return SliceableLinear(weight.clone() if order is None else weight[:, order], _bias(module))
 
 
-def _fuse_qkv(attention: Attention, shape: Shape, order: Tensor | None) -> DenseLinear:
+def _fuse_qkv(attention: Attention, shape: Shape, order: Tensor | None) -> SliceableLinear:
+    """Join q, k and v group after group, with the groups in the given order, int64 `[kv_groups]`.
+
+    The outputs are `kv_groups * (queries_per_group + 2) * head_dim`.
+    """
+
     def fuse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Join weights `[heads * head_dim, hidden]` or biases `[heads * head_dim]`."""
         groups, dim, rest = shape.kv_groups, shape.head_dim, q.shape[1:]
         parts = (
             q.reshape(groups, shape.queries_per_group * dim, *rest),
@@ -141,31 +156,33 @@ def _fuse_qkv(attention: Attention, shape: Shape, order: Tensor | None) -> Dense
 
     q, k, v = attention.q, attention.k, attention.v
     bias = None if q.bias is None else fuse(q.bias.detach(), k.bias.detach(), v.bias.detach())
-    return DenseLinear(fuse(q.weight.detach(), k.weight.detach(), v.weight.detach()), bias)
+    return SliceableLinear(fuse(q.weight.detach(), k.weight.detach(), v.weight.detach()), bias)
 
 
-def _order_o(attention: Attention, shape: Shape, order: Tensor | None) -> DenseLinear:
+def _order_o(attention: Attention, shape: Shape, order: Tensor | None) -> SliceableLinear:
+    """Copy `o`, whose inputs are the heads, with the groups in the given order, `[kv_groups]`."""
     weight = attention.o.weight.detach()
     if order is None:
-        return DenseLinear(weight.clone(), _bias(attention.o))
+        return SliceableLinear(weight.clone(), _bias(attention.o))
     blocks = weight.reshape(weight.shape[0], shape.kv_groups, -1)[:, order]
-    return DenseLinear(blocks.flatten(1).contiguous(), _bias(attention.o))
+    return SliceableLinear(blocks.flatten(1).contiguous(), _bias(attention.o))
 
 
 def _fuse_qk_norm(
-    attention: Attention, shape: Shape, norm: Callable[[nn.Module | None], Norm | None]
-) -> Norm | None:
+    attention: Attention, shape: Shape, norm: Callable[[nn.Module | None], RMSNorm | None]
+) -> RMSNorm | None:
+    """Join the norms of queries and key: a weight `[queries_per_group + 1, head_dim]`."""
     q, k = norm(attention.q_norm), norm(attention.k_norm)
     if q is None or k is None:
         return None
     weight = torch.cat([q.weight.expand(shape.queries_per_group, -1), k.weight[None]])
-    return Norm(weight, q.eps, q.dtype)
+    return RMSNorm(weight, q.eps, q.dtype)
 
 
 def _rope_tables(located: LocatedModel, context: int) -> dict[str | None, tuple[Tensor, Tensor]]:
-    """cos and sin for every position, from the model's own rotary module.
+    """Return cos and sin by kind, each `[context, head_dim]`, from the model's rotary module.
 
-    The first half of sin is negated: rotating is then `x * cos + roll(x, dim / 2) * sin`.
+    The first half of sin has its sign changed: rotating is `x * cos + roll(x, dim / 2) * sin`.
     """
     tables = {}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a variant has of its own beside the shared weights, ready to be applied in a step."""
+"""The corrections of variants as the PyTorch decoder applies them beside the shared weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,115 +7,134 @@ from torch import Tensor
 
 from pruners.correction import Correction, InputCorrection, RefitCorrection
 from pruners.variant import Block
-from server.engine.backends.pytorch.linear import DenseLinear
-from server.engine.backends.pytorch.weights import BaseWeights
+from server.engine.backends.pytorch.linear import SliceableLinear
+from server.engine.backends.pytorch.weights import PyTorchWeights
 
 
 @dataclass(frozen=True, slots=True)
-class OwnEntry:
-    """The own part in front of a sub-block: a factor of its norm, and low ranks `outers(inner(h))`.
+class PyTorchInputCorrection:
+    """The correction in front of a sub-block: a factor of its norm and a low-rank product.
 
-    One of `outers` for each input projection: of attention the fused one, of an MLP gate and up.
+    `norm` is `[hidden]`. `inner` maps hidden states to the rank; `outers` has one map from there
+    for each input projection: of attention the fused one, of an MLP gate and up.
     """
 
     norm: Tensor
-    inner: DenseLinear | None = None
-    outers: tuple[DenseLinear, ...] = ()
+    inner: SliceableLinear | None = None
+    outers: tuple[SliceableLinear, ...] = ()
 
-    def features(self, h: Tensor, side: int, low: int, high: int) -> Tensor:
-        """What to add to outputs `low..high` of input projection `side`, `[rows, high - low]`."""
+    def outputs(self, h: Tensor, projection: int, low: int, high: int) -> Tensor:
+        """Return what to add to outputs `low..high` of an input projection, `[rows, high - low]`.
+
+        `h` is `[rows, hidden]`.
+        """
         assert self.inner is not None
-        return self.outers[side].outputs(low, high)(self.inner(h))
+        return self.outers[projection].outputs(low, high)(self.inner(h))
 
     def tensors(self) -> list[Tensor]:
-        """Every resident tensor of it."""
+        """Return every resident tensor."""
         ranks = [] if self.inner is None else [self.inner, *self.outers]
         return [self.norm, *(tensor for part in ranks for tensor in part.tensors())]
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
-    """The own part of one `o` or `down`: `outer(inner(inputs))`, or `bias` alone.
+class PyTorchCorrection:
+    """The correction of one `o` or `down`: `outer(inner(inputs))`, or `bias` `[hidden]` alone.
 
-    `replaces` says that it stands in the place of the shared columns, not beside them.
+    With `replaces` it stands in the place of the shared columns, else it is added to them. `entry`
+    is the correction in front of the sub-block.
     """
 
-    inner: DenseLinear | None = None
-    outer: DenseLinear | None = None
+    inner: SliceableLinear | None = None
+    outer: SliceableLinear | None = None
     bias: Tensor | None = None
     replaces: bool = False
-    entry: OwnEntry | None = None
+    entry: PyTorchInputCorrection | None = None
 
     def partial(self, inputs: Tensor, low: int, high: int) -> Tensor | None:
-        """What inputs `low..high` add to the inner product."""
+        """Return what inputs `low..high`, `[rows, high - low]`, add to the inner product.
+
+        It is `[rows, rank]`, or None for a correction that is only a bias.
+        """
         return None if self.inner is None else self.inner.inputs(low, high)(inputs)
 
     def finish(self, inner: Tensor | None, rows: int) -> Tensor:
-        """What to add to the output, `[rows, out]`, given the whole inner product."""
+        """Return what to add to the output, `[rows, hidden]`.
+
+        `inner` is the whole inner product `[rows, rank]`, or None.
+        """
         if inner is None:
             assert self.bias is not None
             return self.bias.expand(rows, -1)
         return inner if self.outer is None else self.outer(inner)
 
     def tensors(self) -> list[Tensor]:
-        """Every resident tensor of it."""
+        """Return every resident tensor."""
         parts = [part for part in (self.inner, self.outer) if part is not None]
         bias = [] if self.bias is None else [self.bias]
         entry = [] if self.entry is None else self.entry.tensors()
         return [*bias, *(tensor for part in parts for tensor in part.tensors()), *entry]
 
 
-OwnParts = dict[Block, dict[str, Own]]
+PyTorchCorrections = dict[Block, dict[str, PyTorchCorrection]]
 """By block, then by the variant's name."""
 
 
-def own_parts(
-    weights: BaseWeights, corrections: Mapping[str, Mapping[Block, Correction]]
-) -> OwnParts:
-    """Corrections by variant, in the engine's precision and on its device.
+def convert_corrections(
+    weights: PyTorchWeights, corrections: Mapping[str, Mapping[Block, Correction]]
+) -> PyTorchCorrections:
+    """Convert corrections by variant and block to the dtype and the device of the weights.
 
     Tensors that variants share are resident once.
     """
-    found: OwnParts = {}
-    ready = _Ready(weights)
+    converted: PyTorchCorrections = {}
+    converter = _Converter(weights)
     for variant, blocks in corrections.items():
         for block, correction in blocks.items():
             layer = weights.layers[block.layer]
-            shared = layer.o if block.part == "attention" else layer.down
-            made = _own(correction, shared, ready, sides=1 if block.part == "attention" else 2)
-            found.setdefault(block, {})[variant] = made
-    return found
+            shared, projections = (layer.o, 1) if block.part == "attention" else (layer.down, 2)
+            made = converter.correction(correction, shared, projections)
+            converted.setdefault(block, {})[variant] = made
+    return converted
 
 
-class _Ready:
-    """Tensors as the engine holds them, each once."""
+class _Converter:
+    """Converts corrections, and each tensor once."""
 
-    def __init__(self, weights: BaseWeights) -> None:
+    def __init__(self, weights: PyTorchWeights) -> None:
         self._device, self._dtype = weights.device, weights.dtype
-        self._made: dict[int, Tensor] = {}
+        self._converted: dict[int, Tensor] = {}
 
-    def __call__(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self._made:
+    def correction(
+        self, correction: Correction, shared: SliceableLinear, projections: int
+    ) -> PyTorchCorrection:
+        """Convert a correction beside `shared`, with as many input projections as given."""
+        bias = self._tensor(correction.bias)
+        if isinstance(correction, RefitCorrection):
+            if shared.bias is not None:
+                bias = bias + shared.bias
+            weight = self._tensor(correction.weight)
+            return PyTorchCorrection(inner=SliceableLinear(weight, bias), replaces=True)
+        entry = None if correction.entry is None else self._entry(correction.entry, projections)
+        if correction.rank == 0:
+            return PyTorchCorrection(bias=bias, entry=entry)
+        return PyTorchCorrection(
+            inner=SliceableLinear(self._tensor(correction.down)),
+            outer=SliceableLinear(self._tensor(correction.up), bias),
+            entry=entry,
+        )
+
+    def _entry(self, entry: InputCorrection, projections: int) -> PyTorchInputCorrection:
+        norm = self._tensor(entry.norm)
+        if entry.rank == 0:
+            return PyTorchInputCorrection(norm)
+        ups = self._tensor(entry.up).chunk(projections)
+        inner = SliceableLinear(self._tensor(entry.down))
+        return PyTorchInputCorrection(norm, inner, tuple(SliceableLinear(up) for up in ups))
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of any shape in the dtype and on the device of the weights."""
+        if id(tensor) not in self._converted:
             made = tensor.to(device=self._device, dtype=self._dtype).contiguous()
-            self._made[id(tensor)] = made
-        return self._made[id(tensor)]
-
-
-def _own(correction: Correction, shared: DenseLinear, ready: _Ready, sides: int) -> Own:
-    bias = ready(correction.bias)
-    if isinstance(correction, RefitCorrection):
-        if shared.bias is not None:
-            bias = bias + shared.bias
-        return Own(inner=DenseLinear(ready(correction.weight), bias), replaces=True)
-    entry = None if correction.entry is None else _entry(correction.entry, ready, sides)
-    if correction.rank == 0:
-        return Own(bias=bias, entry=entry)
-    inner = DenseLinear(ready(correction.down))
-    return Own(inner=inner, outer=DenseLinear(ready(correction.up), bias), entry=entry)
-
-
-def _entry(entry: InputCorrection, ready: _Ready, sides: int) -> OwnEntry:
-    if entry.rank == 0:
-        return OwnEntry(ready(entry.norm))
-    outers = tuple(DenseLinear(up) for up in ready(entry.up).chunk(sides))
-    return OwnEntry(ready(entry.norm), DenseLinear(ready(entry.down)), outers)
+            self._converted[id(tensor)] = made
+        return self._converted[id(tensor)]

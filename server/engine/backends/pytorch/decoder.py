@@ -1,9 +1,10 @@
 """The forward pass: a ragged batch of segments, each at its own position and of its own variant.
 
 A segment is a prompt chunk or one decoded token; both take the same path. The pass reads each
-weight once, whatever variants the batch mixes (see `ladder`).
+weight once, whatever variants the batch mixes (see `nested_widths`).
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,111 +12,141 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.variant import Block
-from server.engine.backends.pytorch.block import Entries, Site, run_block
-from server.engine.backends.pytorch.corrections import OwnParts
-from server.engine.backends.pytorch.nested_widths import Rung, ladder
+from server.engine.backends.base import Segment
+from server.engine.backends.pytorch.block import RangeCorrections, SubBlock, run_sub_block
+from server.engine.backends.pytorch.corrections import PyTorchCorrections
+from server.engine.backends.pytorch.nested_widths import WidthRange, width_ranges
 from server.engine.backends.pytorch.ragged_step import RaggedStep
-from server.engine.backends.pytorch.step import Step, View
-from server.engine.backends.pytorch.weights import BaseWeights, LayerWeights
+from server.engine.backends.pytorch.step import LayerCache, Step
+from server.engine.backends.pytorch.weights import LayerWeights, PyTorchWeights
 from server.engine.cache.kv_cache import KVCache
-from server.engine.segment import Segment
 
 
-class Decoder:
-    """Runs segments through the base or its variants."""
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """The attention of one layer in one step."""
 
-    def __init__(self, weights: BaseWeights, cache: KVCache, own: OwnParts | None = None) -> None:
+    step: Step
+    index: int
+    layer: LayerWeights
+
+
+class PyTorchDecoder:
+    """Runs segments through the base or its variants with PyTorch (see `base.Decoder`)."""
+
+    torch_threads: int | None = None
+
+    def __init__(
+        self,
+        weights: PyTorchWeights,
+        cache: KVCache,
+        corrections: PyTorchCorrections | None = None,
+    ) -> None:
         self.weights = weights
         self.cache = cache
-        self._own = own or {}
+        self._corrections = corrections or {}
 
     @torch.inference_mode()
     def forward(self, segments: list[Segment]) -> Tensor:
-        """Hidden states `[rows, hidden]` after the final norm; keys and values are cached.
+        """Return hidden states `[rows, hidden]` after the final norm; cache keys and values.
 
-        Rows follow the segments' tokens in order. Each segment's `cache` is advanced.
+        Rows follow the tokens of the segments in order. Each segment's `cache` is advanced. Raises
+        `IndexError` for a token or a position that the model does not have.
         """
         return self.run(RaggedStep(segments, self.weights))
 
     def run(self, step: Step) -> Tensor:
-        """The same for a step that is laid out already."""
+        """Return hidden states `[rows, hidden]` after the final norm for the rows of a step."""
         weights = self.weights
         x = F.embedding(step.tokens, weights.embed)
         if weights.embed_scale != 1.0:
             x = x * weights.embed_scale
         for index, layer in enumerate(weights.layers):
-            for site in self._sites(step, index, layer):
-                x = run_block(x, step.sets, site)
+            for block in self._sub_blocks(step, index, layer):
+                x = run_sub_block(x, step.subsets, block)
         return weights.final_norm(x)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """fp32 logits `[rows, vocab]` of final hidden states."""
+        """Return fp32 logits `[rows, vocab]` of final hidden states `[rows, hidden]`."""
         return self.weights.head(hidden).float()
 
-    def best(self, hidden: Tensor) -> list[int]:
-        """The likeliest token of each row; -1 where its logit is no finite number."""
-        values, tokens = self.logits(hidden).max(-1)
-        found: list[int] = tokens.masked_fill(~values.isfinite(), -1).tolist()
-        return found
+    def argmax(self, hidden: Tensor) -> list[int]:
+        """Return the likeliest token of each row of `hidden`, `[rows, hidden]`.
 
-    def _sites(self, step: Step, index: int, layer: LayerWeights) -> tuple[Site, Site]:
-        shape = self.weights.shape
+        It is -1 where the highest logit is not a finite number.
+        """
+        values, tokens = self.logits(hidden).max(-1)
+        likeliest: list[int] = tokens.masked_fill(~values.isfinite(), -1).tolist()
+        return likeliest
+
+    def _sub_blocks(self, step: Step, index: int, layer: LayerWeights) -> tuple[SubBlock, SubBlock]:
+        shape, variants = self.weights.shape, step.subsets.variants
         return (
-            Site(
-                rungs=ladder(step.sets.variants, index, "kv_groups"),
+            SubBlock(
+                ranges=width_ranges(variants, index, "kv_groups"),
                 norm=layer.attention_norm,
                 out_norm=layer.attention_out_norm,
-                features=partial(self._attention, step, index, layer),
+                features=partial(self._attention, _Attention(step, index, layer)),
                 project=layer.o,
                 unit=shape.queries_per_group * shape.head_dim,
-                own=self._own.get(Block(index, "attention"), {}),
+                corrections=self._corrections.get(Block(index, "attention"), {}),
             ),
-            Site(
-                rungs=ladder(step.sets.variants, index, "ffn"),
+            SubBlock(
+                ranges=width_ranges(variants, index, "ffn"),
                 norm=layer.mlp_norm,
                 out_norm=layer.mlp_out_norm,
                 features=partial(self._mlp, layer),
                 project=layer.down,
                 unit=1,
-                own=self._own.get(Block(index, "mlp"), {}),
+                corrections=self._corrections.get(Block(index, "mlp"), {}),
             ),
         )
 
-    def _mlp(self, layer: LayerWeights, h: Tensor, rung: Rung, entries: Entries) -> Tensor:
-        """Activations of FFN neurons `rung.low..high`, `[rows, neurons]`. `h` is normed rows."""
-        gate = entries.add_to(layer.gate.outputs(rung.low, rung.high)(h), 0, rung.low, rung.high)
-        up = entries.add_to(layer.up.outputs(rung.low, rung.high)(h), 1, rung.low, rung.high)
+    def _mlp(
+        self, layer: LayerWeights, h: Tensor, widths: WidthRange, corrections: RangeCorrections
+    ) -> Tensor:
+        """Return activations of FFN neurons `low..high`, `[rows, high - low]`.
+
+        `h` are normed rows, `[rows, hidden]`.
+        """
+        low, high = widths.low, widths.high
+        gate = corrections.add_to(layer.gate.outputs(low, high)(h), 0, low, high)
+        up = corrections.add_to(layer.up.outputs(low, high)(h), 1, low, high)
         return self.weights.activation(gate) * up
 
     def _attention(
-        self,
-        step: Step,
-        index: int,
-        layer: LayerWeights,
-        h: Tensor,
-        rung: Rung,
-        entries: Entries,
+        self, at: _Attention, h: Tensor, widths: WidthRange, corrections: RangeCorrections
     ) -> Tensor:
-        """What the query heads of KV groups `rung.low..high` mix, `[rows, heads * dim]`."""
-        shape = self.weights.shape
+        """Return the attention of KV groups `low..high`, `[rows, query heads * head_dim]`.
+
+        `h` are normed rows, `[rows, hidden]`. Keys and values are written to the cache.
+        """
+        step, layer, shape = at.step, at.layer, self.weights.shape
         queries, dim = shape.queries_per_group, shape.head_dim
-        rows, groups = step.sets.of(rung.variants), slice(rung.low, rung.high)
-        where = step.sets.index(rung.variants, step.sets.variants)
+        rows, groups = step.subsets.of(widths.variants), slice(widths.low, widths.high)
+        where = step.subsets.index(widths.variants, step.subsets.variants)
         width = (queries + 2) * dim
-        low, high = rung.low * width, rung.high * width
-        fused = entries.add_to(layer.qkv.outputs(low, high)(h), 0, low, high)
-        fused = fused.view(rows.count, rung.high - rung.low, queries + 2, dim)
-        turned, values = fused[:, :, : queries + 1], fused[:, :, queries + 1]
+        low, high = widths.low * width, widths.high * width
+        fused = corrections.add_to(layer.qkv.outputs(low, high)(h), 0, low, high)
+        fused = fused.view(rows.count, widths.high - widths.low, queries + 2, dim)
+        heads, values = fused[:, :, : queries + 1], fused[:, :, queries + 1]  # queries and key
         if layer.qk_norm is not None:
-            turned = layer.qk_norm(turned)
-        step.note(turned[:, :, :queries], rows, index, groups)
+            heads = layer.qk_norm(heads)
+        step.record_queries(heads[:, :, :queries], rows, at.index, groups)
         cos, sin = step.rope[layer.rope]
-        turned = turned * cos[where] + turned.roll(dim // 2, -1) * sin[where]
+        heads = heads * cos[where] + heads.roll(dim // 2, -1) * sin[where]
         slots = step.slots[where]
-        new_keys = turned[:, :, queries].transpose(0, 1)
-        self.cache.keys[index, groups].index_copy_(1, slots, new_keys)
-        self.cache.values[index, groups].index_copy_(1, slots, values.transpose(0, 1))
-        keys, values = self.cache.keys[index, groups], self.cache.values[index, groups]
-        view = View(index, groups, keys, values, layer.window, self.weights.softmax_scale)
-        return step.mix(turned[:, :, :queries], rows, view)
+        cached_keys = self.cache.keys[at.index, groups]
+        cached_values = self.cache.values[at.index, groups]
+        cached_keys.index_copy_(1, slots, heads[:, :, queries].transpose(0, 1))
+        cached_values.index_copy_(1, slots, values.transpose(0, 1))
+        cached = LayerCache(
+            layer=at.index,
+            groups=groups,
+            keys=cached_keys,
+            values=cached_values,
+            window=layer.window,
+            scale=self.weights.softmax_scale,
+        )
+        return step.attend(heads[:, :, :queries], rows, cached)

@@ -1,16 +1,20 @@
-"""What the decoder asks of a step: which rows there are, and how they look at the cache."""
+"""What the PyTorch decoder needs of a step: its rows, and how they attend to the cache."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from server.engine.backends.pytorch.nested_widths import Rows, RowSets
+from server.engine.backends.pytorch.nested_widths import RowSubset, RowSubsets
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What one layer's KV groups `groups` have cached, each `[groups, slots, head_dim]`."""
+class LayerCache:
+    """Keys and values of one layer's KV groups `groups`, each `[groups, slots, head_dim]`.
+
+    `window` is the length of sliding attention in tokens, None for full attention; `scale` is the
+    factor of attention scores.
+    """
 
     layer: int
     groups: slice
@@ -23,18 +27,26 @@ class View:
 class Step(Protocol):
     """Rows that go through the decoder together, one token each.
 
-    `slots` are where their keys and values go, `rope` cos and sin by kind, `[rows, 1, 1, dim]`.
+    `tokens` and `slots` (where the rows' keys and values go) are int64 `[rows]`; `rope` is cos and
+    sin by kind, each `[rows, 1, 1, head_dim]`; `subsets` finds the rows of some variants.
     """
 
     tokens: Tensor
     slots: Tensor
-    sets: RowSets
+    subsets: RowSubsets
     rope: dict[str | None, tuple[Tensor, Tensor]]
 
-    def note(self, queries: Tensor, rows: Rows, layer: int, groups: slice) -> None:
-        """Keeps queries, not rotated, for evictions that look at them."""
+    def record_queries(self, queries: Tensor, rows: RowSubset, layer: int, groups: slice) -> None:
+        """Keep queries for evictions that look at them.
+
+        `queries` are those before rotation of KV groups `groups`,
+        `[rows, groups, queries_per_group, head_dim]`.
+        """
         ...
 
-    def mix(self, queries: Tensor, rows: Rows, view: View) -> Tensor:
-        """Softmax attention of `[rows, groups, queries, dim]`: `[rows, groups * queries * dim]`."""
+    def attend(self, queries: Tensor, rows: RowSubset, cached: LayerCache) -> Tensor:
+        """Return softmax attention, `[rows, groups * queries_per_group * head_dim]`.
+
+        `queries` are rotated, `[rows, groups, queries_per_group, head_dim]`.
+        """
         ...

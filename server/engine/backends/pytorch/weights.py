@@ -1,4 +1,4 @@
-"""The base's weights in the layout that makes every variant a prefix."""
+"""The base's weights in PyTorch tensors, in the layout in which every variant is a prefix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -9,30 +9,30 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.architecture import Shape
-from server.engine.backends.pytorch.linear import DenseLinear
+from server.engine.backends.pytorch.linear import SliceableLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-"""By the name in a model's configuration."""
+"""Activations of the gate, by the name in a model's configuration."""
 
 
-class Norm:
-    """RMS norm with the rounding order of `transformers`: normalise in fp32, round, scale."""
+class RMSNorm:
+    """RMS norm in the order of `transformers`: normalise in fp32, round to `dtype`, scale."""
 
     def __init__(self, weight: Tensor, eps: float, dtype: torch.dtype) -> None:
         self.weight = weight
         self.eps = eps
         self.dtype = dtype
 
-    def to(self, device: torch.device) -> "Norm":
-        """The same on another device."""
-        return Norm(self.weight.to(device), self.eps, self.dtype)
+    def to(self, device: torch.device) -> "RMSNorm":
+        """Return a copy on another device."""
+        return RMSNorm(self.weight.to(device), self.eps, self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Normalises the last dimension of `x`."""
+        """Normalise the last dimension of `x`, `[..., size]`; the result has the norm's `dtype`."""
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.weight.dtype == torch.float32:  # Gemma scales before it rounds
@@ -44,43 +44,69 @@ class Norm:
 class LayerWeights:
     """One layer. `qkv` holds, group after group, the query heads, key and value of that group.
 
-    So a prefix of KV groups is a run of rows of `qkv` and of columns of `o`, and a prefix of FFN
-    neurons a run of rows of `gate` and `up` and of columns of `down`.
+    So a prefix of KV groups is a range of rows of `qkv` and of columns of `o`, and a prefix of FFN
+    neurons a range of rows of `gate` and `up` and of columns of `down`. `qk_norm` normalises each
+    head of a group's queries and its key. `window` is the length of sliding attention in tokens;
+    `rope` is the kind of rotary embedding.
     """
 
-    attention_norm: Norm
-    qkv: DenseLinear
-    qk_norm: Norm | None
-    o: DenseLinear
-    attention_out_norm: Norm | None
-    mlp_norm: Norm
-    gate: DenseLinear
-    up: DenseLinear
-    down: DenseLinear
-    mlp_out_norm: Norm | None
+    attention_norm: RMSNorm
+    qkv: SliceableLinear
+    qk_norm: RMSNorm | None
+    o: SliceableLinear
+    attention_out_norm: RMSNorm | None
+    mlp_norm: RMSNorm
+    gate: SliceableLinear
+    up: SliceableLinear
+    down: SliceableLinear
+    mlp_out_norm: RMSNorm | None
     window: int | None
     rope: str | None
 
+    @property
+    def matrices(self) -> tuple[SliceableLinear, ...]:
+        """Return the five projections."""
+        return (self.qkv, self.o, self.gate, self.up, self.down)
+
+    @property
+    def norms(self) -> dict[str, RMSNorm]:
+        """Return the norms that the layer has, by the names of the fields."""
+        norms = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: norm for name, norm in norms.items() if isinstance(norm, RMSNorm)}
+
+    def attention_tensors(self) -> list[Tensor]:
+        """Return the tensors of `qkv` and `o`."""
+        return [*self.qkv.tensors(), *self.o.tensors()]
+
+    def mlp_tensors(self) -> list[Tensor]:
+        """Return the tensors of `gate`, `up` and `down`."""
+        return [*self.gate.tensors(), *self.up.tensors(), *self.down.tensors()]
+
     def to(self, device: torch.device) -> "LayerWeights":
-        """The same on another device."""
+        """Return a copy on another device."""
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, part in parts.items():
-            if isinstance(part, DenseLinear | Norm):
+            if isinstance(part, SliceableLinear | RMSNorm):
                 parts[name] = part.to(device)
         return LayerWeights(**parts)
 
 
 @dataclass(slots=True)
-class BaseWeights:
-    """Everything the decoder reads. `rope[kind]` is cos and signed sin, each `[positions, dim]`."""
+class PyTorchWeights:
+    """Everything that the PyTorch decoder reads of a base.
+
+    `embed` is `[vocab, hidden]`. `rope[kind]` is cos and sin, each `[positions, head_dim]`; the
+    first half of sin has its sign changed. `context` is the largest number of tokens of a prompt
+    and its answer.
+    """
 
     shape: Shape
     dtype: torch.dtype
     embed: Tensor
     embed_scale: float
     layers: list[LayerWeights]
-    final_norm: Norm
-    head: DenseLinear
+    final_norm: RMSNorm
+    head: SliceableLinear
     rope: dict[str | None, tuple[Tensor, Tensor]]
     softmax_scale: float
     activation_name: str
@@ -88,30 +114,40 @@ class BaseWeights:
 
     @property
     def activation(self) -> Callable[[Tensor], Tensor]:
-        """Of the gate."""
+        """Return the activation of the gate."""
         return ACTIVATIONS[self.activation_name]
 
     @property
     def precision(self) -> str:
-        """Such as `float32`."""
+        """Return the name of the dtype, such as `float32`."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:
+        """Return the device on which all weights are."""
         return self.embed.device
 
     @property
+    def supports_int8_cache(self) -> bool:
+        """Return False: keys and values are kept in the dtype of the weights."""
+        return False
+
+    @property
     def rope_kinds(self) -> list[str | None]:
-        """Of each layer."""
+        """Return the kind of rotary embedding of each layer."""
         return [layer.rope for layer in self.layers]
 
-    def to(self, device: torch.device) -> "BaseWeights":
-        """The same on another device."""
+    @property
+    def tied(self) -> bool:
+        """Return whether the head is the embedding."""
+        return self.embed.data_ptr() == self.head.weight.data_ptr()
+
+    def to(self, device: torch.device) -> "PyTorchWeights":
+        """Return a copy on another device."""
         head = self.head.to(device)
-        tied = self.embed.data_ptr() == self.head.weight.data_ptr()
         return replace(
             self,
-            embed=head.weight if tied else self.embed.to(device),
+            embed=head.weight if self.tied else self.embed.to(device),
             layers=[layer.to(device) for layer in self.layers],
             final_norm=self.final_norm.to(device),
             head=head,
@@ -119,7 +155,7 @@ class BaseWeights:
         )
 
     def rope_at(self, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
-        """cos and signed sin by kind, each `[positions, 1, 1, dim]`."""
+        """Return cos and sin by kind, `[rows, 1, 1, head_dim]` each, at positions `[rows]`."""
         return {
             kind: (
                 cos.index_select(0, positions)[:, None, None],
@@ -128,18 +164,14 @@ class BaseWeights:
             for kind, (cos, sin) in self.rope.items()
         }
 
+    def head_tensors(self, rows: int) -> list[Tensor]:
+        """Return the tensors of the head, all of which is read for any number of rows."""
+        return self.head.tensors()
+
     def tensors(self) -> list[Tensor]:
-        """Every resident weight tensor, tied ones once."""
+        """Return every resident weight tensor, tied ones once."""
         found = [self.embed, self.final_norm.weight, *self.head.tensors()]
         for layer in self.layers:
-            for part in (layer.qkv, layer.o, layer.gate, layer.up, layer.down):
-                found += part.tensors()
-            norms = (
-                layer.attention_norm,
-                layer.qk_norm,
-                layer.attention_out_norm,
-                layer.mlp_norm,
-                layer.mlp_out_norm,
-            )
-            found += [norm.weight for norm in norms if norm is not None]
+            found += [*layer.attention_tensors(), *layer.mlp_tensors()]
+            found += [norm.weight for norm in layer.norms.values()]
         return list({t.data_ptr(): t for t in found}.values())

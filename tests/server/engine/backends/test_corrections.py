@@ -6,8 +6,8 @@ import torch
 from pruners.architecture import locate
 from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
-from server.engine.backends.pytorch.corrections import own_parts
-from server.engine.segment import Segment
+from server.engine.backends.base import Segment
+from server.engine.backends.pytorch.corrections import convert_corrections
 from tests.support.corrections import corrections_by_name, specs_of
 from tests.support.driving import random_order, run, runner_of, submit, weights_of
 from tests.support.tiny import tiny_model
@@ -26,7 +26,7 @@ def setting(family: str):
     )
     specs = specs_of(shape)
     corrections = corrections_by_name(specs, shape)
-    runner = runner_of(weights, own=own_parts(weights, corrections))
+    runner = runner_of(weights, corrections=convert_corrections(weights, corrections))
     return locate(model), order, specs, corrections, runner
 
 

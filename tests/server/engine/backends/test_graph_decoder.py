@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from pruners.kv import make_eviction
+from server.engine.backends.base import Segment
 from server.engine.backends.pytorch import graph_decoder
 from server.engine.backends.pytorch.batched_step import BatchedStep
-from server.engine.backends.pytorch.corrections import own_parts
-from server.engine.backends.pytorch.decoder import Decoder
+from server.engine.backends.pytorch.corrections import convert_corrections
+from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.backends.pytorch.graph_decoder import GraphDecoder
-from server.engine.segment import Segment
 from tests.support.corrections import corrections_of, specs_of
 from tests.support.driving import runner_of, variants_of, weights_of
 from tests.support.tiny import FAMILIES, tiny_model
@@ -17,8 +17,8 @@ from tests.support.tiny import FAMILIES, tiny_model
 PROMPT = list(range(30, 63))
 
 
-def corrected(family: str, kind: type[Decoder], device: str = "cpu"):
-    """A decoder with every kind of own parts, and the variants."""
+def corrected(family: str, kind: type[PyTorchDecoder], device: str = "cpu"):
+    """A decoder with every kind of correction, and the variants."""
     weights = weights_of(tiny_model(family)).to(torch.device(device))
     specs = specs_of(weights.shape)
     corrections = {
@@ -27,7 +27,8 @@ def corrected(family: str, kind: type[Decoder], device: str = "cpu"):
             [("narrow", "rank"), ("own", "materialised"), ("trained", "trained")]
         )
     }
-    return runner_of(weights, own=own_parts(weights, corrections), kind=kind).decoder, specs
+    runner = runner_of(weights, corrections=convert_corrections(weights, corrections), kind=kind)
+    return runner.decoder, specs
 
 
 def opened(decoder, spec, prompt):
@@ -42,7 +43,7 @@ def opened(decoder, spec, prompt):
 def test_prompts_and_decoded_tokens_of_all_variants_beside_each_other(family):
     """Against the ragged pass, with numbers that are none wherever nothing was cached."""
     found = []
-    for kind in (Decoder, GraphDecoder):
+    for kind in (PyTorchDecoder, GraphDecoder):
         decoder, specs = corrected(family, kind)
         for tensor in decoder.cache.tensors():
             tensor.fill_(torch.nan)
@@ -65,7 +66,7 @@ def shapes_of(decoder):
 
 @torch.no_grad()
 def test_few_shapes_are_recorded_and_the_oldest_are_forgotten(monkeypatch):
-    monkeypatch.setattr(graph_decoder, "_MOST", 3)
+    monkeypatch.setattr(graph_decoder, "_MAX_GRAPHS", 3)
     decoder = runner_of(weights_of(tiny_model("llama")), kind=GraphDecoder).decoder
     specs = variants_of(decoder.weights)
     caches = [opened(decoder, specs["base"], PROMPT) for _ in range(5)]
@@ -91,7 +92,7 @@ def test_sequences_that_need_more_than_a_place_go_the_ragged_way(family, scorer,
     cache = decoder.cache.open(make_eviction(64, scorer))
     assert cache.reserve(64)
     decoder.forward([Segment(PROMPT, cache, base)])
-    cache.keep(torch.arange(3, 33).expand(decoder.weights.shape.layers, -1), 64)
+    cache.retain(torch.arange(3, 33).expand(decoder.weights.shape.layers, -1), 64)
     decoder.forward([Segment([7], cache, base)])
     assert bool(shapes_of(decoder)) == recorded
 
@@ -100,7 +101,7 @@ def test_sequences_that_need_more_than_a_place_go_the_ragged_way(family, scorer,
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_stays_on_its_device(family):
     """On tensors without contents: a host's tensor in between is an error, and so is a look."""
-    decoder, specs = corrected(family, Decoder, "meta")
+    decoder, specs = corrected(family, PyTorchDecoder, "meta")
     for spec in specs.values():
         step = BatchedStep(4, 256, spec, decoder.weights)
         step.begin()
@@ -118,7 +119,7 @@ def test_a_step_stays_on_its_device(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replayed_steps_equal_the_ragged_pass_on_a_gpu(family):
     found = []
-    for kind in (Decoder, GraphDecoder):
+    for kind in (PyTorchDecoder, GraphDecoder):
         decoder, specs = corrected(family, kind, "cuda")
         caches = [opened(decoder, spec, PROMPT) for spec in specs.values()]
         found.append(torch.cat([

@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from pruners.variant import base_spec
+from server.engine.backends.base import Segment
 from server.engine.backends.native import decoder as native_decoder
 from server.engine.backends.native import library as native_library
-from server.engine.backends.native.decoder import NativeDecoder, add_preview
-from server.engine.backends.native.head_screening import preview
-from server.engine.backends.native.model import matrix_of, preview_of
-from server.engine.backends.native.packed_corrections import packed_own_parts
+from server.engine.backends.native.decoder import NativeDecoder, add_head_screen
+from server.engine.backends.native.head_screening import build_head_screen
+from server.engine.backends.native.model import head_screen_of, matrix_of
+from server.engine.backends.native.packed_corrections import pack_corrections
 from server.engine.backends.native.packed_weights import pack_weights, round_weights
 from server.engine.backends.native.packing import pack, quantise
-from server.engine.backends.pytorch.corrections import own_parts
-from server.engine.backends.pytorch.decoder import Decoder
+from server.engine.backends.pytorch.corrections import convert_corrections
+from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.cache.kv_cache import KVCache
-from server.engine.segment import Segment
 from tests.support.corrections import corrections_by_name, specs_of
 from tests.support.driving import weights_of
 from tests.support.tiny import FAMILIES, VOCAB, tiny_model
@@ -78,7 +78,7 @@ def test_the_best_output_is_the_arg_max_of_the_product(isa, biased):
             bias = torch.randn(outputs, generator=generator) if biased else None
             codes = quantise(weight, 8)
             packed = pack(codes, bias)
-            coarse = preview(codes, torch.randn(9, inputs, generator=generator))
+            coarse = build_head_screen(codes, torch.randn(9, inputs, generator=generator))
             matrix = matrix_of(packed)
             for rows in (1, 3, 9):
                 x = torch.randn(rows, inputs, generator=generator)
@@ -86,7 +86,7 @@ def test_the_best_output_is_the_arg_max_of_the_product(isa, biased):
                 x[-1, : inputs // 2] = 0
                 y = torch.empty(rows, outputs)
                 engine.project(matrix, x, y)
-                for given in (preview_of(coarse), None):
+                for given in (head_screen_of(coarse), None):
                     assert engine.best(matrix, given, x) == y.argmax(-1).tolist()
 
 
@@ -97,8 +97,8 @@ def test_what_is_no_number_stays_so_and_in_its_own_row(isa, bits):
     engine = native_library.NativeEngine(2, isa)
     codes = quantise(torch.randn(3000, 70, generator=generator), bits)
     packed = pack(codes)
-    seen = preview(codes, torch.randn(9, 70, generator=generator))
-    matrix, coarse = matrix_of(packed), preview_of(seen) if bits == 8 else None
+    seen = build_head_screen(codes, torch.randn(9, 70, generator=generator))
+    matrix, coarse = matrix_of(packed), head_screen_of(seen) if bits == 8 else None
     for at, bad in itertools.product((0, 13, 69), (torch.nan, -torch.nan, torch.inf, -torch.inf)):
         x = torch.randn(6, 70, generator=generator)
         y, alone = torch.empty(6, 3000), torch.empty(6, 3000)
@@ -129,7 +129,7 @@ def test_a_token_behind_the_vocabulary_reads_nothing(isa, bits, monkeypatch):
             rows.append(Segment(tokens, cache, base))
         hidden = decoder.forward(rows)
         assert hidden.isfinite().all(1).tolist()[1:] == [False, True, True]
-        assert [best >= 0 for best in decoder.best(hidden)[1:]] == [False, True, True]
+        assert [best >= 0 for best in decoder.argmax(hidden)[1:]] == [False, True, True]
         for segment in rows:
             segment.cache.close()
 
@@ -139,7 +139,7 @@ def test_a_preview_is_no_further_off_than_it_says():
     weight = torch.randn(3000, 150, generator=generator) + torch.randn(150, generator=generator)
     codes = quantise(weight * torch.linspace(0.5, 2, 3000)[:, None], 8)
     x = torch.randn(200, 150, generator=generator).cumsum(0)
-    found = preview(codes, x)
+    found = build_head_screen(codes, x)
     z = torch.nn.functional.pad(x, (0, 10))[:, found.order.long()] * found.factor
     scale, blocks = found.scale[:3000], found.planes.repeat_interleave(32)
     exact = codes.values() @ x.T - (found.mean[:150] @ x.T)
@@ -160,14 +160,14 @@ def test_one_input_may_say_more_than_all_others(isa):
     like[:, 100] = 1e-3  # seems to say nothing
     x = torch.full((1, 128), 1e-4)
     x[:, 100] = 50.0
-    packed, coarse = pack(codes), preview(codes, like)
+    packed, coarse = pack(codes), build_head_screen(codes, like)
     engine = native_library.NativeEngine(2, isa)
-    found = engine.best(matrix_of(packed), preview_of(coarse), x)
+    found = engine.best(matrix_of(packed), head_screen_of(coarse), x)
     assert found == (codes.values() @ x[0]).argmax(0, keepdim=True).tolist() == [1234]
 
 
 def coded(found, outputs: int) -> torch.Tensor:
-    """The codes of a preview, by the description in `native.h`."""
+    """The codes of a head screen, by the description in `native.h`."""
     planes = found.planes.tolist()
     blocks = found.data.unflatten(0, (-1, sum(planes), 2, 16, 4))  # lines of 16 outputs
     digits = torch.stack([blocks >> 2 * t & 3 for t in range(4)], dim=-2).transpose(2, 3)
@@ -187,11 +187,11 @@ def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.bfloat16, 
     shape = packed.shape
     specs = specs_of(shape)
     corrections = corrections_by_name(specs, shape)
-    reference = Decoder(
-        rounded, KVCache(shape, 2048, torch.float32, CPU), own_parts(rounded, corrections)
+    reference = PyTorchDecoder(
+        rounded, KVCache(shape, 2048, torch.float32, CPU), convert_corrections(rounded, corrections)
     )
     native = NativeDecoder(
-        packed, KVCache(shape, 2048, cache_dtype, CPU), packed_own_parts(packed, corrections)
+        packed, KVCache(shape, 2048, cache_dtype, CPU), pack_corrections(packed, corrections)
     )
     return reference, native, specs
 
@@ -199,13 +199,13 @@ def decoders(family: str, bits: int, cache_dtype: torch.dtype = torch.bfloat16, 
 @pytest.mark.parametrize("count", [1, 4, 5, 150])
 def test_the_best_tokens_of_any_number_of_rows(count):
     _, decoder, specs = decoders("llama", 8)
-    add_preview(decoder.weights)
+    add_head_screen(decoder.weights)
     decoder = NativeDecoder(decoder.weights, decoder.cache)
     prompt = PROMPTS[3][:count]
     cache = decoder.cache.open()
     assert cache.reserve(count)
     hidden = decoder.forward([Segment(prompt, cache, specs["base"])])
-    assert decoder.best(hidden) == decoder.logits(hidden).argmax(-1).tolist()
+    assert decoder.argmax(hidden) == decoder.logits(hidden).argmax(-1).tolist()
 
 
 def prompts_and_a_token(decoder, specs) -> torch.Tensor:
@@ -288,7 +288,7 @@ def test_rows_that_nobody_reads_change_nothing(family, read):
             cache = native.cache.open()
             assert cache.reserve(len(prompt) + 1)
             segments.append(Segment(prompt, cache, spec, wanted and min(wanted, len(prompt))))
-        segments[0].read = None
+        segments[0].outputs = None
         hidden = native.forward(segments).split([len(s.tokens) for s in segments])
         rows = [part[max(0, len(part) - read) :] for part in hidden]
         rows.append(native.forward([Segment([9], s.cache, s.variant) for s in segments]))

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from server.engine.backends.native.packing import BLOCK, GROUP, error, pack, quantise, unpack
+from server.engine.backends.native.packing import (
+    BLOCK,
+    GROUP,
+    pack,
+    quantise,
+    relative_error,
+    unpack,
+)
 
 SHAPES = [(64, 96), (16, 32), (50, 70), (1, 33)]
 
@@ -24,7 +31,7 @@ def test_what_gguf_holds_comes_back_exactly(name: str, bits: int):
 def test_other_weights_are_rounded_to_nearby_values(bits: int, most: float):
     weight = torch.randn(96, 160, generator=torch.Generator().manual_seed(1))
     codes = quantise(weight, bits)
-    assert 0 < error(codes, weight) < most
+    assert 0 < relative_error(codes, weight) < most
     assert codes.values().shape == weight.shape
 
 

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from server.engine.backends.pytorch.decoder import Decoder
+from server.engine.backends.base import Segment
+from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.backends.pytorch.graph_decoder import GraphDecoder
-from server.engine.segment import Segment
 from tests.support.driving import reference, run, runner_of, submit, variants_of, weights_of
 from tests.support.tiny import FAMILIES, VOCAB, tiny_model
 
 PROMPTS = [[5, 9, 33, 7], list(range(10, 60)), [3], [(7 * i) % VOCAB for i in range(90)]]
 
 
-@pytest.mark.parametrize("kind", [Decoder, GraphDecoder])
+@pytest.mark.parametrize("kind", [PyTorchDecoder, GraphDecoder])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_equal_transformers_in_a_batch_with_variants(family, kind):
     expected = [reference(tiny_model(family), prompt, 24) for prompt in PROMPTS]
@@ -43,7 +43,7 @@ def test_prompt_logits_equal_transformers(family):
     torch.testing.assert_close(torch.cat(rows), expected, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", [Decoder, GraphDecoder])
+@pytest.mark.parametrize("kind", [PyTorchDecoder, GraphDecoder])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["ffn-75", "ffn-50", "depth-2", "mixed"])
 def test_a_variant_in_a_mixed_batch_writes_what_it_writes_alone(family, name, kind):

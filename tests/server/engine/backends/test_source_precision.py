@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
 from server.engine.loading.gguf_file import convert_gguf
 from server.engine.loading.load import load_model, load_transformers, open_decoder
-from server.engine.segment import Segment
 from tests.support.gguf_tiny import PROMPT, write_gguf
 
 pytestmark = pytest.mark.skipif(

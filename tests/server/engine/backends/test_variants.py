@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pruners.architecture import locate
-from server.engine.segment import Segment
+from server.engine.backends.base import Segment
 from tests.support.driving import random_order, run, runner_of, submit, variants_of, weights_of
 from tests.support.tiny import tiny_model
 

@@ -10,15 +10,15 @@ from pruners.data.rows import make_batches
 from pruners.kv import KV_SCORERS, Eviction, SnapKV, StreamingLLM, make_eviction
 from pruners.kv.transformers_cache import forward_with_eviction
 from pruners.variant import base_spec
+from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
 from server.engine.backends.native.decoder import NativeDecoder
 from server.engine.backends.native.packed_weights import pack_weights, round_weights
-from server.engine.backends.pytorch.decoder import Decoder
+from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.backends.pytorch.graph_decoder import GraphDecoder
 from server.engine.cache.arena import Arena
-from server.engine.cache.eviction import make_room
+from server.engine.cache.eviction import evict
 from server.engine.cache.kv_cache import KVCache
-from server.engine.segment import Segment
 from tests.support.driving import run, runner_of, submit, variants_of, weights_of
 from tests.support.tiny import tiny_model
 
@@ -86,7 +86,7 @@ def drive(
     """Logits of a sequence, its prompt in chunks, then token by token; checks what is held."""
     base = base_spec(decoder.weights.shape)
     cache = decoder.cache.open(eviction)
-    cache.crowded = crowded
+    cache.evict_while_reading = crowded
     rows, at = [], 0
     while at < len(tokens):
         count = min(16, prompt - at) if at < prompt else 1
@@ -94,15 +94,15 @@ def drive(
         segment = Segment(tokens[at : at + count], cache, base)
         rows.append(decoder.logits(decoder.forward([segment])))
         at += count
-        make_room(cache, decoder.weights, base, at >= prompt)
+        evict(cache, decoder.weights, base, at >= prompt)
         if at >= prompt or crowded:
-            assert cache.held <= eviction.budget
+            assert cache.cached <= eviction.budget
     assert decoder.cache.arena.used == cache.size == -(-eviction.budget // 64) * 64
     cache.close()
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize("kind", [Decoder, GraphDecoder])
+@pytest.mark.parametrize("kind", [PyTorchDecoder, GraphDecoder])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
 @pytest.mark.parametrize(
     ("prompt", "crowded"), [(10, False), (40, False), (131, False), (131, True)]

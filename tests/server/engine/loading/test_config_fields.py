@@ -22,14 +22,14 @@ from transformers import (
 
 from pruners.architecture import SERVED_FAMILIES, UnsupportedModelError
 from pruners.variant import base_spec
+from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
 from server.engine.backends.native.decoder import NativeDecoder
 from server.engine.backends.native.packed_weights import PackedWeights, pack_weights
-from server.engine.backends.pytorch.decoder import Decoder
-from server.engine.backends.pytorch.weights import BaseWeights
+from server.engine.backends.pytorch.decoder import PyTorchDecoder
+from server.engine.backends.pytorch.weights import PyTorchWeights
 from server.engine.cache.kv_cache import KVCache
 from server.engine.loading.load import load_transformers
-from server.engine.segment import Segment
 from tests.support.config_fields import OWN, Case, cases_of
 from tests.support.driving import weights_of
 from tests.support.tiny import tiny_model
@@ -58,8 +58,8 @@ CASES = [
 ]
 
 
-def logits_of(weights: BaseWeights | PackedWeights) -> torch.Tensor:
-    kind = NativeDecoder if isinstance(weights, PackedWeights) else Decoder
+def logits_of(weights: PyTorchWeights | PackedWeights) -> torch.Tensor:
+    kind = NativeDecoder if isinstance(weights, PackedWeights) else PyTorchDecoder
     decoder = kind(weights, KVCache(weights.shape, 64, weights.dtype, weights.device))
     cache = decoder.cache.open()
     assert cache.reserve(len(PROMPT))

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pruners.architecture import UnsupportedModelError
+from server.engine.backends.base import Segment
 from server.engine.loading.gguf_file import convert_gguf
 from server.engine.loading.load import load_model, load_tokenizer, load_transformers, open_decoder
-from server.engine.segment import Segment
 from tests.support.gguf_tiny import (
     HEAD_DIM,
     HIDDEN,

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
 from server.engine.backends.native.decoder import NativeDecoder
 from server.engine.backends.native.packing import quantise
-from server.engine.backends.pytorch.decoder import Decoder
+from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.config import EngineConfig, EngineConfigError
 from server.engine.loading import load as loading
 from server.engine.loading.load import load_model, load_transformers, open_decoder
 from server.engine.runner_factory import build_runner
-from server.engine.segment import Segment
 from tests.support.tiny import save_tiny
 
 NATIVE = native_library.library() is not None
@@ -50,7 +50,7 @@ def test_auto_keeps_what_the_source_holds(tmp_path: Path, bits: int):
 
 
 def test_auto_rounds_nothing_else(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(loading, "_bf16_is_native", lambda: False)
+    monkeypatch.setattr(loading, "_multiplies_bf16", lambda: False)
     folder = save_tiny(tmp_path / "tiny")
     model = load_model(folder, "tiny")
     assert model.weights.precision == "float32"
@@ -66,7 +66,7 @@ def test_without_the_kernels_pytorch_computes_with_the_same_values(
     native = logits(load_model(folder, "tiny", precision)) if NATIVE else None
     monkeypatch.setattr(native_library, "library", lambda: None)
     model = load_model(folder, "tiny", precision)
-    assert isinstance(open_decoder(model, 64), Decoder)
+    assert isinstance(open_decoder(model, 64), PyTorchDecoder)
     found = logits(model)
     if native is not None:
         assert float((found.exp() * (found - native)).sum(-1).mean()) < 1e-3

@@ -1,0 +1,30 @@
+"""The PyTorch backend: opens decoders over converted weights."""
+
+from dataclasses import dataclass
+
+import torch
+
+from server.engine.backends.pytorch.corrections import PyTorchCorrections
+from server.engine.backends.pytorch.decoder import PyTorchDecoder
+from server.engine.backends.pytorch.graph_decoder import GraphDecoder
+from server.engine.backends.pytorch.weights import PyTorchWeights
+from server.engine.cache.kv_cache import KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class PyTorchBackend:
+    """Weights and corrections in PyTorch tensors (see `base.Backend`)."""
+
+    weights: PyTorchWeights
+    corrections: PyTorchCorrections
+
+    def open_decoder(self, slots: int, cache_dtype: torch.dtype) -> PyTorchDecoder:
+        """Return a decoder over a new cache of `slots` tokens; on a GPU one with CUDA graphs.
+
+        Raises `RuntimeError` or `TypeError` for a cache that cannot be allocated.
+        """
+        weights = self.weights
+        recorded = weights.device.type != "cpu"
+        cache = KVCache(weights.shape, slots, cache_dtype, weights.device, spare=int(recorded))
+        decoder = GraphDecoder if recorded else PyTorchDecoder
+        return decoder(weights, cache, self.corrections)
