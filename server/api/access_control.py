@@ -1,4 +1,4 @@
-"""Who is let in: by key, by the name that the server is called by, and by the page that asks."""
+"""Which requests are let in, by API key, `Host` and `Origin`."""
 
 import hmac
 from ipaddress import ip_address
@@ -8,24 +8,25 @@ from starlette.types import Scope
 from server.api.page import PUBLIC_PATHS
 
 HEALTH = "/health"
-_OPEN = {HEALTH, *PUBLIC_PATHS}  # without a key
+_WITHOUT_KEY = {HEALTH, *PUBLIC_PATHS}
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_ONCE = (b"host", b"authorization", b"origin")
+_CHECKED_HEADERS = (b"host", b"authorization", b"origin")
 _HINT = "allow it with TRIMTAB_ALLOWED_HOSTS"
 
 
 class AccessControl:
-    """Refuses requests by their headers alone.
+    """Refuses requests by their headers.
 
-    Without a key, a web page anywhere could ask a server on its visitor's machine, so
+    Without an API key, a foreign web page could send requests to a server on the machine of its
+    visitor. Therefore
 
-    - a server that listens on loopback answers only to loopback's names and the allowed ones (a
-      foreign name that leads here is one that somebody rebound), and
-    - a page of another origin is refused.
+    - a server that listens on loopback accepts only loopback's host names and `allowed_hosts`
+      (against DNS rebinding), and
+    - requests of pages of another origin are refused.
 
-    With a key neither is checked, since such a page does not know it. `allowed_hosts` are names,
-    with or without a port; if there are any, no other name is ever answered to, but those of
-    loopback where that is listened on.
+    With a key neither is needed, since such a page does not know it. `allowed_hosts` are names
+    with or without a port; if there are any, only they are accepted, and loopback's names where
+    the server listens on loopback.
     """
 
     def __init__(self, api_key: str | None, host: str, allowed_hosts: tuple[str, ...]) -> None:
@@ -37,33 +38,34 @@ class AccessControl:
             self._hosts = self._allowed | ({*_LOOPBACK, host.lower()} if loopback else set())
 
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """The status and message of a refusal; None for who may come in."""
+        """Return the status and message of a refusal, or None for a request that is let in."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        found = {name: value for name, value in headers if name in _ONCE}
-        if sum(name in _ONCE for name, _ in headers) > len(found):
+        checked = {name: value for name, value in headers if name in _CHECKED_HEADERS}
+        if sum(name in _CHECKED_HEADERS for name, _ in headers) > len(checked):
             return 400, "a Host, Authorization or Origin header came twice"
-        host = found.get(b"host", b"").decode("latin-1").lower()
+        host = checked.get(b"host", b"").decode("latin-1").lower()
         if not host and scope["http_version"] != "1.0":
             return 400, "the Host header is missing"
-        if host and self._hosts is not None and not _among(host, self._hosts):
+        if host and self._hosts is not None and not _matches_any(host, self._hosts):
             return 403, f"this server is not called '{host[:100]}'; {_HINT}"
         if self._key is None:
-            origin = found.get(b"origin")
-            if origin is not None and not self._own(origin.decode("latin-1").lower(), host):
+            origin = checked.get(b"origin")
+            if origin is not None and not self._may_ask(origin.decode("latin-1").lower(), host):
                 return 403, f"pages of another origin may not ask this server; {_HINT}"
-        elif scope["path"] not in _OPEN:
-            given = found.get(b"authorization", b"")
+        elif scope["path"] not in _WITHOUT_KEY:
+            given = checked.get(b"authorization", b"")
             if not hmac.compare_digest(given, self._key):
                 return 401, "a valid API key is needed: Authorization: Bearer KEY"
         return None
 
-    def _own(self, origin: str, host: str) -> bool:
+    def _may_ask(self, origin: str, host: str) -> bool:
+        """Whether a page's origin is this server or an allowed host."""
         _, scheme, name = origin.partition("://")
-        return bool(scheme) and (name == host or _among(name, self._allowed))
+        return bool(scheme) and (name == host or _matches_any(name, self._allowed))
 
 
-def _among(host: str, names: set[str]) -> bool:
-    """Whether a host, maybe with a port, is one of the names, maybe with ports."""
+def _matches_any(host: str, names: set[str]) -> bool:
+    """Whether a host with or without a port is one of some names with or without ports."""
     name, colon, port = host.rpartition(":")
     return host in names or (bool(colon) and port.isdigit() and name in names)
 

@@ -1,4 +1,4 @@
-"""Errors on the wire: the OpenAI envelope, whatever went wrong."""
+"""Error responses, all in the envelope of the OpenAI API."""
 
 import logging
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from starlette.exceptions import HTTPException
 
 log = logging.getLogger(__name__)
 
-_LONGEST = 600  # characters of a message
+_MAX_CHARACTERS = 600  # of a message
 _TYPES = {401: "authentication_error", 404: "not_found_error", 503: "unavailable_error"}
 
 
 class ApiError(Exception):
-    """An answer with an error status. `retry_after` in seconds becomes a header."""
+    """A request gets an error response. `retry_after` is in seconds and becomes a header."""
 
     def __init__(
         self,
@@ -36,20 +36,20 @@ class ApiError(Exception):
 def envelope(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, object]:
-    """The body of an error answer. Its texts are of bounded length and can be encoded."""
+    """Return the body of an error response. Its texts are short and can always be encoded."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    param = None if param is None else plain(param)
-    return {"error": {"message": plain(message), "type": kind, "param": param, "code": code}}
+    param = None if param is None else one_line(param)
+    return {"error": {"message": one_line(message), "type": kind, "param": param, "code": code}}
 
 
-def plain(text: str) -> str:
-    """One line of at most 600 characters; those that cannot be shown or sent are escaped."""
-    line = " ".join(text[:_LONGEST].split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)[:_LONGEST]
+def one_line(text: str) -> str:
+    """Return a text as one line of at most 600 characters, the unprintable ones escaped."""
+    line = " ".join(text[:_MAX_CHARACTERS].split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)[:_MAX_CHARACTERS]
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error of the app come out in the envelope, with one line in the log."""
+    """Make the app send every error in the envelope, and log it in one line."""
 
     def answer(
         request: Request,
@@ -60,7 +60,9 @@ def install(app: FastAPI) -> None:
         headers: Mapping[str, str] | None = None,
     ) -> JSONResponse:
         body = envelope(status, message, param, code)
-        log.info("%s %s: %d %s", request.method, plain(request.url.path), status, plain(message))
+        log.info(
+            "%s %s: %d %s", request.method, one_line(request.url.path), status, one_line(message)
+        )
         return JSONResponse(body, status, headers)
 
     @app.exception_handler(ApiError)
@@ -74,8 +76,8 @@ def install(app: FastAPI) -> None:
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
-        found = str(first["msg"]).removeprefix("Value error, ")
-        message = f"{where}: {found}" if where else found
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        message = f"{where}: {reason}" if where else reason
         return answer(request, 400, message, where or None)
 
     @app.exception_handler(HTTPException)
@@ -85,5 +87,5 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        log.exception("unhandled error on %s", plain(request.url.path), exc_info=error)
+        log.exception("unhandled error on %s", one_line(request.url.path), exc_info=error)
         return JSONResponse(envelope(500, "internal error; see the server's log"), 500)

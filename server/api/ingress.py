@@ -1,4 +1,4 @@
-"""What every request passes before its route: the door, the size of its body, the drain."""
+"""The middleware before all routes: access control, the size of bodies, refusal at shutdown."""
 
 import json
 from collections.abc import Callable
@@ -9,26 +9,27 @@ from server.api.access_control import HEALTH, AccessControl
 from server.api.errors import envelope
 from server.api.readiness import DRAINING
 
-_WHOLE_BODIES = 64  # of the largest size, that may be in memory at once
+_MAX_BODIES = 64  # bodies of the largest size that may be in memory at once
 
 
 class IngressMiddleware:
-    """ASGI middleware. Bodies are counted as they arrive, so that memory holds a bounded number.
+    """ASGI middleware that refuses requests before their routes see them.
 
-    While `draining()`, whatever would be new work is refused, and so is `/health`.
+    Bodies are counted as they arrive, so that memory holds a bounded number of bytes. While
+    `draining()`, new work and `/health` get 503.
     """
 
     def __init__(
         self, app: ASGIApp, max_body_bytes: int, access: AccessControl, draining: Callable[[], bool]
     ) -> None:
         self._app = app
-        self._max = max_body_bytes
+        self._max_body_bytes = max_body_bytes
         self._access = access
         self._draining = draining
-        self._held = 0  # bytes of the bodies of all requests that are read or answered
+        self._body_bytes = 0  # of all requests that are read or answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a refusal itself, else passes the request on."""
+        """Answer with a refusal, or pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -40,39 +41,43 @@ class IngressMiddleware:
         try:
             await self._read(scope["headers"], receive, body)
             if self._draining() and (scope["method"] == "POST" or scope["path"] == HEALTH):
-                raise _RefusedError(503, DRAINING, retry_after=1)
+                raise _RequestRefusedError(503, DRAINING, retry_after=1)
             await self._app(scope, _replayed(bytes(body), receive), send)
-        except _RefusedError as error:
+        except _RequestRefusedError as error:
             await _answer(send, error.status, error.message, error.retry_after)
-        except _GoneError:
+        except _DisconnectedError:
             pass
         finally:
-            self._held -= len(body)
+            self._body_bytes -= len(body)
 
     async def _read(
         self, headers: list[tuple[bytes, bytes]], receive: Receive, body: bytearray
     ) -> None:
-        """Fill `body`. Raise `_RefusedError` if it is too large, alone or with all others."""
-        too_large = _RefusedError(413, f"the body is larger than {self._max} bytes")
+        """Fill `body`. Raise `_RequestRefusedError` if it or all bodies together are too large."""
+        too_large = _RequestRefusedError(
+            413, f"the body is larger than {self._max_body_bytes} bytes"
+        )
         declared = dict(headers).get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self._max:
+        if declared.isdigit() and int(declared) > self._max_body_bytes:
             raise too_large
         more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise _GoneError
+                raise _DisconnectedError
             part = message.get("body", b"")
             body += part
-            self._held += len(part)
-            if len(body) > self._max:
+            self._body_bytes += len(part)
+            if len(body) > self._max_body_bytes:
                 raise too_large
-            if self._held > _WHOLE_BODIES * self._max:
-                raise _RefusedError(503, "too many large bodies at once", retry_after=1)
+            if self._body_bytes > _MAX_BODIES * self._max_body_bytes:
+                raise _RequestRefusedError(503, "too many large bodies at once", retry_after=1)
             more = message.get("more_body", False)
 
 
-class _RefusedError(Exception):
+class _RequestRefusedError(Exception):
+    """A request gets this status and message instead of an answer."""
+
     def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.status = status
@@ -80,12 +85,12 @@ class _RefusedError(Exception):
         self.retry_after = retry_after
 
 
-class _GoneError(Exception):
-    """The client hung up before its body was there."""
+class _DisconnectedError(Exception):
+    """The client disconnected before its body had arrived."""
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Give the body in one message, then what `receive` gives."""
+    """Return a function that gives the body in one message, then what `receive` gives."""
     replayed = False
 
     async def replay() -> Message:
@@ -103,7 +108,7 @@ async def _answer(send: Send, status: int, message: str, retry_after: int | None
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if retry_after is not None:
         headers.append((b"retry-after", str(retry_after).encode()))
-    # The rest of a body that was not read must not be taken for the next request.
+    # The unread rest of a body must not be parsed as the next request.
     headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

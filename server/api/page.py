@@ -1,4 +1,4 @@
-"""The live page at `/`, and what it shows."""
+"""The live page at `/`, and the data that it shows."""
 
 from collections.abc import Callable
 from importlib import resources
@@ -16,30 +16,30 @@ _FILES = {
     "page.js": "text/javascript; charset=utf-8",
 }
 PUBLIC_PATHS = {"/", *(f"/{name}" for name in _FILES)}
-_POLICY = "default-src 'self'; img-src data:; style-src 'self'; frame-ancestors 'none'"
+_SECURITY_POLICY = "default-src 'self'; img-src data:; style-src 'self'; frame-ancestors 'none'"
 
 
 def public_router() -> APIRouter:
-    """`GET /` and its files, which hold nothing of the model and are open to all."""
+    """Return the routes of the page's files, which are open to all without an API key."""
     routes = APIRouter()
     folder = resources.files("server") / "page"
     files = {name: (folder / name).read_bytes() for name in _FILES}
 
-    def answer(name: str) -> Callable[[], Any]:
+    def route(name: str) -> Callable[[], Any]:
         async def file() -> Response:
-            headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+            headers = {"Content-Security-Policy": _SECURITY_POLICY, "Cache-Control": "no-cache"}
             return Response(files[name], media_type=_FILES[name], headers=headers)
 
         return file
 
-    routes.add_api_route("/", answer("index.html"), include_in_schema=False)
+    routes.add_api_route("/", route("index.html"), include_in_schema=False)
     for name in _FILES:
-        routes.add_api_route(f"/{name}", answer(name), include_in_schema=False)
+        routes.add_api_route(f"/{name}", route(name), include_in_schema=False)
     return routes
 
 
 def router(service: Service, snapshot: Callable[[], Snapshot]) -> APIRouter:
-    """`GET /trimtab/status`: host, queue, variants and the latest answers, as one object."""
+    """Return the route of `GET /trimtab/status`: host, queue, variants and the latest answers."""
     routes = APIRouter()
 
     @routes.get("/trimtab/status")
@@ -73,7 +73,7 @@ def _readings(holder: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def _variants(service: Service) -> list[dict[str, Any]]:
-    """The base first; `kl` is None where it was never measured."""
+    """Return the variants, the base first; `kl` is None where it was not measured."""
     catalogue, guard = service.controller.catalogue, service.controller.quality_guard
     shape = service.model.weights.shape
     specs = catalogue.variants

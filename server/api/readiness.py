@@ -1,10 +1,12 @@
-"""Whether the server takes work, and if not, why."""
+"""Whether the server takes requests, and if not, why."""
 
 from server.engine.engine import Engine
 
+DRAINING = "the server is shutting down"
+
 
 class Readiness:
-    """What `/health` reports. `draining` is set once, when the server begins to end."""
+    """What `/health` reports. `draining` is set when the shutdown begins."""
 
     def __init__(self, engine: Engine, stall_seconds: float) -> None:
         self.draining = False
@@ -13,16 +15,16 @@ class Readiness:
 
     @property
     def failure(self) -> str | None:
-        """Why the engine is dead; it does not come back."""
+        """Why the engine is dead, which is final; None while it is not."""
         return self._engine.failure
 
     @property
     def stalled(self) -> bool:
-        """Whether the engine's present step takes longer than any should."""
+        """Whether the engine's current step takes longer than any should."""
         return self._engine.stalled_seconds > self._stall_seconds
 
     def trouble(self) -> str | None:
-        """Why no work is taken now; None if all is well."""
+        """Return why no requests are taken now, or None if they are."""
         if self.failure is not None:
             return self.failure
         if self.draining:
@@ -31,6 +33,3 @@ class Readiness:
             seconds = self._engine.stalled_seconds
             return f"the engine has been busy with one step for {seconds:.1f} s"
         return None if self._engine.alive else "the engine is not running"
-
-
-DRAINING = "the server is shutting down"

@@ -1,19 +1,19 @@
-"""The request bodies. Unknown fields are accepted, as clients send many; ours are strict.
+"""The request bodies. Unknown fields are accepted, since clients send many; but not in `trimtab`.
 
-Every list and mapping has a bound, and the first entry that is wrong ends its check.
+Every list and mapping has a bound, and its check stops at the first invalid entry.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
-MOST_MESSAGES = 4096  # and parts of one
-MOST_IDS = 1024  # in stop_token_ids and logit_bias
+MAX_MESSAGES = 4096  # and parts of a message
+MAX_IDS = 1024  # in stop_token_ids and logit_bias
 
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(le=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
-NamedId = Annotated[int, Field(ge=0, lt=2**31)]  # a key of a JSON object is a text
+NamedId = Annotated[int, Field(ge=0, lt=2**31)]  # keys of JSON objects are strings
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 StopString = Annotated[str, Field(max_length=512)]
 Stop = Annotated[
@@ -23,8 +23,8 @@ Stop = Annotated[
 ]
 
 
-def _kind(value: object) -> str | None:
-    """Which kind of prompt it is, by its first entry, so that the others are not tried."""
+def _prompt_type(value: object) -> str | None:
+    """Return the type of a prompt by its first entry, so that no other type is tried."""
     if isinstance(value, str):
         return "text"
     if not isinstance(value, list):
@@ -39,7 +39,7 @@ AnyPrompt = Annotated[
     | Annotated[TokenIds, Tag("tokens")]
     | Annotated[list[TokenIds], Field(fail_fast=True), Tag("ids")],
     Discriminator(
-        _kind,
+        _prompt_type,
         custom_error_type="prompt_type",
         custom_error_message="a prompt is a text, a list of texts, or a list or lists of token ids",
     ),
@@ -49,10 +49,10 @@ AnyPrompt = Annotated[
 class TrimtabHints(BaseModel):
     """What a request may ask of the controller: pins, objectives, a bound on the loss.
 
-    `max_loss` is in nats per token against the base; `narrow` allows a narrower variant midway.
-    Names of control tokens in a prompt or a message act as control tokens, as they do in other
-    servers; with `plain_text` they are text like any other, so that what users write cannot end
-    their turn or begin another one.
+    `variant` and `kv_budget` (cached tokens) pin the action. `max_loss` is in nats per token
+    against the base. `narrow` allows a narrower variant within the answer. Names of control
+    tokens in a prompt or message act as control tokens, as in other servers; with `plain_text`
+    they are text, so that what users write cannot end their turn or begin another one.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -68,7 +68,7 @@ class TrimtabHints(BaseModel):
 
 
 class SamplingBody(BaseModel):
-    """The parameters that all three ways to ask for text share."""
+    """The parameters that all routes for generation share."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -82,7 +82,7 @@ class SamplingBody(BaseModel):
     logit_bias: dict[NamedId, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stop | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MOST_IDS, fail_fast=True)] | None = (
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)] | None = (
         None
     )
     include_stop_str_in_output: bool = False
@@ -91,34 +91,34 @@ class SamplingBody(BaseModel):
     max_tokens: Count | None = Field(default=None, ge=1)
     n: Count | None = Field(default=None, ge=1)
     stream: bool | None = None
-    # Whether the tokenizer puts its own tokens around the prompt: yes, but not around a template.
+    # Whether the tokenizer puts its own tokens around the prompt; by default not around a chat.
     add_special_tokens: bool | None = None
     trimtab: TrimtabHints = TrimtabHints()
 
     @field_validator("trimtab", mode="before")
     @classmethod
-    def _null_is_none(cls, value: object) -> object:
+    def _null_as_empty(cls, value: object) -> object:
         if isinstance(value, dict) and len(value) > len(TrimtabHints.model_fields):
             raise ValueError("some of these fields are not known")
         return {} if value is None else value
 
     @field_validator("logit_bias", mode="before")
     @classmethod
-    def _counted(cls, value: object) -> object:
-        if isinstance(value, dict) and len(value) > MOST_IDS:
-            raise ValueError(f"at most {MOST_IDS} tokens can have a bias")
+    def _check_bias_count(cls, value: object) -> object:
+        if isinstance(value, dict) and len(value) > MAX_IDS:
+            raise ValueError(f"at most {MAX_IDS} tokens can have a bias")
         return value
 
     @field_validator("stop")
     @classmethod
-    def _no_empty_stop(cls, value: Stop | None) -> Stop | None:
+    def _refuse_empty_stop(cls, value: Stop | None) -> Stop | None:
         if value == "" or (isinstance(value, list) and "" in value):
             raise ValueError("a stop string cannot be empty")
         return value
 
 
 class GenerateBody(SamplingBody):
-    """`POST /generate`."""
+    """The body of `POST /generate`."""
 
     model: str | None = None
     prompt: str
@@ -132,11 +132,11 @@ class StreamOptions(BaseModel):
 
 
 class CompletionBody(SamplingBody):
-    """`POST /v1/completions`."""
+    """The body of `POST /v1/completions`."""
 
     model: str | None = None
     prompt: AnyPrompt
-    # 0 is allowed with echo: score the prompt and write nothing.
+    # 0 is allowed with `echo`: the prompt is scored and nothing is written.
     max_tokens: Count | None = Field(default=None, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -145,7 +145,7 @@ class CompletionBody(SamplingBody):
 
 
 class TextPart(BaseModel):
-    """A part of a message. Only text is served."""
+    """A part of a message, which must be text."""
 
     type: Literal["text"]
     text: str
@@ -153,13 +153,13 @@ class TextPart(BaseModel):
 
 Content = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[TextPart], Field(max_length=MOST_MESSAGES, fail_fast=True), Tag("parts")],
+    | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True), Tag("parts")],
     Discriminator(lambda value: "text" if isinstance(value, str) else "parts"),
 ]
 
 
 class ChatMessage(BaseModel):
-    """One message of a conversation; other fields go to the chat template as they are."""
+    """A message of a chat; unknown fields go to the chat template as they are."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -167,7 +167,7 @@ class ChatMessage(BaseModel):
     content: Content | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """The message as chat templates expect it, its content one string."""
+        """Return the message as chat templates expect it, with its content as one string."""
         content = self.content
         if isinstance(content, list):
             content = "".join(part.text for part in content)
@@ -178,10 +178,10 @@ class ChatMessage(BaseModel):
 
 
 class ChatBody(SamplingBody):
-    """`POST /v1/chat/completions`."""
+    """The body of `POST /v1/chat/completions`."""
 
     model: str | None = None
-    messages: Annotated[list[ChatMessage], Field(max_length=MOST_MESSAGES, fail_fast=True)]
+    messages: Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Count | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)

@@ -1,6 +1,6 @@
-"""Parameters of other servers that change the answer and are not supported: 400, by their name.
+"""Parameters of other servers that would change the answer, but are not supported: they get 400.
 
-Parameters that only change speed, caching or accounting, and names that nobody knows, are ignored.
+Parameters that only concern speed, caching or accounting are ignored, and so are unknown names.
 """
 
 from collections.abc import Mapping
@@ -10,21 +10,26 @@ from server.api.errors import ApiError
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
-    """`neutral` values ask for nothing, as null and false do; `hint` names what to use instead."""
+class _UnsupportedParameter:
+    """A parameter that is refused unless its value is null, false or one of the `neutral` ones.
+
+    `hint` tells what to use instead.
+    """
 
     neutral: tuple[object, ...] = ("", [], {})
     hint: str = ""
 
 
-def _of(names: str, *neutral: object, hint: str = "") -> dict[str, Parameter]:
-    """The same for several names. Without `neutral`: whatever is empty."""
-    entry = Parameter(neutral, hint) if neutral else Parameter(hint=hint)
-    return dict.fromkeys(names.split(), entry)
+def _of(names: str, *neutral: object, hint: str = "") -> dict[str, _UnsupportedParameter]:
+    """Return entries for some names. Without `neutral`, empty values are neutral."""
+    parameter = (
+        _UnsupportedParameter(neutral, hint) if neutral else _UnsupportedParameter(hint=hint)
+    )
+    return dict.fromkeys(names.split(), parameter)
 
 
-_KNOWN: dict[str, Parameter] = {
-    # What the answer must look like
+_UNSUPPORTED: dict[str, _UnsupportedParameter] = {
+    # The form of the answer
     **_of("response_format", {"type": "text"}),
     **_of("structured_outputs grammar json_schema regex ebnf structural_tag format"),
     **_of("functions tools mcp_servers"),
@@ -33,7 +38,7 @@ _KNOWN: dict[str, Parameter] = {
     **_of("modalities", ["text"], []),
     **_of("verbosity", "medium"),
     **_of("thinking_token_budget thinking_budget_tokens reasoning_budget", -1),
-    # How tokens are chosen
+    # Sampling
     **_of("best_of", 1, hint="use n"),
     **_of("use_beam_search early_stopping watermark samplers sampler_seq"),
     **_of("mirostat", 0),
@@ -47,19 +52,19 @@ _KNOWN: dict[str, Parameter] = {
     **_of("do_sample", True, hint="use temperature: 0"),
     **_of("bad_words bad_words_ids allowed_token_ids suppress_tokens", hint="use logit_bias"),
     **_of("logits_processors logits_processor negative_prompt vllm_xargs custom_params"),
-    # How long it may be
+    # Length
     **_of("n_predict max_new_tokens max_completion_tokens num_predict", hint="use max_tokens"),
     **_of("max_length max_time t_max_predict_ms n_indent", hint="use max_tokens"),
     **_of("min_new_tokens min_length", 0, hint="use min_tokens"),
     **_of("stop_regex stop_sequences", hint="use stop"),
     **_of("no_stop_trim", hint="use include_stop_str_in_output"),
-    # What is read
+    # Input
     **_of("truncate_prompt_tokens truncate chat_template documents prompt_embeds"),
     **_of("input_ids inputs", hint="use prompt"),
     **_of("images image_data video_data audio_data multimodal_data mm_processor_kwargs"),
     **_of("lora lora_path lora_request adapter_id", hint="use trimtab.variant"),
     **_of("sampling_params parameters options", hint="its members go into the body itself"),
-    # What is told of it
+    # Output
     **_of("echo suffix return_full_text", hint="see /v1/completions"),
     **_of("logprobs", hint="see /v1/completions"),
     **_of("top_logprobs", 0, hint="use logprobs of /v1/completions"),
@@ -70,28 +75,28 @@ _KNOWN: dict[str, Parameter] = {
     **_of("skip_special_tokens spaces_between_special_tokens detokenize", True),
     **_of("include_reasoning separate_reasoning", True),
 }
-_GUIDED = Parameter()  # guided_json, guided_choice and their kin
+_GUIDED = _UnsupportedParameter()  # guided_json, guided_choice and so on
 
 
 def refuse_unsupported(extra: Mapping[str, object], n: int) -> None:
-    """Raise `ApiError` 400 if the fields that a body does not declare ask for what we cannot do.
+    """Raise `ApiError` 400 if the undeclared fields of a body ask for something unsupported.
 
-    `n` is the number of answers that are asked for.
+    `n` is the number of answers to each prompt.
     """
     for name, value in extra.items():
-        known = _GUIDED if name.startswith("guided_") else _KNOWN.get(name)
-        if known is None or value is None or _is_one_of(value, known.neutral):
+        parameter = _GUIDED if name.startswith("guided_") else _UNSUPPORTED.get(name)
+        if parameter is None or value is None or _is_neutral(value, parameter.neutral):
             continue
         if (name, value) == ("best_of", n):
             continue
         if name == "tools" and extra.get("tool_choice") == "none":
             continue
-        hint = f"; {known.hint}" if known.hint else ""
+        hint = f"; {parameter.hint}" if parameter.hint else ""
         raise ApiError(400, f"{name} is not supported{hint}", name)
 
 
-def _is_one_of(value: object, neutral: tuple[object, ...]) -> bool:
-    """Whether it asks for nothing: one of these and of its type (0 is not False), or a plain no."""
+def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
+    """Whether a value is one of the neutral ones, with their type (0 is not False), or false."""
     if value is False:
         return not any(other is True for other in neutral)
     return any(value == other and type(value) is type(other) for other in neutral)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from server.api.errors import ApiError, envelope
-from server.api.request_body import MOST_CONTAINERS, MOST_STRINGS, MOST_VALUES, parse
+from server.api.request_body import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, parse
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,12 @@ def test_what_may_come_comes_through(value, ascii_only):
     "text",
     [
         '{"prompt":[' + ",".join(['""'] * 1_000_000) + "]}",
-        json.dumps([""] * (MOST_STRINGS + 1)),
-        json.dumps([[]] * (MOST_CONTAINERS + 1)),
-        json.dumps([{}] * (MOST_CONTAINERS + 1)),
-        json.dumps([1] * (MOST_VALUES + 1)),
+        json.dumps([""] * (MAX_STRINGS + 1)),
+        json.dumps([[]] * (MAX_CONTAINERS + 1)),
+        json.dumps([{}] * (MAX_CONTAINERS + 1)),
+        json.dumps([1] * (MAX_VALUES + 1)),
         "[" * 2_000_000,
-        json.dumps({f"{at}": at for at in range(MOST_STRINGS + 1)}),
+        json.dumps({f"{at}": at for at in range(MAX_STRINGS + 1)}),
         '["\\"' + '","' * 700_000 + '"]',
     ],
 )
