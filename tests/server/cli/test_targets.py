@@ -11,7 +11,7 @@ from pruners.builder.recipe import BuildError
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.files import FolderKind, TargetError, check_folder, replace_folder
 from server.cli.main import main
-from tests.pruners.artefact.test_artefact import example
+from tests.support.artefacts import example_artefact
 
 NOWHERE = "/no/such/model"
 """A model that is not there: whoever gets as far as loading it says so instead."""
@@ -33,7 +33,7 @@ def place(tmp_path, monkeypatch) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "work")
-    example().save(Path("artefact"))
+    example_artefact().save(Path("artefact"))
     Path("model").mkdir()
     Path("model/config.json").write_text("{}")
     return tmp_path
@@ -75,14 +75,14 @@ def foreign_with_a_like_named_file(folder: Path) -> Path:
 
 
 def with_a_note(folder: Path) -> Path:
-    example().save(folder)
+    example_artefact().save(folder)
     (folder / "trimtab_slice.json").write_text('{"schema": 2}')
     (folder / "note.txt").write_text("mine")
     return folder
 
 
 def with_a_link(folder: Path) -> Path:
-    example().save(folder)
+    example_artefact().save(folder)
     (folder / "table.json").rename(folder.parent / "table.json")
     (folder / "table.json").symlink_to("../table.json")
     return folder
