@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pruners.builder.recipe import BuildError
+from pruners.builder.steps import BuildOptions
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.files import FolderKind, TargetError, check_folder, replace_folder
 from server.cli.main import main
@@ -188,8 +189,8 @@ def test_a_refused_build_leaves_nothing_behind(place, tiny_folder, monkeypatch, 
     checkpoint = Path(".made-build")
 
     def refuse(*given: object) -> None:
-        noted = next(one for one in given if isinstance(one, Checkpoint))
-        noted.save("a part", 1)
+        options = next(one for one in given if isinstance(one, BuildOptions))
+        options.checkpoint.save("a part", 1)
         raise BuildError("no")
 
     monkeypatch.setattr("server.jobs.build.build", refuse)
