@@ -22,9 +22,11 @@ from controller import (
     Analyzer,
     Catalogue,
     Controller,
+    ControllerSettings,
     EngineStatus,
     IncomingRequest,
     SequenceStatus,
+    StatusSources,
     StepTimeModel,
 )
 from controller.analyzer import BACKENDS
@@ -102,7 +104,13 @@ def controller() -> Controller:
     def host() -> Any:  # noqa: ANN401
         return sampler.latest()
 
-    return Controller(catalogue, latency, RulePolicy(), lambda: load, host, Objectives(2.0))
+    return Controller(
+        catalogue,
+        latency,
+        RulePolicy(),
+        StatusSources(lambda: load, host),
+        ControllerSettings(Objectives(2.0)),
+    )
 
 
 def telemetry_share(seconds: float, period: float = 0.5) -> float:

@@ -1,9 +1,15 @@
-"""One decision per request: which variant, which KV budget, and why."""
+"""One decision for each request: which variant, which KV budget, and why."""
 
 from controller.analyzer import Analyzer, PromptFeatures
 from controller.catalogue import Catalogue
-from controller.controller import Controller, Decision, IncomingRequest, RequestPreferences
+from controller.controller import Controller, Decision
 from controller.engine_status import EngineStatus, SequenceStatus, StepRecord
+from controller.observer import (
+    ControllerSettings,
+    IncomingRequest,
+    RequestPreferences,
+    StatusSources,
+)
 from controller.shield import ShieldSettings
 from controller.step_time_model import StepTimeModel
 
@@ -11,6 +17,7 @@ __all__ = [
     "Analyzer",
     "Catalogue",
     "Controller",
+    "ControllerSettings",
     "Decision",
     "EngineStatus",
     "IncomingRequest",
@@ -18,6 +25,7 @@ __all__ = [
     "RequestPreferences",
     "SequenceStatus",
     "ShieldSettings",
+    "StatusSources",
     "StepRecord",
     "StepTimeModel",
 ]

@@ -1,17 +1,18 @@
-"""Every action there is, with what was measured of it."""
+"""All actions of a server, and their measured losses."""
 
 from dataclasses import dataclass
 
 from policies import Action
+from policies.candidates import add_kv_loss
 from pruners.variant import BASE, VariantSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The variants (base first), the KV budgets on offer in tokens, and their measured losses.
+    """The variants (base first), the KV budgets in tokens, and their measured losses.
 
-    Losses are in nats per token against the base on held-out text. A budget's loss adds to a
-    variant's; what was never measured is absent.
+    Losses are in nats per token against the base, on held-out text. The loss of a budget is added
+    to that of a variant. What was never measured is absent.
     """
 
     variants: dict[str, VariantSpec]
@@ -20,18 +21,16 @@ class Catalogue:
     kv_loss: dict[int, float]
 
     def actions(self) -> list[Action]:
-        """All actions; the base without a budget comes first."""
+        """Return all actions. The base without a budget is the first."""
         budgets = (None, *sorted(self.kv_budgets, reverse=True))
         return [Action(name, budget) for name in self.variants for budget in budgets]
 
     def loss(self, action: Action, tokens: int, relative: float = 1.0) -> float | None:
-        """Predicted loss for an answer whose cache would come to hold `tokens` without a budget.
+        """Return the predicted loss in nats per token; None if it was never measured.
 
-        `relative` is what is expected of this prompt over the variant's mean.
+        `tokens` is what the cache would come to hold without a budget. `relative` is the variant's
+        expected loss on this prompt over its mean loss.
         """
-        known = 0.0 if action.variant == BASE else self.variant_loss.get(action.variant)
-        known = None if known is None else relative * known
-        if action.kv_budget is None or tokens <= action.kv_budget:
-            return known
-        extra = self.kv_loss.get(action.kv_budget)
-        return None if known is None or extra is None else known + extra
+        loss = 0.0 if action.variant == BASE else self.variant_loss.get(action.variant)
+        loss = None if loss is None else relative * loss
+        return add_kv_loss(loss, self.kv_loss, action.kv_budget, tokens)

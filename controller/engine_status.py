@@ -1,13 +1,22 @@
-"""What the engine tells the controller: its load, and what each step took."""
+"""What the engine reports to the controller: its requests, and how long each step took."""
 
 from dataclasses import dataclass
 
 from pruners.variant import VariantSpec
 
+StepPart = tuple[VariantSpec, int, int]
+"""The rows of one variant in a step: the variant, the tokens that are processed, and the cached
+tokens that these attend to."""
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceStatus:
-    """What one request in the engine still costs, in tokens."""
+    """One request in the engine. All counts are tokens.
+
+    `prompt_left` are not read yet. `output_most` is the answer's limit (`max_tokens`), and
+    `output_left` what is left of it. `cached` are in the KV cache, which may come to hold
+    `cache_limit`.
+    """
 
     variant: VariantSpec
     running: bool
@@ -15,12 +24,16 @@ class SequenceStatus:
     output_most: int
     output_left: int
     cached: int
-    cache_limit: int  # tokens its cache may come to hold
+    cache_limit: int
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """What the engine is busy with now. KV figures in tokens."""
+    """The requests in the engine, and its limits.
+
+    `max_running` requests run at once, a step processes at most `step_tokens` tokens. Of the KV
+    cache's `kv_capacity` tokens, `kv_used` are in use.
+    """
 
     sequences: tuple[SequenceStatus, ...]
     max_running: int
@@ -30,17 +43,19 @@ class EngineStatus:
 
     @property
     def running(self) -> int:
+        """Number of requests in the batch."""
         return sum(s.running for s in self.sequences)
 
     @property
     def waiting(self) -> int:
+        """Number of requests in the queue."""
         return len(self.sequences) - self.running
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one step processed: by variant, tokens and the cached ones that these read."""
+    """One step of the engine: its duration in seconds, its rows, and the tokens that it sampled."""
 
     seconds: float
-    rows: tuple[tuple[VariantSpec, int, int], ...]
+    rows: tuple[StepPart, ...]
     sampled: int

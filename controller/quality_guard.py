@@ -1,58 +1,69 @@
-"""Whether variants lose in production what their table says, and what to expect of them if not."""
+"""Whether variants lose more in production than their table says, and how much more."""
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Mapping
 from statistics import fmean, stdev
 
 log = logging.getLogger(__name__)
 
-_LEAST, _WINDOW = 20, 200  # answers that a verdict needs, and that it looks back on
+_MIN_ANSWERS, _WINDOW = 20, 200
+"""Answers that are needed before a variant is distrusted, and that are looked back on."""
 _Z95 = 1.96
-_SLACK, _FLOOR = 1.25, 0.01
-"""Other text than the table's loses otherwise: so much more, or so many nats, is no surprise."""
+_MAX_RATIO, _MAX_EXCESS = 1.25, 0.01
+"""Allowed mean loss: this ratio to the table's, or this many nats more, whichever is larger. Other
+text has other losses."""
 
 
 class QualityGuard:
-    """A guard over the measured losses of variants, in nats per token.
+    """Compares measured losses of answers with the table's, in nats per token.
 
-    A variant is distrusted when the 95 % interval of its answers' mean loss lies above what the
-    table allows for; its mean is then what is expected of it. It is trusted again when the mean is
-    back within the bound.
+    A variant is distrusted when the 95 % confidence interval of its answers' mean loss lies above
+    the allowed loss. Its predicted loss is then raised to that mean, until the mean is back within
+    the allowed loss.
+
+    Threads: any thread may call any method. The server calls `observe` with results that the
+    shadow measured in the engine's thread, the rest in the event loop. `observe` holds a lock. The
+    corrections are an immutable mapping that is replaced as a whole, so that readers need no lock.
     """
 
     def __init__(self, expected: Mapping[str, float]) -> None:
+        """`expected` are the table's losses by variant."""
         self._expected = expected
-        self._seen: dict[str, deque[float]] = {}
-        self._distrusted: set[str] = set()
+        self._lock = threading.Lock()  # of the line below
+        self._losses: dict[str, deque[float]] = {}
+        self._corrections: Mapping[str, float] = {}  # of distrusted variants
 
     def observe(self, variant: str, loss: float) -> None:
-        """One answer's mean loss per token, as the base measured it."""
-        seen = self._seen.setdefault(variant, deque(maxlen=_WINDOW))
-        seen.append(loss)
-        if variant not in self._expected or len(seen) < _LEAST:
-            return
-        bound = max(_SLACK * self._expected[variant], self._expected[variant] + _FLOOR)
-        mean = fmean(seen)
-        low = mean - _Z95 * stdev(seen) / math.sqrt(len(seen))
-        if low > bound and variant not in self._distrusted:
-            self._distrusted.add(variant)
+        """Add one answer's mean loss per token, as the shadow measured it."""
+        with self._lock:
+            losses = self._losses.setdefault(variant, deque(maxlen=_WINDOW))
+            losses.append(loss)
+            expected = self._expected.get(variant)
+            if expected is None or len(losses) < _MIN_ANSWERS:
+                return
+            allowed = max(_MAX_RATIO * expected, expected + _MAX_EXCESS)
+            mean, trusted = fmean(losses), variant not in self._corrections
+            low = mean - _Z95 * stdev(losses) / math.sqrt(len(losses))
+            corrections = {k: v for k, v in self._corrections.items() if k != variant}
+            if (trusted and low > allowed) or (not trusted and mean > allowed):
+                corrections[variant] = max(0.0, mean - expected)
+            self._corrections = corrections
+        if trusted and variant in corrections:
             log.warning(
                 "variant %s loses %.3f nats a token in production, its table says %.3f; the "
                 "measured loss is used from now on",
-                variant, mean, self._expected[variant],
+                variant, mean, expected,
             )  # fmt: skip
-        elif mean <= bound and variant in self._distrusted:
-            self._distrusted.discard(variant)
+        elif not trusted and variant not in corrections:
             log.warning("variant %s is back within what its table says", variant)
 
     def is_trusted(self, variant: str) -> bool:
-        """Whether the table is believed."""
-        return variant not in self._distrusted
+        """Return whether the table's loss of a variant is used as it is."""
+        return variant not in self._corrections
 
     def loss_correction(self, variant: str) -> float:
-        """What to add to the loss that the table predicts; 0 while it is believed."""
-        if variant not in self._distrusted:
-            return 0.0
-        return max(0.0, fmean(self._seen[variant]) - self._expected[variant])
+        """Return the nats per token to add to a predicted loss; 0 for a trusted variant."""
+        return self._corrections.get(variant, 0.0)

@@ -1,51 +1,58 @@
-"""What is feasible now. A blocked action keeps its constraint's name, so that it can be counted."""
+"""What is feasible now: the check that blocks actions before a policy chooses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from controller.engine_status import EngineStatus
 from policies import Constraint
+from policies.candidates import check_constraints
 from telemetry import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class ShieldSettings:
-    """Below `memory_low` (available over total host memory) answers get at most `low_memory_kv`
-    cached tokens."""
+    """When the host is short of memory, and what is allowed then.
+
+    Below the share `memory_low` (0..1) of available memory, an answer may have at most
+    `low_memory_kv` cached tokens.
+    """
 
     memory_low: float = 0.08
     low_memory_kv: int = 512
 
 
 class Shield:
-    """Checks actions against memory and the request's quality floor."""
+    """Checks actions of one request against memory and the request's quality floor."""
 
     def __init__(
         self,
         settings: ShieldSettings,
-        load: EngineStatus,
+        status: EngineStatus,
         snapshot: Snapshot,
-        expected: Callable[[int], float],
+        expected_output: Callable[[int], float],
     ) -> None:
+        """`expected_output` returns the expected tokens of an answer from its `max_tokens`."""
         self._settings = settings
-        # What runs and waits will grow; only the rest of the cache is free for a newcomer.
+        # The caches of running and waiting requests will grow; only the rest is free.
         promised = sum(
-            min(s.cache_limit, s.cached + s.prompt_left + int(expected(s.output_most)))
-            for s in load.sequences
+            min(s.cache_limit, s.cached + s.prompt_left + int(expected_output(s.output_most)))
+            for s in status.sequences
         )
-        self._kv_free = max(load.kv_capacity - max(promised, load.kv_used), 0)
+        self._kv_free = max(status.kv_capacity - max(promised, status.kv_used), 0)
         total = snapshot.memory_total_bytes.value
         available = snapshot.memory_available_bytes.value
         self._memory = available / total if total and available is not None else None
 
-    def blocked(
+    def blocked_by(
         self, kv_tokens: int, loss: float | None, max_loss: float | None
     ) -> Constraint | None:
-        """The constraint that forbids a cache of `kv_tokens` or a predicted `loss`, or None."""
-        if max_loss is not None and loss != 0.0 and (loss is None or loss > max_loss):
-            return Constraint.QUALITY_FLOOR
-        if kv_tokens > self._kv_free:
-            return Constraint.KV_MEMORY
+        """Return the constraint that forbids a cache of `kv_tokens` or a predicted loss; or None.
+
+        `loss` and `max_loss` are in nats per token.
+        """
+        constraint = check_constraints(kv_tokens, self._kv_free, loss, max_loss)
+        if constraint is not None:
+            return constraint
         low = self._memory is not None and self._memory < self._settings.memory_low
         if low and kv_tokens > self._settings.low_memory_kv:
             return Constraint.HOST_MEMORY

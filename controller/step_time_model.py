@@ -1,153 +1,218 @@
-"""How long a step takes: fitted to measured steps, again and again, and corrected by every one."""
+"""How long a step of the engine takes: fitted to measured steps and corrected by every step."""
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
-from controller.engine_status import StepRecord
+from controller.engine_status import StepPart, StepRecord
 from pruners.architecture import Shape
 from pruners.variant import VariantSpec
 
-Rows = Iterable[tuple[VariantSpec, int, int]]
-"""By variant, tokens to process and cached tokens that these read."""
-Features = tuple[float, float, float, float]
-"""1, and in billions of numbers what is streamed, multiplied and read of caches."""
-Rates = tuple[float, float, float, float]
-"""Seconds for each of these."""
-_SMOOTHING = 0.1  # weight of the newest step in the running correction
-_RECENT, _AGAIN = 1024, 256  # steps that a fit looks back on, and after how many it is done again
+StepCounts = tuple[float, float, float, float]
+"""1, and in billions: weights that are streamed, weights times tokens that are multiplied, and
+numbers that are read from KV caches."""
+Coefficients = tuple[float, float, float, float]
+"""Seconds for each of `StepCounts`."""
+_SMOOTHING = 0.1
+"""Weight of the newest step in the running means."""
+_WINDOW, _REFIT_AFTER = 1024, 256
+"""Steps that a fit looks back on, and after how many it is repeated."""
+_MAX_DEVIATION = 5.0
+"""A step counts as at most this many times its prediction, and at least one part of it."""
 
 
-class StepTimeModel:
-    """Seconds of a step: a fixed part, and rates for what it streams, multiplies and reads.
+class _VariantSize(NamedTuple):
+    """Of one variant: the weights that a row multiplies, and the numbers cached for a token."""
 
-    A mixed batch streams the union of its variants' weights once and multiplies what each row asks
-    for; a narrow variant caches fewer keys and values. The rates are fitted to the first
-    measurements and to recent steps. The correction follows the host: when something else takes the
-    processor, every prediction grows within a few steps.
+    spec: VariantSpec
+    multiplied: int
+    cached: int
+
+
+class StepCounter:
+    """Counts what a step streams, multiplies and reads. Any thread may call it.
+
+    Its caches hold values that never change and are added with one assignment each.
     """
 
-    def __init__(self, shape: Shape, own: Mapping[str, int] | None = None) -> None:
-        """`own` says how many numbers a variant reads beside the shared weights, by its name."""
+    def __init__(self, shape: Shape, own_weights: Mapping[str, int]) -> None:
+        """`own_weights` are the numbers that a variant reads beside the shared weights, by name."""
         self._shape = shape
-        self._own = own or {}
-        # By names, which hash quickly. Which variants may meet in a step has no small bound.
-        self._seen: dict[str, VariantSpec] = {}
-        self._multiplied: dict[str, int] = {}
-        self._cached: dict[str, int] = {}
+        self._own_weights = own_weights
+        # By names, which hash quickly.
+        self._sizes: dict[str, _VariantSize] = {}
+        # There is no small bound on the combinations of variants in a step.
         self._streamed = lru_cache(maxsize=4096)(self._union)
-        self._rates: Rates = (0.0, 0.0, 0.0, 0.0)
-        self._first: list[tuple[Features, float]] = []
-        self._idle = self._rates  # of an idle host, by the first steps alone
-        self._recent: deque[tuple[Features, float]] = deque(maxlen=_RECENT)
-        self._since = 0  # steps since the last fit
-        self.correction = 1.0
-        self._took = self._predicted = 0.0  # running means of steps, in seconds
 
-    def fit(self, records: Sequence[StepRecord]) -> None:
-        """Takes first measurements; least squares on relative errors with rates >= 0."""
-        self._first = [(self._features(r.rows, r.sampled), r.seconds) for r in records]
-        self._recent.clear()
-        self._rates = self._idle = _fitted(self._first)
-        self.correction = 1.0
-        self._took = self._predicted = float(np.mean([r.seconds for r in records]))
-
-    def observe(self, record: StepRecord) -> None:
-        """Moves the correction towards what this step took, and from time to time the rates.
-
-        Before the first measurements nothing is learned.
-        """
-        if not self._first:
-            return
-        features = self._features(record.rows, record.sampled)
-        predicted = self._raw(features)
-        # One stalled step says little; the bound keeps it from ruling the next fifty.
-        seconds = min(max(record.seconds, 0.2 * predicted), 5.0 * predicted)
-        # Sums, not the mean of ratios: a short step that a busy host delays by a millisecond says
-        # nothing of long ones, and it is long ones that make a queue.
-        self._took += _SMOOTHING * (seconds - self._took)
-        self._predicted += _SMOOTHING * (predicted - self._predicted)
-        self.correction = self._took / self._predicted
-        self._recent.append((features, seconds))
-        self._since += 1
-        if self._since == _AGAIN:
-            self._fit_again()
-
-    def _fit_again(self) -> None:
-        """The correction stays what it is for the mean of recent steps."""
-        steps = [features for features, _ in self._recent]
-        # The first measurements are of an idle host; what is slower now is so for all of them.
-        slower = sum(s for _, s in self._recent) / sum(_at(self._idle, f) for f in steps)
-        before = self._rates
-        self._rates = _fitted([*((f, slower * s) for f, s in self._first), *self._recent])
-        self._predicted *= sum(map(self._raw, steps)) / sum(_at(before, f) for f in steps)
-        self.correction = self._took / self._predicted
-        self._since = 0
-
-    def seconds(self, rows: Rows, sampled: int) -> float:
-        """Predicted seconds of a step over `rows`, after which `sampled` tokens are chosen."""
-        return self.correction * self._raw(self._features(rows, sampled))
-
-    def per_cached(self, variant: VariantSpec) -> float:
-        """Predicted seconds of a step for each cached token that a row of the variant reads."""
-        self._parameters(variant)
-        return self.correction * self._rates[3] * self._cached[variant.name] / 1e9
-
-    def _raw(self, features: Features) -> float:
-        return _at(self._rates, features)
-
-    def _features(self, rows: Rows, sampled: int) -> Features:
+    def count(self, rows: Iterable[StepPart], sampled: int) -> StepCounts:
+        """Return the counts of a step over `rows` that samples `sampled` tokens."""
         head = self._shape.hidden * self._shape.vocab
-        worked, cached, present = sampled * head, 0, set()
-        for variant, tokens, held in rows:
+        multiplied, cached, present = sampled * head, 0, set()
+        for variant, tokens, attended in rows:
             if tokens:
-                worked += tokens * self._parameters(variant)
-                cached += held * self._cached[variant.name]
+                size = self.size(variant)
+                multiplied += tokens * size.multiplied
+                cached += attended * size.cached
                 present.add(variant.name)
         streamed = self._streamed(frozenset(present)) + (head if sampled else 0)
-        return 1.0, streamed / 1e9, worked / 1e9, cached / 1e9
+        return 1.0, streamed / 1e9, multiplied / 1e9, cached / 1e9
 
-    def _parameters(self, variant: VariantSpec) -> int:
-        """What one row multiplies."""
-        found = self._multiplied.get(variant.name)
-        if found is None:
-            found = variant.body_parameters(self._shape) + self._own.get(variant.name, 0)
-            self._seen[variant.name], self._multiplied[variant.name] = variant, found
-            self._cached[variant.name] = variant.kv_elements(self._shape)
-        return found
+    def size(self, variant: VariantSpec) -> _VariantSize:
+        """Return a variant's numbers, which are computed once."""
+        size = self._sizes.get(variant.name)
+        if size is None:
+            own = self._own_weights.get(variant.name, 0)
+            multiplied = variant.body_parameters(self._shape) + own
+            size = _VariantSize(variant, multiplied, variant.kv_elements(self._shape))
+            self._sizes[variant.name] = size
+        return size
 
     def _union(self, names: frozenset[str]) -> int:
-        """What a step reads for these variants: all that any of them has, and what each owns."""
-        variants, layers = [self._seen[name] for name in names], range(self._shape.layers)
+        """Return the weights that a step streams: all that any of its variants has."""
+        variants, layers = [self._sizes[name].spec for name in names], range(self._shape.layers)
         widest = VariantSpec(
             "union",
             tuple(max((v.kv_groups[i] for v in variants), default=0) for i in layers),
             tuple(max((v.ffn[i] for v in variants), default=0) for i in layers),
         )
-        return widest.body_parameters(self._shape) + sum(self._own.get(name, 0) for name in names)
+        own = sum(self._own_weights.get(name, 0) for name in names)
+        return widest.body_parameters(self._shape) + own
 
 
-def _at(rates: Rates, features: Features) -> float:
-    fixed, streamed, worked, cached = rates
-    return fixed + features[1] * streamed + features[2] * worked + features[3] * cached
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Predictions of step times at one moment. Immutable, so that a decision is consistent."""
+
+    counter: StepCounter
+    coefficients: Coefficients
+    correction: float
+
+    def seconds(self, rows: Iterable[StepPart], sampled: int) -> float:
+        """Return the predicted seconds of a step over `rows` that samples `sampled` tokens."""
+        return self.correction * _seconds(self.coefficients, self.counter.count(rows, sampled))
+
+    def per_cached(self, variant: VariantSpec) -> float:
+        """Return the predicted seconds of a step for each cached token of a row of the variant."""
+        return self.correction * self.coefficients[3] * self.counter.size(variant).cached / 1e9
 
 
-def _fitted(steps: Sequence[tuple[Features, float]]) -> Rates:
-    """Rates of the least relative errors that are not negative, by trying every subset of them."""
+class StepTimeModel:
+    """Predicts the seconds of a step: a fixed part, and rates for what it streams, multiplies and
+    reads.
+
+    A mixed batch streams the union of its variants' weights once, and multiplies what each row
+    asks for; a narrow variant caches fewer keys and values. The rates are fitted to measurements
+    at start-up and to recent steps. In between, one correction factor follows the host: if another
+    process takes the processor, all predictions grow within a few steps.
+
+    Threads: the main thread calls `fit`, the engine's thread `observe`; both hold a lock. Any
+    thread calls the rest. What it reads is `now`, an immutable value that writers replace as a
+    whole. Whoever makes several predictions that belong together takes `now` once.
+    """
+
+    def __init__(self, shape: Shape, own_weights: Mapping[str, int] | None = None) -> None:
+        """`own_weights` are the numbers that a variant reads beside the shared weights, by name."""
+        self._counter = StepCounter(shape, own_weights or {})
+        self._lock = threading.Lock()  # of all below; `now` is read without it
+        self._measured: list[tuple[StepCounts, float]] = []  # at start-up
+        self._idle: Coefficients = (0.0, 0.0, 0.0, 0.0)  # fitted to these alone
+        self._recent: deque[tuple[StepCounts, float]] = deque(maxlen=_WINDOW)
+        self._since_fit = 0  # steps
+        self._mean_seconds = self._mean_predicted = 0.0  # running means over steps
+        self.now = self._predictor(self._idle, 1.0)
+
+    def fit(self, records: Sequence[StepRecord]) -> None:
+        """Fit the rates to measured steps: least squares on relative errors with rates >= 0."""
+        with self._lock:
+            self._measured = [(self._counter.count(r.rows, r.sampled), r.seconds) for r in records]
+            self._recent.clear()
+            self._idle = _fit(self._measured)
+            self._mean_seconds = float(np.mean([r.seconds for r in records]))
+            self._mean_predicted = self._mean_seconds
+            self.now = self._predictor(self._idle, 1.0)
+
+    def observe(self, record: StepRecord) -> None:
+        """Move the correction towards a step's duration, and refit the rates from time to time.
+
+        Before the first `fit` nothing is learned.
+        """
+        with self._lock:
+            if not self._measured:
+                return
+            counts = self._counter.count(record.rows, record.sampled)
+            coefficients = self.now.coefficients
+            predicted = _seconds(coefficients, counts)
+            # One stalled step says little; the bound keeps it from ruling the next fifty.
+            low, high = predicted / _MAX_DEVIATION, predicted * _MAX_DEVIATION
+            seconds = min(max(record.seconds, low), high)
+            # A ratio of means, not a mean of ratios: a delay of a millisecond in a short step says
+            # nothing about long steps, and it is long steps that make a queue.
+            self._mean_seconds += _SMOOTHING * (seconds - self._mean_seconds)
+            self._mean_predicted += _SMOOTHING * (predicted - self._mean_predicted)
+            self._recent.append((counts, seconds))
+            self._since_fit += 1
+            if self._since_fit == _REFIT_AFTER:
+                coefficients = self._refit(coefficients)
+            correction = self._mean_seconds / self._mean_predicted
+            self.now = self._predictor(coefficients, correction)
+
+    def _refit(self, before: Coefficients) -> Coefficients:
+        """Return new rates. The corrected prediction for the mean of recent steps stays."""
+        steps = [counts for counts, _ in self._recent]
+        # The first measurements are of an idle host; they are slowed down to the present one.
+        slowdown = sum(s for _, s in self._recent) / sum(_seconds(self._idle, c) for c in steps)
+        measured = [(counts, slowdown * seconds) for counts, seconds in self._measured]
+        after = _fit([*measured, *self._recent])
+        ratio = sum(_seconds(after, c) for c in steps) / sum(_seconds(before, c) for c in steps)
+        self._mean_predicted *= ratio
+        self._since_fit = 0
+        return after
+
+    @property
+    def correction(self) -> float:
+        """What recent steps took over what the rates predict."""
+        return self.now.correction
+
+    def seconds(self, rows: Iterable[StepPart], sampled: int) -> float:
+        """Return the predicted seconds of a step over `rows` that samples `sampled` tokens."""
+        return self.now.seconds(rows, sampled)
+
+    def per_cached(self, variant: VariantSpec) -> float:
+        """Return the predicted seconds of a step for each cached token of a row of the variant."""
+        return self.now.per_cached(variant)
+
+    def _predictor(self, coefficients: Coefficients, correction: float) -> StepTimes:
+        return StepTimes(self._counter, coefficients, correction)
+
+
+def _seconds(coefficients: Coefficients, counts: StepCounts) -> float:
+    fixed, streamed, multiplied, cached = coefficients
+    return fixed + counts[1] * streamed + counts[2] * multiplied + counts[3] * cached
+
+
+def _fit(steps: Sequence[tuple[StepCounts, float]]) -> Coefficients:
+    """Return the non-negative coefficients of least squared relative error.
+
+    All 15 subsets of coefficients are tried, the others being 0.
+    """
     seconds = np.array([s for _, s in steps])
-    table = np.array([f for f, _ in steps]) / seconds[:, None]
+    table = np.array([counts for counts, _ in steps]) / seconds[:, None]  # [steps, 4]
     squares, sums = table.T @ table, table.sum(0)
-    best, least = np.zeros(len(sums)), np.inf
+    best, min_error = np.zeros(len(sums)), np.inf
     for size in range(1, len(sums) + 1):
         for subset in map(list, combinations(range(len(sums)), size)):
-            part, *_ = np.linalg.lstsq(squares[np.ix_(subset, subset)], sums[subset], rcond=None)
-            # The sum of squared errors, but for the number of steps.
-            error = float(part @ squares[np.ix_(subset, subset)] @ part - 2 * part @ sums[subset])
-            if (part >= 0).all() and error < least:
-                best, least = np.zeros(len(sums)), error
+            gram = squares[np.ix_(subset, subset)]
+            part, *_ = np.linalg.lstsq(gram, sums[subset], rcond=None)
+            # The sum of squared errors without its constant term, the number of steps.
+            error = float(part @ gram @ part - 2 * part @ sums[subset])
+            if (part >= 0).all() and error < min_error:
+                best, min_error = np.zeros(len(sums)), error
                 best[subset] = part
-    fixed, streamed, worked, cached = map(float, best)
-    return fixed, streamed, worked, cached
+    fixed, streamed, multiplied, cached = map(float, best)
+    return fixed, streamed, multiplied, cached

@@ -1,6 +1,6 @@
-"""Policies: from an observation to an action, and nothing else."""
+"""Policies: pure functions from an observation to an action; estimators, simulation, training."""
 
-from policies.explore import ExploringPolicy, label_of, propensities
+from policies.explore import ExploringPolicy, choice_label, propensities
 from policies.learned import LearnedPolicy
 from policies.observation import (
     REFUSED,
@@ -30,7 +30,7 @@ __all__ = [
     "RulePolicy",
     "RuleSettings",
     "StaticPolicy",
-    "label_of",
+    "choice_label",
     "propensities",
     "read_observation",
 ]

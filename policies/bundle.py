@@ -1,4 +1,4 @@
-"""A trained policy on disk: `policy.safetensors` and `policy.json`, bound to model and variants."""
+"""A trained policy on disk: `policy.safetensors` and `policy.json`, for one model and variants."""
 
 import json
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from policies.features import CLIP, REFUSE, choices, feature_names
+from policies.features import CLIP, REFUSE, choice_names, feature_names
 from policies.learned import LearnedPolicy, NetworkLayers
 from pruners.support.errors import UserError
 from pruners.support.files import file_hash, replace_file, write_json
 
 SCHEMA = 3
 PolicyKind = Literal["dqn", "bandit"]
-TEXT, _NUMBERS = "policy.json", "policy.safetensors"
+TEXT, _WEIGHTS = "policy.json", "policy.safetensors"
 _FIELDS: dict[str, type] = {
     "kind": str, "features": list, "clip": float, "choices": list, "model_fingerprint": str,
     "weights_sha256": str, "promoted": bool, "training": dict, "report": dict,
@@ -25,15 +25,16 @@ _FIELDS: dict[str, type] = {
 
 
 class PolicyError(UserError):
-    """The policy is missing, damaged, or was trained for something else. One clear line."""
+    """A policy that is missing, damaged, or trained for something else. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyBundle:
-    """A network, what it was trained for and on, and how it did.
+    """A network, what it was trained for and on, and how it was evaluated.
 
-    `fingerprint` is the model's, `training` what it was trained with, as `train-policy` notes it,
-    `report` the evidence and whether it was `promoted`.
+    `fingerprint` is that of the model, `variants` are in the network's order. `training` is what
+    `train-policy` notes about the training, `report` the evaluation that decided whether the policy
+    is `promoted`.
     """
 
     kind: PolicyKind
@@ -45,20 +46,20 @@ class PolicyBundle:
     report: dict[str, Any]
 
     def save(self, folder: Path) -> Path:
-        """Writes both files under temporary names and renames them."""
+        """Write both files under temporary names and rename them. Return `policy.json`'s path."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, np.ndarray] = {}
         for number, (weight, bias) in enumerate(self.layers):
             tensors |= {f"{number}.weight": weight, f"{number}.bias": bias}
-        replace_file(folder / _NUMBERS, lambda path: save_file(tensors, path))
+        replace_file(folder / _WEIGHTS, lambda path: save_file(tensors, path))
         body = {
             "schema": SCHEMA,
             "kind": self.kind,
             "features": feature_names(self.variants),
             "clip": CLIP,
-            "choices": choices(self.variants),
+            "choices": choice_names(self.variants),
             "model_fingerprint": self.fingerprint,
-            "weights_sha256": file_hash(folder / _NUMBERS),
+            "weights_sha256": file_hash(folder / _WEIGHTS),
             "promoted": self.promoted,
             "training": self.training,
             "report": self.report,
@@ -66,38 +67,39 @@ class PolicyBundle:
         return write_json(folder / TEXT, body)
 
     def policy(self) -> LearnedPolicy:
-        """The network at work."""
+        """Return the policy that decides by this network."""
         return LearnedPolicy(self.kind, self.variants, self.layers)
 
 
 def load_policy(
     folder: Path, fingerprint: str | None, variants: Sequence[str], force: bool = False
 ) -> LearnedPolicy:
-    """The policy of a folder. Raises `PolicyError` if it does not belong here.
+    """Return the policy of a folder, if it was trained for this model and these variants.
 
-    One that was not promoted is only loaded with `force`; None is any model's fingerprint.
+    A policy that was not promoted is only loaded with `force`. A `fingerprint` of None accepts any
+    model. Raises `PolicyError`.
     """
-    found = load_bundle(folder)
+    bundle = load_bundle(folder)
     path = folder / TEXT
-    if fingerprint not in (None, found.fingerprint):
-        raise PolicyError(f"{path} was trained for another model ({found.fingerprint})")
-    if found.variants != tuple(variants):
+    if fingerprint not in (None, bundle.fingerprint):
+        raise PolicyError(f"{path} was trained for another model ({bundle.fingerprint})")
+    if bundle.variants != tuple(variants):
         raise PolicyError(
-            f"{path} was trained for other variants ({', '.join(found.variants)}; here are "
+            f"{path} was trained for other variants ({', '.join(bundle.variants)}; here are "
             f"{', '.join(variants)}); train it again"
         )
-    if not (found.promoted or force):
+    if not (bundle.promoted or force):
         raise PolicyError(f"{path} did not beat the rule when it was trained; --force serves it")
-    return found.policy()
+    return bundle.policy()
 
 
 def load_bundle(folder: Path) -> PolicyBundle:
-    """Everything in a policy's folder. Raises `PolicyError` if it is not whole and sound."""
+    """Return all that a policy's folder holds. Raises `PolicyError` if it is missing or damaged."""
     path = folder / TEXT
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        tensors = load_file(folder / _NUMBERS)
-        hashed = file_hash(folder / _NUMBERS)
+        tensors = load_file(folder / _WEIGHTS)
+        hashed = file_hash(folder / _WEIGHTS)
     except OSError as error:
         raise PolicyError(f"cannot read {error.filename or folder}: {error.strerror}") from error
     except (ValueError, SafetensorError) as error:
@@ -109,7 +111,7 @@ def load_bundle(folder: Path) -> PolicyBundle:
     try:
         _check_fields(body)
         if hashed != body["weights_sha256"]:
-            raise ValueError(f"{_NUMBERS} is not the file that {TEXT} was written with")
+            raise ValueError(f"{_WEIGHTS} is not the file that {TEXT} was written with")
         return PolicyBundle(
             kind=body["kind"],
             fingerprint=body["model_fingerprint"],
@@ -124,7 +126,7 @@ def load_bundle(folder: Path) -> PolicyBundle:
 
 
 def _check_fields(body: dict[str, Any]) -> None:
-    """Raises `ValueError` for what is missing, of another type, or of another catalogue."""
+    """Raise `ValueError` for a field that is missing, of another type, or does not fit the rest."""
     for name, kind in _FIELDS.items():
         if name not in body:
             raise ValueError(f"it lacks '{name}'")
@@ -144,12 +146,12 @@ def _check_fields(body: dict[str, Any]) -> None:
 
 
 def _layers(tensors: dict[str, np.ndarray], inputs: int, outputs: int) -> NetworkLayers:
-    """In order, if they fit each other. Raises `ValueError`."""
+    """Return the network's layers in order. Raises `ValueError` if their shapes do not fit."""
     count = len(tensors) // 2
-    wanted = {f"{number}.{part}" for number in range(count) for part in ("weight", "bias")}
-    if not count or tensors.keys() != wanted:
-        raise ValueError(f"{_NUMBERS} does not hold a weight and a bias a layer")
-    found = []
+    expected = {f"{number}.{part}" for number in range(count) for part in ("weight", "bias")}
+    if not count or tensors.keys() != expected:
+        raise ValueError(f"{_WEIGHTS} does not hold a weight and a bias a layer")
+    layers = []
     for number in range(count):
         weight, bias = tensors[f"{number}.weight"], tensors[f"{number}.bias"]
         if weight.ndim != 2 or bias.ndim != 1 or weight.shape != (len(bias), inputs):
@@ -158,8 +160,8 @@ def _layers(tensors: dict[str, np.ndarray], inputs: int, outputs: int) -> Networ
             raise ValueError(f"layer {number} is not in float32")
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise ValueError(f"layer {number} has numbers that are none")
-        found.append((weight, bias))
+        layers.append((weight, bias))
         inputs = len(bias)
     if inputs != outputs:
         raise ValueError("its layers do not end in its choices")
-    return tuple(found)
+    return tuple(layers)

@@ -1,16 +1,18 @@
-"""Chance in the choices: what off-policy evaluation of the next policy rests on."""
+"""Random choices, without which a log says nothing about what another policy would have done."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from policies.features import REFUSE, cheapest, largest_budget, may_refuse
+from policies.features import REFUSE, cheapest_action, largest_cache, may_refuse
 from policies.observation import REFUSED, Action, Observation, Policy, Reason
+
+ChooseFunction = Callable[[Observation], tuple[Action, Reason]]
 
 
 class ExploringPolicy:
-    """With probability `epsilon` any open choice, else another policy's.
+    """Takes a random open choice with probability `epsilon`, else that of another policy.
 
-    The draw is part of the observation, so that a decision can still be replayed.
+    The random number is part of the observation, so that a decision can be replayed.
     """
 
     def __init__(self, policy: Policy, epsilon: float) -> None:
@@ -18,48 +20,47 @@ class ExploringPolicy:
         self._policy, self._epsilon = policy, epsilon
 
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
-        """A choice by chance is a variant with its largest open cache, or a refusal when late."""
-        options = _options(observation)
+        """Return an action and the reason. A random choice is a variant with its largest cache
+        that is not blocked or, for a request that is too late, a refusal."""
+        options = _random_options(observation)
         if not options or observation.draw >= self._epsilon:
             return self._policy.choose(observation)
         drawn = options[int(observation.draw / self._epsilon * len(options))]
-        return (drawn, Reason.EXPLORED) if drawn else (cheapest(observation), Reason.LATE)
+        return (drawn, Reason.EXPLORED) if drawn else (cheapest_action(observation), Reason.LATE)
 
-    def odds(self, observation: Observation, usual: str) -> dict[str, float]:
-        """How often what is done, by label, where `usual` is what is done without chance."""
-        options = _options(observation)
+    def probabilities(self, observation: Observation, usual: str) -> dict[str, float]:
+        """Return the probability of each choice by label.
+
+        `usual` is the label of what is done without a random choice.
+        """
+        options = _random_options(observation)
         epsilon = self._epsilon if options else 0.0
-        odds = {_label(option): epsilon / len(options) for option in options}
-        odds[usual] = odds.get(usual, 0.0) + 1 - epsilon
-        return {label: share for label, share in odds.items() if share > 0}
+        shares = {REFUSE if o is None else o.label: epsilon / len(options) for o in options}
+        shares[usual] = shares.get(usual, 0.0) + 1 - epsilon
+        return {label: share for label, share in shares.items() if share > 0}
 
 
-Settle = Callable[[Observation], tuple[Action, Reason]]
+def propensities(
+    policy: Policy, observation: Observation, choose: ChooseFunction
+) -> dict[str, float]:
+    """Return the probability of each choice for such a request, by label (`refuse` is one).
 
-
-def propensities(policy: Policy, observation: Observation, settle: Settle) -> dict[str, float]:
-    """How often what is done for such a request, by the actions' labels; `refuse` is one of them.
-
-    `settle` says what is done of what the policy chooses.
+    `choose` turns what the policy says into what is done, with pins and hysteresis.
     """
-    action, reason = settle(replace(observation, draw=1.0))  # leaves nothing to chance
-    usual = label_of(action, reason)
-    pinned = reason is Reason.PINNED
-    if isinstance(policy, ExploringPolicy) and not pinned:
-        return policy.odds(observation, usual)
+    action, reason = choose(replace(observation, draw=1.0))  # such a draw never explores
+    usual = choice_label(action, reason)
+    if isinstance(policy, ExploringPolicy) and reason is not Reason.PINNED:
+        return policy.probabilities(observation, usual)
     return {usual: 1.0}
 
 
-def label_of(action: Action, reason: Reason) -> str:
-    """The action's label, or `refuse`."""
+def choice_label(action: Action, reason: Reason) -> str:
+    """Return the action's label, or `refuse` if the reason is a refusal."""
     return REFUSE if reason in REFUSED else action.label
 
 
-def _options(observation: Observation) -> list[Action | None]:
+def _random_options(observation: Observation) -> list[Action | None]:
+    """Return what a random choice is drawn from, with equal chances; None is a refusal."""
     variants = dict.fromkeys(c.action.variant for c in observation.candidates if c.blocked is None)
-    options: list[Action | None] = [largest_budget(observation, v).action for v in variants]
+    options: list[Action | None] = [largest_cache(observation, v).action for v in variants]
     return [*options, None] if options and may_refuse(observation) else options
-
-
-def _label(action: Action | None) -> str:
-    return REFUSE if action is None else action.label

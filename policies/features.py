@@ -1,115 +1,152 @@
 """An observation as the numbers that a learned policy reads, and which of its choices are open."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from policies.observation import Action, Candidate, Observation
+from policies.observation import Action, Candidate, Objectives, Observation
 
 REFUSE = "refuse"
-HARDWARE = ("charge", "charge_missing", "on_battery", "hot", "hot_missing", "save_energy")
-HOST = ("wait", "demand", "tpot", *HARDWARE)
-GENERAL = ("wait", "demand", "prefill", "tpot", "complexity", *HARDWARE)
-"""Before each variant's predicted loss. Times are shares of the objectives, or of the defaults."""
+HARDWARE_FEATURES = ("charge", "charge_missing", "on_battery", "hot", "hot_missing", "save_energy")
+HOST_FEATURES = ("wait", "demand", "tpot", *HARDWARE_FEATURES)
+GENERAL_FEATURES = ("wait", "demand", "prefill", "tpot", "complexity", *HARDWARE_FEATURES)
+"""The features before each variant's predicted loss. Times are shares of the objectives, or of the
+defaults below where a request has none."""
+PROMPT_FEATURES = ("complexity", "prefill", "loss")
 DEFAULT_TTFT, DEFAULT_TPOT = 2.0, 0.1
-PATIENCE, LARGEST = 0.85, 0.45
-"""Of the objective for the first token: a longer queue makes a request too late, the largest
-requests sooner than those that are half of the work or less."""
+"""Seconds."""
+MAX_WAIT, MAX_WAIT_LARGEST = 0.85, 0.45
+"""Shares of the TTFT objective. A request is too late behind a longer queue: the first is for
+requests whose size rank is 0.5 or less, the second for those of rank 1."""
 CLIP = 4.0
-"""What is larger says nothing more: times, demand and losses end here."""
+"""Times, load and losses end here: larger values say nothing more."""
+
+FeatureGroup = Literal["host", "prompt"]
+FEATURE_GROUPS: tuple[FeatureGroup, ...] = ("host", "prompt")
+_GROUPS: dict[FeatureGroup | None, tuple[str, ...]]
+_GROUPS = {None: (), "host": HOST_FEATURES, "prompt": PROMPT_FEATURES}
+
+
+class FeatureInputs(NamedTuple):
+    """What features are computed from.
+
+    `wait`, `prefill` (reading the prompt by the base) and `tpot` (of the base) are predicted
+    seconds, `load` is the estimated load, `losses` are predicted nats per token of each variant,
+    None where never measured. `charge` (0..1) and `hot` are None where there is no reading.
+    """
+
+    objectives: Objectives
+    wait: float
+    load: float
+    prefill: float
+    tpot: float
+    complexity: float
+    charge: float | None
+    on_battery: bool
+    hot: bool | None
+    save_energy: bool
+    losses: Sequence[float | None]
 
 
 def feature_names(variants: Sequence[str]) -> tuple[str, ...]:
-    """Of the vector's entries."""
-    return (*GENERAL, *(f"loss {name}" for name in variants))
+    """Return the names of a feature vector's entries."""
+    return (*GENERAL_FEATURES, *(f"loss {name}" for name in variants))
 
 
-def hidden_columns(blind: str | None, variants: Sequence[str]) -> np.ndarray:
-    """`[features]` of bool: those of the host and its queue, or of the prompt; none of them."""
-    of = {None: (), "host": HOST, "prompt": ("complexity", "prefill", "loss")}[blind]
-    return np.array([name.split()[0] in of for name in feature_names(variants)])
+def hidden_columns(group: FeatureGroup | None, variants: Sequence[str]) -> np.ndarray:
+    """Return `[features]` of bool: the features of a group; none of them for None."""
+    names = _GROUPS[group]
+    return np.array([name.split()[0] in names for name in feature_names(variants)])
 
 
-def choices(variants: Sequence[str]) -> tuple[str, ...]:
-    """What a learned policy chooses from: a variant each, or to refuse."""
+def choice_names(variants: Sequence[str]) -> tuple[str, ...]:
+    """Return what a learned policy chooses from: each variant, and `refuse`."""
     return (*variants, REFUSE)
 
 
-def vector(observation: Observation, variants: Sequence[str]) -> np.ndarray:
-    """`[features]` in float32. A missing reading is 0 and marked; an unmeasured loss is `CLIP`."""
-    wanted, base = observation.objectives, observation.candidates[0]
-    charge, hot = observation.battery_charge, observation.hot
+def observation_vector(observation: Observation, variants: Sequence[str]) -> np.ndarray:
+    """Return the features of an observation, `[features]` in float32."""
+    base = observation.candidates[0]
     losses = {
         c.action.variant: c.loss for c in observation.candidates if c.action.kv_budget is None
     }
-    ttft = DEFAULT_TTFT if wanted.ttft is None else wanted.ttft
-    tpot = DEFAULT_TPOT if wanted.tpot is None else wanted.tpot
-    return pack(
-        wait=observation.wait / ttft,
-        demand=observation.demand,
-        prefill=(base.ttft - observation.wait) / ttft,
-        tpot=base.tpot / tpot,
-        complexity=observation.complexity,
-        hardware=(
-            0.0 if charge is None else charge,
-            float(charge is None),
-            float(bool(observation.on_battery)),
-            float(bool(hot)),
-            float(hot is None),
-            float(observation.save_energy),
-        ),
-        losses=[_known(losses.get(v)) for v in variants],
+    return feature_vector(
+        FeatureInputs(
+            objectives=observation.objectives,
+            wait=observation.wait,
+            load=observation.demand,
+            prefill=base.ttft - observation.wait,
+            tpot=base.tpot,
+            complexity=observation.complexity,
+            charge=observation.battery_charge,
+            on_battery=bool(observation.on_battery),
+            hot=observation.hot,
+            save_energy=observation.save_energy,
+            losses=[losses.get(variant) for variant in variants],
+        )
     )
 
 
-def pack(
-    wait: float,
-    demand: float,
-    prefill: float,
-    tpot: float,
-    complexity: float,
-    hardware: Sequence[float],
-    losses: Sequence[float],
-) -> np.ndarray:
-    """The same from its parts, for who has no observation at hand; `losses` end at `CLIP`."""
-    times = [v if v < CLIP else CLIP for v in (wait, demand, prefill, tpot)]
-    return np.array([*times, complexity, *hardware, *losses], np.float32)
+def feature_vector(inputs: FeatureInputs) -> np.ndarray:
+    """Return features, `[features]` in float32.
 
-
-def _known(loss: float | None) -> float:
-    return CLIP if loss is None else min(loss, CLIP)
+    A missing reading is 0 and marked as missing; an unmeasured loss is `CLIP`.
+    """
+    wanted, charge, hot = inputs.objectives, inputs.charge, inputs.hot
+    ttft = DEFAULT_TTFT if wanted.ttft is None else wanted.ttft
+    tpot = DEFAULT_TPOT if wanted.tpot is None else wanted.tpot
+    ratios = (inputs.wait / ttft, inputs.load, inputs.prefill / ttft, inputs.tpot / tpot)
+    # Comparisons instead of min: the simulation calls this for every request.
+    values = [ratio if ratio < CLIP else CLIP for ratio in ratios]
+    values += (
+        inputs.complexity,
+        0.0 if charge is None else charge,
+        charge is None,
+        inputs.on_battery,
+        bool(hot),
+        hot is None,
+        inputs.save_energy,
+    )
+    values += [loss if loss is not None and loss < CLIP else CLIP for loss in inputs.losses]
+    return np.array(values, np.float32)
 
 
 def open_choices(observation: Observation, variants: Sequence[str]) -> np.ndarray:
-    """`[choices]` of bool: variants that are not blocked, and to refuse if it is late."""
+    """Return `[choices]` of bool: variants that are not blocked, and whether refusing is open."""
     free = {c.action.variant for c in observation.candidates if c.blocked is None}
     return np.array([*(name in free for name in variants), may_refuse(observation)])
 
 
 def may_refuse(observation: Observation) -> bool:
-    """Whether the queue is too long for a request with a firm objective for the first token.
+    """Return whether the queue is too long for the request. See `is_too_late`."""
+    return is_too_late(observation.objectives, observation.wait, lambda: observation.rank)
 
-    In place of one large request several small ones are in time.
+
+def is_too_late(objectives: Objectives, wait: float, rank: Callable[[], float]) -> bool:
+    """Return whether a queue of `wait` seconds is too long for a firm TTFT objective.
+
+    Large requests are too late behind a shorter queue: in place of one, several small ones are in
+    time. `rank` returns the request's size rank (0..1); it is only called where it matters.
     """
-    wanted = observation.objectives
-    if not wanted.firm or wanted.ttft is None:
+    ttft = objectives.ttft
+    if not objectives.firm or ttft is None or wait <= MAX_WAIT_LARGEST * ttft:
         return False
-    return observation.wait > patience(observation.rank) * wanted.ttft
+    above_half = max(0.0, 2 * rank() - 1)
+    return wait > (MAX_WAIT - (MAX_WAIT - MAX_WAIT_LARGEST) * above_half) * ttft
 
 
-def patience(rank: float) -> float:
-    """How long the queue may be for a request of this rank by its work, in TTFT objectives."""
-    return PATIENCE - (PATIENCE - LARGEST) * max(0.0, 2 * rank - 1)
+def largest_cache(observation: Observation, variant: str) -> Candidate:
+    """Return the variant's candidate with the largest cache that is not blocked.
+
+    If all are blocked, the one with the largest cache.
+    """
+    own = [c for c in observation.candidates if c.action.variant == variant]
+    free = [c for c in own if c.blocked is None]
+    return (free or own)[0]
 
 
-def largest_budget(observation: Observation, variant: str) -> Candidate:
-    """The variant with the largest cache that is not blocked, or else with any."""
-    mine = [c for c in observation.candidates if c.action.variant == variant]
-    free = [c for c in mine if c.blocked is None]
-    return (free or mine)[0]
-
-
-def cheapest(observation: Observation) -> Action:
-    """What would be served at the least cost, as a name for what is refused."""
+def cheapest_action(observation: Observation) -> Action:
+    """Return the open action of the least cost. It names what a refused request would have got."""
     free = [c for c in observation.candidates if c.blocked is None] or observation.candidates
     return min(free, key=lambda c: c.cost).action

@@ -1,50 +1,47 @@
-"""From an observation to the action that is taken: pins, the policy, and what keeps it steady."""
+"""From an observation to the action that is taken: pins, the policy, and the dwell time."""
 
 from policies.observation import (
     REFUSED,
     Action,
-    Candidate,
     Constraint,
     Observation,
     Policy,
     Reason,
+    loss_or_infinity,
 )
 
 
 def choose_with_hysteresis(
     observation: Observation, policy: Policy, dwell: float
 ) -> tuple[Action, Reason]:
-    """The action and its reason; a pure function, so that a logged decision can be replayed.
+    """Return the action that is taken and its reason.
 
-    A variant is held for `dwell` seconds after a change, unless the shield now forbids it or chance
-    was asked. For a reason in `REFUSED` the request is turned away: it would only add to a queue
-    that is late already, with `Reason.FLOOR` because of what its quality floor leaves.
+    A pure function, so that a logged decision can be replayed. A pinned action is taken as it is.
+    After a change of variant, the new one stays for `dwell` seconds, unless the shield blocks it or
+    the choice was random. If the reason is in `REFUSED`, the request is turned away: it would only
+    make a queue longer that is too long already. The reason is then `Reason.FLOOR` if the request's
+    quality floor blocks smaller variants.
     """
     if observation.pinned is not None:
         return observation.pinned, Reason.PINNED
     action, reason = policy.choose(observation)
-    late = reason is Reason.LEAST_BAD and _too_late(observation)
-    if reason is Reason.LATE or late:
-        floored = any(c.blocked is Constraint.QUALITY_FLOOR for c in observation.candidates)
-        if floored:
-            return action, Reason.FLOOR
+    late = reason is Reason.LATE or (reason is Reason.LEAST_BAD and _wait_exceeds_ttft(observation))
+    if late and any(c.blocked is Constraint.QUALITY_FLOOR for c in observation.candidates):
+        return action, Reason.FLOOR
     if reason in REFUSED or reason is Reason.EXPLORED:
         return action, reason
     if observation.held in (None, action.variant) or observation.held_seconds >= dwell:
         return action, reason
-    kept = [
+    same_variant = [
         candidate
         for candidate in observation.candidates
         if candidate.action.variant == observation.held and candidate.blocked is None
     ]
-    return (min(kept, key=_loss).action, Reason.DWELL) if kept else (action, reason)
+    if not same_variant:
+        return action, reason
+    return min(same_variant, key=loss_or_infinity).action, Reason.DWELL
 
 
-def _too_late(observation: Observation) -> bool:
-    """Whether the queue alone breaks the objective."""
+def _wait_exceeds_ttft(observation: Observation) -> bool:
     ttft = observation.objectives.ttft
     return ttft is not None and observation.wait > ttft
-
-
-def _loss(candidate: Candidate) -> float:
-    return float("inf") if candidate.loss is None else candidate.loss

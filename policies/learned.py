@@ -1,21 +1,22 @@
-"""A trained policy at work: a small network in NumPy over the observation's vector."""
+"""A trained policy: a small network in NumPy over the features of an observation."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from policies.features import cheapest, largest_budget, open_choices, vector
+from policies.features import cheapest_action, largest_cache, observation_vector, open_choices
 from policies.observation import Action, Observation, Reason
 
 NetworkLayers = tuple[tuple[np.ndarray, np.ndarray], ...]
-"""Weights `[out, in]` and biases `[out]` in float32, with ReLU between them."""
+"""Weights `[outputs, inputs]` and biases `[outputs]` of each layer in float32, with ReLU between
+layers."""
 
 
 class LearnedPolicy:
-    """Chooses the variant of the highest value among those that are open, or refuses.
+    """Takes the open choice of the highest value: a variant, or to refuse.
 
-    `variants` are in the order that it was trained with, the base first; its cache is the largest
-    that the shield leaves.
+    `variants` are in the order of the training, the base first. The KV cache is the largest that
+    the shield allows.
     """
 
     def __init__(self, name: str, variants: Sequence[str], layers: NetworkLayers) -> None:
@@ -24,22 +25,22 @@ class LearnedPolicy:
         self.layers = layers
 
     def values(self, features: np.ndarray) -> np.ndarray:
-        """Of each choice, from a vector `[features]` or many `[rows, features]`."""
+        """Return the value of each choice, `[..., choices]`, from features `[..., features]`."""
         *hidden, (weight, bias) = self.layers
-        for before, shift in hidden:
-            features = np.maximum(features @ before.T + shift, 0.0)
-        found: np.ndarray = features @ weight.T + bias
-        return found
+        for hidden_weight, hidden_bias in hidden:
+            features = np.maximum(features @ hidden_weight.T + hidden_bias, 0.0)
+        values: np.ndarray = features @ weight.T + bias
+        return values
 
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
-        """The best open choice; where nothing is open, the smallest cache of the base."""
-        open_ = open_choices(observation, self.variants)
-        if not open_.any():
+        """Return the best open choice; if none is open, the base with its smallest cache."""
+        is_open = open_choices(observation, self.variants)
+        if not is_open.any():
             base = observation.candidates[0].action.variant
-            mine = [c for c in observation.candidates if c.action.variant == base]
-            return mine[-1].action, Reason.LEAST_BAD
-        values = self.values(vector(observation, self.variants))
-        best = int(np.where(open_, values, -np.inf).argmax())
+            of_base = [c for c in observation.candidates if c.action.variant == base]
+            return of_base[-1].action, Reason.LEAST_BAD
+        values = self.values(observation_vector(observation, self.variants))
+        best = int(np.where(is_open, values, -np.inf).argmax())
         if best == len(self.variants):
-            return cheapest(observation), Reason.LATE
-        return largest_budget(observation, self.variants[best]).action, Reason.LEARNED
+            return cheapest_action(observation), Reason.LATE
+        return largest_cache(observation, self.variants[best]).action, Reason.LEARNED

@@ -1,4 +1,4 @@
-"""What a policy sees and what it answers. Plain data: a decision can be replayed from it."""
+"""What a policy is shown and what it answers: plain data, from which decisions can be replayed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 HOT_CELSIUS = 92.0
-"""Processors slow down a few degrees above."""
+"""Degrees Celsius. Processors slow down a few degrees above."""
 
 
 class Reason(StrEnum):
@@ -19,49 +19,50 @@ class Reason(StrEnum):
     TPOT = "tpot"  # the base would write too slowly
     DEADLINE = "deadline"  # the base would end its answer too late
     BATTERY = "battery"  # on battery and low
-    THERMAL = "thermal"  # too hot, or slowed down for being so
-    ENERGY = "energy"  # the server was told to save it
+    THERMAL = "thermal"  # the host is too hot, or slows down because of heat
+    ENERGY = "energy"  # the server is set to save energy
     MEMORY = "memory"  # not enough memory for a full cache
     LEAST_BAD = "least_bad"  # nothing meets the objectives
     FIXED = "fixed"  # a static policy
     DWELL = "dwell"  # the last change is too recent for another one
-    FLOOR = "floor"  # too late for the objectives with what the quality floor leaves: refused
-    LATE = "late"  # too late for its objective whatever it gets: refused
+    FLOOR = "floor"  # refused: too late with the variants that the quality floor allows
+    LATE = "late"  # refused: too late for its objective with any variant
     LEARNED = "learned"  # a trained policy chose it
-    EXPLORED = "explored"  # drawn by chance, to learn what it does
+    EXPLORED = "explored"  # a random choice, so that the log says more
 
 
 REFUSED = (Reason.LATE, Reason.FLOOR)
-"""The request is turned away; its action only says what it would have got."""
+"""Reasons for turning a request away. The action only says what it would have got."""
 
 
 class Constraint(StrEnum):
-    """Why the shield forbids an action."""
+    """Why the shield blocks an action."""
 
-    QUALITY_FLOOR = "quality_floor"  # it would lose more than the request allows
-    KV_MEMORY = "kv_memory"  # its cache would not fit beside those promised already
+    QUALITY_FLOOR = "quality_floor"  # the predicted loss is above what the request allows
+    KV_MEMORY = "kv_memory"  # the cache would not fit beside those promised already
     HOST_MEMORY = "host_memory"  # the host is short of memory
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What the engine is told: a variant and, unless None, at most so many cached tokens."""
+    """A variant and, unless None, a KV budget: the most tokens that the answer's cache may hold."""
 
     variant: str
     kv_budget: int | None = None
 
     @property
     def label(self) -> str:
-        """Such as `mix-80` or `mix-80+kv-512`."""
+        """The action as text, for example `mix-80` or `mix-80+kv-512`."""
         return self.variant if self.kv_budget is None else f"{self.variant}+kv-{self.kv_budget}"
 
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """What the answer should keep. Seconds, and nats per token for `max_loss`; None is no bound.
+    """Bounds that an answer should keep; None is no bound.
 
-    `deadline` is for the whole answer, at the length that is expected of it. `firm`: who cannot
-    have the first token in time is refused at once, not served late.
+    `ttft` (time to the first token), `tpot` (time per further token) and `deadline` (for the whole
+    answer, at its expected length) are in seconds, `max_loss` in nats per token. With `firm` a
+    request that cannot have its first token in time is refused at once, not served late.
     """
 
     ttft: float | None = None
@@ -73,12 +74,12 @@ class Objectives:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An action with what is predicted of it.
+    """An action and what is predicted of it.
 
-    `loss` in nats per token to the base (None: never measured), `cost` the time that the request
-    takes of full batches over what it takes of the base's, `ttft`, `tpot` and `total` (to the end
-    of the answer) in seconds.
-    `blocked` names the shield's constraint.
+    `loss` is in nats per token against the base, None if it was never measured. `cost` is the time
+    that the request takes of a machine with full batches, over that by the base. `ttft`, `tpot` and
+    `total` (to the end of the answer) are in seconds. `blocked` is the shield's constraint, None if
+    the action is allowed.
     """
 
     action: Action
@@ -89,22 +90,32 @@ class Candidate:
     blocked: Constraint | None = None
     total: float = 0.0
 
-    def keeps(self, wanted: Objectives) -> bool:
-        """Whether it is predicted to be in time."""
-        pairs = ((self.ttft, wanted.ttft), (self.tpot, wanted.tpot), (self.total, wanted.deadline))
+    def keeps(self, objectives: Objectives) -> bool:
+        """Return whether all objectives for times are predicted to be kept."""
+        pairs = (
+            (self.ttft, objectives.ttft),
+            (self.tpot, objectives.tpot),
+            (self.total, objectives.deadline),
+        )
         return all(bound is None or value <= bound for value, bound in pairs)
+
+
+def loss_or_infinity(candidate: Candidate) -> float:
+    """Return the predicted loss, for sorting: an unmeasured one is infinite."""
+    return float("inf") if candidate.loss is None else candidate.loss
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Everything a decision depends on. The base without a budget is the first candidate.
+    """Everything that a decision depends on. The first candidate is the base without a budget.
 
-    `wait` is the predicted time in the queue, in seconds; readings are None where missing. `hot`
-    says that the host is, or is slowed down for it. `pinned` is what the request asks for by name.
-    `held` is the variant that requests with these objectives get at present, `held_seconds` for how
-    long. `demand` is the recent rate of work over what a full batch of the base gets done; `rank`
-    is the share of recent requests' work, 0..1, that smaller ones than this one were. `draw` is a
-    random number in [0, 1) for policies that leave something to chance.
+    `wait` is the predicted time in the queue in seconds. Readings of the host are None where
+    missing; `hot` says that the host is too hot, or slows down because of heat. `pinned` is the
+    action that the request names. `held` is the variant that similar requests get at present,
+    `held_seconds` the time since it was changed to. `demand` is the estimated load: arriving work
+    over what full batches of the base get done. `rank` is the share (0..1) of recent work that was
+    in smaller requests than this one. `draw` is a random number in [0, 1), for policies that
+    explore. Field names are keys of the audit log.
     """
 
     candidates: tuple[Candidate, ...]
@@ -124,7 +135,10 @@ class Observation:
 
 
 def read_observation(value: Mapping[str, Any]) -> Observation:
-    """From `dataclasses.asdict` of one. Raises `KeyError`, `TypeError` or `ValueError`."""
+    """Return the observation that `dataclasses.asdict` made `value` of.
+
+    Raises `KeyError`, `TypeError` or `ValueError` if it is something else.
+    """
 
     def candidate(given: Mapping[str, Any]) -> Candidate:
         blocked = given["blocked"]
@@ -148,10 +162,10 @@ def read_observation(value: Mapping[str, Any]) -> Observation:
 
 
 class Policy(Protocol):
-    """Chooses one of the candidates."""
+    """A rule that chooses one of the candidates. `name` is shown to users and written to logs."""
 
     name: str
 
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
-        """The action and why; a pure function of the observation."""
+        """Return an action and the reason for it. A pure function of the observation."""
         ...

@@ -1,8 +1,9 @@
-"""What another policy would have been worth on logged traffic, some of it left to chance.
+"""Off-policy evaluation: what another policy would have been worth on logged traffic.
 
-Self-normalised inverse propensity scores (Swaminathan and Joachims 2015) and the doubly robust
-estimate (Dudik et al. 2011, arXiv 1103.4601), with clipped weights. Both judge single decisions:
-what a policy would have done to the queue behind a request is not in the log.
+Some of the logged choices must have been random. Self-normalised inverse propensity scores
+(Swaminathan and Joachims 2015) and the doubly robust estimate (Dudik et al. 2011, arXiv 1103.4601),
+with clipped weights. Both look at single decisions: the effect of a choice on the requests behind
+is not in the log.
 """
 
 import math
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.explore import label_of
+from policies.explore import choice_label
 from policies.features import REFUSE
 from policies.observation import Observation, Policy, read_observation
 from pruners.data.readers import parse_json, read_raw_lines
@@ -24,12 +25,16 @@ _RESAMPLES = 1000
 
 
 class LogError(UserError):
-    """An audit log that cannot be judged from. One clear line."""
+    """An audit log that nothing can be estimated from. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedDecision:
-    """One decision, how likely it was, and what it was worth."""
+    """One decision of a log.
+
+    `label` is the choice that was made, `propensity` (0..1] its probability, `value` what the
+    request was worth.
+    """
 
     observation: Observation
     label: str
@@ -39,10 +44,10 @@ class LoggedDecision:
 
 @dataclass(frozen=True, slots=True)
 class OffPolicyEstimate:
-    """The mean value of a request, with 95 % bootstrap intervals over decisions.
+    """The estimated mean value of a request, with 95 % bootstrap intervals over decisions.
 
-    `effective` is the number of decisions that the weights leave, `largest` the largest weight
-    before clipping.
+    `decisions` is their number, `effective` the effective sample size of the clipped weights,
+    `largest` the largest weight before clipping.
     """
 
     decisions: int
@@ -56,18 +61,18 @@ class OffPolicyEstimate:
 
 @dataclass(frozen=True, slots=True)
 class DecisionLog:
-    """The decisions of audit logs, and how many of their lines were torn and left out."""
+    """The decisions of audit logs. `torn` lines could not be read and were left out."""
 
     decisions: list[LoggedDecision]
     torn: int
 
 
 def read_log(paths: Iterable[Path], lost: float = -0.5) -> DecisionLog:
-    """The decisions of audit logs; pinned ones say nothing and are left out.
+    """Return the decisions of audit logs, without those of pinned requests.
 
-    A request that kept its objectives is worth exp(-loss), the loss as the shadow measured it or,
-    where it did not, as it was predicted; another is worth `lost`. A line that a crash or a full
-    disk has torn is counted and left out. Raises `LogError` or `ReadError`.
+    A request that kept its objectives is worth exp(-loss) with the loss that the shadow measured,
+    or with the predicted one if it was not measured. Any other request is worth `lost`. Lines that
+    a crash or a full disk has torn are counted and left out. Raises `LogError` or `ReadError`.
     """
     answers: list[tuple[str, dict[str, Any]]] = []
     measured: dict[str, float] = {}
@@ -82,7 +87,7 @@ def read_log(paths: Iterable[Path], lost: float = -0.5) -> DecisionLog:
                 torn += 1
                 continue
             whole = True
-            with _damage_named(place):
+            with _naming_place(place):
                 if entry["kind"] == "shadow":
                     measured[entry["answer"]] = float(entry["kl"])
                 elif entry["reason"] != "pinned":
@@ -91,13 +96,14 @@ def read_log(paths: Iterable[Path], lost: float = -0.5) -> DecisionLog:
             raise LogError(f"{path} is no audit log: none of its lines can be read")
     decisions = []
     for place, entry in answers:
-        with _damage_named(place):
-            decisions.append(_logged(entry, measured.get(entry["answer"]), lost))
+        with _naming_place(place):
+            decisions.append(_logged_decision(entry, measured.get(entry["answer"]), lost))
     return DecisionLog(decisions, torn)
 
 
 @contextmanager
-def _damage_named(place: str) -> Iterator[None]:
+def _naming_place(place: str) -> Iterator[None]:
+    """Raise what is wrong with a line as a `LogError` that names the line."""
     try:
         yield
     except KeyError as error:
@@ -106,12 +112,12 @@ def _damage_named(place: str) -> Iterator[None]:
         raise LogError(f"{place} is not of an audit log: {error}") from error
 
 
-def _logged(entry: dict[str, Any], measured: float | None, lost: float) -> LoggedDecision:
+def _logged_decision(entry: dict[str, Any], measured: float | None, lost: float) -> LoggedDecision:
     observation, outcome = read_observation(entry["observation"]), entry["outcome"]
     refused = entry["reason"] in ("late", "floor")
     label = REFUSE if refused else str(entry["action"])
     wanted, value = observation.objectives, lost
-    kept = outcome["finish_reason"] in ("stop", "length") and all(
+    met = outcome["finish_reason"] in ("stop", "length") and all(
         bound is None or (outcome[name] is not None and outcome[name] <= bound)
         for name, bound in (
             ("ttft", wanted.ttft),
@@ -119,9 +125,9 @@ def _logged(entry: dict[str, Any], measured: float | None, lost: float) -> Logge
             ("seconds", wanted.deadline),
         )
     )
-    if kept:
+    if met:
         loss = entry["predicted"]["loss"] if measured is None else measured
-        value = 0.0 if loss is None else math.exp(-float(loss))  # as `_model` has it
+        value = 0.0 if loss is None else math.exp(-float(loss))  # as in `_predicted_value`
     propensity = float(entry["propensities"][label])
     if not 0 < propensity <= 1:
         raise ValueError(f"a propensity of {propensity:g}")
@@ -135,11 +141,13 @@ def estimate_value(
     clip: float = 20.0,
     seed: int = 0,
 ) -> OffPolicyEstimate:
-    """What `policy` would have been worth. Raises `LogError` if it never did what was logged.
+    """Estimate what `policy` would have been worth per request.
 
-    The doubly robust estimate's model is the controller's own predictions.
+    `lost` is the value of a request that is lost; weights are clipped at `clip`. The doubly robust
+    estimate takes the controller's predictions as its model of the value. Raises `LogError` if no
+    logged decision is one that the policy would make.
     """
-    labels = [label_of(*policy.choose(one.observation)) for one in logged]
+    labels = [choice_label(*policy.choose(one.observation)) for one in logged]
     raw = np.array(
         [(label == one.label) / one.propensity for label, one in zip(labels, logged, strict=True)]
     )
@@ -147,9 +155,11 @@ def estimate_value(
         raise LogError("the log has no decision that this policy would make; log with chance")
     weights = np.minimum(raw, clip)
     value = np.array([one.value for one in logged])
-    would = np.array([_model(one, label, lost) for one, label in zip(logged, labels, strict=True)])
-    did = np.array([_model(one, one.label, lost) for one in logged])
-    robust = would + weights * (value - did)
+    target_model = np.array(
+        [_predicted_value(one, label, lost) for one, label in zip(logged, labels, strict=True)]
+    )
+    logged_model = np.array([_predicted_value(one, one.label, lost) for one in logged])
+    robust = target_model + weights * (value - logged_model)
     drawn = np.random.default_rng(seed).integers(len(logged), size=(_RESAMPLES, len(logged)))
     totals = weights[drawn].sum(1)
     snips = (weights * value)[drawn].sum(1)[totals > 0] / totals[totals > 0]
@@ -164,14 +174,14 @@ def estimate_value(
     )
 
 
-def _model(one: LoggedDecision, label: str, lost: float) -> float:
-    """What was predicted of an action, as a value."""
+def _predicted_value(one: LoggedDecision, label: str, lost: float) -> float:
+    """Return the value of a choice by the controller's predictions."""
     if label == REFUSE:
         return lost
-    found = next((c for c in one.observation.candidates if c.action.label == label), None)
-    if found is None or not found.keeps(one.observation.objectives):
+    candidate = next((c for c in one.observation.candidates if c.action.label == label), None)
+    if candidate is None or not candidate.keeps(one.observation.objectives):
         return lost
-    return 0.0 if found.loss is None else math.exp(-found.loss)
+    return 0.0 if candidate.loss is None else math.exp(-candidate.loss)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

@@ -3,19 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.features import cheapest, may_refuse
-from policies.hull import worth_mixing
-from policies.observation import Action, Candidate, Constraint, Observation, Reason
+from policies.features import cheapest_action, may_refuse
+from policies.hull import concave_hull
+from policies.observation import (
+    Action,
+    Candidate,
+    Constraint,
+    Observation,
+    Reason,
+    loss_or_infinity,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RuleSettings:
-    """When and how far answers shrink.
+    """When smaller variants are used, and how small they are.
 
-    Times are shares of the TTFT objective. A queue of up to `free` is none: there is room, so
-    nothing is cut. A longer one is led to `target`; work is cut by `gain` for each objective's
-    worth that it is off. Below `battery_low` charge (0..1) on battery, on a hot host, or if energy
-    is to be saved, every answer is cut to `battery_cost`.
+    Waits are shares of the TTFT objective. Up to a wait of `free` nothing is cut. A longer queue is
+    steered to `target` by a proportional controller of gain `gain`. On battery below the charge
+    `battery_low` (0..1), on a hot host, or to save energy, a request may cost `battery_cost` of its
+    cost by the base.
     """
 
     free: float = 0.05
@@ -26,14 +33,13 @@ class RuleSettings:
 
 
 class RulePolicy:
-    """Degrades no more than the work that arrives and the backlog need.
+    """Degrades answers no more than arriving work and queue require.
 
-    What arrives may cost `(1 + gain * (target - wait / ttft)) / demand` of the base's work on
-    average, where `demand` is what arrives over what the base gets done: then the queue is short
-    enough to be in time and long enough to outlast a lull. Of the variants only those take part
-    that are worth mixing; of the two that the average lies between, small requests get the better
-    one, because there the same work keeps the quality of more answers. Where objectives are firm,
-    a request for which the queue is too long is refused, so that others are in time.
+    The mean cost of requests may be `(1 + gain * (target - wait / ttft)) / load`, relative to the
+    base. The target queue is short enough for requests to be in time, and long enough to keep the
+    machine busy. Only variants on the concave hull are used. Of the two around the mean cost, small
+    requests get the better one: the same work keeps the quality of more answers there. Where TTFT
+    objectives are firm, a request behind too long a queue is refused, so that others are in time.
     """
 
     name = "rule"
@@ -42,23 +48,25 @@ class RulePolicy:
         self._settings = settings or RuleSettings()
 
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
-        """The least loss among what the shield allows and the objectives permit."""
+        """Return the action of least loss that shield, queue, host and objectives allow."""
         base = observation.candidates[0]
         if may_refuse(observation):
-            return cheapest(observation), Reason.LATE
+            return cheapest_action(observation), Reason.LATE
         allowed = [c for c in observation.candidates if c.blocked is None]
         if not allowed:
-            # Memory is short for all of them; the quality floor holds even so.
-            kept = [c for c in observation.candidates if c.blocked is not Constraint.QUALITY_FLOOR]
-            return min(kept, key=_cache_then_loss).action, Reason.LEAST_BAD
-        cheap, reason = self._affordable(allowed, observation)
-        if not cheap:
+            # Memory is too short for all of them. The quality floor is kept even so.
+            over_floor = [
+                c for c in observation.candidates if c.blocked is not Constraint.QUALITY_FLOOR
+            ]
+            return min(over_floor, key=_cache_then_loss).action, Reason.LEAST_BAD
+        affordable, reason = self._affordable(allowed, observation)
+        if not affordable:
             return min(allowed, key=_cost_then_loss).action, Reason.LEAST_BAD
-        fitting = [c for c in cheap if c.keeps(observation.objectives)]
-        if not fitting:
-            # An objective that nothing can keep is no reason to lose quality as well.
-            return min(cheap, key=_loss).action, Reason.LEAST_BAD
-        best = min(fitting, key=_loss)
+        in_time = [c for c in affordable if c.keeps(observation.objectives)]
+        if not in_time:
+            # An objective that no action can keep is no reason to lose quality as well.
+            return min(affordable, key=loss_or_infinity).action, Reason.LEAST_BAD
+        best = min(in_time, key=loss_or_infinity)
         if best is base:
             return best.action, Reason.BASE_FITS
         return best.action, reason or _why_not_base(base, observation)
@@ -66,36 +74,37 @@ class RulePolicy:
     def _affordable(
         self, allowed: Sequence[Candidate], observation: Observation
     ) -> tuple[Sequence[Candidate], Reason | None]:
-        """What the queue and the host can afford, and which of them narrowed it down."""
-        found, reason = self._for_queue(allowed, observation), None
-        if len(found) < len(allowed):
+        """Return what queue and host can afford, and what excluded the others last, if any."""
+        affordable, reason = self._affordable_in_queue(allowed, observation), None
+        if len(affordable) < len(allowed):
             reason = Reason.QUEUE
         charge = observation.battery_charge
         low = charge is not None and charge < self._settings.battery_low
-        for why, applies in (
+        for cause, applies in (
             (Reason.ENERGY, observation.save_energy),
             (Reason.THERMAL, observation.hot),
             (Reason.BATTERY, observation.on_battery and low),
         ):
-            kept = [c for c in found if c.cost <= self._settings.battery_cost]
-            if applies and len(kept) < len(found):
-                found, reason = kept, why
-        return found, reason
+            cheap = [c for c in affordable if c.cost <= self._settings.battery_cost]
+            if applies and len(cheap) < len(affordable):
+                affordable, reason = cheap, cause
+        return affordable, reason
 
-    def _for_queue(
+    def _affordable_in_queue(
         self, allowed: Sequence[Candidate], observation: Observation
     ) -> Sequence[Candidate]:
-        ttft, demand = observation.objectives.ttft, observation.demand
-        if ttft is None or demand <= 0 or observation.wait <= self._settings.free * ttft:
+        ttft, load = observation.objectives.ttft, observation.demand
+        if ttft is None or load <= 0 or observation.wait <= self._settings.free * ttft:
             return allowed
-        off = self._settings.target - observation.wait / ttft
-        bound = (1 + self._settings.gain * off) / demand
-        if bound >= 1:
+        error = self._settings.target - observation.wait / ttft
+        mean_cost = (1 + self._settings.gain * error) / load
+        if mean_cost >= 1:
             return allowed
-        mixed = worth_mixing(allowed)
-        below, above = [c for c in mixed if c.cost <= bound], [c for c in mixed if c.cost > bound]
+        hull = concave_hull(allowed)
+        below = [c for c in hull if c.cost <= mean_cost]
+        above = [c for c in hull if c.cost > mean_cost]
         if below and above:
-            share = (bound - below[-1].cost) / (above[0].cost - below[-1].cost)
+            share = (mean_cost - below[-1].cost) / (above[0].cost - below[-1].cost)
             if observation.rank < share:
                 return [*below, above[0]]
         return below
@@ -112,14 +121,10 @@ def _why_not_base(base: Candidate, observation: Observation) -> Reason:
     return Reason.DEADLINE
 
 
-def _loss(candidate: Candidate) -> float:
-    return float("inf") if candidate.loss is None else candidate.loss
-
-
 def _cost_then_loss(candidate: Candidate) -> tuple[float, float]:
-    return candidate.cost, _loss(candidate)
+    return candidate.cost, loss_or_infinity(candidate)
 
 
 def _cache_then_loss(candidate: Candidate) -> tuple[float, float]:
     budget = candidate.action.kv_budget
-    return float("inf") if budget is None else budget, _loss(candidate)
+    return float("inf") if budget is None else budget, loss_or_infinity(candidate)

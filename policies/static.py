@@ -1,15 +1,14 @@
-"""One action for everything: the bar that an adaptive policy has to clear."""
+"""One variant for every request: what an adaptive policy has to beat."""
 
-from policies.features import largest_budget
+from policies.features import MAX_WAIT, largest_cache
 from policies.observation import Action, Observation, Reason
-
-_PATIENCE = 0.85  # of the objective for the first token; a longer queue is too long for anybody
 
 
 class StaticPolicy:
-    """Always the same variant; with `refuses`, or a 503 for what would come too late.
+    """Always takes the same variant; with `refuses` it turns requests away that would be late.
 
-    Requests are refused as others do it: by the queue alone, whatever they ask for.
+    A request is refused if the wait exceeds `MAX_WAIT` of its TTFT objective, whatever its size, as
+    other servers do it.
     """
 
     def __init__(self, variant: str, refuses: bool = False) -> None:
@@ -17,9 +16,9 @@ class StaticPolicy:
         self._variant, self._refuses = variant, refuses
 
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
-        """The fixed variant with the largest KV budget that is not blocked."""
+        """Return the variant with the largest KV cache that is not blocked."""
         wanted = observation.objectives
         ttft = wanted.ttft if self._refuses and wanted.firm else None
-        late = ttft is not None and observation.wait > _PATIENCE * ttft
-        action = largest_budget(observation, self._variant).action
+        late = ttft is not None and observation.wait > MAX_WAIT * ttft
+        action = largest_cache(observation, self._variant).action
         return action, Reason.LATE if late else Reason.FIXED

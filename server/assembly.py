@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
-from controller import Controller, StepRecord, StepTimeModel
+from controller import (
+    Controller,
+    ControllerSettings,
+    StatusSources,
+    StepRecord,
+    StepTimeModel,
+)
 from controller.audit import AuditLog
 from policies import ExploringPolicy, Objectives, Policy
 from policies.registry import named_policy
@@ -118,7 +124,7 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
         listener,
         settings.threads,
         shadow,
-        metrics.failed,
+        metrics.count_failure,
     )
     controller = build_controller(model, settings, engine, monitoring)
     listener.attach(controller)
@@ -143,12 +149,13 @@ def build_controller(
         build_catalogue(model, settings.kv_budgets, predictor),
         step_time_model(model),
         make_policy(model, settings),
-        engine.load,
-        monitoring.snapshot,
-        default_objectives(settings),
-        sensitivity=predictor,
-        save_energy=settings.save_energy,
-        dwell=settings.dwell_seconds,
+        StatusSources(engine.load, monitoring.snapshot),
+        ControllerSettings(
+            default_objectives(settings),
+            save_energy=settings.save_energy,
+            dwell=settings.dwell_seconds,
+        ),
+        predictor,
     )
 
 

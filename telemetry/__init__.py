@@ -1,12 +1,13 @@
-"""Readings of host, battery and GPU, sampled by one thread, and the Prometheus metrics."""
+"""Readings of the host, its battery and its GPUs, and the Prometheus metrics."""
 
 from telemetry.collector import TelemetryCollector
-from telemetry.metrics import ServerMetrics, render
+from telemetry.metrics import FinishedRequest, ServerMetrics, render
 from telemetry.reader import Reader
 from telemetry.sampler import Sampler, default_sampler
 from telemetry.snapshot import GpuReadings, Reading, Snapshot, missing, present
 
 __all__ = [
+    "FinishedRequest",
     "GpuReadings",
     "Reader",
     "Reading",

@@ -15,7 +15,7 @@ from policies import Objectives
 from policies.registry import UnknownPolicyError, named_policy
 from policies.simulation.engine import EngineLimits, SimulatedEngine, SimulatedRequest
 from policies.simulation.profile import Profile
-from policies.simulation.server import SimulatedServer, replay
+from policies.simulation.server import Scenario, SimulatedServer, replay
 from policies.simulation.traffic import Arrival
 from policies.training.fluid_bound import quality_bounds
 
@@ -49,10 +49,9 @@ def simulate(
     count = len(profile.prompts.names)
     rows = np.random.default_rng(seed).integers(count, size=len(arrivals)).tolist()
     # The server knows of the first objective alone.
-    world = SimulatedServer(
-        profile, arrivals, rows, Objectives(ttft=objective.ttft, firm=True), seed=seed
-    )
-    outcomes = replay(world, chosen)
+    scenario = Scenario(Objectives(ttft=objective.ttft, firm=True), seed=seed)
+    server = SimulatedServer(profile, arrivals, rows, scenario)
+    outcomes = replay(server, chosen)
     served = [(a, o) for a, o in zip(arrivals, outcomes, strict=True) if o.action is not None]
     met = [
         o.ttft <= objective.ttft and o.tpot <= objective.tpot and o.seconds <= objective.total

@@ -1,1 +1,1 @@
-"""Traffic on paper: a measured table, a simulated engine, an environment to learn in."""
+"""Simulated traffic: a measured profile, simulated engine and host, a training environment."""

@@ -1,8 +1,8 @@
-"""The engine's queue on paper, from event to event, fast enough to learn in.
+"""The engine's queue, simulated from event to event, fast enough to learn in.
 
-Continuous batching as the scheduler does it: every running answer gets a token a step, prompts are
-read in pieces beside them, first come first served. Between events a stretch of equal decode steps
-is taken at once.
+Continuous batching as the scheduler does it: each running answer gets one token a step, prompts are
+read in chunks beside them, first come first served. Between two events all decode steps are alike,
+so that many of them are taken at once.
 """
 
 import heapq
@@ -10,13 +10,16 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from policies.candidates import queue_seconds
 from policies.simulation.rates import Rates
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """As the server's settings: answers written at once, tokens of a step, cached tokens."""
+    """The server's settings of the same names: requests that run at once, tokens that a step
+    processes, and tokens that the KV cache holds."""
 
     max_running: int = 16
     step_tokens: int = 256
@@ -25,7 +28,11 @@ class EngineLimits:
 
 @dataclass(slots=True)
 class SimulatedRequest:
-    """One request in the engine. `cached` is what its cache may come to hold, in tokens."""
+    """One request in the engine. Times are in seconds of the simulated clock, lengths in tokens.
+
+    `index` is the request's number and `action` its variant's. `cached` is the largest size of its
+    cache. `expected` is the predicted length of its answer, at most `output`, the true one.
+    """
 
     index: int
     action: int
@@ -33,187 +40,240 @@ class SimulatedRequest:
     prompt: int
     output: int
     cached: int
-    expected: float = math.inf  # tokens of the answer, as predicted; `output` at most
+    expected: float = math.inf
     prompt_left: int = 0
-    ends: int = 0  # the tick of its last token
-    started: float = 0.0
-    first: float = 0.0
+    last_step: int = 0  # number of the step that writes its last token
+    started: float = 0.0  # when its prompt began to be read
+    first_token: float = 0.0
 
     def __lt__(self, other: "SimulatedRequest") -> bool:
-        return self.ends < other.ends
+        """Order by the last step, for the heap of requests that decode."""
+        return self.last_step < other.last_step
+
+
+class RunningStep(NamedTuple):
+    """Seconds of a step that the running requests account for beside a new one.
+
+    `stream` is for the weights of the widest variant, `rows` for all that is paid for each row.
+    """
+
+    stream: float
+    rows: float
 
 
 class SimulatedEngine:
-    """Time only moves in `advance`. `done(row, clock)` hears of every finished answer.
+    """A queue and a batch of requests. Time moves only in `advance`.
 
-    `slow(seconds, busy)` may stretch what a step takes: a hot host, or one that is elsewhere.
+    `on_finished(request, clock)` is called for each answer that ends. `slow_down(seconds, busy)`
+    returns how long a step of so many seconds really takes, for example on a hot host.
     """
 
     def __init__(
         self,
         rates: Rates,
         limits: EngineLimits,
-        done: Callable[[SimulatedRequest, float], None],
-        slow: Callable[[float, bool], float] = lambda seconds, busy: seconds,
+        on_finished: Callable[[SimulatedRequest, float], None],
+        slow_down: Callable[[float, bool], float] = lambda seconds, busy: seconds,
     ) -> None:
         self.rates, self.limits = rates, limits
-        self._done, self._slow = done, slow
+        self._on_finished, self._slow_down = on_finished, slow_down
         self.clock = 0.0
-        self.kv_promised = 0
+        self.kv_promised = 0  # tokens that the caches of all requests may come to hold
         self.waiting: deque[SimulatedRequest] = deque()
-        self._reading: list[SimulatedRequest] = []  # their prompts
-        self._writing: list[SimulatedRequest] = []  # a heap by their last tick
-        self._waiting_seconds = 0.0  # to read the prompts of all that wait
-        self._ticks = 0
-        self._row_seconds = 0.0  # of all that are writing
-        self._cached = 0.0  # seconds of a step to read what they have cached
-        self._growth = 0.0  # of that, a tick
+        self.prefilling: list[SimulatedRequest] = []
+        self.decoding: list[SimulatedRequest] = []  # a heap by their last step
+        self._waiting_seconds, self._waiting_tokens = 0.0, 0  # to read, of all that wait
+        self.steps_done = 0
+        # Sums over the requests that decode: seconds a step, and how many there are by variant.
+        self._row_seconds = 0.0
+        self._cached_seconds = 0.0
+        self._cached_growth = 0.0  # of the line above, in each step
         self._counts = [0] * len(rates.row)
         self._stream = 0.0
 
     @property
     def running(self) -> int:
-        """Answers that hold a slot."""
-        return len(self._reading) + len(self._writing)
+        """Number of requests that are read or written."""
+        return len(self.prefilling) + len(self.decoding)
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs or waits."""
-        return not (self._reading or self._writing or self.waiting)
+        return not (self.prefilling or self.decoding or self.waiting)
 
-    def submit(self, row: SimulatedRequest) -> None:
-        """Queues a request that arrives now."""
-        row.prompt_left = row.prompt
-        row.expected = min(row.expected, row.output)
-        self.kv_promised += row.cached
-        self._waiting_seconds += row.prompt * self.rates.prompt[row.action]
-        self.waiting.append(row)
+    def submit(self, request: SimulatedRequest) -> None:
+        """Queue a request that arrives now."""
+        request.prompt_left = request.prompt
+        request.expected = min(request.expected, request.output)
+        self.kv_promised += request.cached
+        self._waiting_tokens += request.prompt
+        self._waiting_seconds += request.prompt * self.rates.prompt[request.action]
+        self.waiting.append(request)
 
     def advance(self, until: float) -> None:
-        """Runs until the clock has come to `until`."""
-        waiting, reading, writing = self.waiting, self._reading, self._writing
+        """Run until the clock has come to `until`, in seconds. A step that has begun is ended."""
+        waiting, prefilling, decoding = self.waiting, self.prefilling, self.decoding
         while self.clock < until:
             if waiting:
-                room = self.limits.max_running - len(reading) - len(writing)
-                while room > 0 and waiting:
-                    row = waiting.popleft()
-                    row.started = self.clock
-                    self._waiting_seconds -= row.prompt * self.rates.prompt[row.action]
-                    reading.append(row)
-                    room -= 1
-            if reading:
-                self._read()
-            elif writing:
-                self._write(until)
+                self._admit()
+            if prefilling:
+                self._prefill_step()
+            elif decoding:
+                self._decode_steps(until)
             else:
                 if until < math.inf:
-                    self._slow(until - self.clock, False)
+                    self._slow_down(until - self.clock, False)
                     self.clock = until
                 return
 
     def finish(self) -> None:
-        """Runs until nothing is left."""
+        """Run until nothing is left."""
         self.advance(math.inf)
 
-    def wait(self) -> float:
-        """Predicted seconds before a newcomer's prompt is read, as the controller predicts them."""
+    def predict_wait(self) -> float:
+        """Return the seconds in the queue predicted for a new request, as the controller does."""
         rates, slots, waiting = self.rates, self.limits.max_running, self.waiting
-        prompt, ticks = rates.prompt, self._ticks
-        reading, steps = 0.0, 0.0
-        # Plain loops and comparisons: this is a third of what an episode takes.
-        for row in self._reading:
-            reading += row.prompt_left * prompt[row.action]
-            steps += row.expected
+        seconds, tokens, widest = self._waiting_seconds, self._waiting_tokens, 0.0
+        # Plain loops and comparisons: this is a good part of the time of an episode.
+        for queue in (self.prefilling, waiting):
+            for request in queue:
+                if queue is not waiting:
+                    seconds += request.prompt_left * rates.prompt[request.action]
+                    tokens += request.prompt_left
+                stream = rates.stream[request.action]
+                widest = stream if stream > widest else widest
+        reading = self._read_seconds(self.running_step(), widest, tokens, seconds)
         count = self.running + len(waiting)
         if count < slots:
             return reading
-        for row in self._writing:
-            left = row.ends - ticks
-            steps += left if left < row.expected else row.expected
-        reading += self._waiting_seconds
-        for row in waiting:
-            steps += row.expected
-        stream, each = self._stream, self._row_seconds
-        if len(self._writing) < slots and (waiting or self._reading):
-            first = (self._reading or waiting)[0].action
-            stream = rates.stream[first] if rates.stream[first] > stream else stream
-            each += (slots - len(self._writing)) * rates.row[first]
-        step = stream + each + self._cached
-        return step * steps * (1 - (slots - 1) / count) / slots + reading
+        row_steps, done = 0.0, self.steps_done
+        for request in self.decoding:
+            left = request.last_step - done
+            row_steps += left if left < request.expected else request.expected
+        stream, rows = self._stream, self._row_seconds + self._cached_seconds
+        free = slots - len(self.decoding)
+        for queue in (self.prefilling, waiting):
+            for request in queue:
+                row_steps += request.expected
+                if free > 0:
+                    free -= 1
+                    action, read = request.action, request.prompt - request.prompt_left
+                    stream = rates.stream[action] if rates.stream[action] > stream else stream
+                    rows += rates.row[action] + read * rates.cached[action]
+        return queue_seconds(count, slots, row_steps, stream + rows) + reading
 
-    def decode_step(self, action: int) -> float:
-        """Predicted seconds of a step that one more answer of this variant is part of."""
-        rates, stream = self.rates, self._stream
-        stream = rates.stream[action] if rates.stream[action] > stream else stream
-        return stream + self._row_seconds + rates.row[action] + self._cached
-
-    def _read(self) -> None:
-        """One step with prompts in it."""
+    def running_step(self) -> RunningStep:
+        """Return what a step takes for the running requests, one less where no slot is free."""
         rates = self.rates
-        left = self.limits.step_tokens - len(self._writing)
+        stream, rows = self._stream, self._row_seconds + self._cached_seconds
+        for request in self.prefilling:
+            action, read = request.action, request.prompt - request.prompt_left
+            stream = rates.stream[action] if rates.stream[action] > stream else stream
+            rows += rates.row[action] + read * rates.cached[action]
+        if self.running >= self.limits.max_running:
+            rows *= (self.limits.max_running - 1) / self.running
+        return RunningStep(stream, rows)
+
+    def predict_prefill(self, running: RunningStep, action: int, tokens: int) -> float:
+        """Return the seconds predicted to read a prompt of `tokens` beside what runs."""
+        seconds = tokens * self.rates.prompt[action]
+        return self._read_seconds(running, self.rates.stream[action], tokens, seconds)
+
+    def predict_decode_step(self, running: RunningStep, action: int) -> float:
+        """Return the seconds of a decode step with one more row, without the cache of this row."""
+        stream = self.rates.stream[action]
+        widest = stream if stream > running.stream else running.stream
+        return widest + running.rows + self.rates.row[action]
+
+    def _read_seconds(
+        self, running: RunningStep, stream: float, tokens: int, seconds: float
+    ) -> float:
+        """Return the time of the steps that read `tokens`, which alone take `seconds`."""
+        steps = -(-tokens // self.limits.step_tokens)
+        widest = stream if stream > running.stream else running.stream
+        return steps * (widest + running.rows) + seconds
+
+    def _admit(self) -> None:
+        free = self.limits.max_running - self.running
+        while free > 0 and self.waiting:
+            request = self.waiting.popleft()
+            request.started = self.clock
+            self._waiting_tokens -= request.prompt
+            self._waiting_seconds -= request.prompt * self.rates.prompt[request.action]
+            self.prefilling.append(request)
+            free -= 1
+        if not self.waiting:
+            self._waiting_seconds = 0.0  # no rounding errors add up
+
+    def _prefill_step(self) -> None:
+        """Take one step that reads prompts."""
+        rates = self.rates
+        left = self.limits.step_tokens - len(self.decoding)
         left = left if left > 1 else 1
-        stream, seconds, ended = self._stream, self._row_seconds, []
-        for row in self._reading:
-            count = left if left < row.prompt_left else row.prompt_left
+        stream, seconds, read = self._stream, self._row_seconds, []
+        for request in self.prefilling:
+            count = left if left < request.prompt_left else request.prompt_left
             if not count:
                 break
             left -= count
-            row.prompt_left -= count
-            seconds += count * rates.prompt[row.action]
-            if rates.stream[row.action] > stream:
-                stream = rates.stream[row.action]
-            if not row.prompt_left:
-                ended.append(row)
-        self.clock += self._slow(stream + seconds + self._cached, True)
-        self._tick(1)
-        for row in ended:
-            self._reading.remove(row)
-            row.first = self.clock
-            row.ends = self._ticks + row.output - 1
-            self._start(row)
-        if self._writing and self._writing[0].ends <= self._ticks:
-            self._finish()
+            request.prompt_left -= count
+            seconds += count * rates.prompt[request.action]
+            if rates.stream[request.action] > stream:
+                stream = rates.stream[request.action]
+            if not request.prompt_left:
+                read.append(request)
+        self.clock += self._slow_down(stream + seconds + self._cached_seconds, True)
+        self._count_steps(1)
+        for request in read:
+            self.prefilling.remove(request)
+            request.first_token = self.clock
+            request.last_step = self.steps_done + request.output - 1
+            self._start_decoding(request)
+        if self.decoding and self.decoding[0].last_step <= self.steps_done:
+            self._remove_finished()
 
-    def _write(self, until: float) -> None:
-        """Decode steps until an answer ends or the time is up."""
-        step = self._stream + self._row_seconds + self._cached
-        steps = self._writing[0].ends - self._ticks
+    def _decode_steps(self, until: float) -> None:
+        """Take decode steps until an answer ends or the clock has come to `until`."""
+        step = self._stream + self._row_seconds + self._cached_seconds
+        steps = self.decoding[0].last_step - self.steps_done
         if until < math.inf:
             due = math.ceil((until - self.clock) / step)
             steps = due if due < steps else steps
-        grown = self._growth * steps * (steps - 1) / 2
-        self.clock += self._slow(steps * step + grown, True)
-        self._tick(steps)
-        if self._writing[0].ends <= self._ticks:
-            self._finish()
+        # The caches grow by a token a step: an arithmetic series.
+        growth = self._cached_growth * steps * (steps - 1) / 2
+        self.clock += self._slow_down(steps * step + growth, True)
+        self._count_steps(steps)
+        if self.decoding[0].last_step <= self.steps_done:
+            self._remove_finished()
 
-    def _tick(self, steps: int) -> None:
-        self._ticks += steps
-        self._cached += steps * self._growth
+    def _count_steps(self, steps: int) -> None:
+        self.steps_done += steps
+        self._cached_seconds += steps * self._cached_growth
 
-    def _start(self, row: SimulatedRequest) -> None:
-        heapq.heappush(self._writing, row)
-        self._row_seconds += self.rates.row[row.action]
-        self._cached += (row.prompt + 1) * self.rates.cached[row.action]
-        self._growth += self.rates.cached[row.action]
-        self._counts[row.action] += 1
-        if self.rates.stream[row.action] > self._stream:
-            self._stream = self.rates.stream[row.action]
+    def _start_decoding(self, request: SimulatedRequest) -> None:
+        heapq.heappush(self.decoding, request)
+        action, rates = request.action, self.rates
+        self._row_seconds += rates.row[action]
+        self._cached_seconds += (request.prompt + 1) * rates.cached[action]
+        self._cached_growth += rates.cached[action]
+        self._counts[action] += 1
+        if rates.stream[action] > self._stream:
+            self._stream = rates.stream[action]
 
-    def _finish(self) -> None:
-        """Takes out the answers that have ended, of which there is one at least."""
-        writing, rates = self._writing, self.rates
-        while writing and writing[0].ends <= self._ticks:
-            row = heapq.heappop(writing)
-            cached = rates.cached[row.action]
-            self._row_seconds -= rates.row[row.action]
-            self._cached -= (row.prompt + row.output) * cached
-            self._growth -= cached
-            self._counts[row.action] -= 1
-            self.kv_promised -= row.cached
-            if not self._counts[row.action]:
-                streams = zip(self._counts, self.rates.stream, strict=True)
+    def _remove_finished(self) -> None:
+        """Remove the answers that have ended, of which there is at least one."""
+        decoding, rates = self.decoding, self.rates
+        while decoding and decoding[0].last_step <= self.steps_done:
+            request = heapq.heappop(decoding)
+            cached = rates.cached[request.action]
+            self._row_seconds -= rates.row[request.action]
+            self._cached_seconds -= (request.prompt + request.output) * cached
+            self._cached_growth -= cached
+            self._counts[request.action] -= 1
+            self.kv_promised -= request.cached
+            if not self._counts[request.action]:
+                streams = zip(self._counts, rates.stream, strict=True)
                 self._stream = max((s for count, s in streams if count), default=0.0)
-            self._done(row, self.clock)
-        if not writing:
-            self._row_seconds = self._cached = self._growth = 0.0
+            self._on_finished(request, self.clock)
+        if not decoding:
+            self._row_seconds = self._cached_seconds = self._cached_growth = 0.0

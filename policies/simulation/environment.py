@@ -1,4 +1,4 @@
-"""The simulated world as a Gymnasium environment: one step is one request's decision."""
+"""The simulated server as a Gymnasium environment: one step decides on one request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,25 +7,25 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from policies.features import CLIP, choices, feature_names
+from policies.features import CLIP, choice_names, feature_names
 from policies.observation import Objectives
 from policies.simulation.engine import EngineLimits
 from policies.simulation.host import MAINS, HostScenario
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
-from policies.simulation.server import SimulatedServer
+from policies.simulation.server import Scenario, SimulatedServer
 from policies.simulation.traffic import Arrival, at_load
 
 ALONE = 1e-3
-"""A load at which nothing carries over from one request to the next."""
+"""A load at which each request finds the machine idle, so that its reward comes at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeSettings:
-    """What an episode is drawn from, each with equal chances.
+    """What episodes are drawn from. Each entry of a tuple has the same chance.
 
-    `loads` are over what a full batch of the base gets done; at `ALONE` every request finds the
-    machine idle, and its reward comes at once. `length` is the number of decisions.
+    `loads` are multiples of what full batches of the base can serve, `length` is the number of
+    requests.
     """
 
     loads: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
@@ -36,11 +36,12 @@ class EpisodeSettings:
 
 
 class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
-    """Replays traffic against the profile. The observation is `policies.features.vector`'s.
+    """Replays traffic against a profile. Observations are `[features]` of `policies.features`.
 
-    An action is a variant's number, or the last one to refuse. What is not open (`action_masks`)
-    counts as a refusal. The reward is that of all requests that ended since the last decision, so
-    what a choice does to those that wait behind it is felt. Deterministic by the seed of `reset`.
+    An action is the number of a variant, or the next number to refuse. An action that is not open
+    (see `action_masks`) refuses as well. The reward is that of all requests that have ended since
+    the last decision, so that the effect on the requests behind is part of it. The seed of `reset`
+    determines the whole episode.
     """
 
     def __init__(
@@ -52,65 +53,64 @@ class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
         episodes: EpisodeSettings | None = None,
         hidden: np.ndarray | None = None,
     ) -> None:
-        """`prompts` are the rows of the profile that may be asked; `hidden` features read 0."""
+        """`prompts` are rows of the profile; features that are true in `hidden` read 0."""
         self.profile, self.reward = profile, reward
         self.episodes = episodes or EpisodeSettings()
         self._trace, self._prompts = trace, prompts
-        features, options = feature_names(profile.variants), choices(profile.variants)
+        features, choices = feature_names(profile.variants), choice_names(profile.variants)
         self.observation_space = gymnasium.spaces.Box(0.0, CLIP, (len(features),), np.float32)
-        self.action_space = gymnasium.spaces.Discrete(len(options))
+        self.action_space = gymnasium.spaces.Discrete(len(choices))
         self.hidden = np.zeros(len(features), bool) if hidden is None else hidden
-        self._blind = bool(self.hidden.any())
-        self.world: SimulatedServer | None = None
+        self._hides_any = bool(self.hidden.any())
+        self.server: SimulatedServer | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draws traffic, prompts, load, objectives and host for an episode."""
+        """Draw traffic, prompts, load, objectives and host of an episode."""
         super().reset(seed=seed)
-        chance, drawn = self.np_random, self.episodes
-        length = min(drawn.length, len(self._trace))
-        first = int(chance.integers(len(self._trace) - length + 1))
-        load = drawn.loads[chance.integers(len(drawn.loads))]
-        self.world = SimulatedServer(
-            self.profile,
-            at_load(
-                self._trace[first : first + length],
-                load,
-                self.profile.rates,
-                drawn.limits.max_running,
-            ),
-            chance.choice(self._prompts, length).tolist(),
-            drawn.objectives[chance.integers(len(drawn.objectives))],
-            drawn.limits,
-            drawn.hosts[chance.integers(len(drawn.hosts))],
+        random, episodes = self.np_random, self.episodes
+        length = min(episodes.length, len(self._trace))
+        first = int(random.integers(len(self._trace) - length + 1))
+        load = episodes.loads[random.integers(len(episodes.loads))]
+        arrivals = at_load(
+            self._trace[first : first + length],
+            load,
+            self.profile.rates,
+            episodes.limits.max_running,
         )
-        self.world.arrive()
-        return self._seen(), {}
+        prompts = random.choice(self._prompts, length).tolist()
+        scenario = Scenario(
+            episodes.objectives[random.integers(len(episodes.objectives))],
+            episodes.limits,
+            episodes.hosts[random.integers(len(episodes.hosts))],
+        )
+        self.server = SimulatedServer(self.profile, arrivals, prompts, scenario)
+        self.server.arrive()
+        return self._features(), {}
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Takes the choice for the request at hand and moves on to the next arrival."""
-        world = self.world
-        assert world is not None, "reset comes first"
-        chosen = int(action)
-        refuse = chosen == len(self.profile.variants)
-        world.take(None if refuse else chosen)
-        going_on = world.arrive()
-        earned = 0.0
-        for index in world.finished:
-            earned += self.reward.of(world.outcome(index))
-        world.finished.clear()
-        seen = self._seen() if going_on else np.zeros(len(self.hidden), np.float32)
-        return seen, earned, not going_on, False, {}
-
-    def _seen(self) -> np.ndarray:
-        assert self.world is not None
-        found = self.world.vector()
-        if self._blind:
-            found[self.hidden] = 0.0
-        return found
+        """Take the choice for the current request and move on to the next arrival."""
+        server = self.server
+        assert server is not None, "reset comes first"
+        choice = int(action)
+        server.take(None if choice == len(self.profile.variants) else choice)
+        another = server.arrive()
+        reward = 0.0
+        for index in server.finished:
+            reward += self.reward.of(server.outcome(index))
+        server.finished.clear()
+        features = self._features() if another else np.zeros(len(self.hidden), np.float32)
+        return features, reward, not another, False, {}
 
     def action_masks(self) -> np.ndarray:
-        """Which choices are open for the request at hand."""
-        assert self.world is not None, "reset comes first"
-        return self.world.mask()
+        """Return `[choices]` of bool: what is open for the current request."""
+        assert self.server is not None, "reset comes first"
+        return self.server.open_choices()
+
+    def _features(self) -> np.ndarray:
+        assert self.server is not None
+        features = self.server.features()
+        if self._hides_any:
+            features[self.hidden] = 0.0
+        return features

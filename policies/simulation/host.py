@@ -1,6 +1,6 @@
-"""A host on paper whose battery drains and whose processor heats up with what is asked of it.
+"""A simulated host whose battery drains and whose processor heats up under work.
 
-The figures are a scenario's, not measurements: a small laptop, unless others are given.
+The figures describe a scenario, not a measured machine: a small laptop, unless others are given.
 """
 
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class HostScenario:
-    """`battery_joules` is None on mains power. Temperatures in degrees Celsius.
+    """Battery and temperature of a host. Power in watts, temperatures in degrees Celsius.
 
-    The processor's heat settles with the time constant `heat_seconds` at `ambient` plus
-    `degrees_per_watt` of what it draws; above `throttles_at` every step takes `throttled` times as
-    long. `sensed` says whether the server can see the temperature.
+    `battery_joules` is the battery's capacity, None on mains power, and `charge` (0..1) its first
+    charge. The processor's temperature tends to `ambient + degrees_per_watt * watts` with the time
+    constant `heat_seconds`. Above `throttles_at` every step takes `throttled` times as long.
+    `sensed` says whether the server can read the temperature.
     """
 
     battery_joules: float | None = None
@@ -33,7 +34,7 @@ HOT = HostScenario(ambient=45.0)
 
 
 class SimulatedHost:
-    """The scenario as it goes: charge, temperature and joules drawn so far."""
+    """The state of a host: temperature, and the energy drawn so far in joules."""
 
     def __init__(self, scenario: HostScenario) -> None:
         self.scenario = scenario
@@ -42,20 +43,23 @@ class SimulatedHost:
 
     @property
     def charge(self) -> float | None:
-        """Left of the battery, 0..1; None on mains power."""
+        """The battery's charge (0..1); None on mains power."""
         capacity = self.scenario.battery_joules
         if capacity is None:
             return None
         return max(0.0, self.scenario.charge - self.joules / capacity)
 
-    def work(self, seconds: float, busy: bool) -> float:
-        """What work of so many seconds takes now; draws its energy and heats up."""
+    def spend(self, seconds: float, busy: bool) -> float:
+        """Draw energy and change the temperature for some time, at work or idle.
+
+        Return the seconds that this work takes at the present temperature.
+        """
         scenario = self.scenario
         if busy and self.temperature > scenario.throttles_at:
             seconds *= scenario.throttled
         watts = scenario.watts_busy if busy else scenario.watts_idle
         self.joules += watts * seconds
-        settles = scenario.ambient + scenario.degrees_per_watt * watts
+        final = scenario.ambient + scenario.degrees_per_watt * watts
         share = min(1.0, seconds / scenario.heat_seconds)
-        self.temperature += share * (settles - self.temperature)
+        self.temperature += share * (final - self.temperature)
         return seconds

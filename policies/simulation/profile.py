@@ -1,7 +1,6 @@
-"""The profile: what every variant loses on real prompts and what it takes on this device.
+"""The profile: each variant's losses on real prompts, and its speed on this device.
 
-Full information: each prompt was read by every variant, so that any choice can be judged
-afterwards.
+Every prompt was answered by every variant, so that the outcome of any choice is known.
 """
 
 import hashlib
@@ -24,21 +23,23 @@ from pruners.support.validation import EXACT, Count, Finite, Positive, Size, val
 from pruners.variant import BASE
 
 SCHEMA = 2
-_TEXT, _NUMBERS = "profile.json", "profile.safetensors"
-PROFILE = FolderKind("profile", (_TEXT,), (_TEXT, _NUMBERS))
+_TEXT, _ARRAYS = "profile.json", "profile.safetensors"
+PROFILE = FolderKind("profile", (_TEXT,), (_TEXT, _ARRAYS))
 
 
 class ProfileError(UserError):
-    """A profile that cannot be read or does not belong here. One clear line."""
+    """A profile that cannot be read or was made for something else. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """One row a prompt, one column a variant (base first).
+    """Prompts and what was measured on them, with the base as the first variant.
 
-    `tokens` and `answer` are lengths, `complexity` the analyzer's score; `predicted` is the loss
-    that the server would expect, `loss` the one measured (KL to the base over the base's answer)
-    and `surprise` the variant's own loss on that answer, all in nats per token.
+    Arrays are `[prompts]` or `[prompts, variants]`. `tokens` and `answer` `[prompts]` are the
+    lengths of prompts and of the base's answers, `complexity` `[prompts]` is the analyzer's score
+    (0..1). In nats per token, `[prompts, variants]`: `predicted` is the loss that the server would
+    predict, `loss` the measured one (KL to the base over the base's answer), `surprise` the
+    variant's own loss (negative log-likelihood) on that answer.
     """
 
     names: tuple[str, ...]
@@ -51,16 +52,17 @@ class Prompts:
 
     @cached_property
     def lists(self) -> dict[str, list[Any]]:
-        """The columns as plain numbers, by name: an array's are slow to get one by one."""
+        """Some arrays as lists, by name: reading single numbers of an array is slow."""
         columns = ("complexity", "predicted", "loss", "surprise")
         return {name: getattr(self, name).tolist() for name in columns}
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What was read: a name, the SHA-256 of all of its documents, and how much of it was asked.
+    """Where the prompts are from.
 
-    `limit` prompts at most, answered with at most `answer_tokens` each.
+    `sha256` is that of all documents. At most `limit` prompts were taken, each answered with at
+    most `answer_tokens` tokens.
     """
 
     name: str
@@ -77,11 +79,11 @@ _COLUMNS = ("tokens", "answer", "complexity", "predicted", "loss", "surprise")
 class Profile:
     """What `trimtab profile` measured.
 
-    `fingerprint` is the model's, `model` its name, and `artefact` the identity of its variants;
-    `device` is the machine's. `origin` says what the prompts were read from.
-    `bytes_read` is each variant's share of the base's bytes a token, `kv_loss` what a KV budget
-    costs in nats per token, `joules` a token by variant, None where no sensor measures energy.
-    `measured` holds the medians that `rates` were fitted to.
+    `fingerprint` and `model` are the model's fingerprint and name, `artefact` is the identity of
+    its variants, `device` the fingerprint of the machine that `machine` describes. `bytes_read` are
+    the bytes that each variant reads for a token, relative to the base. `kv_loss` is the loss of
+    each KV budget in nats per token. `joules` are each variant's for a token, None if no sensor
+    measures energy. `measured` holds the medians that `rates` were fitted to.
     """
 
     fingerprint: str
@@ -100,7 +102,7 @@ class Profile:
 
     @property
     def identity(self) -> str:
-        """Equal for profiles in which every policy does the same: 32 hexadecimal digits."""
+        """32 hexadecimal digits, equal for profiles in which every policy has the same outcomes."""
         known = {k: v for k, v in asdict(self).items() if k not in ("prompts", "measured")}
         digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
         digest.update("\n".join(self.prompts.names).encode())
@@ -109,22 +111,22 @@ class Profile:
         return digest.hexdigest()[:32]
 
     def save(self, folder: Path) -> None:
-        """Writes the folder's two files under temporary names and renames them."""
+        """Write the folder's two files under temporary names and rename them."""
         folder.mkdir(parents=True, exist_ok=True)
         numbers = {name: getattr(self.prompts, name) for name in _COLUMNS}
-        replace_file(folder / _NUMBERS, lambda path: save_file(numbers, path))
+        replace_file(folder / _ARRAYS, lambda path: save_file(numbers, path))
         body = {
             **{k: v for k, v in asdict(self).items() if k != "prompts"},
             "schema": SCHEMA,
             "names": self.prompts.names,
-            "numbers_sha256": file_hash(folder / _NUMBERS),
+            "numbers_sha256": file_hash(folder / _ARRAYS),
         }
         write_json(folder / _TEXT, body)
 
 
 @dataclass(frozen=True, slots=True)
 class _Body:
-    """What `profile.json` holds."""
+    """The contents of `profile.json`."""
 
     schema: int
     fingerprint: str
@@ -145,11 +147,11 @@ class _Body:
 
 
 def load_profile(folder: Path) -> Profile:
-    """Raises `ProfileError`."""
+    """Return the profile in a folder. Raises `ProfileError`."""
     try:
         value = read_json(folder / _TEXT)
-        numbers = load_file(folder / _NUMBERS)
-        hashed = file_hash(folder / _NUMBERS)
+        numbers = load_file(folder / _ARRAYS)
+        hashed = file_hash(folder / _ARRAYS)
     except (ReadError, OSError) as error:
         raise ProfileError(
             f"cannot read the profile {folder}: {error}; make one with `trimtab profile`"
@@ -161,7 +163,7 @@ def load_profile(folder: Path) -> Profile:
     try:
         body = validate(_Body, value)
         if hashed != body.numbers_sha256:
-            raise ValueError(f"{_NUMBERS} is not the file that {_TEXT} was written with")
+            raise ValueError(f"{_ARRAYS} is not the file that {_TEXT} was written with")
         _check(body, numbers)
     except ValueError as error:
         raise ProfileError(f"the profile {folder} is damaged: {error}") from error
@@ -172,7 +174,7 @@ def load_profile(folder: Path) -> Profile:
 
 
 def _check(body: _Body, numbers: Mapping[str, np.ndarray]) -> None:
-    """Raises `ValueError` for numbers that are none, or do not fit together."""
+    """Raise `ValueError` for numbers that are not finite or do not fit together."""
     prompts, variants = len(body.names), len(body.variants)
     for name in body.names:
         int(name, 16)
@@ -190,10 +192,10 @@ def _check(body: _Body, numbers: Mapping[str, np.ndarray]) -> None:
     if not all(body.rates.work(action, 1, 1, 1) > 0 for action in range(variants)):
         raise ValueError("by its rates, work takes no time")
     if numbers.keys() != set(_COLUMNS):
-        raise ValueError(f"{_NUMBERS} holds {', '.join(sorted(numbers))}")
+        raise ValueError(f"{_ARRAYS} holds {', '.join(sorted(numbers))}")
     for name, column in numbers.items():
-        wide = name in ("predicted", "loss", "surprise")
-        if column.shape != ((prompts, variants) if wide else (prompts,)):
+        by_variant = name in ("predicted", "loss", "surprise")
+        if column.shape != ((prompts, variants) if by_variant else (prompts,)):
             raise ValueError(f"{name} has shape {column.shape}")
         if not np.isfinite(column).all() or (name in ("tokens", "answer") and (column < 0).any()):
             raise ValueError(f"{name} holds numbers that are none")

@@ -1,4 +1,4 @@
-"""Arrivals: recorded traffic or drawn, at a rate that fits the machine."""
+"""Arrivals of requests: recorded or random, at a rate that fits the machine."""
 
 import math
 import random
@@ -12,15 +12,15 @@ from policies.simulation.rates import Rates
 from pruners.data.readers import read_csv, read_json_lines
 from pruners.support.errors import UserError
 
-_LEAST = 8
+_MIN_REQUESTS = 8
 
 
 class TrafficError(UserError):
-    """A trace that cannot be read. One clear line."""
+    """A trace that cannot be read. The message is one line."""
 
 
 class Arrival(NamedTuple):
-    """One request: when (seconds), how long its prompt and its answer are (tokens)."""
+    """One request: when it arrives (`at`, seconds), and its tokens of prompt and answer."""
 
     at: float
     prompt: int
@@ -28,28 +28,30 @@ class Arrival(NamedTuple):
 
 
 def synthetic(requests: int, seed: int) -> list[Arrival]:
-    """Poisson arrivals with log-normal lengths, for when there is no trace."""
-    chance, clock, made = random.Random(seed), 0.0, []
+    """Return Poisson arrivals, one a second, with log-normal lengths."""
+    generator, clock, arrivals = random.Random(seed), 0.0, []
     for _ in range(requests):
-        clock += chance.expovariate(1.0)
-        prompt = min(1000, max(8, int(chance.lognormvariate(4.3, 0.8))))
-        output = min(400, max(4, int(chance.lognormvariate(4.0, 0.7))))
-        made.append(Arrival(clock, prompt, output))
-    return made
+        clock += generator.expovariate(1.0)
+        prompt = min(1000, max(8, int(generator.lognormvariate(4.3, 0.8))))
+        output = min(400, max(4, int(generator.lognormvariate(4.0, 0.7))))
+        arrivals.append(Arrival(clock, prompt, output))
+    return arrivals
 
 
 def read_trace(path: Path, requests: int | None = None) -> list[Arrival]:
-    """The first requests of a trace, times from 0. Raises `TrafficError` or `ReadError`.
+    """Return the first `requests` of a trace, with times from 0.
 
-    Azure's CSV (`TIMESTAMP`, in UTC where it names no zone, `ContextTokens`, `GeneratedTokens`),
+    Formats: Azure's CSV (`TIMESTAMP`, in UTC without a zone, `ContextTokens`, `GeneratedTokens`),
     BurstGPT's (`Timestamp`, `Request tokens`, `Response tokens`) or Mooncake's JSON lines
     (`timestamp` in milliseconds, `input_length`, `output_length`).
+
+    Raises `TrafficError` or `ReadError`.
     """
     rows = read_json_lines(path) if path.suffix.lower() == ".jsonl" else read_csv(path)
-    made = []
+    arrivals = []
     for number, row in islice(rows, requests):
         try:
-            made.append(_arrival(row))
+            arrivals.append(_arrival(row))
         except KeyError as error:
             raise TrafficError(
                 f"{path} line {number}: no {error}; expected a trace as Azure, BurstGPT or "
@@ -57,15 +59,17 @@ def read_trace(path: Path, requests: int | None = None) -> list[Arrival]:
             ) from error
         except (ValueError, TypeError) as error:
             raise TrafficError(f"{path} line {number}: {error}") from error
-    if len(made) < _LEAST:
-        raise TrafficError(f"{path} holds {len(made)} requests; at least {_LEAST} are needed")
-    made.sort(key=lambda one: one.at)
-    start = made[0].at
-    return [Arrival(one.at - start, one.prompt, one.output) for one in made]
+    if len(arrivals) < _MIN_REQUESTS:
+        raise TrafficError(
+            f"{path} holds {len(arrivals)} requests; at least {_MIN_REQUESTS} are needed"
+        )
+    arrivals.sort(key=lambda arrival: arrival.at)
+    start = arrivals[0].at
+    return [Arrival(at - start, prompt, output) for at, prompt, output in arrivals]
 
 
 def _arrival(row: object) -> Arrival:
-    """Raises `KeyError`, `ValueError` or `TypeError`."""
+    """Return the arrival of a row. Raises `KeyError`, `ValueError` or `TypeError`."""
     if not isinstance(row, Mapping):
         raise TypeError("no object")
     if "TIMESTAMP" in row:
@@ -82,24 +86,27 @@ def _arrival(row: object) -> Arrival:
 
 
 def _seconds(value: Any) -> float:  # noqa: ANN401
-    found = float(value)
-    if not math.isfinite(found):
+    seconds = float(value)
+    if not math.isfinite(seconds):
         raise ValueError(f"{value} is no time")
-    return found
+    return seconds
 
 
 def _tokens(value: Any) -> int:  # noqa: ANN401
-    found = int(value)
-    if found < 0 or isinstance(value, bool | float):
+    tokens = int(value)
+    if tokens < 0 or isinstance(value, bool | float):
         raise ValueError(f"{value} is no number of tokens")
-    return found
+    return tokens
 
 
 def shortened(arrivals: Sequence[Arrival], prompt: int, output: int) -> list[Arrival]:
-    """Lengths scaled so that their medians are these, for a machine that is not a data centre."""
-    middle = len(arrivals) // 2
-    prompts = prompt / max(1, sorted(a.prompt for a in arrivals)[middle])
-    outputs = output / max(1, sorted(a.output for a in arrivals)[middle])
+    """Return the requests with lengths scaled to the medians `prompt` and `output`, in tokens.
+
+    Traces of data centres are too long for small machines.
+    """
+    median = len(arrivals) // 2
+    prompts = prompt / max(1, sorted(a.prompt for a in arrivals)[median])
+    outputs = output / max(1, sorted(a.output for a in arrivals)[median])
     return [
         Arrival(a.at, max(4, int(a.prompt * prompts)), max(2, int(a.output * outputs)))
         for a in arrivals
@@ -107,9 +114,12 @@ def shortened(arrivals: Sequence[Arrival], prompt: int, output: int) -> list[Arr
 
 
 def at_load(arrivals: Sequence[Arrival], load: float, rates: Rates, rows: int) -> list[Arrival]:
-    """The same requests at `load` times the rate that a full batch of the base can serve."""
-    busy = sum(rates.work(0, a.prompt, a.output, rows) for a in arrivals)
+    """Return the requests at `load` times the rate that full batches of the base can serve.
+
+    A full batch has `rows` answers.
+    """
+    work = sum(rates.work(0, a.prompt, a.output, rows) for a in arrivals)
     span = max(arrivals[-1].at - arrivals[0].at, 1e-9)
-    stretch = busy / load / span
+    stretch = work / load / span
     start = arrivals[0].at
     return [Arrival((at - start) * stretch, prompt, output) for at, prompt, output in arrivals]

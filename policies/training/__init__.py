@@ -1,1 +1,1 @@
-"""Learning policies in the simulation, and saying whether they are worth serving."""
+"""Training policies in the simulation, and evaluating whether they are worth serving."""

@@ -1,72 +1,79 @@
 """A contextual bandit: LinUCB with disjoint arms (Li et al. 2010, arXiv 1003.0146).
 
-It credits each decision with that request's own reward, and knows nothing of what the decision did
-to the requests behind it.
+Each decision is credited with the reward of its own request; its effect on the requests behind is
+not part of the model.
 """
 
 import numpy as np
 
 from policies.learned import NetworkLayers
 from policies.simulation.environment import TrafficEnvironment
-from policies.training.trainer import Tensors
+from policies.training.trainer import TrainerState
 
 
 class BanditTrainer:
-    """A `Trainer`. `alpha` is how much the width of an arm's interval counts while it learns."""
+    """A `Trainer` of one linear model for each choice (arm).
+
+    A round has `episodes` episodes. While it learns, `alpha` widths of an arm's confidence interval
+    are added to its predicted reward.
+    """
 
     def __init__(self, environment: TrafficEnvironment, episodes: int, alpha: float = 0.5) -> None:
         self._environment, self._episodes, self._alpha = environment, episodes, alpha
         arms = len(environment.profile.variants) + 1
-        features = len(environment.hidden)
-        self._inverse = np.tile(np.eye(features + 1), (arms, 1, 1))
-        self._earned = np.zeros((arms, features + 1))
+        inputs = len(environment.hidden) + 1  # a constant input for the bias
+        self._inverse = np.tile(np.eye(inputs), (arms, 1, 1))
+        self._weighted_rewards = np.zeros((arms, inputs))
 
-    def round(self, seed: int, progress: float) -> list[float]:
-        """See `Trainer`."""
+    def run_round(self, seed: int, progress: float) -> list[float]:
+        """Learn for a round. See `Trainer`."""
         seeds = np.random.default_rng(seed).integers(2**31, size=self._episodes)
-        return [self._episode(int(one)) for one in seeds]
+        return [self._run_episode(int(one)) for one in seeds]
 
-    def _episode(self, seed: int) -> float:
-        environment, theta = self._environment, self._theta()
-        seen, _ = environment.reset(seed=seed)
-        world = environment.world
-        assert world is not None
-        taken: list[tuple[np.ndarray, int]] = []
+    def _run_episode(self, seed: int) -> float:
+        environment, weights = self._environment, self._weights()
+        features, _ = environment.reset(seed=seed)
+        server = environment.server
+        assert server is not None
+        decisions: list[tuple[np.ndarray, int]] = []
         total, ended = 0.0, False
         while not ended:
-            point = np.append(seen, 1.0)
-            width = np.sqrt(np.einsum("i,aij,j->a", point, self._inverse, point))
-            value = theta @ point + self._alpha * width
+            inputs = np.append(features, 1.0)
+            width = np.sqrt(np.einsum("i,aij,j->a", inputs, self._inverse, inputs))
+            value = weights @ inputs + self._alpha * width
             arm = int(np.where(environment.action_masks(), value, -np.inf).argmax())
-            taken.append((point, arm))
-            seen, earned, ended, _, _ = environment.step(np.int64(arm))
-            total += earned
-        for heard, (point, arm) in enumerate(taken):
-            self._learn(point, arm, environment.reward.of(world.outcome(heard)))
+            decisions.append((inputs, arm))
+            features, reward, ended, _, _ = environment.step(np.int64(arm))
+            total += reward
+        for index, (inputs, arm) in enumerate(decisions):
+            self._learn(inputs, arm, environment.reward.of(server.outcome(index)))
         return total
 
-    def _learn(self, point: np.ndarray, arm: int, reward: float) -> None:
+    def _learn(self, inputs: np.ndarray, arm: int, reward: float) -> None:
+        """Add an observation to an arm's ridge regression (Sherman-Morrison). Inputs `[inputs]`."""
         inverse = self._inverse[arm]
-        along = inverse @ point
-        inverse -= np.outer(along, along) / (1.0 + point @ along)
-        self._earned[arm] += reward * point
+        projected = inverse @ inputs
+        inverse -= np.outer(projected, projected) / (1.0 + inputs @ projected)
+        self._weighted_rewards[arm] += reward * inputs
 
-    def _theta(self) -> np.ndarray:
-        found: np.ndarray = np.einsum("aij,aj->ai", self._inverse, self._earned)
-        return found
+    def _weights(self) -> np.ndarray:
+        """Return the arms' coefficients, `[arms, inputs]`."""
+        weights: np.ndarray = np.einsum("aij,aj->ai", self._inverse, self._weighted_rewards)
+        return weights
 
-    def state(self) -> Tensors:
-        """See `Trainer`."""
-        return {"inverse": self._inverse.copy(), "earned": self._earned.copy()}
+    def state(self) -> TrainerState:
+        """Return inverses `[arms, inputs, inputs]` and weighted rewards `[arms, inputs]`."""
+        return {"inverse": self._inverse.copy(), "earned": self._weighted_rewards.copy()}
 
-    def restore(self, state: Tensors) -> None:
-        """See `Trainer`."""
+    def restore(self, state: TrainerState) -> None:
+        """Continue from a state. Raises `KeyError` or `ValueError` if it does not fit."""
         shapes = state["inverse"].shape, state["earned"].shape
-        if shapes != (self._inverse.shape, self._earned.shape):
+        if shapes != (self._inverse.shape, self._weighted_rewards.shape):
             raise ValueError("it is of other features or choices")
-        self._inverse, self._earned = state["inverse"].copy(), state["earned"].copy()
+        self._inverse = state["inverse"].copy()
+        self._weighted_rewards = state["earned"].copy()
 
     def layers(self) -> NetworkLayers:
-        """See `Trainer`: one layer, without the widths."""
-        theta = self._theta().astype(np.float32)
-        return ((theta[:, :-1].copy(), theta[:, -1].copy()),)
+        """Return the policy as one linear layer, without the confidence intervals."""
+        weights = self._weights().astype(np.float32)
+        return ((weights[:, :-1].copy(), weights[:, -1].copy()),)

@@ -1,4 +1,4 @@
-"""A training that was interrupted: rounds done, rewards so far and the trainer's state."""
+"""The file from which an interrupted training resumes."""
 
 import json
 from dataclasses import dataclass
@@ -9,37 +9,41 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from policies.training.trainer import Tensors
+from policies.training.trainer import TrainerState
 from pruners.support.errors import UserError
 from pruners.support.files import replace_file
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be gone on from. One clear line."""
+    """A checkpoint that a training cannot resume from. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a training goes on from.
+    """The state of a training between two rounds.
 
-    `identity` says what was being trained, on what and how; `about` says it to people.
+    `identity` is equal for trainings that lead to the same weights, `about` describes the training
+    in words. `rewards` are those of the episodes so far.
     """
 
     identity: str
     about: str
     rounds: int
     rewards: list[float]
-    state: Tensors
+    state: TrainerState
 
     def save(self, path: Path) -> None:
-        """Writes the file under a temporary name and renames it."""
+        """Write the file under a temporary name and rename it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         known = {name: getattr(self, name) for name in ("identity", "about", "rounds", "rewards")}
         replace_file(path, lambda it: save_file(self.state, it, {"checkpoint": json.dumps(known)}))
 
 
 def load_checkpoint(path: Path, identity: str) -> Checkpoint | None:
-    """The training's own, if there is one. Raises `CheckpointError` for anything else."""
+    """Return the checkpoint of the training `identity`, or None if there is no file.
+
+    Raises `CheckpointError` if the file is damaged or belongs to another training.
+    """
     if not path.exists():
         return None
     try:
@@ -50,22 +54,22 @@ def load_checkpoint(path: Path, identity: str) -> Checkpoint | None:
             raise CheckpointError(
                 f"{path} is no checkpoint of a training; name another --checkpoint"
             )
-        found = _checked(json.loads(known), state)
+        checkpoint = _checked(json.loads(known), state)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is damaged: {error}; delete it to start anew") from error
-    if found.identity != identity:
+    if checkpoint.identity != identity:
         raise CheckpointError(
-            f"{path} is of another training ({found.about}): go on with the same options, profile "
-            "and traffic, or delete it to start anew"
+            f"{path} is of another training ({checkpoint.about}): go on with the same options, "
+            "profile and traffic, or delete it to start anew"
         )
-    return found
+    return checkpoint
 
 
-def _checked(known: dict[str, Any], state: Tensors) -> Checkpoint:
-    """Raises `KeyError`, `TypeError` or `ValueError`."""
-    found = Checkpoint(
+def _checked(known: dict[str, Any], state: TrainerState) -> Checkpoint:
+    """Return the checkpoint. Raises `KeyError`, `TypeError` or `ValueError` if it is not sound."""
+    checkpoint = Checkpoint(
         str(known["identity"]),
         str(known["about"]),
         int(known["rounds"]),
@@ -75,4 +79,4 @@ def _checked(known: dict[str, Any], state: Tensors) -> Checkpoint:
     for name, values in state.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ValueError(f"{name} holds numbers that are none")
-    return found
+    return checkpoint

@@ -9,14 +9,20 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from policies.learned import NetworkLayers
 from policies.simulation.environment import TrafficEnvironment
-from policies.training.trainer import Tensors
+from policies.training.trainer import TrainerState
 
-_PARTS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+_BUFFER_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 @dataclass(frozen=True, slots=True)
 class DqnSettings:
-    """`gamma` 0 makes it a bandit. Exploration falls to `explores_last` by `explores_until`."""
+    """Hyper-parameters of the network and of the training.
+
+    `hidden` are the sizes of the hidden layers, `rate` is the learning rate of Adam, `buffer` the
+    size of the replay buffer and `batch` that of a minibatch. With a `gamma` of 0 the network is a
+    contextual bandit. The target network is replaced every `target_steps` decisions. The share of
+    random choices falls from 1 to `explores_last` at the progress `explores_until` (0..1).
+    """
 
     hidden: tuple[int, ...] = (64, 64)
     rate: float = 5e-4
@@ -29,7 +35,7 @@ class DqnSettings:
 
 
 class DqnTrainer:
-    """A `Trainer`. `episodes` are learned from in each round."""
+    """A `Trainer` around Stable-Baselines3's `DQN`. A round has `episodes` episodes."""
 
     def __init__(
         self,
@@ -55,40 +61,42 @@ class DqnTrainer:
             seed=seed,
         )
 
-    def round(self, seed: int, progress: float) -> list[float]:
-        """See `Trainer`."""
+    def run_round(self, seed: int, progress: float) -> list[float]:
+        """Learn for a round. See `Trainer`."""
         model, settings = self._model, self._settings
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # small matrices are only slowed down by more
+        torch.set_num_threads(1)  # more threads only slow small matrices down
         try:
             share = min(1.0, progress / settings.explores_until)
             epsilon = 1.0 + share * (settings.explores_last - 1.0)
             model.exploration_schedule = lambda _: epsilon
             model.exploration_rate = epsilon
             model.set_random_seed(seed)
-            model._last_obs = None  # the round starts with episodes of its own
-            heard = _Rewards()
-            model.learn(self._steps, heard, reset_num_timesteps=False)
-            return heard.rewards
+            model._last_obs = None  # makes the round begin with a new episode
+            rewards = _EpisodeRewards()
+            model.learn(self._steps, rewards, reset_num_timesteps=False)
+            return rewards.rewards
         finally:
             torch.set_num_threads(threads)
 
-    def state(self) -> Tensors:
-        """See `Trainer`."""
+    def state(self) -> TrainerState:
+        """Return networks, Adam's moments, the filled part of the replay buffer, and counters."""
         model, buffer = self._model, self._model.replay_buffer
         assert buffer is not None
-        found: Tensors = {}
+        state: TrainerState = {}
         for name, net in (("q", model.q_net), ("target", model.q_net_target)):
-            found |= {f"{name}.{k}": v.detach().numpy().copy() for k, v in net.state_dict().items()}
+            state |= {f"{name}.{k}": v.detach().numpy().copy() for k, v in net.state_dict().items()}
         for index, moments in model.policy.optimizer.state_dict()["state"].items():
-            found |= {f"adam.{index}.{k}": v.numpy().copy() for k, v in moments.items()}
+            state |= {f"adam.{index}.{k}": v.numpy().copy() for k, v in moments.items()}
         filled = buffer.buffer_size if buffer.full else buffer.pos
-        found |= {f"buffer.{part}": getattr(buffer, part)[:filled].copy() for part in _PARTS}
+        state |= {
+            f"buffer.{part}": getattr(buffer, part)[:filled].copy() for part in _BUFFER_ARRAYS
+        }
         counts = (buffer.pos, buffer.full, model.num_timesteps, model._n_calls, model._n_updates)
-        return found | {"counts": np.array(counts, np.int64)}
+        return state | {"counts": np.array(counts, np.int64)}
 
-    def restore(self, state: Tensors) -> None:
-        """See `Trainer`."""
+    def restore(self, state: TrainerState) -> None:
+        """Continue from a state. Raises `KeyError`, `ValueError` or `RuntimeError`."""
         model, buffer = self._model, self._model.replay_buffer
         assert buffer is not None
         for name, net in (("q", model.q_net), ("target", model.q_net_target)):
@@ -102,23 +110,23 @@ class DqnTrainer:
                 _, index, name = key.split(".")
                 moments.setdefault(int(index), {})[name] = torch.from_numpy(value.copy())
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        for part in _PARTS:
-            kept = state[f"buffer.{part}"]
-            getattr(buffer, part)[: len(kept)] = kept
+        for part in _BUFFER_ARRAYS:
+            rows = state[f"buffer.{part}"]
+            getattr(buffer, part)[: len(rows)] = rows
         position, full, steps, calls, updates = (int(v) for v in state["counts"])
         buffer.pos, buffer.full = position, bool(full)
         model.num_timesteps, model._n_calls, model._n_updates = steps, calls, updates
 
     def layers(self) -> NetworkLayers:
-        """See `Trainer`."""
+        """Return the linear layers of the Q-network."""
         linear = [m for m in self._model.q_net.q_net if isinstance(m, torch.nn.Linear)]
         return tuple(
             (m.weight.detach().numpy().copy(), m.bias.detach().numpy().copy()) for m in linear
         )
 
 
-class _Rewards(BaseCallback):
-    """The rewards of the episodes that ended."""
+class _EpisodeRewards(BaseCallback):
+    """Collects the rewards of the episodes that end."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Policies on the same held-out traffic and prompts, and the verdict on a trained one."""
+"""Policies on the same held-out traffic and prompts, and whether a trained one is promoted."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,33 +11,51 @@ from policies.features import REFUSE
 from policies.observation import REFUSED, Objectives, Policy
 from policies.rule import RulePolicy
 from policies.simulation.engine import EngineLimits
+from policies.simulation.outcome import Outcome
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
-from policies.simulation.server import Outcome, SimulatedServer, decided
+from policies.simulation.server import Scenario, SimulatedServer, decide
 from policies.simulation.traffic import Arrival, at_load
 from policies.static import StaticPolicy
 from policies.training.fluid_bound import quality_bounds
 
-_WINDOW = 300  # requests of one run
+_WINDOW = 300
+"""Requests of one run."""
 _RESAMPLES = 2000
 ORACLE, RULE = "oracle", "rule"
 
 
+class EvaluationCase(NamedTuple):
+    """What a run is made of: the load, the number of its first request in the trace, a seed."""
+
+    load: float
+    start: int
+    seed: int
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluationRun:
-    """One policy over one window of traffic at one load."""
+    """One policy over one window of traffic at one load, with an entry for each request.
+
+    `reward` is the mean over requests. `choices` are variants' names or `refuse`; `oracle` is what
+    the oracle would have chosen in the same places, empty if it was not asked. `complexity` is that
+    of the prompts (0..1).
+    """
 
     load: float
     outcomes: tuple[Outcome, ...]
-    reward: float  # mean of a request
+    reward: float
     choices: tuple[str, ...]
-    oracle: tuple[str, ...]  # what the oracle would have chosen in the same places
+    oracle: tuple[str, ...]
     complexity: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyEvaluation:
-    """What all policies are put through: windows of a trace at several loads, by several seeds."""
+    """What all policies are evaluated on: windows of a trace at several loads, by several seeds.
+
+    `prompts` are rows of the profile, `loads` multiples of what full batches of the base serve.
+    """
 
     profile: Profile
     trace: Sequence[Arrival]
@@ -48,159 +66,182 @@ class PolicyEvaluation:
     loads: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     seeds: int = 2
 
-    def cases(self) -> list[tuple[float, int, int]]:
-        """Load, first request and seed of each run; the same for all policies."""
+    def cases(self) -> list[EvaluationCase]:
+        """Return what each run is made of. The same for all policies."""
         starts = range(0, max(1, len(self.trace) - _WINDOW + 1), _WINDOW)
         return [
-            (load, start, seed)
+            EvaluationCase(load, start, seed)
             for load in self.loads
             for start in starts
             for seed in range(self.seeds)
         ]
 
     def run(
-        self, policy: Policy, truth: bool = False, watched: bool = False
+        self, policy: Policy, use_truth: bool = False, ask_oracle: bool = False
     ) -> list[EvaluationRun]:
-        """Every case. With `truth` the policy is shown measured losses and true lengths; `watched`
-        asks the oracle beside it."""
-        return [self._run(policy, *case, truth, watched) for case in self.cases()]
+        """Run a policy on every case.
 
-    def _run(
-        self, policy: Policy, load: float, start: int, seed: int, truth: bool, watched: bool
+        With `use_truth` the policy is shown measured losses and true lengths. With `ask_oracle` the
+        oracle's choices are noted beside the policy's.
+        """
+        return [self._run_case(policy, case, use_truth, ask_oracle) for case in self.cases()]
+
+    def _run_case(
+        self, policy: Policy, case: EvaluationCase, use_truth: bool, ask_oracle: bool
     ) -> EvaluationRun:
+        load, start, seed = case
         window = self.trace[start : start + _WINDOW]
         arrivals = at_load(window, load, self.profile.rates, self.limits.max_running)
-        drawn = np.random.default_rng((seed, start)).choice(self.prompts, len(arrivals)).tolist()
-        world = SimulatedServer(
-            self.profile, arrivals, drawn, self.objectives, self.limits, seed=seed
+        random = np.random.default_rng((seed, start))
+        rows = random.choice(self.prompts, len(arrivals)).tolist()
+        scenario = Scenario(self.objectives, self.limits, seed=seed)
+        server = SimulatedServer(self.profile, arrivals, rows, scenario)
+        oracle, choices, oracle_choices = RulePolicy(), [], []
+        while server.arrive():
+            if ask_oracle:
+                best, reason = oracle.choose(server.observation(use_truth=True))
+                oracle_choices.append(REFUSE if reason in REFUSED else best.variant)
+            choices.append(decide(server, policy, use_truth))
+        outcomes = tuple(server.outcome(index) for index in range(len(arrivals)))
+        reward = float(np.mean([self.reward.of(outcome) for outcome in outcomes]))
+        complexity = tuple(float(self.profile.prompts.complexity[row]) for row in rows)
+        return EvaluationRun(
+            load, outcomes, reward, tuple(choices), tuple(oracle_choices), complexity
         )
-        oracle, chosen, wished = RulePolicy(), [], []
-        while world.arrive():
-            if watched:
-                best, why = oracle.choose(world.observation(truth=True))
-                wished.append(REFUSE if why in REFUSED else best.variant)
-            chosen.append(decided(world, policy, truth))
-        outcomes = tuple(world.outcome(index) for index in range(len(arrivals)))
-        mean = float(np.mean([self.reward.of(one) for one in outcomes]))
-        seen = tuple(float(self.profile.prompts.complexity[row]) for row in drawn)
-        return EvaluationRun(load, outcomes, mean, tuple(chosen), tuple(wished), seen)
 
 
 def evaluate_policies(
-    trial: PolicyEvaluation, trained: Mapping[str, Policy], tick: Callable[[], None] = lambda: None
+    evaluation: PolicyEvaluation,
+    trained: Mapping[str, Policy],
+    on_done: Callable[[], None] = lambda: None,
 ) -> dict[str, list[EvaluationRun]]:
-    """The trained policies beside every static one, chance, the rule and the oracle."""
-    variants = trial.profile.variants
+    """Run the trained policies, every static one, a random one, the rule and the oracle.
+
+    The oracle is the rule with the true losses and lengths. `on_done` is called after each policy.
+    Return the runs by the policy's name.
+    """
+    variants = evaluation.profile.variants
     policies: dict[str, Policy] = {f"static:{name}": StaticPolicy(name) for name in variants}
     policies[f"refusing:{variants[0]}"] = StaticPolicy(variants[0], refuses=True)
     policies |= {"random": ExploringPolicy(RulePolicy(), 1.0), RULE: RulePolicy(), **trained}
-    found = {}
+    runs = {}
     for name, policy in policies.items():
-        found[name] = trial.run(policy, watched=name in trained)
-        tick()
-    found[ORACLE] = trial.run(RulePolicy(), truth=True)
-    tick()
-    return found
+        runs[name] = evaluation.run(policy, ask_oracle=name in trained)
+        on_done()
+    runs[ORACLE] = evaluation.run(RulePolicy(), use_truth=True)
+    on_done()
+    return runs
 
 
 def summarize(
-    trial: PolicyEvaluation, runs: Mapping[str, Sequence[EvaluationRun]]
+    evaluation: PolicyEvaluation, runs: Mapping[str, Sequence[EvaluationRun]]
 ) -> dict[str, Any]:
-    """By policy and load: attainment, effective quality (a lost request counts 0, or -0.5), mean
-    loss of what was in time, refusals, the reward, and the best there is for as many in time; and
-    the fluid bounds."""
+    """Return figures by policy and load, and the fluid bounds by load.
+
+    Figures are the share of requests that met their objectives, the quality (a lost request counts
+    0, or -0.5), the mean loss of those that met them in nats per token, the share that was refused,
+    the reward, and the best quality there is with as many requests served.
+    """
     lengths = (
-        int(np.mean([one.prompt for one in trial.trace])),
-        int(np.mean([one.output for one in trial.trace])),
+        int(np.mean([arrival.prompt for arrival in evaluation.trace])),
+        int(np.mean([arrival.output for arrival in evaluation.trace])),
     )
+    profile, slots = evaluation.profile, evaluation.limits.max_running
 
     def bounds(load: float, served: float = 0.0) -> dict[str, float]:
-        slots = trial.limits.max_running
-        return quality_bounds(trial.profile, trial.prompts, lengths, load, slots, served)
+        return quality_bounds(profile, evaluation.prompts, lengths, load, slots, served)
 
     policies: dict[str, dict[str, dict[str, float]]] = {}
-    for name, own in runs.items():
+    for name, policy_runs in runs.items():
         policies[name] = {}
-        for load in trial.loads:
-            found = _figures([run for run in own if run.load == load])
-            best = bounds(load, found["attained"])
-            found |= {f"best_{figure}": value for figure, value in best.items()}
-            policies[name][f"{load:g}"] = found
+        for load in evaluation.loads:
+            figures = _figures([run for run in policy_runs if run.load == load])
+            best = bounds(load, figures["attained"])
+            figures |= {f"best_{figure}": value for figure, value in best.items()}
+            policies[name][f"{load:g}"] = figures
     return {
         "policies": policies,
-        "fluid_bound": {f"{load:g}": bounds(load) for load in trial.loads},
+        "fluid_bound": {f"{load:g}": bounds(load) for load in evaluation.loads},
     }
 
 
 def _figures(runs: Sequence[EvaluationRun]) -> dict[str, float]:
     outcomes = [outcome for run in runs for outcome in run.outcomes]
-    met = [one for one in outcomes if one.met]
+    met = [outcome for outcome in outcomes if outcome.met]
     attained = len(met) / len(outcomes)
-    quality = sum(one.quality for one in met) / len(outcomes)
+    quality = sum(outcome.quality for outcome in met) / len(outcomes)
     return {
         "attained": attained,
         "quality": quality,
         "quality_lost_half": quality - 0.5 * (1 - attained),
-        "loss": float(np.mean([one.loss for one in met])) if met else float("nan"),
-        "refused": sum(one.action is None for one in outcomes) / len(outcomes),
-        "reward": float(np.mean([run.reward for run in runs])),
+        "loss": float(np.mean([outcome.loss for outcome in met])) if met else float("nan"),
+        "refused": sum(outcome.action is None for outcome in outcomes) / len(outcomes),
+        "reward": _mean_reward(runs),
     }
+
+
+def _mean_reward(runs: Sequence[EvaluationRun]) -> float:
+    return float(np.mean([run.reward for run in runs]))
 
 
 def reward_interval(
     better: Sequence[EvaluationRun], worse: Sequence[EvaluationRun], seed: int = 0
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of the difference of mean rewards, over runs (pairs of the same
-    traffic, prompts and seed), since requests within a run hang together."""
+    """Return the 95 % bootstrap interval of the difference of mean rewards.
+
+    Pairs of runs on the same case are resampled, not requests, since the requests of a run depend
+    on each other.
+    """
     return reward_interval_over_trainings(better, [worse], seed)
 
 
 def reward_interval_over_trainings(
     better: Sequence[EvaluationRun], trainings: Sequence[Sequence[EvaluationRun]], seed: int = 0
 ) -> tuple[float, float]:
-    """The same over what several trainings came to: both they and the runs are drawn again."""
+    """Return the 95 % bootstrap interval of the mean difference to the runs of several trainings.
+
+    Trainings are resampled as well as runs.
+    """
     gaps = np.array(
         [[b.reward - w.reward for b, w in zip(better, runs, strict=True)] for runs in trainings]
     )
-    generator = np.random.default_rng(seed)
-    which = generator.integers(len(gaps), size=(_RESAMPLES, len(gaps), 1))
-    cases = generator.integers(gaps.shape[1], size=(_RESAMPLES, 1, gaps.shape[1]))
-    low, high = np.quantile(gaps[which, cases].mean((1, 2)), [0.025, 0.975])
+    random = np.random.default_rng(seed)
+    rows = random.integers(len(gaps), size=(_RESAMPLES, len(gaps), 1))
+    columns = random.integers(gaps.shape[1], size=(_RESAMPLES, 1, gaps.shape[1]))
+    low, high = np.quantile(gaps[rows, columns].mean((1, 2)), [0.025, 0.975])
     return float(low), float(high)
 
 
 def decide_promotion(
-    runs: Mapping[str, Sequence[EvaluationRun]], name: str, again: Sequence[str] = ()
+    runs: Mapping[str, Sequence[EvaluationRun]], name: str, other_seeds: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Whether a trained policy beats the rule and the static policy that is best in hindsight.
+    """Return whether the trained policy `name` beats the rule and the best static policy.
 
-    `promoted` if both intervals of its gain lie above zero. `regret` is what the oracle has over
-    it and over `again`, the same trained from other seeds; `trainings` are their mean rewards.
+    The best static policy is chosen in hindsight. `promoted` is true if both 95 % intervals of the
+    gain lie above 0. `regret` is the interval of the oracle's gain over the policy and over
+    `other_seeds`, the same training from other seeds; `trainings` are the mean rewards of these.
     """
     statics = [n for n in runs if n.startswith(("static:", "refusing:"))]
-    best = max(statics, key=lambda n: float(np.mean([run.reward for run in runs[n]])))
-    over_rule, over_best = (
-        reward_interval(runs[name], runs[RULE]),
-        reward_interval(runs[name], runs[best]),
-    )
+    best = max(statics, key=lambda n: _mean_reward(runs[n]))
+    over_rule = reward_interval(runs[name], runs[RULE])
+    over_best = reward_interval(runs[name], runs[best])
+    trainings = [runs[one] for one in (name, *other_seeds)]
     return {
         "promoted": over_rule[0] > 0 and over_best[0] > 0,
         "best_static": best,
         "over_rule": over_rule,
         "over_best_static": over_best,
-        "regret": reward_interval_over_trainings(
-            runs[ORACLE], [runs[one] for one in (name, *again)]
-        ),
-        "trainings": [float(np.mean([r.reward for r in runs[one]])) for one in (name, *again)],
+        "regret": reward_interval_over_trainings(runs[ORACLE], trainings),
+        "trainings": [_mean_reward(training) for training in trainings],
         "rule_regret": reward_interval(runs[ORACLE], runs[RULE]),
     }
 
 
 def confusion(runs: Sequence[EvaluationRun], names: Sequence[str]) -> list[list[int]]:
-    """Rows: what the oracle would have chosen; columns: what was chosen."""
+    """Return the confusion matrix of choices, rows by the oracle's, columns by the policy's."""
     counts = [[0] * len(names) for _ in names]
     numbers = {name: number for number, name in enumerate(names)}
     for run in runs:
-        for wished, chosen in zip(run.oracle, run.choices, strict=True):
-            counts[numbers[wished]][numbers[chosen]] += 1
+        for expected, chosen in zip(run.oracle, run.choices, strict=True):
+            counts[numbers[expected]][numbers[chosen]] += 1
     return counts

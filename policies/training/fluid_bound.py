@@ -1,6 +1,6 @@
-"""The best mix for a load, as if work were a fluid and all requests alike.
+"""The best mean value for a load, if work were a fluid and all requests alike.
 
-No policy that treats requests alike does better on average; one that looks at their sizes may.
+No policy that treats all requests alike has a better mean; one that looks at their sizes may.
 """
 
 import math
@@ -11,41 +11,43 @@ import numpy as np
 from policies.simulation.profile import Profile
 
 Mix = dict[int | None, float]
-"""Shares of requests by choice; None is refused."""
+"""Shares of requests by the number of their choice; None is refused."""
+_Point = tuple[int | None, float, float]
+"""A choice, its cost and its value."""
 
 
 def fluid_bound(
     costs: Sequence[float], values: Sequence[float], load: float, lost: float, served: float = 0.0
 ) -> tuple[float, Mix]:
-    """The mean value of a request at best, and the shares of the choices.
+    """Return the best mean value of a request, and the mix of choices that has it.
 
-    Of each choice `costs` are over the base's and `values` the mean worth; a request that is not
-    served costs nothing and is worth `lost`. At `load` times what the base can serve, costs may
-    average 1 / load. At least the share `served` (0..1) is answered, if the cheapest choice can.
+    `costs` of the choices are relative to the base, `values` are their mean values. A request that
+    is not served costs nothing and is worth `lost`. At `load` times what the base can serve, the
+    mean cost may be 1 / load. At least the share `served` (0..1) is answered, as far as the
+    cheapest choice allows.
     """
-    room = 1.0 / load
-    points: list[tuple[int | None, float, float]]
-    points = [(i, c, v) for i, (c, v) in enumerate(zip(costs, values, strict=True))]
-    best, mix = _mixed([(None, 0.0, lost), *points], room)
-    served = min(served, room / min(costs))
+    budget = 1.0 / load
+    points: list[_Point] = [(i, c, v) for i, (c, v) in enumerate(zip(costs, values, strict=True))]
+    best, mix = _best_mix([(None, 0.0, lost), *points], budget)
+    served = min(served, budget / min(costs))
     if 1 - mix.get(None, 0.0) >= served:
         return best, mix
-    # Value is concave in the share that is served, so what is asked for is all that is.
-    best, mix = _mixed(points, room / served)
+    # The value is concave in the share served, so that exactly the required share is served.
+    best, mix = _best_mix(points, budget / served)
     shares: Mix = {None: 1 - served, **{one: served * share for one, share in mix.items()}}
     return served * best + (1 - served) * lost, shares
 
 
-def _mixed(points: Sequence[tuple[int | None, float, float]], room: float) -> tuple[float, Mix]:
-    """With one resource the linear programme's optimum mixes at most two choices."""
+def _best_mix(points: Sequence[_Point], budget: float) -> tuple[float, Mix]:
+    """Solve the linear programme. With one resource the optimum mixes at most two choices."""
     best, mix = -math.inf, {}
     for one, cost, value in points:
-        if cost <= room and value > best:
+        if cost <= budget and value > best:
             best, mix = value, {one: 1.0}
-        for other, dearer, worth in points:
-            if cost <= room < dearer:
-                share = (room - cost) / (dearer - cost)
-                mean = share * worth + (1 - share) * value
+        for other, higher_cost, other_value in points:
+            if cost <= budget < higher_cost:
+                share = (budget - cost) / (higher_cost - cost)
+                mean = share * other_value + (1 - share) * value
                 if mean > best:
                     best, mix = mean, {one: 1 - share, other: share}
     return best, mix
@@ -59,9 +61,10 @@ def quality_bounds(
     slots: int,
     served: float = 0.0,
 ) -> dict[str, float]:
-    """On the mean of exp(-loss) over prompts `rows`; a lost request counts 0, or -0.5.
+    """Return the fluid bounds of the mean of exp(-loss) over the prompts in `rows` of the profile.
 
-    `lengths` are a request's mean tokens of prompt and answer; the share `served` is answered.
+    A lost request counts 0 (`quality`) or -0.5 (`quality_lost_half`). `lengths` are the mean tokens
+    of prompt and answer, `slots` is the batch size, `served` the share of requests to answer.
     """
     variants = range(len(profile.variants))
     work = [profile.rates.work(variant, *lengths, slots) for variant in variants]

@@ -1,4 +1,4 @@
-"""The report on a trained policy: Markdown, JSON and one figure, all from the raw runs."""
+"""The report on a trained policy: Markdown, JSON and one figure, all from the evaluation runs."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from policies.features import choices
+from policies.features import choice_names
 from policies.simulation.profile import Profile
 from policies.training.evaluation import ORACLE, RULE, EvaluationRun, confusion
 from pruners.support.files import replace_file, write_json, write_text
@@ -22,33 +22,35 @@ _FIGURES = (
     "attained", "quality", "best_quality", "quality_lost_half", "best_quality_lost_half",
     "loss", "refused", "reward",
 )  # fmt: skip
-_OUTLIER = 3.0  # robust standard deviations
+_OUTLIER = 3.0
+"""Robust standard deviations (1.4826 times the median absolute deviation)."""
 
 
 def write_report(
     folder: Path,
     profile: Profile,
-    found: Mapping[str, Any],
+    summary: Mapping[str, Any],
     runs: Mapping[str, Sequence[EvaluationRun]],
     name: str,
     rewards: Sequence[float],
 ) -> None:
-    """Writes `report.md`, `report.json` and `report.png` about the policy `name`.
+    """Write `report.md`, `report.json` and `report.png` about the policy `name`.
 
-    `found` is the summary with verdicts, `rewards` those of the episodes that it learned from.
+    `summary` holds the figures of `summarize`, with the decision under "verdict". `rewards` are
+    those of the episodes of the training.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = choices(profile.variants)
-    learned = {"episode_rewards": list(rewards), "confusion": confusion(runs[name], names)}
-    body = {"schema": SCHEMA, **found, **learned}
+    names = choice_names(profile.variants)
+    training = {"episode_rewards": list(rewards), "confusion": confusion(runs[name], names)}
+    body = {"schema": SCHEMA, **summary, **training}
     write_json(folder / "report.json", body)
-    write_text(folder / "report.md", _markdown(found, name))
+    write_text(folder / "report.md", _markdown(summary, name))
     _figure(folder / "report.png", names, runs, name, rewards)
 
 
-def _markdown(found: Mapping[str, Any], name: str) -> str:
-    lines = [f"# {name}: {'promoted' if found['verdict']['promoted'] else 'not promoted'}", ""]
-    verdict = found["verdict"]
+def _markdown(summary: Mapping[str, Any], name: str) -> str:
+    lines = [f"# {name}: {'promoted' if summary['verdict']['promoted'] else 'not promoted'}", ""]
+    verdict = summary["verdict"]
     for text, key in (
         ("gain over the rule", "over_rule"),
         (f"gain over {verdict['best_static']}, the best static in hindsight", "over_best_static"),
@@ -59,11 +61,11 @@ def _markdown(found: Mapping[str, Any], name: str) -> str:
         lines.append(f"- {text}, reward a request, 95 %: {low:+.4f} to {high:+.4f}")
     rewards = ", ".join(f"{reward:+.4f}" for reward in verdict["trainings"])
     lines.append(f"- reward a request by training seed, the policy's own first: {rewards}")
-    for what, (low, high) in found.get("ablations", {}).items():
+    for what, (low, high) in summary.get("ablations", {}).items():
         lines.append(f"- {name} without the features of the {what}, against it: "
                      f"{low:+.4f} to {high:+.4f}")  # fmt: skip
-    lines += ["", f"{found['about']}", ""]
-    for load, bound in found["fluid_bound"].items():
+    lines += ["", f"{summary['about']}", ""]
+    for load, bound in summary["fluid_bound"].items():
         lines += [
             f"## {load} times what the base can serve",
             "",
@@ -71,7 +73,7 @@ def _markdown(found: Mapping[str, Any], name: str) -> str:
             "best with as many | loss | refused | reward |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
-        for policy, loads in found["policies"].items():
+        for policy, loads in summary["policies"].items():
             cells = " | ".join(f"{loads[load][figure]:.3f}" for figure in _FIGURES)
             lines.append(f"| {policy} | {cells} |")
         lines += [
@@ -93,16 +95,16 @@ def _figure(
     ((curve, bars, latency, loss), (by_complexity, by_load, matrix, spread)) = axes
     _curve(curve, rewards)
     _bars(bars, runs)
-    mine = [
-        (seen, outcome)
+    served = [
+        (complexity, outcome)
         for run in runs[name]
-        for seen, outcome in zip(run.complexity, run.outcomes, strict=True)
+        for complexity, outcome in zip(run.complexity, run.outcomes, strict=True)
         if outcome.action is not None
     ]
-    if mine:
-        seen = np.array([one for one, _ in mine])
-        _scatter(latency, seen, np.array([o.seconds for _, o in mine]), "seconds of an answer")
-        _scatter(loss, seen, np.array([o.loss for _, o in mine]), "loss, nats per token")
+    if served:
+        x = np.array([complexity for complexity, _ in served])
+        _scatter(latency, x, np.array([o.seconds for _, o in served]), "seconds of an answer")
+        _scatter(loss, x, np.array([o.loss for _, o in served]), "loss, nats per token")
     complexities = [
         (c, n) for r in runs[name] for c, n in zip(r.complexity, r.choices, strict=True)
     ]
@@ -133,19 +135,28 @@ def _curve(axes: Axes, rewards: Sequence[float]) -> None:
 
 
 def _bars(axes: Axes, runs: Mapping[str, Sequence[EvaluationRun]]) -> None:
-    means = {name: float(np.mean([run.reward for run in own])) for name, own in runs.items()}
+    means = {
+        name: float(np.mean([run.reward for run in of_name])) for name, of_name in runs.items()
+    }
     order = sorted(means, key=means.__getitem__)
     axes.barh(order, [means[name] for name in order])
     axes.set(title="mean reward a request, all loads")
 
 
 def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, title: str) -> None:
-    """With a trend line; outliers are marked and stay in."""
-    middle = np.median(y)
-    scale = 1.4826 * np.median(np.abs(y - middle)) + 1e-12
-    far = np.abs(y - middle) > _OUTLIER * scale
-    axes.scatter(x[~far], y[~far], s=4, alpha=0.3)
-    axes.scatter(x[far], y[far], s=9, marker="x", color="tab:red", label=f"{far.sum()} outliers")
+    """Draw points `[points]` with a trend line. Outliers are marked and stay in."""
+    median = np.median(y)
+    scale = 1.4826 * np.median(np.abs(y - median)) + 1e-12
+    outliers = np.abs(y - median) > _OUTLIER * scale
+    axes.scatter(x[~outliers], y[~outliers], s=4, alpha=0.3)
+    axes.scatter(
+        x[outliers],
+        y[outliers],
+        s=9,
+        marker="x",
+        color="tab:red",
+        label=f"{outliers.sum()} outliers",
+    )
     if np.ptp(x) > 0:
         slope, level = np.polyfit(x, y, 1)
         ends = np.array([x.min(), x.max()])

@@ -1,16 +1,15 @@
-"""Training a policy in the simulation, without some of what it sees if asked to."""
+"""Training a policy in the simulation, if asked to without some of its features."""
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from policies.bundle import PolicyKind
-from policies.features import hidden_columns
+from policies.features import FeatureGroup, hidden_columns
 from policies.learned import NetworkLayers
 from policies.simulation.environment import EpisodeSettings, TrafficEnvironment
 from policies.simulation.profile import Profile
@@ -22,29 +21,31 @@ from policies.training.dqn import DqnSettings, DqnTrainer
 from policies.training.trainer import Trainer
 
 ROUND = 10
-"""EpisodeSettings between checkpoints."""
-
-FeatureGroup = Literal["host", "prompt"]
-FEATURE_GROUPS: tuple[FeatureGroup, ...] = ("host", "prompt")
+"""Episodes between checkpoints."""
+_IDENTITY_KEYS = {"episode_settings": "drawn", "hidden_group": "blind"}
+"""Keys of the identity that differ from the names of a plan's fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What to train. `blind` hides the features of the host or of the prompt, for ablations."""
+    """What to train, and how.
+
+    `hidden_group` hides the features of the host or of the prompt, to measure what they are worth.
+    """
 
     kind: PolicyKind = "dqn"
     episodes: int = 500
     reward: Reward = field(default_factory=Reward)
-    drawn: EpisodeSettings = field(default_factory=EpisodeSettings)
+    episode_settings: EpisodeSettings = field(default_factory=EpisodeSettings)
     dqn: DqnSettings = field(default_factory=DqnSettings)
-    blind: FeatureGroup | None = None
+    hidden_group: FeatureGroup | None = None
     seed: int = 0
 
     def __str__(self) -> str:
-        """The plan in a few words."""
-        blind = "" if self.blind is None else f" without {self.blind}"
+        """Return the plan in a few words."""
+        without = "" if self.hidden_group is None else f" without {self.hidden_group}"
         return (
-            f"{self.kind}{blind}, {self.episodes} episodes, seed {self.seed}, reward "
+            f"{self.kind}{without}, {self.episodes} episodes, seed {self.seed}, reward "
             f"{self.reward.name} with {self.reward.lost:g} for a lost request"
         )
 
@@ -55,44 +56,46 @@ def train(
     prompts: np.ndarray,
     plan: TrainingPlan,
     checkpoint: Path | None = None,
-    tick: Callable[[int], None] = lambda episodes: None,
+    on_episodes: Callable[[int], None] = lambda episodes: None,
 ) -> tuple[NetworkLayers, list[float]]:
-    """The network and each episode's reward. Single-threaded and deterministic by the plan's seed.
+    """Train; return the network and each episode's reward.
 
-    `prompts` are the profile's rows to learn from. With a `checkpoint` file an interrupted call
-    goes on from its last round, to the same result; the file stays. Raises `CheckpointError`.
+    Single-threaded, and deterministic by the plan's seed. `prompts` are the rows of the profile to
+    learn from. With a `checkpoint` file an interrupted call resumes after its last round, with the
+    same result; the file stays. `on_episodes` is called with the number of episodes just done.
+    Raises `CheckpointError`.
     """
+    hidden = hidden_columns(plan.hidden_group, profile.variants)
     environment = TrafficEnvironment(
-        profile,
-        trace,
-        prompts,
-        plan.reward,
-        plan.drawn,
-        hidden_columns(plan.blind, profile.variants),
+        profile, trace, prompts, plan.reward, plan.episode_settings, hidden
     )
     trainer = _trainer(environment, plan)
     identity = identity_of(profile, trace, prompts, plan)
-    found = None if checkpoint is None else load_checkpoint(checkpoint, identity)
-    rounds, rewards = 0, []
-    if found is not None:
-        try:
-            trainer.restore(found.state)
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise CheckpointError(
-                f"{checkpoint} is damaged: {reason}; delete it to start anew"
-            ) from error
-        rounds, rewards = found.rounds, list(found.rewards)
-        tick(rounds * ROUND)
-    wanted = max(1, plan.episodes // ROUND)
-    seeds = np.random.default_rng(plan.seed).integers(2**31, size=wanted)
-    for number in range(rounds, wanted):
-        rewards += trainer.round(int(seeds[number]), number / wanted)
+    rounds, rewards = _resume(trainer, checkpoint, identity)
+    if rounds:
+        on_episodes(rounds * ROUND)
+    total = max(1, plan.episodes // ROUND)
+    seeds = np.random.default_rng(plan.seed).integers(2**31, size=total)
+    for number in range(rounds, total):
+        rewards += trainer.run_round(int(seeds[number]), number / total)
         if checkpoint is not None:
             state = trainer.state()
             Checkpoint(identity, str(plan), number + 1, rewards, state).save(checkpoint)
-        tick(ROUND)
-    return _blinded(trainer.layers(), environment.hidden), rewards
+        on_episodes(ROUND)
+    return _without_columns(trainer.layers(), environment.hidden), rewards
+
+
+def _resume(trainer: Trainer, path: Path | None, identity: str) -> tuple[int, list[float]]:
+    """Restore a trainer from its checkpoint, if there is one; return rounds done and rewards."""
+    checkpoint = None if path is None else load_checkpoint(path, identity)
+    if checkpoint is None:
+        return 0, []
+    try:
+        trainer.restore(checkpoint.state)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(f"{path} is damaged: {reason}; delete it to start anew") from error
+    return checkpoint.rounds, list(checkpoint.rewards)
 
 
 def _trainer(environment: TrafficEnvironment, plan: TrainingPlan) -> Trainer:
@@ -101,8 +104,8 @@ def _trainer(environment: TrafficEnvironment, plan: TrainingPlan) -> Trainer:
     return DqnTrainer(environment, plan.dqn, ROUND, plan.seed)
 
 
-def _blinded(layers: NetworkLayers, hidden: np.ndarray) -> NetworkLayers:
-    """The same network that ignores what was hidden, whatever it is shown."""
+def _without_columns(layers: NetworkLayers, hidden: np.ndarray) -> NetworkLayers:
+    """Return the network with weights of 0 for the features where `hidden` `[features]` is true."""
     (weight, bias), *rest = layers
     weight = weight.copy()
     weight[:, hidden] = 0.0
@@ -112,14 +115,18 @@ def _blinded(layers: NetworkLayers, hidden: np.ndarray) -> NetworkLayers:
 def identity_of(
     profile: Profile, trace: Sequence[Arrival], prompts: np.ndarray, plan: TrainingPlan
 ) -> str:
-    """Equal for trainings that come to the same weights: 32 hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode())
+    """Return 32 hexadecimal digits, equal for trainings that lead to the same weights."""
+    values = {_IDENTITY_KEYS.get(name, name): value for name, value in asdict(plan).items()}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     digest.update(profile.identity.encode() + prompts.tobytes())
     digest.update(json.dumps(list(trace)).encode())
     return digest.hexdigest()[:32]
 
 
-def split(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and to test with, 80 to 20, by each prompt's name alone."""
-    held = np.array([int(name, 16) % 5 == 0 for name in names])
-    return np.flatnonzero(~held), np.flatnonzero(held)
+def split_prompts(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to train on and the rows to test with, 80 to 20.
+
+    A prompt's name (hexadecimal digits) alone decides, so that a prompt is always on one side.
+    """
+    is_test = np.array([int(name, 16) % 5 == 0 for name in names])
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)

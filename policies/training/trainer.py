@@ -1,4 +1,4 @@
-"""What learns, in rounds that are seeded anew, so that a killed training goes on exactly."""
+"""The protocol of trainers, which learn in rounds so that an interrupted training can resume."""
 
 from typing import Protocol
 
@@ -6,24 +6,28 @@ import numpy as np
 
 from policies.learned import NetworkLayers
 
-Tensors = dict[str, np.ndarray]
+TrainerState = dict[str, np.ndarray]
+"""Arrays by name, of any shape."""
 
 
 class Trainer(Protocol):
-    """Holds everything between rounds in `state`. A round is some episodes of the environment."""
+    """Learns in rounds of some episodes. Between rounds, `state` holds all of it."""
 
-    def round(self, seed: int, progress: float) -> list[float]:
-        """Learns for a round, at `progress` (0..1); returns each episode's reward."""
+    def run_round(self, seed: int, progress: float) -> list[float]:
+        """Learn for a round at `progress` (0..1); return each episode's reward."""
         ...
 
-    def state(self) -> Tensors:
-        """All that the next round depends on."""
+    def state(self) -> TrainerState:
+        """Return a copy of all that the next round depends on."""
         ...
 
-    def restore(self, state: Tensors) -> None:
-        """Takes up a state. `KeyError`, `ValueError` or `RuntimeError` if it does not fit."""
+    def restore(self, state: TrainerState) -> None:
+        """Continue from a state.
+
+        Raises `KeyError`, `ValueError`, `TypeError` or `RuntimeError` if it does not fit.
+        """
         ...
 
     def layers(self) -> NetworkLayers:
-        """The policy as it is now."""
+        """Return the policy's network as it is now."""
         ...

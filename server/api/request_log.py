@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVarTuple
 
 from controller import Controller, Decision
-from controller.audit import AuditLog
+from controller.audit import AnswerRecord, AuditLog
 from policies import Objectives
 from server.api.active_request import ActiveRequest
 from server.engine.engine import Generation
 from server.engine.sequence import FinishReason, Sequence
 from server.shadow.monitor import FinishedAnswer, ShadowMonitor
 from server.shadow.teacher_forcing import TeacherForcedLoss
-from telemetry import ServerMetrics, Snapshot
+from telemetry import FinishedRequest, ServerMetrics, Snapshot
 
 _RECENT_ANSWERS = 50
 
@@ -134,7 +134,7 @@ class RequestLog:
                 "agreement": loss.agreement,
                 "trusted": trusted,
             }
-            self._audit.shadow(answer.answer_id, name, measured)
+            self._audit.log_shadow(answer.answer_id, name, measured)
 
     async def close(self) -> None:
         """Write the audit lines that are left. The engine has stopped."""
@@ -149,8 +149,10 @@ class RequestLog:
         metrics, request = self.metrics, sequence.request
         prompt, output = len(request.prompt), len(sequence.output)
         variant = decision.action.variant
-        metrics.finished(
-            variant, reason.value, prompt, output, timing.ttft, timing.tpot, timing.total
+        metrics.count_request(
+            FinishedRequest(
+                variant, reason.value, prompt, output, timing.ttft, timing.tpot, timing.total
+            )
         )
         if timing.waited is not None:
             metrics.queue.observe(timing.waited)
@@ -199,9 +201,8 @@ class RequestLog:
         )
         if self._audit is not None:
             text = active.text if self._audit_prompts else None
-            self._audit.answer(
-                answer_id, request_id, decision, active.features, self._snapshot(), outcome, text
-            )
+            known = (answer_id, request_id, decision, active.features)
+            self._audit.log_answer(AnswerRecord(*known, self._snapshot(), outcome, text))
 
 
 def _in_this_loop(function: Callable[[*Ts], None]) -> Callable[[*Ts], None]:

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from policies import LearnedPolicy, Policy
 from policies.bundle import PolicyBundle, load_policy
+from policies.features import FEATURE_GROUPS
 from policies.simulation.profile import Profile
 from policies.simulation.traffic import Arrival
 from policies.training.checkpoint import load_checkpoint
@@ -23,7 +24,7 @@ from policies.training.evaluation import (
     summarize,
 )
 from policies.training.report import write_report
-from policies.training.train import FEATURE_GROUPS, TrainingPlan, identity_of, train
+from policies.training.train import TrainingPlan, identity_of, train
 from server.jobs.training_spec import (
     MIN_PROMPTS,
     TrainingRecord,
@@ -65,7 +66,7 @@ def plan_trainings(profile: Profile, spec: TrainingSpec) -> PlannedTrainings:
     hidden = FEATURE_GROUPS if spec.ablations else ()
     ablations = {f"{plan.kind} without {group}": group for group in hidden}
     plans = {plan.kind: plan, **reseeded}
-    plans |= {name: replace(plan, blind=group) for name, group in ablations.items()}
+    plans |= {name: replace(plan, hidden_group=group) for name, group in ablations.items()}
     return PlannedTrainings(
         spec, plans, tuple(reseeded), dict(ablations), *spec.traffic(), *spec.prompts(profile)
     )
@@ -175,7 +176,7 @@ def _compare_policies(
 ) -> tuple[dict[str, Any], dict[str, list[EvaluationRun]]]:
     """Return what the report says, and every run by policy. The first trained policy is judged."""
     profile, plan = data.profile, spec.plan()
-    drawn = plan.drawn
+    drawn = plan.episode_settings
     evaluation = PolicyEvaluation(
         profile, data.traffic, data.rows, plan.reward, drawn.objectives[0], drawn.limits,
         drawn.loads,

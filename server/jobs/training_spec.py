@@ -15,7 +15,7 @@ from policies.simulation.host import BATTERY, HOT, MAINS
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward, RewardName
 from policies.simulation.traffic import Arrival, read_trace, shortened, synthetic
-from policies.training.train import ROUND, TrainingPlan, split
+from policies.training.train import ROUND, TrainingPlan, split_prompts
 from pruners.support.errors import UserError
 from pruners.support.files import file_hash
 
@@ -122,7 +122,7 @@ class TrainingSpec(BaseModel):
 
         Raises `TrainingSpecError` if there are too few.
         """
-        training, held_out = split(profile.prompts.names[: self.train_samples])
+        training, held_out = split_prompts(profile.prompts.names[: self.train_samples])
         if min(len(training), len(held_out)) < MIN_PROMPTS:
             raise TrainingSpecError(
                 f"{len(training)} prompts to learn from and {len(held_out)} to test with; "

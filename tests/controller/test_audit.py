@@ -10,10 +10,10 @@ from itertools import count
 import pytest
 
 from controller import Analyzer, IncomingRequest
-from controller.audit import AuditError, AuditLog
+from controller.audit import AnswerRecord, AuditError, AuditLog
 from policies import RulePolicy, read_observation
 from policies.hysteresis import choose_with_hysteresis
-from tests.controller.test_controller import Host
+from tests.support.controlled_host import ControlledHost
 
 
 def written(folder) -> list[dict]:
@@ -22,14 +22,15 @@ def written(folder) -> list[dict]:
 
 
 def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
-    host = Host()
-    host.busy(4, 12)
+    host = ControlledHost()
+    host.set_requests(4, 12)
     features = Analyzer()("secret words")
     decision = host.controller().decide(IncomingRequest(features, 40, 100))
     log = AuditLog(tmp_path / "logs" / "audit.jsonl")
-    log.answer("a1", "same", decision, features, host.snapshot, {"output_tokens": 7})
-    log.answer("a2", "same", decision, features, host.snapshot, {}, prompt="secret words")
-    log.shadow("a1", "ffn-50", {"kl": 0.5})
+    known = (decision, features, host.snapshot)
+    log.log_answer(AnswerRecord("a1", "same", *known, {"output_tokens": 7}))
+    log.log_answer(AnswerRecord("a2", "same", *known, {}, prompt="secret words"))
+    log.log_shadow("a1", "ffn-50", {"kl": 0.5})
     log.close()
     first, second, shadow = written(tmp_path / "logs")
     assert first["kind"] == "answer"
@@ -43,10 +44,8 @@ def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
     assert "secret" not in json.dumps(first)
     assert second["prompt"] == "secret words"
     assert (shadow["kind"], shadow["answer"], shadow["kl"]) == ("shadow", "a1", 0.5)
-    assert [(one["answer"], one["id"]) for one in (first, second)] == [
-        ("a1", "same"),
-        ("a2", "same"),
-    ]
+    assert (first["answer"], second["answer"]) == ("a1", "a2")
+    assert first["id"] == second["id"] == "same"
     again = choose_with_hysteresis(read_observation(first["observation"]), RulePolicy(), 1.0)
     assert again == (decision.action, decision.reason)
 
@@ -78,7 +77,7 @@ def test_its_owner_alone_may_read_it(tmp_path):
         (tmp_path / name).chmod(0o644)
     log = AuditLog(tmp_path / "audit.jsonl", max_bytes=4096, keep=3)
     for number in range(100):
-        log.shadow(str(number), "v", {"kl": 0.0})
+        log.log_shadow(str(number), "v", {"kl": 0.0})
     log.close()
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
     assert len(modes) == 4
@@ -89,7 +88,7 @@ def test_nothing_is_glued_to_a_line_that_a_crash_has_torn(tmp_path):
     path = tmp_path / "audit.jsonl"
     path.write_text('{"kind": "ans')
     log = AuditLog(path)
-    log.shadow("a1", "v", {"kl": 0.0})
+    log.log_shadow("a1", "v", {"kl": 0.0})
     log.close()
     torn, line = path.read_text().splitlines()
     assert torn == '{"kind": "ans'
@@ -113,8 +112,8 @@ def test_a_full_disk_costs_lines_and_one_warning_without_their_content(
     with monkeypatch.context() as patched, caplog.at_level("WARNING"):
         patched.setattr("controller.rotating_file.os.write", full)
         for number in range(50):
-            log.shadow(f"secret {number}", "v", {"kl": 0.0})
-            log.shadow(str(number), "v", {"kl": 0.0})
+            log.log_shadow(f"secret {number}", "v", {"kl": 0.0})
+            log.log_shadow(str(number), "v", {"kl": 0.0})
         log.close()
     assert len(lost) == 50
     (warning,) = caplog.records
@@ -125,12 +124,12 @@ def test_a_full_disk_costs_lines_and_one_warning_without_their_content(
 
 def test_a_disk_that_hangs_delays_nobody_and_holds_a_bounded_number_of_lines(tmp_path, monkeypatch):
     lost, hung = [], threading.Event()
-    monkeypatch.setattr("controller.audit._WAITING", 10)
-    monkeypatch.setattr("controller.audit._CLOSE", 0.1)
+    monkeypatch.setattr("controller.audit._MAX_WAITING", 10)
+    monkeypatch.setattr("controller.audit._CLOSE_SECONDS", 0.1)
     log = AuditLog(tmp_path / "audit.jsonl", on_lost=lambda: lost.append(1))
     monkeypatch.setattr(log._file, "append", lambda line: hung.wait(60))
     for _ in range(100):
-        log.shadow("a1", "v", {"kl": 0.0})
+        log.log_shadow("a1", "v", {"kl": 0.0})
     assert 89 <= len(lost) <= 90  # one may be on its way to the disk
     log.close()
     hung.set()
@@ -140,16 +139,16 @@ def test_a_file_that_cannot_be_opened_anew_is_tried_again(tmp_path, monkeypatch)
     """Renamed once, not once for each line: older files must not be pushed out."""
     path, lost = tmp_path / "audit.jsonl", []
     log = AuditLog(path, max_bytes=4096, keep=5, on_lost=lambda: lost.append(1))
-    file, opened, fails = log._file, log._file._opened, iter(range(20))
+    file, open_file, fails = log._file, log._file._open, iter(range(20))
 
     def refuse() -> int:
         if next(fails, None) is not None:
             raise OSError(errno.ENOSPC, "full")
-        return opened()
+        return open_file()
 
-    monkeypatch.setattr(file, "_opened", refuse)
+    monkeypatch.setattr(file, "_open", refuse)
     for number in range(100):
-        log.shadow(str(number), "v", {"kl": 0.0})
+        log.log_shadow(str(number), "v", {"kl": 0.0})
     log.close()
     assert len(lost) == 20
     assert len(written(tmp_path)) == 80
@@ -158,7 +157,7 @@ def test_a_file_that_cannot_be_opened_anew_is_tried_again(tmp_path, monkeypatch)
 def test_files_are_rotated_between_lines(tmp_path):
     log = AuditLog(tmp_path / "audit.jsonl", max_bytes=4096, keep=2)
     for number in range(300):
-        log.shadow(str(number), "v", {"kl": 0.0})
+        log.log_shadow(str(number), "v", {"kl": 0.0})
     log.close()
     assert len(list(tmp_path.iterdir())) == 3
     assert all(file.stat().st_size <= 4096 for file in tmp_path.iterdir())

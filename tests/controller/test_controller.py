@@ -7,86 +7,25 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from controller import (
-    Analyzer,
-    Catalogue,
-    Controller,
-    EngineStatus,
-    IncomingRequest,
-    RequestPreferences,
-    SequenceStatus,
-    StepTimeModel,
-)
+from controller import Analyzer, EngineStatus, IncomingRequest, StepTimeModel
 from controller.sensitivity import FEATURES, Sensitivity
 from policies import Action, Constraint, Objectives, Reason, RulePolicy, read_observation
 from policies.hysteresis import choose_with_hysteresis
-from pruners.variant import BASE as BASE_NAME
+from pruners.variant import BASE
 from telemetry import Snapshot, present
-from tests.controller.test_step_time_model import BASE, HALF, SHALLOW, fitted
-
-GIB = 2**30
-
-
-class Host:
-    """What the controller is shown."""
-
-    def __init__(self):
-        self.now = 100.0
-        self.load = EngineStatus((), 4, 256, 0, 4096)
-        self.snapshot = Snapshot(
-            taken_at=0.0,
-            memory_total_bytes=present(16 * GIB, "test"),
-            memory_available_bytes=present(8 * GIB, "test"),
-        )
-
-    def busy(self, running, waiting, capacity=4096):
-        made = [
-            SequenceStatus(BASE, i < running, 0, 200, 200, 64, 264)
-            for i in range(running + waiting)
-        ]
-        self.load = EngineStatus(tuple(made), 4, 256, 64 * running, capacity)
-
-    def controller(self, dwell=1.0, sensitivity=None, demand=0.0, **defaults):
-        """`demand` is as if so much work had been arriving."""
-        catalogue = Catalogue(
-            variants={BASE_NAME: BASE, "ffn-50": HALF, "depth-9": SHALLOW},
-            kv_budgets=(512,),
-            variant_loss={"ffn-50": 1.5, "depth-9": 0.7},
-            kv_loss={512: 0.1},
-        )
-        made = Controller(
-            catalogue,
-            fitted(),
-            RulePolicy(),
-            lambda: self.load,
-            lambda: self.snapshot,
-            Objectives(**{"ttft": 0.5, **defaults}),
-            sensitivity=sensitivity,
-            dwell=dwell,
-            clock=lambda: self.now,
-        )
-        made._demand.add(self.now, 3.16 * demand)
-        return made
+from tests.support.controlled_host import GIB, ControlledHost, decide
 
 
 @pytest.fixture
 def host():
-    return Host()
-
-
-def decide(controller, prompt=40, output=100, **hints):
-    return controller.decide(
-        IncomingRequest(Analyzer()("What is this?"), prompt, output, RequestPreferences(**hints))
-    )
+    return ControlledHost()
 
 
 def test_a_long_prompt_that_the_base_has_cached_is_no_reason_to_cut(host):
     controller, prompt = host.controller(ttft=0.05), 900
     said = Analyzer()("What is this?")
     afresh = controller.decide(IncomingRequest(said, prompt, 100))
-    cached = controller.decide(
-        IncomingRequest(said, prompt, 100, reusable={BASE_NAME: prompt - 10})
-    )
+    cached = controller.decide(IncomingRequest(said, prompt, 100, reusable={BASE: prompt - 10}))
     assert afresh.reason == Reason.LEAST_BAD
     assert cached.action == Action("base")
     assert cached.chosen.ttft < 0.05 < afresh.chosen.ttft
@@ -95,14 +34,14 @@ def test_a_long_prompt_that_the_base_has_cached_is_no_reason_to_cut(host):
 
 
 def test_idle_base_then_busy_smaller_then_base_again(host):
-    controller = host.controller(demand=0.9)
+    controller = host.controller(load=0.9)
     assert decide(controller).action == Action("base")
-    host.busy(4, 12)
+    host.set_requests(4, 12)
     crowded = decide(controller)
     assert crowded.action.variant != "base"
     assert crowded.reason in (Reason.QUEUE, Reason.LEAST_BAD)
     assert crowded.chosen.loss > 0
-    host.busy(1, 0)
+    host.set_requests(1, 0)
     kept = decide(controller)
     assert (kept.action.variant, kept.reason) == (crowded.action.variant, Reason.DWELL)
     host.now += 1.01
@@ -110,23 +49,23 @@ def test_idle_base_then_busy_smaller_then_base_again(host):
 
 
 def test_it_changes_at_most_once_a_dwell(host):
-    controller = host.controller(dwell=2.0, demand=0.9)
+    controller = host.controller(dwell=2.0, load=0.9)
     seen, changes = "base", []
     for step in range(200):  # the load jumps up and down every 100 ms
-        host.busy(4, 12) if step % 2 else host.busy(1, 0)
+        host.set_requests(4, 12) if step % 2 else host.set_requests(1, 0)
         variant = decide(controller, prompt=1, output=1).action.variant
         if variant != seen:
             changes.append(host.now)
             seen = variant
         host.now += 0.1
-        controller._demand.add(host.now, 0.09)
+        controller._observer.estimators.load.observe(host.now, 0.09)
     assert len(changes) > 4
     assert min(b - a for a, b in itertools.pairwise(changes)) >= 2.0 - 1e-6
 
 
 def test_other_objectives_have_a_variant_of_their_own(host):
-    controller = host.controller(demand=0.9)
-    host.busy(4, 12)
+    controller = host.controller(load=0.9)
+    host.set_requests(4, 12)
     narrow = decide(controller).action.variant
     assert decide(controller, objectives=Objectives(max_loss=0.0)).action.variant == "base"
     assert decide(controller).action.variant == narrow
@@ -137,26 +76,26 @@ def test_other_objectives_have_a_variant_of_their_own(host):
 def test_small_requests_keep_the_base_longer_and_a_variant_of_their_own(host):
     controller = host.controller(ttft=2.0)
     for work in [0.1] * 90:
-        controller._sizes.add(work)
+        controller._observer.estimators.sizes.observe(work)
     assert decide(controller, prompt=300, output=100).reason is Reason.BASE_FITS
-    controller._demand.add(host.now, 3.16 * 0.37)
-    host.busy(4, 0)
+    controller._observer.estimators.load.observe(host.now, 3.16 * 0.37)
+    host.set_requests(4, 0)
     large = decide(controller, prompt=300, output=100)
     small = decide(controller, prompt=10, output=10)
     assert large.observation.rank > 0.5 > small.observation.rank
     assert (large.reason, small.reason) == (Reason.QUEUE, Reason.BASE_FITS)
-    host.load = EngineStatus((), 4, 256, 0, 4096)
+    host.status = EngineStatus((), 4, 256, 0, 4096)
     assert decide(controller, prompt=300, output=100).reason is Reason.DWELL
     assert decide(controller, prompt=10, output=10).reason is Reason.BASE_FITS
 
 
 def test_what_the_shield_forbids_is_not_held(host):
-    controller = host.controller(dwell=1e6, demand=0.9)
+    controller = host.controller(dwell=1e6, load=0.9)
     decide(controller)
-    host.busy(4, 12)
+    host.set_requests(4, 12)
     narrow = decide(controller)
     assert narrow.action.variant != "base"
-    host.busy(1, 0)
+    host.set_requests(1, 0)
     held = decide(controller)
     assert held.reason is Reason.DWELL
     forbidden = tuple(
@@ -173,7 +112,7 @@ def test_what_the_shield_forbids_is_not_held(host):
 
 
 def test_a_floor_in_a_late_queue_is_refused_not_broken(host):
-    host.busy(4, 60)
+    host.set_requests(4, 60)
     controller = host.controller()
     assert decide(controller, objectives=Objectives(max_loss=0.01)).refused
     assert not decide(controller).refused  # without a floor it may be cut
@@ -202,24 +141,24 @@ def test_a_predictor_makes_losses_depend_on_the_prompt(host):
 
 
 def test_a_decision_is_replayed_from_its_record(host):
-    host.busy(4, 12)
-    controller = host.controller(demand=0.9)
-    for hints in ({}, {"variant": "ffn-50"}, {"objectives": Objectives(max_loss=0.8)}):
-        decision = decide(controller, **hints)
+    host.set_requests(4, 12)
+    controller = host.controller(load=0.9)
+    for preferences in ({}, {"variant": "ffn-50"}, {"objectives": Objectives(max_loss=0.8)}):
+        decision = decide(controller, **preferences)
         record = json.loads(json.dumps(asdict(decision.observation)))
         again = choose_with_hysteresis(read_observation(record), RulePolicy(), controller.dwell)
         assert again == (decision.action, decision.reason)
 
 
 def test_a_quality_floor_is_kept_however_busy(host):
-    host.busy(4, 40)
-    decision = decide(host.controller(demand=0.9), objectives=Objectives(max_loss=0.8))
+    host.set_requests(4, 40)
+    decision = decide(host.controller(load=0.9), objectives=Objectives(max_loss=0.8))
     assert decision.chosen.loss <= 0.8
     assert "quality_floor" in decision.masked
 
 
 def test_pins_win_over_everything(host):
-    host.busy(4, 40)
+    host.set_requests(4, 40)
     decision = decide(host.controller(), variant="base")
     assert (decision.action, decision.reason) == (Action("base"), Reason.PINNED)
     decision = decide(host.controller(), kv_budget=100)
@@ -240,7 +179,7 @@ def test_little_memory_means_a_smaller_cache_before_a_smaller_model(host):
 
 
 def test_a_full_cache_is_seen_before_it_overflows(host):
-    host.busy(2, 0, capacity=1200)
+    host.set_requests(2, 0, capacity=1200)
     decision = decide(host.controller(ttft=None), prompt=1000, output=100)
     assert decision.action == Action("base", 512)
     assert "kv_memory" in decision.masked
@@ -252,7 +191,7 @@ def test_missing_readings_are_no_obstacle(host):
 
 
 def test_a_decision_is_quick(host):
-    host.busy(4, 60)
+    host.set_requests(4, 60)
     controller = host.controller()
     decide(controller)
     started = time.perf_counter()
@@ -264,7 +203,7 @@ def test_a_decision_is_quick(host):
 
 def test_the_expected_answer_follows_what_answers_are(host):
     controller = host.controller()
-    host.busy(4, 8)
+    host.set_requests(4, 8)
     before = decide(controller).observation.wait
     for _ in range(200):
         controller.observe_answer(200, 10)

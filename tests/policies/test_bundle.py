@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from policies.bundle import PolicyBundle, PolicyError, load_policy
-from policies.features import choices, feature_names
+from policies.features import choice_names, feature_names
 from policies.learned import LearnedPolicy
 from tests.support.paper import VARIANTS
 
-FEATURES, CHOICES = len(feature_names(VARIANTS)), len(choices(VARIANTS))
+FEATURES, CHOICES = len(feature_names(VARIANTS)), len(choice_names(VARIANTS))
 
 
 def network(seed=0):

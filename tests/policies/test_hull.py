@@ -7,7 +7,7 @@ import random
 import pytest
 
 from policies import Action, Candidate
-from policies.hull import worth_mixing
+from policies.hull import concave_hull
 
 
 def made(points):
@@ -36,7 +36,7 @@ def test_what_no_mix_beats_stays(seed):
     chance = random.Random(seed)
     points = [(1.0, 0.0), *((chance.uniform(0.3, 0.99), chance.uniform(0.05, 3)) for _ in range(9))]
     candidates = made(points)
-    kept = worth_mixing(candidates)
+    kept = concave_hull(candidates)
     assert [c.cost for c in kept] == sorted(c.cost for c in kept)
     for one in candidates:
         others = [c for c in candidates if c is not one]
@@ -46,4 +46,4 @@ def test_what_no_mix_beats_stays(seed):
 def test_an_unmeasured_loss_keeps_nothing():
     base, small = made([(1.0, 0.0), (0.4, 1.0)])
     unknown = Candidate(Action("new"), None, 0.5, 0.1, 0.02)
-    assert worth_mixing([base, small, unknown]) == [small, base]
+    assert concave_hull([base, small, unknown]) == [small, base]

@@ -19,7 +19,7 @@ from policies import (
     StaticPolicy,
     propensities,
 )
-from policies.features import choices, feature_names
+from policies.features import choice_names, feature_names
 from tests.support.paper import COSTS, LOSSES, VARIANTS
 
 FEATURES = len(feature_names(VARIANTS))
@@ -36,9 +36,9 @@ def observe(wait=0.0, blocked=(), kv=(), **more):
 
 def preferring(*order):
     """A policy that values choices in this order."""
-    bias = np.zeros(len(choices(VARIANTS)), np.float32)
+    bias = np.zeros(len(choice_names(VARIANTS)), np.float32)
     for place, name in enumerate(order):
-        bias[choices(VARIANTS).index(name)] = 10.0 - place
+        bias[choice_names(VARIANTS).index(name)] = 10.0 - place
     return LearnedPolicy("dqn", VARIANTS, ((np.zeros((len(bias), FEATURES), np.float32), bias),))
 
 

@@ -10,7 +10,7 @@ import pytest
 from policies import ExploringPolicy, Objectives, RulePolicy, StaticPolicy, propensities
 from policies.offpolicy import LogError, LoggedDecision, estimate_value, read_log
 from policies.simulation.environment import ALONE
-from policies.simulation.server import SimulatedServer
+from policies.simulation.server import Scenario, SimulatedServer
 from policies.simulation.traffic import at_load, synthetic
 from pruners.data.readers import ReadError
 from server.cli.main import main
@@ -26,19 +26,19 @@ def logged():
     table = profile(prompts=300)
     arrivals = at_load(synthetic(COUNT, 1), ALONE, RATES, 8)
     rows = np.random.default_rng(2).integers(0, 300, COUNT).tolist()
-    world = SimulatedServer(table, arrivals, rows, Objectives(ttft=1.0), seed=4)
+    server = SimulatedServer(table, arrivals, rows, Scenario(Objectives(ttft=1.0), seed=4))
     entries, truth = [], {name: [] for name in VARIANTS}
-    while world.arrive():
-        seen = world.observation()
+    while server.arrive():
+        seen = server.observation()
         action, _ = POLICY.choose(seen)
         number = VARIANTS.index(action.variant)
-        odds = propensities(POLICY, seen, POLICY.choose)
+        probabilities = propensities(POLICY, seen, POLICY.choose)
         row = rows[len(entries)]
         value = float(np.exp(-table.prompts.loss[row, number]))
-        entries.append(LoggedDecision(seen, action.label, odds[action.label], value))
+        entries.append(LoggedDecision(seen, action.label, probabilities[action.label], value))
         for place, name in enumerate(VARIANTS):
             truth[name].append(float(np.exp(-table.prompts.loss[row, place])))
-        world.take(number)
+        server.take(number)
     return entries, {name: float(np.mean(values)) for name, values in truth.items()}
 
 

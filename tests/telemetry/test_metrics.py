@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from telemetry import (
+    FinishedRequest,
     GpuReadings,
     ServerMetrics,
     Snapshot,
@@ -81,10 +82,13 @@ def test_two_registries_share_nothing():
 def test_a_finished_request_moves_its_metrics_together():
     registry = CollectorRegistry()
     metrics = ServerMetrics(registry)
-    metrics.finished("w75", "ok", 100, 20, ttft=0.05, tpot=0.004, duration=0.2)
-    metrics.finished("w75", "cancelled", 10, 1, ttft=0.05, tpot=None, duration=0.1)
-    metrics.finished("w75", "refused", 7, 0, ttft=None, tpot=None, duration=0.0)
-    metrics.finished("w75", "refused", 0, 0, ttft=None, tpot=None, duration=None)
+    for request in (
+        FinishedRequest("w75", "ok", 100, 20, ttft=0.05, tpot=0.004, duration=0.2),
+        FinishedRequest("w75", "cancelled", 10, 1, ttft=0.05, tpot=None, duration=0.1),
+        FinishedRequest("w75", "refused", 7, 0, ttft=None, tpot=None, duration=0.0),
+        FinishedRequest("w75", "refused", 0, 0, ttft=None, tpot=None, duration=None),
+    ):
+        metrics.count_request(request)
 
     def value(name, **labels):
         return registry.get_sample_value(f"trimtab_{name}", {"variant": "w75"} | labels)
@@ -102,7 +106,9 @@ def test_a_finished_request_moves_its_metrics_together():
 
 def test_token_times_are_told_apart_below_ten_milliseconds():
     registry = CollectorRegistry()
-    ServerMetrics(registry).finished("base", "ok", 1, 2, ttft=0.003, tpot=0.0032, duration=1)
+    ServerMetrics(registry).count_request(
+        FinishedRequest("base", "ok", 1, 2, ttft=0.003, tpot=0.0032, duration=1)
+    )
 
     def below(le):
         labels = {"variant": "base", "le": le}

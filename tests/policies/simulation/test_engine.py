@@ -66,7 +66,7 @@ def stepwise(rows, rates, limits):
 def test_one_request_takes_its_prompt_and_its_tokens():
     ((row, end),) = run([(3.0, 0, 50, 5)])
     first = 3.0 + 0.01 + 50 * 0.0001
-    assert row.first == pytest.approx(first)
+    assert row.first_token == pytest.approx(first)
     assert end == pytest.approx(first + 4 * 0.012)
 
 
@@ -78,7 +78,7 @@ def test_stretches_of_steps_are_the_steps_one_by_one(seed):
         clock += chance.expovariate(12.0)
         rows.append((clock, chance.randrange(3), chance.randint(4, 90), chance.randint(1, 40)))
     limits = EngineLimits(4, 48)
-    found = [(row.first, end) for row, end in run(rows, RATES, limits)]
+    found = [(row.first_token, end) for row, end in run(rows, RATES, limits)]
     for (first, end), (wanted, last) in zip(found, stepwise(rows, RATES, limits), strict=True):
         # A stretch ends on the step in which somebody arrives, so only rounding is left.
         assert first == pytest.approx(wanted, abs=2e-6)
@@ -111,10 +111,10 @@ def test_the_predicted_wait_is_about_the_wait():
     for index in range(40):
         engine.submit(SimulatedRequest(index, 0, 0.0, 16, 20, 36, expected=20.0))
     engine.advance(0.05)
-    predicted, last = engine.wait(), SimulatedRequest(40, 0, engine.clock, 16, 20, 36)
+    predicted, last = engine.predict_wait(), SimulatedRequest(40, 0, engine.clock, 16, 20, 36)
     engine.submit(last)
     engine.finish()
     assert last.started - last.arrived == pytest.approx(predicted, rel=0.2)
-    assert engine.wait() == 0.0
+    assert engine.predict_wait() == 0.0
     assert engine.kv_promised == 0
     assert math.isclose(engine._row_seconds, 0.0)

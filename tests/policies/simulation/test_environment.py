@@ -8,8 +8,8 @@ from policies import Objectives
 from policies.features import feature_names, hidden_columns
 from policies.simulation.environment import ALONE, EpisodeSettings, TrafficEnvironment
 from policies.simulation.host import BATTERY, MAINS
+from policies.simulation.outcome import Outcome
 from policies.simulation.rewards import Reward
-from policies.simulation.server import Outcome
 from policies.simulation.traffic import synthetic
 from tests.support.paper import VARIANTS, profile
 
@@ -46,7 +46,7 @@ def test_the_same_seed_is_the_same_episode():
 def test_every_request_is_paid_for_once():
     env = environment(loads=(3.0,))
     total = sum(rewards(env, 0))
-    assert total == pytest.approx(sum(env.reward.of(one) for one in env.world.outcomes))
+    assert total == pytest.approx(sum(env.reward.of(one) for one in env.server.outcomes))
     assert sum(rewards(env, len(VARIANTS))) == pytest.approx(-0.5 * 64), "all refused"
 
 
@@ -61,7 +61,7 @@ def test_a_choice_costs_those_behind_it():
 def test_at_next_to_no_load_each_request_is_alone():
     env = environment(loads=(ALONE,))
     found = rewards(env, 1)
-    assert found == pytest.approx([one.quality for one in env.world.outcomes])
+    assert found == pytest.approx([one.quality for one in env.server.outcomes])
 
 
 def test_hidden_features_read_zero():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from policies import Objectives, RulePolicy, StaticPolicy
-from policies.features import choices
+from policies.features import choice_names
 from policies.simulation.engine import EngineLimits
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import synthetic
@@ -122,7 +122,7 @@ def test_the_report_is_from_the_raw_runs(trial, runs, tmp_path):
     write_report(tmp_path, trial.profile, found, runs, "dqn", [1.0, 2.0])
     body = json.loads((tmp_path / "report.json").read_text())
     assert body["verdict"]["promoted"] is False
-    counts = confusion(runs["dqn"], choices(VARIANTS))
+    counts = confusion(runs["dqn"], choice_names(VARIANTS))
     assert body["confusion"] == counts
     assert sum(map(sum, counts)) == sum(len(run.outcomes) for run in runs["dqn"])
     text = (tmp_path / "report.md").read_text()

@@ -13,11 +13,13 @@ from policies.simulation.rewards import Reward
 from policies.simulation.traffic import synthetic
 from policies.training.checkpoint import CheckpointError
 from policies.training.dqn import DqnSettings
-from policies.training.train import TrainingPlan, split, train
+from policies.training.train import TrainingPlan, split_prompts, train
 from tests.support.paper import RATES, VARIANTS, profile
 
 TRACE = synthetic(800, 0)
-DRAWN = EpisodeSettings(length=32, objectives=(Objectives(ttft=1.0, firm=True),), loads=(1.0, 2.0))
+EPISODES = EpisodeSettings(
+    length=32, objectives=(Objectives(ttft=1.0, firm=True),), loads=(1.0, 2.0)
+)
 SMALL = DqnSettings(hidden=(16,), buffer=2000)
 
 
@@ -31,7 +33,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("kind", ["dqn", "bandit"])
 def test_the_same_seed_and_an_interruption_give_the_same_weights(kind, tmp_path):
-    plan = TrainingPlan(kind, 40, drawn=DRAWN, dqn=SMALL)
+    plan = TrainingPlan(kind, 40, episode_settings=EPISODES, dqn=SMALL)
     table, rows = profile(), np.arange(80)
     whole, rewards = train(table, TRACE, rows, plan)
     path = tmp_path / "checkpoint.safetensors"
@@ -64,7 +66,13 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"x")
     with pytest.raises(CheckpointError, match="damaged"):
-        train(profile(), TRACE, np.arange(80), TrainingPlan("bandit", 10, drawn=DRAWN), path)
+        train(
+            profile(),
+            TRACE,
+            np.arange(80),
+            TrainingPlan("bandit", 10, episode_settings=EPISODES),
+            path,
+        )
 
 
 def test_alone_the_network_reaches_the_tables_argmax():
@@ -74,8 +82,8 @@ def test_alone_the_network_reaches_the_tables_argmax():
     wanted = tuple(Objectives(tpot=share * base) for share in (1.2, 0.8, 0.45))
     drawn = EpisodeSettings(loads=(ALONE,), objectives=wanted, length=64)
     table = profile(200, rates=Rates(RATES.stream, RATES.row, RATES.prompt, (0.0, 0.0, 0.0)))
-    learned, held = split(table.prompts.names)
-    plan = TrainingPlan("dqn", 300, drawn=drawn, dqn=DqnSettings(gamma=0.0, rate=1e-3))
+    learned, held = split_prompts(table.prompts.names)
+    plan = TrainingPlan("dqn", 300, episode_settings=drawn, dqn=DqnSettings(gamma=0.0, rate=1e-3))
     layers, rewards = train(table, TRACE, learned, plan)
     assert np.mean(rewards[-20:]) > np.mean(rewards[:20])
     policy = LearnedPolicy("dqn", VARIANTS, layers)
@@ -83,10 +91,10 @@ def test_alone_the_network_reaches_the_tables_argmax():
     right, seen = 0, 0
     for seed in range(12):
         environment.reset(seed=10_000 + seed)
-        world, ended = environment.world, False
+        server, ended = environment.server, False
         while not ended:
-            best, _ = RulePolicy().choose(world.observation(truth=True))
-            chosen, _ = policy.choose(world.observation())
+            best, _ = RulePolicy().choose(server.observation(use_truth=True))
+            chosen, _ = policy.choose(server.observation())
             right += chosen.variant == best.variant
             seen += 1
             _, _, ended, _, _ = environment.step(np.int64(0))
@@ -95,7 +103,7 @@ def test_alone_the_network_reaches_the_tables_argmax():
 
 @pytest.mark.parametrize("what", ["host", "prompt"])
 def test_a_blind_policy_is_blind(what):
-    plan = TrainingPlan("bandit", 20, drawn=DRAWN, blind=what)
+    plan = TrainingPlan("bandit", 20, episode_settings=EPISODES, hidden_group=what)
     layers, _ = train(profile(), TRACE, np.arange(80), plan)
     policy = LearnedPolicy("bandit", VARIANTS, layers)
     hidden = hidden_columns(what, VARIANTS)
@@ -111,8 +119,8 @@ def test_prompts_are_split_by_their_names_alone():
     names = tuple(
         f"{number:016x}" for number in np.random.default_rng(0).integers(2**60, size=1000)
     )
-    learned, held = split(names)
+    learned, held = split_prompts(names)
     assert 150 < len(held) < 250
     assert sorted([*learned, *held]) == list(range(1000))
-    again, _ = split(names[::-1])
+    again, _ = split_prompts(names[::-1])
     assert {names[i] for i in learned} == {names[::-1][i] for i in again}

@@ -295,7 +295,7 @@ def test_checkpoints(root, tmp_path, monkeypatch):
     refused("is no checkpoint of a training", "--out", out, *given, *OPTIONS)
     path.write_bytes(whole)
     with monkeypatch.context() as patch:
-        patch.setattr("policies.training.bandit.BanditTrainer.round", killed)  # all is learned
+        patch.setattr("policies.training.bandit.BanditTrainer.run_round", killed)  # all is learned
         run("train-policy", "--out", out, *given, *OPTIONS, "--checkpoint", kept)
     assert not kept.exists()
     assert (out / "policy.json").exists()
