@@ -155,7 +155,7 @@ class _GreedyElimination:
     ) -> None:
         """Add one batch's divergences to the totals of each candidate, beside what is gone.
 
-        A candidate recomputes only the layers from its own on.
+        A candidate recomputes the layers from its cut on; those before are the same.
         """
         finals = [
             probe.final_hidden_from(cut[0].layer, self._layers_without(gone | set(cut), probe))

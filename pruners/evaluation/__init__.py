@@ -1,1 +1,1 @@
-"""What a variant costs and loses, and the tables, reports and plots that say so."""
+"""What a variant costs and loses: measurements, and the tables and plots that show them."""

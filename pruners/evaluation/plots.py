@@ -1,4 +1,4 @@
-"""Pictures of an artefact: what a loss buys, and where the cuts were made."""
+"""Plots of an artefact: loss against cost, and the width of each layer."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 _SIZE = (7.0, 4.5)
 
 
-def draw(artefact: Artefact, folder: Path) -> list[str]:
-    """Writes the PNG files for what was measured and returns their names."""
-    # Imported here: a server never draws.
+def draw_plots(artefact: Artefact, folder: Path) -> list[str]:
+    """Write a PNG file for each kind of measurement into `folder`, and return their names."""
+    # Imported here, as it is slow to load and a server does not need it.
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,10 +56,10 @@ def _scatter(points: Mapping[str, tuple[float, float]], label: str, path: Path) 
 
     points = {BASE: (1.0, 0.0), **points}
     figure, axes = pyplot.subplots(figsize=_SIZE)
-    best = pareto_front(points)
-    axes.plot(*zip(*(points[name] for name in best), strict=True), "-", color="#4878a8", zorder=1)
+    front = pareto_front(points)
+    axes.plot(*zip(*(points[name] for name in front), strict=True), "-", color="#4878a8", zorder=1)
     for name, (cost, loss) in points.items():
-        axes.plot(cost, loss, "o", color="#4878a8" if name in best else "#bbbbbb", zorder=2)
+        axes.plot(cost, loss, "o", color="#4878a8" if name in front else "#bbbbbb", zorder=2)
         axes.annotate(name, (cost, loss), (5, 4), textcoords="offset points", fontsize=7)
     axes.set_xlabel(label)
     axes.set_ylabel("KL to the base, nats per token")

@@ -1,7 +1,7 @@
-"""The table for people: Rich on the terminal, Markdown and plots in a folder."""
+"""Measurements for people: Rich tables on a terminal, Markdown and plots in a folder."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +10,34 @@ from rich.table import Table as RichTable
 from pruners.artefact.folder import Artefact
 from pruners.artefact.table import Quality, Table
 from pruners.evaluation.pareto import pareto_front, pareto_hull
-from pruners.evaluation.plots import draw
+from pruners.evaluation.plots import draw_plots
 from pruners.support.files import FolderKind, write_text
 from pruners.variant import BASE
 
 REPORT = FolderKind("report", ("report.md",))
-Columns = list[tuple[str, Callable[[str], str]]]
 
 
-def render(artefact: Artefact) -> list[RichTable]:
-    """Every part of the table that was measured, for a terminal."""
-    found = []
-    for title, headers, rows in _parts(artefact):
+def render_tables(artefact: Artefact) -> list[RichTable]:
+    """Return a table for each kind of measurement that was made, for a terminal."""
+    tables = []
+    for title, headers, rows in _sections(artefact):
         table = RichTable(title=title)
         for index, header in enumerate(headers):
             table.add_column(header, justify="right" if index else "left")
         for row in rows:
             table.add_row(*row)
-        found.append(table)
-    return found
+        tables.append(table)
+    return tables
 
 
 def write_report(artefact: Artefact, folder: Path) -> None:
-    """Writes `report.md` and its plots into `folder`, each under a temporary name first."""
+    """Write `report.md` and its plots into `folder`, each under a temporary name first."""
     folder.mkdir(parents=True, exist_ok=True)
-    plots = draw(artefact, folder)
-    lines = [f"# Variants of {artefact.model_name}", "", *_about(artefact.table), ""]
-    for title, headers, rows in _parts(artefact):
-        lines += [f"## {title}", "", _line(headers), _line(["---"] * len(headers))]
-        lines += [*(_line(row) for row in rows), ""]
+    plots = draw_plots(artefact, folder)
+    lines = [f"# Variants of {artefact.model_name}", "", *_evaluation_text(artefact.table), ""]
+    for title, headers, rows in _sections(artefact):
+        lines += [f"## {title}", "", _markdown_row(headers), _markdown_row(["---"] * len(headers))]
+        lines += [*(_markdown_row(row) for row in rows), ""]
     for prompt, answers in artefact.table.samples.items():
         lines += [f"## {prompt}", ""]
         lines += [f"- **{name}**: {' '.join(answer.split())}" for name, answer in answers.items()]
@@ -47,11 +46,11 @@ def write_report(artefact: Artefact, folder: Path) -> None:
     write_text(folder / "report.md", "\n".join(lines) + "\n")
 
 
-def _line(cells: Sequence[str]) -> str:
+def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _about(table: Table) -> list[str]:
+def _evaluation_text(table: Table) -> list[str]:
     text = table.evaluation
     if not text:
         return []
@@ -63,33 +62,36 @@ def _about(table: Table) -> list[str]:
     ]
 
 
-def _parts(artefact: Artefact) -> list[tuple[str, list[str], list[list[str]]]]:
+def _sections(artefact: Artefact) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return title, headers and rows of every table of the report."""
     table = artefact.table
-    found = []
+    sections = []
     if table.quality:
-        found.append(("Quality and size", *_variants(artefact)))
+        sections.append(("Quality and size", *_variants(artefact)))
     for machine in table.speed.values():
         where = machine["machine"].get("gpu", machine["machine"]["processor"])
         title = f"Seconds on {where}, {machine['weights']}, {machine['machine']['threads']} threads"
-        found.append((title, *_speed(machine)))
+        sections.append((title, *_speed(machine)))
         if table.quality:
             title = "Yield: exp(-KL) over the time of a step beside the base's"
-            found.append((title, *_yields(table, machine)))
+            sections.append((title, *_yields(table, machine)))
         if machine.get("kv") and table.kv_quality:
             title = "KV budgets: a step from one budget of tokens to two, beside one without"
-            found.append((title, *_kv_yields(table, machine["kv"])))
+            sections.append((title, *_kv_yields(table, machine["kv"])))
     if "training" in artefact.provenance:
         title = "Training beside frozen weights: KL on text that only chose the best state"
-        found.append((title, *_training(artefact.provenance["training"])))
+        sections.append((title, *_training(artefact.provenance["training"])))
     if table.tasks:
-        found.append(("Tasks: accuracy, by length in brackets (95 % interval)", *_tasks(table)))
+        sections.append(("Tasks: accuracy, by length in brackets (95 % interval)", *_tasks(table)))
     if table.kv_quality:
         headers = ["KV budget", "KL", "agreement", "perplexity"]
         rows = [[str(b), *_quality(q)] for b, q in sorted(table.kv_quality.items())]
-        found.append(("KV budgets as served, over as many tokens again", headers, rows))
+        sections.append(("KV budgets as served, over as many tokens again", headers, rows))
     if table.eviction:
-        found.append(("KV eviction: KL by the share of the prompt that stays", *_eviction(table)))
-    return found
+        sections.append(
+            ("KV eviction: KL by the share of the prompt that stays", *_eviction(table))
+        )
+    return sections
 
 
 def _variants(artefact: Artefact) -> tuple[list[str], list[list[str]]]:
@@ -97,7 +99,7 @@ def _variants(artefact: Artefact) -> tuple[list[str], list[list[str]]]:
     points = {BASE: (1.0, 0.0)} | {
         n: (table.cost[n].bytes_read, q.kl) for n, q in table.quality.items()
     }
-    best, mixed = set(pareto_front(points)), set(pareto_hull(points))
+    front, hull = set(pareto_front(points)), set(pareto_hull(points))
     headers = [
         "variant",
         "parameters kept",
@@ -112,7 +114,7 @@ def _variants(artefact: Artefact) -> tuple[list[str], list[list[str]]]:
     rows = [[BASE, "1", "1", "0", "0", "1", f"{base:.2f}", "1"]]
     for name, quality in table.quality.items():
         cost = table.cost[name]
-        mark = "**" if name in mixed else "*" if name in best else ""
+        mark = "**" if name in hull else "*" if name in front else ""
         rows.append(
             [
                 name + mark,
@@ -146,7 +148,11 @@ def _speed(machine: dict[str, dict[str, dict[str, float]]]) -> tuple[list[str], 
 def _yields(
     table: Table, machine: dict[str, dict[str, dict[str, float]]]
 ) -> tuple[list[str], list[list[str]]]:
-    """More than 1 is a variant that loses less than it gains; `**` as above, of one's own time."""
+    """Return the rows of yield = exp(-KL) / relative time.
+
+    Above 1 a variant gains more than it loses. `**` marks the convex hull of relative time against
+    1 - exp(-KL), for each size of batch.
+    """
     decode = machine["decode"]
     sizes = list(decode[BASE])
     marks = {}
@@ -158,20 +164,20 @@ def _yields(
         marks[size] = set(pareto_hull(points))
     rows = []
     for name, quality in table.quality.items():
-        kept = math.exp(-quality.kl)
+        quality_kept = math.exp(-quality.kl)
         cells = [
-            f"{kept * decode[BASE][size] / decode[name][size]:.3f}"
+            f"{quality_kept * decode[BASE][size] / decode[name][size]:.3f}"
             f"{'**' if name in marks[size] else ''}"
             for size in sizes
         ]
-        rows.append([name, f"{kept:.3f}", *cells])
+        rows.append([name, f"{quality_kept:.3f}", *cells])
     return ["variant", "exp(-KL)", *(f"decode {size}" for size in sizes)], rows
 
 
 def _kv_yields(
     table: Table, measured: dict[str, dict[str, dict[str, float]]]
 ) -> tuple[list[str], list[list[str]]]:
-    """Evictions included; the yield is exp(-KL) over the relative time, as above."""
+    """Return the rows of yield = exp(-KL) / relative time of KV budgets, evictions included."""
     sizes = list(next(iter(measured.values())))
     headers = ["KV budget", "exp(-KL)"]
     headers += [
@@ -179,10 +185,10 @@ def _kv_yields(
     ]
     rows = []
     for budget, by_rows in measured.items():
-        kept = math.exp(-table.kv_quality[int(budget)].kl)
+        quality_kept = math.exp(-table.kv_quality[int(budget)].kl)
         times = [by_rows[size]["kept"] / by_rows[size]["whole"] for size in sizes]
-        cells = [f"{value:.3f}" for time in times for value in (time, kept / time)]
-        rows.append([budget, f"{kept:.3f}", *cells])
+        cells = [f"{value:.3f}" for time in times for value in (time, quality_kept / time)]
+        rows.append([budget, f"{quality_kept:.3f}", *cells])
     return headers, rows
 
 
@@ -208,19 +214,20 @@ def _tasks(table: Table) -> tuple[list[str], list[list[str]]]:
     for name in names:
         row = [name]
         for task in table.tasks.values():
-            a = task[name]
-            normed = "" if a.acc_norm is None else f" ({a.acc_norm:.3f})"
-            row.append(f"{a.acc:.3f}{normed} ±{a.half_width:.3f}, as base {a.same:.2f}")
+            one = task[name]
+            normed = "" if one.acc_norm is None else f" ({one.acc_norm:.3f})"
+            row.append(f"{one.acc:.3f}{normed} ±{one.half_width:.3f}, as base {one.same:.2f}")
         rows.append(row)
     return [
         "variant",
-        *(f"{t} ({rows_[names[0]].items})" for t, rows_ in table.tasks.items()),
+        *(f"{task} ({of[names[0]].items})" for task, of in table.tasks.items()),
     ], rows
 
 
 def _eviction(table: Table) -> tuple[list[str], list[list[str]]]:
     shares = list(next(iter(table.eviction.values())))
     rows = [
-        [name, *(f"{q.kl:.3f}" for q in found.values())] for name, found in table.eviction.items()
+        [name, *(f"{q.kl:.3f}" for q in by_share.values())]
+        for name, by_share in table.eviction.items()
     ]
     return ["scorer", *shares], rows

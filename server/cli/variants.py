@@ -149,7 +149,7 @@ def evaluate(
     from rich.console import Console
 
     from pruners.data.corpus import read_corpus
-    from pruners.evaluation.report import render
+    from pruners.evaluation.report import render_tables
     from pruners.support.files import check_file
     from server.jobs.evaluate import EvaluationPlan, evaluate_artefact
 
@@ -158,7 +158,7 @@ def evaluate(
     corpus = None if text is None else read_corpus(text)
     plan = EvaluationPlan(corpus, tuple(tasks or ()), window, limit, task_limit, kv_prompt, timing)
     found = evaluate_artefact(model, artefact, plan)
-    for table in render(found):
+    for table in render_tables(found):
         Console(width=160).print(table)
     if json is not None:
         found.table.save(json)
