@@ -1,0 +1,1 @@
+"""Statistics of activations, gathered layer by layer from rows of tokens."""

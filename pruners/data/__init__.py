@@ -1,1 +1,1 @@
-"""Rows of tokens, and where they come from."""
+"""Rows of token ids, and the files and data sets that they come from."""

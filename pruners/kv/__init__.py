@@ -1,4 +1,4 @@
-"""Which cached tokens to keep when a KV budget is full: scorers, one small class a file."""
+"""Which cached tokens to keep when a KV budget is full; one small scorer a module."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,10 @@ KV_SCORERS: dict[str, Callable[[], KVScorer]] = {
 
 
 def make_eviction(budget: int, scorer: str = "streaming") -> Eviction:
-    """As the engine serves a KV budget. Raises `ValueError` if it is too small."""
+    """Return the eviction with which the engine serves a KV budget of `budget` tokens.
+
+    Raises `ValueError` if the budget is too small.
+    """
     if scorer == "streaming":
         return Eviction(StreamingLLM(), budget, interval=max(1, budget // 32), recent=0)
     return Eviction(KV_SCORERS[scorer](), budget, interval=budget // 8, recent=budget // 8)

@@ -1,4 +1,4 @@
-"""What a scorer of cached tokens sees, and what it answers."""
+"""The input and the protocol of scorers of cached tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,58 +8,64 @@ import torch
 from torch import Tensor
 
 SINK_TOKENS = 4
-"""First tokens that every budget keeps; attention rests on them (arXiv 2309.17453)."""
+"""The number of first tokens that are always kept, as attention sinks (Xiao et al. 2023, arXiv
+2309.17453)."""
 
 RopeTables = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""cos and sin, each `[positions, head_dim]`, of integer positions."""
+"""Maps integer positions `[positions]` to cos and sin, each `[positions, head_dim]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedTokens:
-    """One layer's cache and the queries that were last asked of it.
+    """The cached tokens of one layer, and the latest queries.
 
-    Cached tokens come in any order; `positions`, `[rows, tokens]`, says where each stands in the
-    text. `keys` (rotated) and `values` are `[rows, groups, tokens, dim]`, `queries` (not rotated)
-    `[rows, heads, recent, dim]` those of the last `recent` tokens, the latest of which stands at
-    `position`. `rope` is None where positions are embedded. Attention is
-    `softmax(scale * q k^T)`.
+    Tokens are in any order; `positions`, int64 `[rows, tokens]`, are their positions in the text.
+    `keys`, after the rotary embedding, and `values` are `[rows, kv_groups, tokens, head_dim]`.
+    `queries`, before the rotary embedding, are `[rows, heads, recent, head_dim]`: those of the last
+    `recent` tokens, of which the last is at `last_position`. Attention weights are
+    `softmax(scale * q k^T)`. `rope` is None if positions are embedded.
     """
 
     positions: Tensor
     keys: Tensor
     values: Tensor
     queries: Tensor
-    position: int
+    last_position: int
     scale: float
     rope: RopeTables | None
 
     @property
     def keys_by_query_head(self) -> Tensor:
-        """Each query head's keys, `[rows, heads, tokens, dim]`."""
+        """Return the keys repeated for each query head, `[rows, heads, tokens, head_dim]`."""
         return self.keys.repeat_interleave(self.queries.shape[1] // self.keys.shape[1], dim=1)
 
 
 class KVScorer(Protocol):
-    """Scores cached tokens; higher is kept longer.
+    """Scores the cached tokens of one layer; tokens of higher scores are kept longer.
 
-    One score a token for all heads of a layer, `[rows, tokens]`: what is dropped by single heads
-    frees no memory.
+    A token has one score for all heads of a layer, since memory is only freed if all heads drop it.
     """
 
     @property
     def needs_keys(self) -> bool:
-        """Whether it has to be given `keys` and `values`; if not, it also works without."""
+        """Return whether the scorer reads `keys` and `values`; if not, they may be empty."""
         ...
 
     @property
     def needs_queries(self) -> bool:
-        """Whether `queries` have to be kept for it."""
+        """Return whether the scorer reads `queries`."""
         ...
 
-    def __call__(self, seen: CachedTokens) -> Tensor: ...
+    def __call__(self, cached: CachedTokens) -> Tensor:
+        """Return one score for each cached token, `[rows, tokens]`."""
+        ...
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of `x`, `[..., positions, dim]`, as `transformers` pairs the features."""
+    """Apply the rotary embedding to `x` `[..., positions, head_dim]`.
+
+    Features `i` and `i + head_dim / 2` form a pair, as in `transformers`. `cos` and `sin` are
+    `[positions, head_dim]`.
+    """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

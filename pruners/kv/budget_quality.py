@@ -1,4 +1,4 @@
-"""What a budget of cached tokens loses, as it is served."""
+"""Measure the quality under KV budgets, evicted as the engine evicts."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -21,19 +21,20 @@ def measure_budgets(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> dict[int, Quality]:
-    """By budget, over as many tokens again: a row's first `budget` tokens are its prompt.
+    """Return the quality for each KV budget.
 
-    Budgets for which no row is long enough are left out, and so are all of an encoder.
+    A row's first `budget` tokens are its prompt; quality is measured on the next `budget` tokens.
+    Budgets for which no row is long enough are left out. An encoder has no result.
     """
-    found = {}
+    qualities = {}
     for budget in budgets:
         long = [row[: 2 * budget] for row in rows if len(row) >= 2 * budget]
         if long and located.causal:
-            held = partial(
+            forward = partial(
                 forward_with_eviction, located, prompt=budget, eviction=make_eviction(budget)
             )
             name = f"kv {budget}"
-            found[budget] = evaluate(
-                located, {name: held}, long, budget, progress, checkpoint
+            qualities[budget] = evaluate(
+                located, {name: forward}, long, budget, progress, checkpoint
             ).quality[name]
-    return found
+    return qualities

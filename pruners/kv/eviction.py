@@ -1,4 +1,4 @@
-"""When cached tokens are dropped, and which."""
+"""When cached tokens are dropped, and which ones."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,17 @@ from torch import Tensor
 from pruners.kv.base import SINK_TOKENS, CachedTokens, KVScorer
 
 RECENT_QUERIES = 256
-"""Of the latest tokens, kept for scorers that look at queries."""
+"""The number of latest queries that are stored for scorers that read queries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """At most `budget` cached tokens a sequence, the best of them by `scorer`.
+    """Keeps at most `budget` cached tokens of a sequence, those with the highest scores.
 
-    The first `sinks` and the last `recent` tokens always stay. The prompt is read in full; then
-    `interval` tokens at a time go on, and room for them is made before they come, so that the
-    budget is never exceeded.
+    The first `sinks` and the last `recent` tokens are always kept. The whole prompt is processed
+    first. Then, before every `interval` tokens, room for them is made, so that the cache never
+    exceeds the budget while the answer is generated. Raises `ValueError` for a budget that is too
+    small.
     """
 
     scorer: KVScorer
@@ -35,8 +36,10 @@ class Eviction:
                 f"{self.recent} recent tokens and {self.interval} new ones"
             )
 
-    def select(self, seen: CachedTokens, keep: int) -> Tensor:
-        """Which of the cached tokens stay, by their places in the cache, rising, `[rows, keep]`."""
-        always = (seen.positions < self.sinks) | (seen.positions > seen.position - self.recent)
-        scores = self.scorer(seen).masked_fill(always, torch.inf)
+    def select(self, cached: CachedTokens, keep: int) -> Tensor:
+        """Return the indices of the `keep` tokens to keep, rising, int64 `[rows, keep]`."""
+        always = (cached.positions < self.sinks) | (
+            cached.positions > cached.last_position - self.recent
+        )
+        scores = self.scorer(cached).masked_fill(always, torch.inf)
         return scores.topk(keep, dim=1).indices.sort(dim=1).values

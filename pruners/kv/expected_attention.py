@@ -1,4 +1,4 @@
-"""What queries to come will look at, if they are like those so far."""
+"""Expected Attention: keep the tokens to which future queries are expected to attend."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,13 @@ from pruners.kv.base import CachedTokens, rotate
 
 
 class ExpectedAttention:
-    """Attention under a normal distribution of the next `future` queries, times `||v||`.
+    """Scores a token by `(E[attention] + floor / tokens) * ||v||_2`, the mean over all heads.
 
-    `E[exp(q^T k)] = exp(mu^T k + k^T Sigma k / 2)` with the mean and the covariance of the queries
-    so far, turned by the rotary embedding averaged over the positions to come: Expected Attention
-    (Devoto et al. 2025, arXiv 2510.00636). The mean over all heads of a layer.
+    The next `future` queries are taken as normally distributed, with the mean `mu` and covariance
+    `S` of the queries so far, rotated by the average rotary matrix of their positions. Then the
+    expected unnormalized attention to key `k` is
+    `E[exp(scale * q^T k)] = exp(scale * mu^T k + scale^2 / 2 * k^T S k)`. It is Expected Attention
+    (Devoto et al. 2025, arXiv 2510.00636).
     """
 
     needs_keys = True
@@ -21,22 +23,23 @@ class ExpectedAttention:
         self._future = future
         self._floor = floor
 
-    def __call__(self, seen: CachedTokens) -> Tensor:
-        queries = seen.queries.float()
+    def __call__(self, cached: CachedTokens) -> Tensor:
+        """Return one score for each cached token, `[rows, tokens]`."""
+        queries = cached.queries.float()
         mean = queries.mean(2)
         centred = queries - mean[:, :, None]
-        spread = centred.transpose(2, 3) @ centred / queries.shape[2]
-        if seen.rope is not None:
-            start = seen.position + 1
-            cos, sin = (t.mean(0) for t in seen.rope(torch.arange(start, start + self._future)))
+        covariance = centred.transpose(2, 3) @ centred / queries.shape[2]
+        if cached.rope is not None:
+            start = cached.last_position + 1
+            cos, sin = (t.mean(0) for t in cached.rope(torch.arange(start, start + self._future)))
             mean = rotate(mean, cos, sin)
-            # The covariance is turned from both sides.
-            spread = rotate(rotate(spread, cos, sin).transpose(2, 3), cos, sin)
-        keys = seen.keys_by_query_head.float()
-        first = seen.scale * (keys @ mean[..., None])[..., 0]
-        second = seen.scale**2 / 2 * ((keys @ spread) * keys).sum(-1)
-        attention = (first + second).softmax(-1)
-        groups = seen.values.shape[1]
+            # With R the rotation, the covariance becomes R S R^T.
+            covariance = rotate(rotate(covariance, cos, sin).transpose(2, 3), cos, sin)
+        keys = cached.keys_by_query_head.float()
+        linear = cached.scale * (keys @ mean[..., None])[..., 0]
+        quadratic = cached.scale**2 / 2 * ((keys @ covariance) * keys).sum(-1)
+        attention = (linear + quadratic).softmax(-1)
+        groups = cached.values.shape[1]
         attention = attention.unflatten(1, (groups, -1)).mean(2)
-        norms = seen.values.float().norm(dim=-1)
+        norms = cached.values.float().norm(dim=-1)
         return ((attention + self._floor / keys.shape[2]) * norms).mean(1)

@@ -1,4 +1,4 @@
-"""Keys of a small norm draw attention."""
+"""Key norms: keys of small norm get more attention."""
 
 from torch import Tensor
 
@@ -6,10 +6,11 @@ from pruners.kv.base import CachedTokens
 
 
 class KeyNorm:
-    """`-||k||`, the mean over heads (Devoto et al. 2024, arXiv 2406.11430)."""
+    """Scores a token by `-||k||_2`, the mean over heads (Devoto et al. 2024, arXiv 2406.11430)."""
 
     needs_keys = True
     needs_queries = False
 
-    def __call__(self, seen: CachedTokens) -> Tensor:
-        return -seen.keys.float().norm(dim=-1).mean(1)
+    def __call__(self, cached: CachedTokens) -> Tensor:
+        """Return one score for each cached token, `[rows, tokens]`."""
+        return -cached.keys.float().norm(dim=-1).mean(1)

@@ -1,4 +1,4 @@
-"""Sinks and a recent window."""
+"""StreamingLLM: keep the first tokens and the latest."""
 
 from torch import Tensor
 
@@ -6,13 +6,15 @@ from pruners.kv.base import CachedTokens
 
 
 class StreamingLLM:
-    """The later the better (StreamingLLM, Xiao et al. 2023, arXiv 2309.17453).
+    """Scores a token by its position: the latest tokens are kept.
 
-    The sinks are kept by every eviction. Keys keep their true rotary positions.
+    Together with the sinks, which every `Eviction` keeps, it is StreamingLLM (Xiao et al. 2023,
+    arXiv 2309.17453), except that keys keep their positions in the text.
     """
 
     needs_keys = False
     needs_queries = False
 
-    def __call__(self, seen: CachedTokens) -> Tensor:
-        return seen.positions.float()
+    def __call__(self, cached: CachedTokens) -> Tensor:
+        """Return one score for each cached token, `[rows, tokens]`."""
+        return cached.positions.float()

@@ -1,4 +1,4 @@
-"""The `evict` realization: `transformers` over a cache out of which tokens are really deleted."""
+"""The `evict` realization: run `transformers` with a cache from which tokens are deleted."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,9 +20,11 @@ from pruners.kv.eviction import RECENT_QUERIES, Eviction
 def forward_with_eviction(
     located: LocatedModel, batch: TokenBatch, prompt: int, eviction: Eviction
 ) -> Tensor:
-    """Final hidden states `[rows, length, hidden]`, those behind `prompt` over evicted caches.
+    """Return the final hidden states `[rows, length, hidden]` under a KV budget.
 
-    Rows must be of equal length. Raises `UnsupportedModelError` for an encoder.
+    The first `prompt` tokens of each row are processed with a full cache, the others with a cache
+    from which `eviction` deletes tokens. Raises `ValueError` if rows differ in length, and
+    `UnsupportedModelError` for an encoder.
     """
     if not located.causal:
         raise UnsupportedModelError("an encoder has no KV cache to evict from")
@@ -31,15 +33,15 @@ def forward_with_eviction(
     length = batch.tokens.shape[1]
     body: Any = located.model.base_model
     device = located.embed.weight.device
-    cache = DynamicCache()  # without the configuration: no layer crops itself
+    cache = DynamicCache()  # without the configuration, so that no layer crops its cache
     parts: list[Tensor] = []
     bounds = sorted({0, *range(prompt, length, eviction.interval), length})
-    with _watching(located) as watch:
+    with _recording(located) as recorder:
         for start, stop in pairwise(bounds):
             if start:
-                _evict(located, cache, watch, eviction, coming=stop - start)
+                _evict(located, cache, recorder, eviction, coming=stop - start)
             positions = torch.arange(start, stop, device=device).expand(len(batch.tokens), -1)
-            watch.enter(positions)
+            recorder.begin(positions)
             parts.append(
                 body(
                     batch.tokens[:, start:stop].to(device),
@@ -52,92 +54,106 @@ def forward_with_eviction(
     return located.final_norm(hidden) if located.norm_in_head else hidden
 
 
-class _Watch:
-    """What the layers' hooks note: the latest queries, and where each cached token stands."""
+class _CacheRecorder:
+    """The latest queries of each layer and the positions of its cached tokens, from hooks."""
 
     def __init__(self, layers: int) -> None:
         self.queries: list[Tensor] = []
-        self.cached: list[Tensor] = []  # positions, `[rows, tokens]`
-        self.now = torch.empty(0)
+        self.cached_positions: list[Tensor] = []  # of each layer, `[rows, tokens]`
+        self.new_positions = torch.empty(0)
         self._layers = layers
 
-    def enter(self, positions: Tensor) -> None:
-        """These positions, `[rows, new]`, are about to be read."""
-        self.now = positions
-        known = self.cached or [positions[:, :0]] * self._layers
-        self.cached = [torch.cat([held, positions], dim=1) for held in known]
+    def begin(self, positions: Tensor) -> None:
+        """Record the positions `[rows, new]` of the tokens that are processed next."""
+        self.new_positions = positions
+        known = self.cached_positions or [positions[:, :0]] * self._layers
+        self.cached_positions = [torch.cat([cached, positions], dim=1) for cached in known]
 
-    def note(self, layer: int, queries: Tensor) -> None:
-        """`queries` are `[rows, heads, new, dim]`, not rotated."""
+    def add_queries(self, layer: int, queries: Tensor) -> None:
+        """Record queries `[rows, heads, new, head_dim]` before the rotary embedding."""
         if layer == len(self.queries):
             self.queries.append(queries[:, :, -RECENT_QUERIES:])
         else:
-            both = torch.cat([self.queries[layer], queries], dim=2)
-            self.queries[layer] = both[:, :, -RECENT_QUERIES:]
+            joined = torch.cat([self.queries[layer], queries], dim=2)
+            self.queries[layer] = joined[:, :, -RECENT_QUERIES:]
 
     def mask(self, layer: int, window: int, dtype: torch.dtype) -> Tensor:
-        """Additive `[rows, 1, new, tokens]` by true positions, not by places in the cache."""
-        distance = self.now[:, :, None] - self.cached[layer][:, None, :]
+        """Return an additive attention mask `[rows, 1, new, tokens]` for a sliding window.
+
+        It compares positions in the text, since indices in the cache change with each eviction.
+        """
+        distance = self.new_positions[:, :, None] - self.cached_positions[layer][:, None, :]
         hidden = (distance < 0) | (distance >= window)
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
         return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None]
 
 
 @contextmanager
-def _watching(located: LocatedModel) -> Iterator[_Watch]:
-    watch = _Watch(len(located.layers))
+def _recording(located: LocatedModel) -> Iterator[_CacheRecorder]:
+    recorder = _CacheRecorder(len(located.layers))
     with ExitStack() as hooks:
         for index, layer in enumerate(located.layers):
-            queries = _noting(located, watch, index)
+            queries = _record_queries_hook(located, recorder, index)
             hooks.callback(layer.attention.q.register_forward_hook(queries).remove)
             if layer.window is not None:
-                hook = _masking(watch, index, layer.window, located.embed.weight.dtype)
+                hook = _sliding_mask_hook(recorder, index, layer.window, located.embed.weight.dtype)
                 module = layer.attention.module
                 hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        yield watch
+        yield recorder
 
 
-def _noting(located: LocatedModel, watch: _Watch, index: int) -> Callable[..., None]:
+def _record_queries_hook(
+    located: LocatedModel, recorder: _CacheRecorder, index: int
+) -> Callable[..., None]:
     heads = (located.shape.heads, located.shape.head_dim)
     norm = located.layers[index].attention.q_norm
 
-    def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         queries = output.unflatten(-1, heads)
-        watch.note(index, (queries if norm is None else norm(queries)).transpose(1, 2))
+        recorder.add_queries(index, (queries if norm is None else norm(queries)).transpose(1, 2))
 
-    return note
+    return record
 
 
-def _masking(watch: _Watch, index: int, window: int, dtype: torch.dtype) -> Callable[..., Any]:
-    def restrict(
+def _sliding_mask_hook(
+    recorder: _CacheRecorder, index: int, window: int, dtype: torch.dtype
+) -> Callable[..., Any]:
+    def set_mask(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {**kwargs, "attention_mask": watch.mask(index, window, dtype)}
+        return args, {**kwargs, "attention_mask": recorder.mask(index, window, dtype)}
 
-    return restrict
+    return set_mask
 
 
 def _evict(
-    located: LocatedModel, cache: DynamicCache, watch: _Watch, eviction: Eviction, coming: int
+    located: LocatedModel,
+    cache: DynamicCache,
+    recorder: _CacheRecorder,
+    eviction: Eviction,
+    coming: int,
 ) -> None:
-    """Leaves room for `coming` tokens in every layer's cache."""
+    """Delete cached tokens in every layer until `coming` more fit into the budget."""
     keep = eviction.budget - coming
-    for index, (layer, held) in enumerate(zip(located.layers, cache.layers, strict=True)):
-        keys, values = held.keys, held.values
+    for index, (layer, layer_cache) in enumerate(zip(located.layers, cache.layers, strict=True)):
+        keys, values = layer_cache.keys, layer_cache.values
         if keys.shape[2] <= keep:
             continue
-        seen = CachedTokens(
-            positions=watch.cached[index],
+        cached = CachedTokens(
+            positions=recorder.cached_positions[index],
             keys=keys,
             values=values,
-            queries=watch.queries[index],
-            position=int(watch.now[0, -1]),
+            queries=recorder.queries[index],
+            last_position=int(recorder.new_positions[0, -1]),
             scale=layer.attention.scale,
             rope=None
             if located.rotary is None
             else partial(located.rope_tables, layer_type=layer.rope_layer_type),
         )
-        kept = eviction.select(seen, keep)
-        taken = kept[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-        held.keys, held.values = keys.gather(2, taken), values.gather(2, taken)
-        watch.cached[index] = watch.cached[index].gather(1, kept)
+        kept = eviction.select(cached, keep)
+        index_of_kept = kept[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+        layer_cache.keys, layer_cache.values = (
+            keys.gather(2, index_of_kept),
+            values.gather(2, index_of_kept),
+        )
+        recorder.cached_positions[index] = recorder.cached_positions[index].gather(1, kept)

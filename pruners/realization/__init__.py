@@ -1,1 +1,1 @@
-"""Variants as smaller models of their own, their corrections merged in."""
+"""The order of units, and how variants are realized: as masks, or as smaller models."""

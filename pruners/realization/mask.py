@@ -1,6 +1,6 @@
-"""The `mask` realization: a model behaves as a variant while a context is open.
+"""The `mask` realization: hooks make a model compute what a variant computes.
 
-For measuring quality only: nothing gets smaller or faster.
+It is for measuring quality: the model gets neither smaller nor faster.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,39 +24,39 @@ def apply_mask(
     order: Order,
     corrections: Mapping[Block, Correction] | None = None,
 ) -> Iterator[None]:
-    """Zeroes what `spec` leaves out: all units of each layer behind the kept prefix of `order`.
+    """Make the model compute what the variant `spec` computes, while the context is open.
 
-    FFN neurons at the input of `down`, KV groups (through their query heads) at the input of `o`;
-    a sub-block of width 0 adds exactly nothing, and a layer without both hands its input on. What
-    `corrections` hold for a block is applied there. Full widths are left alone, so that the base
-    stays bit-identical. Weights are never touched and all hooks are gone on exit. Raises
-    `ValueError` if the spec does not fit the model.
+    In each layer, the units that `order` puts after the first `width` are set to zero: neurons at
+    the input of `down`, KV groups at the input of `o`. A block of width 0 outputs exactly zero, and
+    a layer with two such blocks returns its input. `corrections` are applied to their blocks.
+    Blocks of full width without a correction have no hook, so the base stays bit-identical. Weights
+    do not change, and all hooks are removed on exit. Raises `ValueError` if the spec does not fit.
     """
     spec.check(located.shape)
-    own = corrections or {}
+    corrections = corrections or {}
     queries = located.shape.queries_per_group * located.shape.head_dim
     with ExitStack() as hooks:
         for index, layer in enumerate(located.layers):
             attention, mlp = Block(index, "attention"), Block(index, "mlp")
             if spec.width(attention) == spec.width(mlp) == 0:
-                # As a whole, since norms behind the residual sums would go on without the blocks.
-                biases = [own[block].bias for block in (attention, mlp) if block in own]
-                hooks.callback(layer.module.register_forward_hook(_hand_on(biases)).remove)
+                # The whole layer, since norms after the residual sums would still change its input.
+                biases = [corrections[b].bias for b in (attention, mlp) if b in corrections]
+                hooks.callback(layer.module.register_forward_hook(_pass_input(biases)).remove)
                 continue
-            for block, linear, join, units, size in (
+            for block, linear, output, units, size in (
                 (attention, layer.attention.o, layer.attention_output, order.kv[index], queries),
                 (mlp, layer.mlp.down, layer.mlp_output, order.ffn[index], 1),
             ):
                 width = spec.width(block)
-                correction = own.get(block)
+                correction = corrections.get(block)
                 if width == 0:
                     bias = None if correction is None else correction.bias
-                    hooks.callback(join.register_forward_hook(constant_output_hook(bias)).remove)
+                    hooks.callback(output.register_forward_hook(constant_output_hook(bias)).remove)
                     continue
                 kept = feature_indices(units[:width], size)
                 if correction is not None:
-                    hooks.callback(_correct(linear, kept, correction).remove)
-                    for handle in _enter(located, block, units[:width], correction):
+                    hooks.callback(_correct_output(linear, kept, correction).remove)
+                    for handle in _correct_inputs(located, block, units[:width], correction):
                         hooks.callback(handle.remove)
                 if width < len(units):
                     dropped = feature_indices(units[width:], size)
@@ -64,8 +64,10 @@ def apply_mask(
         yield
 
 
-def _hand_on(biases: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def hand_on(
+def _pass_input(biases: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a forward hook that replaces a layer's output by its input plus `biases`."""
+
+    def pass_input(
         module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor:
         hidden = args[0]
@@ -73,16 +75,18 @@ def _hand_on(biases: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
             hidden = hidden + bias.to(hidden)
         return hidden
 
-    return hand_on
+    return pass_input
 
 
 def constant_output_hook(bias: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-    """A forward hook in whose place a module gives `bias`, or nothing, whatever it is given."""
+    """Return a forward hook that replaces a module's output by `bias` `[hidden]`, or by zeros.
 
-    # At the output, so that a bias of the base is skipped too.
+    It replaces the output, so that the module's own bias has no effect either.
+    """
+
     def constant(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-        nothing = torch.zeros_like(output)
-        return nothing if bias is None else nothing + bias.to(output)
+        zeros = torch.zeros_like(output)
+        return zeros if bias is None else zeros + bias.to(output)
 
     return constant
 
@@ -93,10 +97,10 @@ def _zero_inputs(linear: nn.Linear, dropped: torch.Tensor) -> RemovableHandle:
     )
 
 
-def _enter(
+def _correct_inputs(
     located: LocatedModel, block: Block, units: torch.Tensor, correction: Correction
 ) -> list[RemovableHandle]:
-    """Hooks for what a correction has at the sub-block's entrance."""
+    """Register hooks for the correction of the block's input projections, if it has one."""
     entry = correction.entry if isinstance(correction, LowRankCorrection) else None
     if entry is None:
         return []
@@ -114,7 +118,11 @@ def _enter(
 def split_input_correction(
     located: LocatedModel, block: Block, units: torch.Tensor, up: torch.Tensor
 ) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor]]:
-    """Each input projection, the features of `units` in it, and their rows of an entry's `up`."""
+    """Split the `up` `[features, rank]` of an `InputCorrection` by input projection.
+
+    Returns each projection, the indices of the features of `units` in its output, and the rows of
+    `up` for them, `[len(indices), rank]`.
+    """
     shape, layer = located.shape, located.layers[block.layer]
     if block.part == "mlp":
         inputs = layer.mlp.inputs
@@ -144,10 +152,12 @@ def _add_low_rank(
     return linear.register_forward_hook(add)
 
 
-def _correct(linear: nn.Linear, kept: torch.Tensor, correction: Correction) -> RemovableHandle:
-    def better(
+def _correct_output(
+    linear: nn.Linear, kept: torch.Tensor, correction: Correction
+) -> RemovableHandle:
+    def correct(
         module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor:
         return correction.correct(linear, args[0][..., kept.to(args[0].device)], output)
 
-    return linear.register_forward_hook(better)
+    return linear.register_forward_hook(correct)

@@ -1,4 +1,4 @@
-"""A variant with its corrections merged into a smaller, ordinary `transformers` model."""
+"""Merge a variant's corrections into a smaller, ordinary `transformers` model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,43 +22,44 @@ def slice_with_corrections(
     order: Order,
     corrections: Mapping[Block, Correction],
 ) -> PreTrainedModel:
-    """`slice_model` that answers as the variant does when it is served.
+    """Return the slice of `slice_model` with the variant's corrections in its weights.
 
-    Low ranks are added to the weights, norms multiplied, and the constants of skipped blocks go
-    into the bias in front of them. Where the configuration can say so (Llama), all projections get
-    a bias, so that `from_pretrained` builds them too. Raises `SliceError` for a family that is not
-    served and where no bias stands in front of a constant.
+    It computes what the variant computes when it is served. Low-rank terms are added to weights,
+    norms are multiplied, and the constant of a skipped block is added to the bias of the output
+    projection before it. If the configuration has flags for biases (Llama), all projections get
+    one, so that `from_pretrained` builds them too. Raises `SliceError` for families that are not
+    served, and if there is no projection before a skipped block to hold its constant.
     """
     if located.family not in SERVED_FAMILIES:
         raise SliceError(f"corrections of family '{located.family}' are not merged")
-    copies: CopyMemo = {}
-    smaller = slice_into(copies, located, spec, order)
-    before: nn.Linear | None = None
+    memo: CopyMemo = {}
+    smaller = slice_into(memo, located, spec, order)
+    previous: nn.Linear | None = None
     for index, layer in enumerate(located.layers):
         for part in PARTS:
             block = Block(index, part)
             correction = corrections.get(block)
             if spec.width(block):
-                before = copies[id(_output(layer, block))]
+                previous = memo[id(_output(layer, block))]
                 if correction is not None:
-                    _merge(copies, located, block, _units(spec, order, block), correction)
+                    _merge_correction(memo, located, block, _units(spec, order, block), correction)
             elif correction is not None:
                 out_norm = layer.attention_out_norm or layer.mlp_out_norm
-                if before is None or out_norm is not None:
+                if previous is None or out_norm is not None:
                     raise SliceError(
                         f"variant '{spec.name}': no bias can hold what the skipped {part} block of "
                         f"layer {index} adds"
                     )
-                _add_bias(before, correction.bias)
+                _add_bias(previous, correction.bias)
     config: Any = smaller.config
     if corrections and located.names.biases:
         for flag in located.names.biases:
             setattr(config, flag, True)
         for layer in located.layers:
             for linear in _projections(layer):
-                twin = copies.get(id(linear))
-                if isinstance(twin, nn.Linear):
-                    _add_bias(twin, torch.zeros(twin.out_features))
+                copied = memo.get(id(linear))
+                if isinstance(copied, nn.Linear):
+                    _add_bias(copied, torch.zeros(copied.out_features))
     return smaller
 
 
@@ -76,19 +77,23 @@ def _projections(layer: LocatedLayer) -> list[nn.Linear]:
     return [attention.q, attention.k, attention.v, attention.o, *mlp.inputs, mlp.down]
 
 
-def _merge(
-    copies: CopyMemo,
+def _merge_correction(
+    memo: CopyMemo,
     located: LocatedModel,
     block: Block,
     units: torch.Tensor,
     correction: Correction,
 ) -> None:
-    """Into the modules of one block, which hold the units in the base's sequence."""
+    """Merge a correction into the copied modules of one block.
+
+    They hold the kept units in the order of their indices; the correction holds them in the order
+    of `units`.
+    """
     layer, shape = located.layers[block.layer], located.shape
-    place = units.argsort()
+    by_index = units.argsort()
     size = shape.queries_per_group * shape.head_dim if block.part == "attention" else 1
-    inputs = feature_indices(place, size)
-    output = copies[id(_output(layer, block))]
+    inputs = feature_indices(by_index, size)
+    output = memo[id(_output(layer, block))]
     if isinstance(correction, RefitCorrection):
         output.weight.copy_(correction.weight[:, inputs])
     else:
@@ -96,26 +101,26 @@ def _merge(
             output.weight
         )
         if correction.entry is not None:
-            _merge_entry(copies, located, block, units, correction.entry)
+            _merge_input_correction(memo, located, block, units, correction.entry)
     _add_bias(output, correction.bias)
 
 
-def _merge_entry(
-    copies: CopyMemo,
+def _merge_input_correction(
+    memo: CopyMemo,
     located: LocatedModel,
     block: Block,
     units: torch.Tensor,
     entry: InputCorrection,
 ) -> None:
     layer = located.layers[block.layer]
-    norm = copies[id(layer.attention_norm if block.part == "attention" else layer.mlp_norm)]
+    norm = memo[id(layer.attention_norm if block.part == "attention" else layer.mlp_norm)]
     shift = located.names.norm_shift
     norm.weight.copy_((norm.weight.float() + shift) * entry.norm.float() - shift)
-    # Where the variant's units stand in the slice.
-    places = units.argsort().argsort()
-    for linear, rows, up in split_input_correction(located, block, places, entry.up.float()):
-        twin = copies[id(linear)]
-        twin.weight.index_add_(0, rows, (up @ entry.down.float()).to(twin.weight))
+    # The position of each of the variant's units in the slice.
+    positions = units.argsort().argsort()
+    for linear, rows, up in split_input_correction(located, block, positions, entry.up.float()):
+        weight = memo[id(linear)].weight
+        weight.index_add_(0, rows, (up @ entry.down.float()).to(weight))
 
 
 def _add_bias(linear: nn.Linear, bias: torch.Tensor) -> None:

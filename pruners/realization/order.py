@@ -1,4 +1,4 @@
-"""The importance order of a base, and the exact permutation that turns widths into prefixes."""
+"""The importance order of a model's units, and the permutation that makes each width a prefix."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,13 +11,16 @@ from pruners.architecture import LocatedModel, Shape
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Most important first: `ffn` is `[layers, ffn]`, `kv` is `[layers, kv_groups]`, int64."""
+    """The units of each layer, most important first.
+
+    `ffn` are neurons, int64 `[layers, ffn]`; `kv` are KV groups, int64 `[layers, kv_groups]`.
+    """
 
     ffn: torch.Tensor
     kv: torch.Tensor
 
     def digest(self) -> str:
-        """Equal for equal orders: 32 hexadecimal digits."""
+        """Return 32 hexadecimal digits that identify the order."""
         digest = hashlib.sha256()
         for order in (self.ffn, self.kv):
             digest.update(order.to(torch.int32).contiguous().numpy().tobytes())
@@ -25,7 +28,7 @@ class Order:
 
 
 def identity_order(shape: Shape) -> Order:
-    """The order of a base that has been reordered already."""
+    """Return the order that leaves every unit in its place."""
     return Order(
         torch.arange(shape.ffn).repeat(shape.layers, 1),
         torch.arange(shape.kv_groups).repeat(shape.layers, 1),
@@ -33,10 +36,10 @@ def identity_order(shape: Shape) -> Order:
 
 
 def reorder_units(located: LocatedModel, order: Order) -> None:
-    """Permutes FFN neurons and KV groups in place; the model computes the same up to rounding.
+    """Permute neurons and KV groups in place; the model computes the same up to rounding.
 
-    A KV group moves as a whole, with its query heads, so that grouped-query attention keeps its
-    pairing. Norms on single heads are shared by all heads and stay.
+    A KV group moves with its query heads, so that each query head keeps its key/value head. The
+    norms of single heads are shared by all heads and need no permutation.
     """
     shape = located.shape
     queries = shape.queries_per_group * shape.head_dim
@@ -52,7 +55,10 @@ def reorder_units(located: LocatedModel, order: Order) -> None:
 
 
 def feature_indices(units: torch.Tensor, size: int) -> torch.Tensor:
-    """Indices of the `size` adjacent features of each unit, in the order of the units."""
+    """Return the indices of the `size` adjacent features of each unit, in the order of `units`.
+
+    `units` are int64 `[units]`, the result is int64 `[units * size]`.
+    """
     return (units[:, None] * size + torch.arange(size)).flatten()
 
 

@@ -1,4 +1,4 @@
-"""The `slice` realization: a variant as a smaller, ordinary `transformers` model of its own."""
+"""The `slice` realization: a variant as a smaller `transformers` model of its own."""
 
 import copy
 from collections.abc import Sequence
@@ -23,31 +23,32 @@ from pruners.support.errors import UserError
 from pruners.variant import VariantSpec
 
 CopyMemo = dict[int, Any]
-"""What stands in the smaller model for an object of the base, by the object's id."""
+"""The memo of `copy.deepcopy`: for the id of an object of the base, its copy in the slice."""
 
 
 class SliceError(UserError):
-    """The cut leaves no model, or a slice's folder is missing, damaged or mixed up. One line."""
+    """A variant leaves no model, or a slice's folder is missing or damaged. One line."""
 
 
 def slice_model(located: LocatedModel, spec: VariantSpec, order: Order) -> PreTrainedModel:
-    """Copies what `spec` keeps into a smaller model of the same class; the base is left alone.
+    """Copy what `spec` keeps into a smaller model of the same class; the base does not change.
 
-    `nn.Linear` and `Conv1D` are rebuilt with the units that `order` puts first, in the base's own
-    sequence. A layer with both widths 0 is gone and those behind it move up; a single block of
-    width 0 is replaced by one without weights. The configuration says what it can, see `describe`.
-    Raises `ValueError` if the spec does not fit, `SliceError` if it leaves no layer, and
-    `UnsupportedModelError` for quantised weights or a layer that cannot move.
+    `nn.Linear` and `Conv1D` modules are rebuilt with the units that `order` puts first, in the
+    order of their indices. A layer with both widths 0 is removed, and later layers move up; a
+    single block of width 0 is replaced by modules without weights. The configuration is adapted by
+    `update_config`. Raises `ValueError` if the spec does not fit, `SliceError` if no layer is left,
+    and `UnsupportedModelError` for quantized weights or a layer that cannot move up.
     """
     return slice_into({}, located, spec, order)
 
 
 def slice_into(
-    copies: CopyMemo, located: LocatedModel, spec: VariantSpec, order: Order
+    memo: CopyMemo, located: LocatedModel, spec: VariantSpec, order: Order
 ) -> PreTrainedModel:
-    """`slice_model` that uses what is in `copies` instead of making a copy, and adds all it makes.
+    """Do what `slice_model` does with a given `memo`, and add all copies to it.
 
-    With the base's own tensors in it, whatever is not cut is shared with the base.
+    An object whose id is in `memo` is not copied; with the base's own tensors in it, the slice
+    shares all weights that are not cut.
     """
     spec.check(located.shape)
     kept = [
@@ -60,46 +61,49 @@ def slice_into(
 
     for index, layer in enumerate(located.layers):
         if index not in kept:
-            copies[id(layer.module)] = _Gone()
+            memo[id(layer.module)] = _RemovedLayer()
             continue
         groups = order.kv[index][: spec.kv_groups[index]].sort().values
         neurons = order.ffn[index][: spec.ffn[index]].sort().values
         if len(groups) < located.shape.kv_groups:
-            _cut_attention(copies, layer.attention, groups, located.shape)
+            _cut_attention(memo, layer.attention, groups, located.shape)
         if len(neurons) < located.shape.ffn:
-            _cut_mlp(copies, layer.mlp, neurons, located.shape)
-    # deepcopy takes what it finds among the copies and makes only the rest.
-    smaller = copy.deepcopy(located.model, copies)
+            _cut_mlp(memo, layer.mlp, neurons, located.shape)
+    # deepcopy uses the copies in the memo and makes the others.
+    smaller = copy.deepcopy(located.model, memo)
     for index in kept:
         attention = located.layers[index].attention
-        _count_heads(copies[id(attention.module)], attention, spec.kv_groups[index], located.shape)
-    _close_gaps(smaller)
+        _set_head_count(memo[id(attention.module)], attention, spec.kv_groups[index], located.shape)
+    _remove_layers(smaller)
     update_config(smaller.config, located, spec, kept)
     return smaller
 
 
 class NoNeurons(nn.Module):
-    """In the place of a projection to FFN neurons of which none is left."""
+    """Replaces a projection to neurons when none is left; the output has no features."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Map `[..., hidden]` to `[..., 0]`."""
         return hidden[..., :0]
 
 
 class NoOutput(nn.Module):
-    """In the place of a projection back to the residual stream: adds nothing to it."""
+    """Replaces a projection to the residual stream; the output is zero."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.hidden = hidden
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map `[..., features]` to zeros `[..., hidden]`."""
         return inputs.new_zeros(*inputs.shape[:-1], self.hidden)
 
 
 class NoAttention(nn.Module):
-    """In the place of an attention module: adds nothing, but counts tokens in the cache.
+    """Replaces an attention module; the output is zero, but the cache still counts tokens.
 
-    Generation asks the first layer's cache how far it has come; one number a token answers.
+    Generation reads the number of cached tokens from the first layer's cache, so one number a token
+    is stored there.
     """
 
     def __init__(self, layer_idx: int) -> None:
@@ -113,59 +117,60 @@ class NoAttention(nn.Module):
         past_key_values: Any = None,  # noqa: ANN401
         **call: object,
     ) -> tuple[torch.Tensor, None]:
+        """Return zeros `[rows, tokens, hidden]` and no attention weights."""
         if past_key_values is not None:
-            nothing = hidden_states[:, None, :, :1]  # [rows, heads, tokens, features]
-            past_key_values.update(nothing, nothing, self.layer_idx)
+            placeholder = hidden_states[:, None, :, :1]  # [rows, heads, tokens, features]
+            past_key_values.update(placeholder, placeholder, self.layer_idx)
         return torch.zeros_like(hidden_states), None
 
 
-class _Gone(nn.Module):
-    """Marks the place of a layer that is to be taken out."""
+class _RemovedLayer(nn.Module):
+    """Marks a layer that is to be removed."""
 
 
 def _cut_attention(
-    copies: CopyMemo, attention: Attention, groups: torch.Tensor, shape: Shape
+    memo: CopyMemo, attention: Attention, groups: torch.Tensor, shape: Shape
 ) -> None:
     if len(groups) == 0:
         module: Any = attention.module
-        copies[id(module)] = NoAttention(module.layer_idx)
-        copies[id(stored_module(attention.o))] = NoOutput(shape.hidden)
+        memo[id(module)] = NoAttention(module.layer_idx)
+        memo[id(stored_module(attention.o))] = NoOutput(shape.hidden)
         return
     queries = feature_indices(groups, shape.queries_per_group * shape.head_dim)
     keys = feature_indices(groups, shape.head_dim)
-    _cut_outputs(copies, [(attention.q, queries), (attention.k, keys), (attention.v, keys)])
-    _cut_inputs(copies, attention.o, queries)
+    _cut_outputs(memo, [(attention.q, queries), (attention.k, keys), (attention.v, keys)])
+    _cut_inputs(memo, attention.o, queries)
 
 
-def _cut_mlp(copies: CopyMemo, mlp: Mlp, neurons: torch.Tensor, shape: Shape) -> None:
+def _cut_mlp(memo: CopyMemo, mlp: Mlp, neurons: torch.Tensor, shape: Shape) -> None:
     if len(neurons) == 0:
-        copies.update({id(stored_module(projection)): NoNeurons() for projection in mlp.inputs})
-        copies[id(stored_module(mlp.down))] = NoOutput(shape.hidden)
+        memo.update({id(stored_module(projection)): NoNeurons() for projection in mlp.inputs})
+        memo[id(stored_module(mlp.down))] = NoOutput(shape.hidden)
         return
-    _cut_outputs(copies, [(projection, neurons) for projection in mlp.inputs])
-    _cut_inputs(copies, mlp.down, neurons)
+    _cut_outputs(memo, [(projection, neurons) for projection in mlp.inputs])
+    _cut_inputs(memo, mlp.down, neurons)
 
 
-def _cut_outputs(copies: CopyMemo, parts: Sequence[tuple[nn.Linear, torch.Tensor]]) -> None:
-    """Keeps these outputs of each projection; those packed in one module are packed again."""
+def _cut_outputs(memo: CopyMemo, parts: Sequence[tuple[nn.Linear, torch.Tensor]]) -> None:
+    """Keep these outputs of each projection; projections packed in one module stay packed."""
     for source in {stored_module(projection) for projection, _ in parts}:
-        mine = [(p, kept.to(p.weight.device)) for p, kept in parts if stored_module(p) is source]
-        weight = torch.cat([p.weight[kept] for p, kept in mine])
-        biases = [p.bias[kept] for p, kept in mine if p.bias is not None]
-        copies[id(source)] = _rebuilt(source, weight, torch.cat(biases) if biases else None)
+        packed = [(p, kept.to(p.weight.device)) for p, kept in parts if stored_module(p) is source]
+        weight = torch.cat([p.weight[kept] for p, kept in packed])
+        biases = [p.bias[kept] for p, kept in packed if p.bias is not None]
+        memo[id(source)] = _rebuild(source, weight, torch.cat(biases) if biases else None)
 
 
-def _cut_inputs(copies: CopyMemo, projection: nn.Linear, kept: torch.Tensor) -> None:
+def _cut_inputs(memo: CopyMemo, projection: nn.Linear, kept: torch.Tensor) -> None:
     source = stored_module(projection)
     weight = projection.weight[:, kept.to(projection.weight.device)]
     bias = None if projection.bias is None else projection.bias.clone()
-    copies[id(source)] = _rebuilt(source, weight, bias)
+    memo[id(source)] = _rebuild(source, weight, bias)
 
 
-def _rebuilt(source: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
-    """A module of the source's kind for `weight` `[out, in]` and `bias` `[out]`."""
+def _rebuild(source: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+    """Return a module of the source's class with `weight` `[out, in]` and `bias` `[out]`."""
     outputs, inputs = weight.shape
-    # The constructors' own tensors are replaced, so they need no memory.
+    # The tensors that the constructor makes are replaced, so they need no memory.
     with torch.device("meta"):
         if type(source) is nn.Linear:
             module: nn.Module = nn.Linear(inputs, outputs, bias is not None)
@@ -180,7 +185,7 @@ def _rebuilt(source: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None)
     return module.train(source.training)
 
 
-def _count_heads(module: nn.Module, attention: Attention, groups: int, shape: Shape) -> None:
+def _set_head_count(module: nn.Module, attention: Attention, groups: int, shape: Shape) -> None:
     heads = groups * shape.queries_per_group
     if groups and attention.heads_attribute:
         setattr(module, attention.heads_attribute, heads)
@@ -188,12 +193,12 @@ def _count_heads(module: nn.Module, attention: Attention, groups: int, shape: Sh
         setattr(module, attention.width_attribute, heads * shape.head_dim)
 
 
-def _close_gaps(model: nn.Module) -> None:
+def _remove_layers(model: nn.Module) -> None:
     for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
-        gone = [index for index, layer in enumerate(layers) if isinstance(layer, _Gone)]
-        for index in reversed(gone):
+        removed = [index for index, layer in enumerate(layers) if isinstance(layer, _RemovedLayer)]
+        for index in reversed(removed):
             del layers[index]
-        if gone:
+        if removed:
             for index, layer in enumerate(layers):
                 for part in layer.modules():
                     if "layer_idx" in vars(part):

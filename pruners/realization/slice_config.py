@@ -1,4 +1,4 @@
-"""What the configuration of a `transformers` model can say about a slice of it."""
+"""The `transformers` configuration of a slice."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,11 @@ HfConfig = Any
 def update_config(
     config: HfConfig, located: LocatedModel, spec: VariantSpec, kept: Sequence[int]
 ) -> None:
-    """Makes `config`, the base's until now, that of a slice with the layers `kept`, in place.
+    """Change the base's configuration in place to that of a slice with the layers `kept`.
 
-    The number of layers is always said. Widths are said if they are the same in all layers and the
-    configuration takes them; otherwise they stay the base's and the model is not the one that
-    `transformers` would build from its configuration.
+    The number of layers is always set. Widths are set if they are equal in all layers and the
+    configuration accepts them; otherwise they stay the base's, and `transformers` would build
+    another model from this configuration.
     """
     setattr(config, located.names.layers, len(kept))
     if getattr(config, "layer_types", None):
@@ -26,12 +26,12 @@ def update_config(
     config.architectures = [type(located.model).__name__]
     widths = {(spec.kv_groups[index], spec.ffn[index]) for index in kept}
     if len(widths) == 1:
-        for name, value in _accepted(config, located, *widths.pop()).items():
+        for name, value in _width_fields(config, located, *widths.pop()).items():
             setattr(config, name, value)
 
 
-def _accepted(config: HfConfig, located: LocatedModel, groups: int, ffn: int) -> dict[str, int]:
-    """The fields for these widths; none if the family cannot say them or refuses the numbers."""
+def _width_fields(config: HfConfig, located: LocatedModel, groups: int, ffn: int) -> dict[str, int]:
+    """Return the fields for these widths; none if the configuration cannot express them."""
     shape, names = located.shape, located.names
     if groups == 0 or ffn == 0:
         return {}

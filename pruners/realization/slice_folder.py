@@ -1,9 +1,9 @@
-"""A sliced model on disk, and the one loader that reads every such folder back.
+"""Save a sliced model to a folder and load it again.
 
-`trimtab_slice.json` says how wide each layer is and who can load the folder. Where the model's
-configuration describes it (equal widths in all layers, fewer layers), the folder is an ordinary
-one of `transformers`. Otherwise its weights lie in `trimtab_slice.safetensors`, where
-`from_pretrained` does not find them, since it would fill what it misses with random numbers.
+`trimtab_slice.json` holds the width of each layer and names the loader. If the model's
+configuration describes the slice (equal widths in all layers, or fewer layers), `from_pretrained`
+of `transformers` can load the folder. Otherwise the weights are in `trimtab_slice.safetensors`,
+where `from_pretrained` does not find them: it would fill missing weights with random numbers.
 """
 
 import copy
@@ -39,8 +39,8 @@ SLICE = FolderKind(
         "additional_chat_templates/", "additional_chat_templates/*.jinja",
     ),
 )  # fmt: skip
-_PLAIN = "transformers from_pretrained"
-_OWN = "pruners.realization.slice_folder.load_slice"
+_TRANSFORMERS_LOADER = "transformers from_pretrained"
+_SLICE_LOADER = "pruners.realization.slice_folder.load_slice"
 
 
 def save_slice(
@@ -49,19 +49,19 @@ def save_slice(
     folder: Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
-    """Writes `slice_model`'s result, with a tokenizer, under a temporary name and renames it.
+    """Write the result of `slice_model` and its tokenizer to a folder, atomically.
 
-    `spec` is what the model was cut to. Replaces an earlier slice; raises `TargetError` if anything
-    else is in the way, `SliceError` if `model` is not as wide as `spec` says.
+    `spec` is the variant that the model was cut to. An earlier slice in `folder` is replaced.
+    Raises `TargetError` if something else is there, `SliceError` if `model` does not fit `spec`.
     """
-    spec = _without_gaps(spec)
-    biases = _biases(model, _rebuilt(type(model), model.config, spec))
-    if _shapes(model) != _shapes(_rebuilt(type(model), model.config, spec, biases)):
+    spec = _without_skipped_layers(spec)
+    biases = _added_biases(model, _build_slice(type(model), model.config, spec))
+    if _shapes(model) != _shapes(_build_slice(type(model), model.config, spec, biases)):
         raise SliceError(f"the model is not the slice that variant '{spec.name}' describes")
-    plain = _shapes(model) == _shapes(_empty(type(model), model.config))
+    plain = _shapes(model) == _shapes(_build_empty(type(model), model.config))
     manifest = {
         "schema": SCHEMA,
-        "loader": _PLAIN if plain else _OWN,
+        "loader": _TRANSFORMERS_LOADER if plain else _SLICE_LOADER,
         "variant": spec.name,
         "class": type(model).__name__,
         "fingerprint": fingerprint(model),
@@ -84,17 +84,17 @@ def save_slice(
 
 
 def load_slice(folder: Path) -> PreTrainedModel:
-    """Reads a folder of `save_slice`, for evaluation. Raises `SliceError` with one line."""
+    """Load a folder of `save_slice`, for evaluation. Raises `SliceError`."""
     manifest, spec, model_class = _read_manifest(folder)
     try:
-        if manifest["loader"] == _PLAIN:
+        if manifest["loader"] == _TRANSFORMERS_LOADER:
             model = model_class.from_pretrained(
                 folder, trust_remote_code=False, use_safetensors=True
             )
         else:
             config = model_class.config_class.from_pretrained(folder, trust_remote_code=False)
-            model = _rebuilt(model_class, config, spec, manifest["biases"])
-            _fill(model, load_file(folder / WEIGHTS))
+            model = _build_slice(model_class, config, spec, manifest["biases"])
+            _load_weights(model, load_file(folder / WEIGHTS))
             if model.can_generate():
                 model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     except FileNotFoundError as error:
@@ -130,35 +130,36 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], VariantSpec, type[PreT
     return manifest, spec, model_class
 
 
-def _is_model(found: object) -> bool:
-    return isinstance(found, type) and issubclass(found, PreTrainedModel)
+def _is_model(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, PreTrainedModel)
 
 
-def _without_gaps(spec: VariantSpec) -> VariantSpec:
-    """The widths of the layers that are left."""
+def _without_skipped_layers(spec: VariantSpec) -> VariantSpec:
+    """Return the variant's widths without the layers that it skips."""
     kept = [pair for pair in zip(spec.kv_groups, spec.ffn, strict=True) if any(pair)]
     return VariantSpec(spec.name, tuple(kv for kv, _ in kept), tuple(ffn for _, ffn in kept))
 
 
-def _empty(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:
-    """What `transformers` builds from the configuration; buffers are real, parameters not."""
+def _build_empty(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:
+    """Build a model from its configuration with real buffers, but parameters on the meta device."""
     with init_empty_weights():
         model = model_class(copy.deepcopy(config))
     model.tie_weights()
     return model
 
 
-def _rebuilt(
+def _build_slice(
     model_class: type[PreTrainedModel],
     config: object,
     spec: VariantSpec,
     biases: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """The slice's modules without its weights. Raises `ValueError` if the two do not fit.
+    """Build a slice's modules with parameters on the meta device.
 
-    `biases` are those that merged corrections have brought, by name.
+    `biases` are the names of those that merged corrections have added. Raises `ValueError` if the
+    configuration and the spec do not fit each other.
     """
-    located = locate(_empty(model_class, config))
+    located = locate(_build_empty(model_class, config))
     model = slice_model(located, spec, identity_order(located.shape))
     for name in biases:
         linear = model.get_submodule(name.removesuffix(".bias"))
@@ -168,20 +169,20 @@ def _rebuilt(
     return model
 
 
-def _biases(model: PreTrainedModel, rebuilt: PreTrainedModel) -> list[str]:
-    """Biases that the model has and the slice of its base does not."""
-    more = set(_shapes(model)) - set(_shapes(rebuilt))
-    return sorted(name for name in more if name.endswith(".bias"))
+def _added_biases(model: PreTrainedModel, rebuilt: PreTrainedModel) -> list[str]:
+    """Return the names of biases that the model has and the plain slice does not."""
+    added = set(_shapes(model)) - set(_shapes(rebuilt))
+    return sorted(name for name in added if name.endswith(".bias"))
 
 
 def _tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Every tensor to be stored, tied ones once, under their first name."""
+    """Return every tensor to be stored; a tied tensor appears once, under its first name."""
     named = model.state_dict(keep_vars=True)
     return {name: named[name] for name in dict.fromkeys(_first_names(model).values())}
 
 
 def _first_names(model: PreTrainedModel) -> dict[str, str]:
-    """For each tensor the name it is stored under."""
+    """Return for each tensor's name the name that it is stored under."""
     named = model.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in named.items()}
@@ -191,7 +192,7 @@ def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in _tensors(model).items()}
 
 
-def _fill(model: PreTrainedModel, stored: dict[str, torch.Tensor]) -> None:
+def _load_weights(model: PreTrainedModel, stored: dict[str, torch.Tensor]) -> None:
     if _shapes(model) != {name: tensor.shape for name, tensor in stored.items()}:
         raise SliceError(f"{WEIGHTS} and {MANIFEST} do not belong together")
     names = _first_names(model)

@@ -1,0 +1,1 @@
+"""Files, checkpoints, progress, validation and errors, for all rooms."""

@@ -95,7 +95,7 @@ def _slots_to_retain(
             keys=keys[layers, :groups],
             values=values[layers, :groups],
             queries=queries[layers, : groups * shape.queries_per_group],
-            position=cache.processed - 1,
+            last_position=cache.processed - 1,
             scale=tables.softmax_scale,
             rope=partial(_cos_and_sin, tables, kind),
         )

@@ -108,7 +108,7 @@ def seen(tokens: int = 30, rope: bool = True) -> CachedTokens:
         keys=draw(2, 3, tokens, 8),
         values=draw(2, 3, tokens, 8),
         queries=draw(2, 6, tokens, 8),
-        position=tokens - 1,
+        last_position=tokens - 1,
         scale=8**-0.5,
         rope=tables if rope else None,
     )
@@ -160,7 +160,7 @@ def test_expected_attention_equals_the_mean_over_sampled_queries(rope: bool):
         keys=cache.keys[row : row + 1, 2:3],
         values=torch.ones(1, 1, 12, 1),
         queries=cache.queries[row : row + 1, 5:6],
-        position=11,
+        last_position=11,
         scale=cache.scale,
         rope=cache.rope,
     )
