@@ -1,4 +1,4 @@
-"""A chat template is rendered as `transformers` does it, and can harm nobody."""
+"""A chat template is rendered as by `transformers`, and cannot harm the server."""
 
 import logging
 import time
@@ -29,36 +29,45 @@ PLAIN = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>
 HI = [{"role": "user", "content": "hi"}]
 
 
-def rendered(template, messages=HI, begun=True, continued=False, most=10**6, **variables):
-    return template.render(Chat(messages, variables, begun, continued), most)
+def render(template, messages=HI, ending=(True, False), **variables):
+    """Return a chat; `ending` are `add_generation_prompt` and `continue_final_message`."""
+    return template.render(Chat(messages, variables, *ending), max_bytes=10**6)
 
 
-@pytest.mark.parametrize("source", [CHAT, RICH, PLAIN])
-def test_the_text_is_that_of_transformers(source):
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = source
-    messages = [
-        {"role": "system", "content": " be kind \n"},
-        {"role": "skip", "content": "x"},
-        {"role": "user", "content": "é 😀 {{ 1 }}", "name": "me"},
-        {"role": "assistant", "content": "so  ", "tool_calls": [{"a": [1, "é"]}], "thinking": "t"},
-    ]
-    template = ChatTemplate(source, tokenizer.special_tokens_map)
-    for begun, continued in ((True, False), (False, False), (False, True)):
-        if continued and source == RICH:
-            continue
-        for variables in ({}, {"style": "loud"}):
-            assert rendered(
-                template, messages, begun, continued, **variables
-            ) == tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=begun,
-                continue_final_message=continued,
-                **variables,
-            )
-    assert template.variables == ({"style"} if source == RICH else frozenset())
+MESSAGES = [
+    {"role": "system", "content": " be kind \n"},
+    {"role": "skip", "content": "x"},
+    {"role": "user", "content": "é 😀 {{ 1 }}", "name": "me"},
+    {"role": "assistant", "content": "so  ", "tool_calls": [{"a": [1, "é"]}], "thinking": "t"},
+]
+
+
+@pytest.fixture(scope="module", params=[CHAT, RICH, PLAIN], ids=["tiny", "rich", "plain"])
+def template(request):
+    template = ChatTemplate(request.param, tiny_tokenizer().special_tokens_map)
+    template.source = request.param
+    yield template
     template.close()
+
+
+@pytest.mark.parametrize("ending", [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize("variables", [{}, {"style": "loud"}])
+def test_the_text_is_that_of_transformers(template, ending, variables):
+    if template.source == RICH and ending == (False, True):
+        pytest.skip("this template changes the final message")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template.source
+    assert render(template, MESSAGES, ending, **variables) == tokenizer.apply_chat_template(
+        MESSAGES,
+        tokenize=False,
+        add_generation_prompt=ending[0],
+        continue_final_message=ending[1],
+        **variables,
+    )
+
+
+def test_the_variables_of_a_template_are_those_that_it_reads(template):
+    assert template.variables == ({"style"} if template.source == RICH else frozenset())
 
 
 def test_the_environment_offers_what_that_of_transformers_does():
@@ -75,16 +84,13 @@ def test_a_default_model_template_is_rendered_as_transformers_does(default_model
 
     tokenizer = AutoTokenizer.from_pretrained(default_model)
     template = open_template(tokenizer)
-    assert rendered(template) == tokenizer.apply_chat_template(
+    assert render(template) == tokenizer.apply_chat_template(
         HI, tokenize=False, add_generation_prompt=True
     )
     template.close()
 
 
-_NAMES = "{% set n = messages[0].content %}"
-HOSTILE = (
-    _NAMES
-    + """
+HOSTILE = """{% set n = messages[0].content %}
 {%- if n == 'zero' %}{{ 1 / 0 }}
 {%- elif n == 'recursion' %}{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}
 {%- elif n == 'power' %}{{ 'x' * 10 ** 10 }}
@@ -100,35 +106,51 @@ HOSTILE = (
 {%- elif n == 'loop' %}
     {%- for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}
 {%- else %}fine{% endif %}"""
-)
 
 
-def test_whatever_a_template_does_is_one_line_and_the_next_chat_is_served():
+@pytest.fixture(scope="module")
+def hostile_template():
     template = ChatTemplate(HOSTILE, {})
-    for name, says in {
-        "zero": "ZeroDivisionError",
-        "recursion": "RecursionError",
-        "power": "memory",
-        "doubling": "memory",
-        "width": "memory",
-        "output": "more than 1000000 bytes",
-        "raise": "^only kind words$",
-        "undefined": "'nothing' is undefined",
-        "sandbox": "unsafe",
-        "surrogate": "surrogates not allowed",
-        "type": "TypeError",
-        "loop": "longer than 2 s",
-    }.items():
-        began = time.monotonic()
-        with pytest.raises(TemplateFailedError, match=says) as raised:
-            rendered(template, [{"role": "user", "content": name}])
-        assert "\n" not in str(raised.value)
-        assert time.monotonic() - began < 60
-        assert rendered(template) == "fine"
-    assert MAX_MEMORY <= 2**30
+    yield template
     template.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("zero", "ZeroDivisionError"),
+        ("recursion", "RecursionError"),
+        ("power", "memory"),
+        ("doubling", "memory"),
+        ("width", "memory"),
+        ("output", "more than 1000000 bytes"),
+        ("raise", "^only kind words$"),
+        ("undefined", "'nothing' is undefined"),
+        ("sandbox", "unsafe"),
+        ("surrogate", "surrogates not allowed"),
+        ("type", "TypeError"),
+        ("loop", "longer than 2 s"),
+    ],
+)
+def test_a_failing_template_gives_one_line_and_renders_the_next_chat(
+    hostile_template, name, message
+):
+    began = time.monotonic()
+    with pytest.raises(TemplateFailedError, match=message) as raised:
+        render(hostile_template, [{"role": "user", "content": name}])
+    assert "\n" not in str(raised.value)
+    assert time.monotonic() - began < 60
+    assert render(hostile_template) == "fine"
+
+
+def test_the_memory_of_a_template_is_bounded():
+    assert MAX_MEMORY <= 2**30
+
+
+def test_a_number_that_json_does_not_have_is_refused():
+    template = ChatTemplate(HOSTILE, {})
     with pytest.raises(TemplateFailedError, match="too large"):
-        rendered(template, [{"role": "user", "content": "x", "y": float("inf")}])
+        render(template, [{"role": "user", "content": "x", "y": float("inf")}])
     template.close()
 
 
@@ -140,18 +162,18 @@ def test_whatever_a_template_does_is_one_line_and_the_next_chat_is_served():
         ("{{ raise_exception('a system message must come first') }}", "must come first"),
     ],
 )
-def test_a_template_that_fails_is_told_at_the_start(source, says, caplog):
+def test_a_template_that_fails_is_logged_at_the_start(source, says, caplog):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = source
     with caplog.at_level(logging.WARNING):
-        found = open_template(tokenizer)
+        opened = open_template(tokenizer)
     (record,) = caplog.records
     assert says in record.getMessage()
     assert "\n" not in record.getMessage()
-    if isinstance(found, ChatTemplate):
-        found.close()
+    if isinstance(opened, ChatTemplate):
+        opened.close()
     else:
-        assert says in str(found)
+        assert says in str(opened)
 
 
 def test_a_model_without_a_template_says_so():
