@@ -104,8 +104,8 @@ class BuildSteps:
             return fitted[0].to_tensors()
 
         checkpoint = self.options.checkpoint
-        tensors = checkpoint.get_or_compute_tensors("library", compute)
-        errors = checkpoint.get_or_compute("bought", lambda: fitted[0].mean_errors())
+        tensors = checkpoint.get_or_compute_tensors("correction library", compute)
+        errors = checkpoint.get_or_compute("fit errors", lambda: fitted[0].mean_errors())
         return CorrectionLibrary.from_tensors(tensors), errors
 
     def order_layers(self, library: CorrectionLibrary) -> tuple[list[int], list[float]]:

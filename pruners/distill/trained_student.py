@@ -11,12 +11,12 @@ from pruners.distill.student import Student
 class TrainedStudent:
     """A student with its optimizer, its best state so far and its held-out KL at each check.
 
-    `best` are the student's tensors by name; `history` is in nats per token, its first element
+    `best` are the tensors of `model` by name; `history` is in nats per token, its first element
     from before any step.
     """
 
     name: str
-    student: Student
+    model: Student
     optimizer: torch.optim.AdamW
     best: dict[str, torch.Tensor]
     history: list[float] = field(default_factory=list)
@@ -26,6 +26,6 @@ class TrainedStudent:
         return len(self.history) - 1 - min(range(len(self.history)), key=self.history.__getitem__)
 
 
-def copy_state(student: Student) -> dict[str, torch.Tensor]:
-    """Return copies of the student's tensors by name, which further training does not change."""
-    return {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
+def copy_state(model: Student) -> dict[str, torch.Tensor]:
+    """Return copies of the model's tensors by name, which further training does not change."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

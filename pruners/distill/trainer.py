@@ -170,7 +170,7 @@ class Trainer:
     def _loss(
         self, student: TrainedStudent, batch: TokenBatch, base: torch.Tensor, scored: torch.Tensor
     ) -> torch.Tensor:
-        return kl_divergence(self._located.head, student.student.hidden(batch)[scored], base)
+        return kl_divergence(self._located.head, student.model.hidden(batch)[scored], base)
 
     @torch.no_grad()
     def check(self) -> None:
@@ -185,7 +185,7 @@ class Trainer:
         for student in active:
             kl = sums[student.name] / tokens
             if not student.history or kl < min(student.history):
-                student.best = copy_state(student.student)
+                student.best = copy_state(student.model)
             student.history.append(kl)
 
     def summary(self) -> str:
@@ -198,8 +198,8 @@ class Trainer:
         before = self._variants.corrections.get(student.name, {})
         if student.checks_since_best() == len(student.history) - 1:
             return TrainingResult(dict(before), student.history)
-        student.student.load_state_dict(student.best)
-        return TrainingResult(student.student.corrections(before), student.history)
+        student.model.load_state_dict(student.best)
+        return TrainingResult(student.model.corrections(before), student.history)
 
 
 def _draw_batches(

@@ -40,8 +40,8 @@ def read_state(path: Path, students: Sequence[TrainedStudent]) -> int:
         student.history[:] = note["history"][student.name]
         prefix = f"{student.name}/"
         named = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        student.student.load_state_dict(_under("now.", named))
-        device = next(student.student.parameters()).device
+        student.model.load_state_dict(_under("now.", named))
+        device = next(student.model.parameters()).device
         student.best = {name: t.to(device) for name, t in _under("best.", named).items()}
         for number, parameter in enumerate(_parameters(student)):
             moments = {name: named.get(f"{name}.{number}") for name in _MOMENTS}
@@ -55,7 +55,7 @@ def read_state(path: Path, students: Sequence[TrainedStudent]) -> int:
 
 
 def _tensors(student: TrainedStudent) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in student.student.state_dict().items():
+    for name, tensor in student.model.state_dict().items():
         yield f"now.{name}", tensor
     for name, tensor in student.best.items():
         yield f"best.{name}", tensor

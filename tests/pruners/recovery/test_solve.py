@@ -55,29 +55,35 @@ def test_a_strong_ridge_leaves_the_kept_columns(problem):
     assert refit(moments, 1e9).change.abs().max() < 1e-6
 
 
-def test_low_rank_is_the_whitened_svd_and_beats_any_other(problem):
+@pytest.mark.parametrize("rank", range(6))
+def test_low_rank_is_the_whitened_svd_and_beats_any_other(problem, rank: int):
     _, moments = problem
-    found = refit(moments, 1e-3)
-    change, within = found.change, found.regularised
-    root = torch.linalg.cholesky(within)
+    fitted = refit(moments, 1e-3)
+    change, second = fitted.change, fitted.regularised
+    root = torch.linalg.cholesky(second)
 
     def error(approximation: torch.Tensor) -> float:
         return ((change - approximation) @ root).norm().item()
 
     singular = torch.linalg.svdvals(change @ root)
-    generator = torch.Generator().manual_seed(1)
-    for rank in range(6):
-        up, down = fit_low_rank(change, within, rank)
-        assert up.shape == (7, rank)
-        assert down.shape == (rank, 5)
-        assert error(up @ down) == pytest.approx(singular[rank:].norm().item(), abs=1e-9)
-        for _ in range(50):
-            other = torch.randn(7, rank, generator=generator, dtype=torch.float64)
-            best_down = torch.linalg.pinv(other) @ change  # given this `up`, the best there is
-            assert error(up @ down) <= error(other @ best_down) + 1e-9
-            noisy = up + 0.1 * torch.randn(up.shape, generator=generator, dtype=torch.float64)
-            assert error(up @ down) <= error(noisy @ down) + 1e-9
-    torch.testing.assert_close(torch.matmul(*fit_low_rank(change, within, 5)), change)
+    generator = torch.Generator().manual_seed(1 + rank)
+    up, down = fit_low_rank(change, second, rank)
+    assert up.shape == (7, rank)
+    assert down.shape == (rank, 5)
+    assert error(up @ down) == pytest.approx(singular[rank:].norm().item(), abs=1e-9)
+    for _ in range(50):
+        other = torch.randn(7, rank, generator=generator, dtype=torch.float64)
+        best_down = torch.linalg.pinv(other) @ change  # the best one for this `up`
+        assert error(up @ down) <= error(other @ best_down) + 1e-9
+        noisy = up + 0.1 * torch.randn(up.shape, generator=generator, dtype=torch.float64)
+        assert error(up @ down) <= error(noisy @ down) + 1e-9
+
+
+def test_a_low_rank_of_full_rank_is_the_change_itself(problem):
+    _, moments = problem
+    fitted = refit(moments, 1e-3)
+    up, down = fit_low_rank(fitted.change, fitted.regularised, 5)
+    torch.testing.assert_close(up @ down, fitted.change)
 
 
 def test_relative_error_equals_the_samples(problem):
