@@ -10,7 +10,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from server.settings import ELSEWHERE, PREFIX
+from server.settings import PREFIX
+from server.settings_sources import VARIABLES_READ_ELSEWHERE
 
 
 class ServerProcess:
@@ -102,5 +103,5 @@ def _environment_without_settings() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(PREFIX) or name in ELSEWHERE
+        if not name.startswith(PREFIX) or name in VARIABLES_READ_ELSEWHERE
     }

@@ -1,23 +1,28 @@
-"""The commands around policies: profile, train, judge from the audit log."""
+"""The commands about policies: profile, train-policy and estimate."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from server.cli.variants import MODEL_HELP, UsageError
+from server.cli.options import PROMPTS_HELP, Analyzer, Model, OptionalArtefactFolder, UsageError
 from server.engine.loading.source import DEFAULT_MODEL
 
-policy = typer.Typer()
+app = typer.Typer()
 
-_PROMPTS_HELP = "Text, .jsonl, .csv or hf:NAME[:SPLIT[:COLUMN]]."
-Model = Annotated[str, typer.Option(help=MODEL_HELP)]
-ArtefactFolder = Annotated[Path | None, typer.Option(help="A folder by `trimtab build`.")]
+_LOST_HELP = "Reward of a request that was refused or missed its objectives."
+_POLICY_HELP = (
+    "The other policy: rule, random, static:VARIANT, refusing:VARIANT, or a folder by "
+    "`trimtab train-policy`."
+)
 MaxRunning = Annotated[
-    int, typer.Option(min=1, max=256, help="Answers written at once, as when serving.")
+    int,
+    typer.Option(
+        min=1, max=256, help="Answers that are written at the same time, as when serving."
+    ),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads of the model.")]
 
 
 def _finite(value: float) -> float:
@@ -26,32 +31,37 @@ def _finite(value: float) -> float:
     return value
 
 
-@policy.command()
+@app.command()
 def profile(
-    out: Annotated[Path, typer.Option(help="The profile's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the profile.")],
     prompts: Annotated[
         str | None,
-        typer.Option(help=f"{_PROMPTS_HELP} Without: keep a profile's losses, time this device."),
+        typer.Option(
+            help=f"{PROMPTS_HELP} Without: an existing profile keeps its losses, and only the "
+            "times are measured again, on this device."
+        ),
     ] = None,
     model: Model = DEFAULT_MODEL,
-    artefact: ArtefactFolder = None,
-    limit: Annotated[int, typer.Option(min=40, help="Prompts at most.")] = 500,
-    tokens: Annotated[int, typer.Option(min=8, help="Of an answer.")] = 48,
+    artefact: OptionalArtefactFolder = None,
+    limit: Annotated[int, typer.Option(min=40, help="Largest number of prompts.")] = 500,
+    tokens: Annotated[int, typer.Option(min=8, help="Largest number of tokens of an answer.")] = 48,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="To measure on, as it is served.")
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model is computed.")
     ] = "auto",
     weights: Annotated[
-        Literal["auto", "fp32", "bf16", "int8", "int4"], typer.Option(help="As they are served.")
+        Literal["auto", "fp32", "bf16", "int8", "int4"],
+        typer.Option(help="Precision of the weights; auto keeps what the source has."),
     ] = "auto",
-    threads: Threads = None,
-    analyzer: Annotated[
-        Literal["patterns", "nltk", "spacy"], typer.Option(help="Reads prompts, as when serving.")
-    ] = "patterns",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processor threads that compute the model. Without: all cores."),
+    ] = None,
+    analyzer: Analyzer = "patterns",
     max_running: MaxRunning = 16,
 ) -> None:
-    """Sweep real prompts through every variant and time these: what policies are trained on.
+    """Measure each variant's loss on real prompts, and its times: what policies are trained on.
 
-    An interrupted sweep goes on where it stopped.
+    An interrupted measurement goes on where it stopped.
     """
     from pruners.data.corpus import read_corpus
     from server.engine.config import ModelConfig
@@ -60,23 +70,19 @@ def profile(
     served = ModelConfig(model, artefact, weights, device, threads=threads)
     config = ProfileConfig(served, analyzer, max_running)
     if prompts is None:
-        found = update_timing(config, out)
+        made = update_timing(config, out)
     else:
-        found = make_profile(config, out, read_corpus(prompts), limit, tokens)
-    typer.echo(f"{out}: {len(found.prompts.names)} prompts, {len(found.variants)} variants")
+        made = make_profile(config, out, read_corpus(prompts), limit, tokens)
+    typer.echo(f"{out}: {len(made.prompts.names)} prompts, {len(made.variants)} variants")
 
 
-@policy.command()
+@app.command()
 def estimate(
-    log: Annotated[list[Path], typer.Option(help="An audit log; may be given several times.")],
-    policy_name: Annotated[
-        str, typer.Option("--policy", help="rule, static:V, refusing:V or a trained folder.")
-    ],
-    lost: Annotated[
-        float, typer.Option(help="What a lost request is worth.", callback=_finite)
-    ] = -0.5,
+    log: Annotated[list[Path], typer.Option(help="An audit log. It may be given several times.")],
+    policy_name: Annotated[str, typer.Option("--policy", help=_POLICY_HELP)],
+    lost: Annotated[float, typer.Option(help=_LOST_HELP, callback=_finite)] = -0.5,
     clip: Annotated[
-        float, typer.Option(min=1.0, help="The largest weight.", callback=_finite)
+        float, typer.Option(min=1.0, help="Largest weight of a decision.", callback=_finite)
     ] = 20.0,
 ) -> None:
     """Estimate from audit logs what another policy would have been worth.
@@ -105,53 +111,86 @@ def estimate(
     typer.echo(f"largest weight {worth.largest:.1f}, clipped at {clip:g}")
 
 
-@policy.command("train-policy")
+@app.command("train-policy")
 def train_policy(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="The folder of the policy and its report.")],
+    out: Annotated[Path, typer.Option(help="Folder of the policy and its report.")],
     prompts: Annotated[
         str | None,
         typer.Option(
-            help=f"Makes the profile if there is none; with --mode test: others to try it on. "
-            f"{_PROMPTS_HELP}"
+            help=f"{PROMPTS_HELP} A training makes a profile of them if there is none; with --mode "
+            "test, the policy is tested on them."
         ),
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="By `trimtab profile`. Default: OUT/profile.")
+        Path | None,
+        typer.Option(help="Folder by `trimtab profile`. Without: profile in the --out folder."),
     ] = None,
     mode: Annotated[
         Literal["train", "test"],
-        typer.Option(help="Test: only judge again, with what it was trained with."),
+        typer.Option(help="train, or test to test a policy again with what it was trained with."),
     ] = "train",
     results: Annotated[
-        Path | None, typer.Option(help="Where a test's report goes. Default: OUT/test.")
+        Path | None,
+        typer.Option(help="Folder of a test's report. Without: test in the --out folder."),
     ] = None,
-    kind: Annotated[Literal["dqn", "bandit"], typer.Option(help="What learns.")] = "dqn",
-    episodes: Annotated[int, typer.Option(min=10, help="Of 256 decisions; by tens.")] = 500,
+    kind: Annotated[
+        Literal["dqn", "bandit"],
+        typer.Option(help="What learns: dqn (a deep Q-network) or bandit (a contextual bandit)."),
+    ] = "dqn",
+    episodes: Annotated[
+        int, typer.Option(min=10, help="Episodes of 256 decisions; a multiple of 10.")
+    ] = 500,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A folder to go on from. Default: OUT/checkpoint.")
+        Path | None,
+        typer.Option(help="Folder to go on from. Without: checkpoint in the --out folder."),
     ] = None,
-    train_samples: Annotated[int | None, typer.Option(min=10, help="Prompts at most.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.")] = 400,
+    train_samples: Annotated[
+        int | None, typer.Option(min=10, help="Largest number of prompts. Without: all.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Largest number of tokens of an answer.")
+    ] = 400,
     trace: Annotated[
-        Path | None, typer.Option(help="Arrivals as Azure, BurstGPT or Mooncake publish them.")
+        Path | None,
+        typer.Option(
+            help="File of arrivals as Azure, BurstGPT or Mooncake publish them. Without: arrivals "
+            "are drawn at random."
+        ),
     ] = None,
-    requests: Annotated[int, typer.Option(min=24, help="Arrivals at most.")] = 6000,
-    reward: Annotated[Literal["constraint", "thesis"], typer.Option()] = "constraint",
-    lost: Annotated[float, typer.Option(help="What a lost request is worth.")] = -0.5,
-    ttft_ms: Annotated[float, typer.Option(min=1.0, help="The objective.")] = 2000.0,
+    requests: Annotated[int, typer.Option(min=24, help="Largest number of arrivals.")] = 6000,
+    reward: Annotated[
+        Literal["constraint", "thesis"],
+        typer.Option(
+            help="What an answer is worth: constraint (its quality if it met the objectives) or "
+            "thesis (0.6 tokens/s - 0.4 perplexity / 10)."
+        ),
+    ] = "constraint",
+    lost: Annotated[float, typer.Option(help=_LOST_HELP)] = -0.5,
+    ttft_ms: Annotated[
+        float,
+        typer.Option(min=1.0, help="Objective for the time to the first token, in milliseconds."),
+    ] = 2000.0,
     ablations: Annotated[
-        bool, typer.Option(help="Also train blind for the host, and for the prompt.")
+        bool,
+        typer.Option(
+            help="Also train a policy that does not see the host, and one that does not see the "
+            "prompt."
+        ),
     ] = True,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings to compare.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of trainings, from different seeds, to compare.")
+    ] = 3,
     max_running: MaxRunning = 16,
     model: Model = DEFAULT_MODEL,
-    artefact: ArtefactFolder = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    artefact: OptionalArtefactFolder = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of everything that is drawn at random.")
+    ] = 0,
 ) -> None:
-    """Train a policy in simulated traffic, judge it on held-out traffic and prompts, and say
-    whether it may replace the rule.
+    """Train a policy in simulated traffic, and test it on held-out traffic and prompts.
 
+    The result says whether the policy may replace the rule.
     An interrupted training goes on from its last checkpoint.
     """
     try:
@@ -162,13 +201,17 @@ def train_policy(
     given = frozenset(name for name in context.params if _on_command_line(context, name))
     options = TrainPolicyOptions(context.params, given)
     verdict, report = run_training(options) if mode == "train" else run_test(options)
+    _print_verdict(verdict, report, mode)
+
+
+def _print_verdict(verdict: Mapping[str, Any], report: Path, mode: str) -> None:
     for text, key in (("the rule", "over_rule"), (verdict["best_static"], "over_best_static")):
         low, high = verdict[key]
         typer.echo(f"gain over {text}, reward a request, 95 %: {low:+.4f} to {high:+.4f}")
-    word = "promoted" if verdict["promoted"] else "not promoted: the rule stays the default"
+    result = "promoted" if verdict["promoted"] else "not promoted: the rule stays the default"
     if mode == "test":
-        word = "better than both" if verdict["promoted"] else "not better than both"
-    typer.echo(f"{report}: {word}")
+        result = "better than both" if verdict["promoted"] else "not better than both"
+    typer.echo(f"{report}: {result}")
 
 
 def _on_command_line(context: typer.Context, name: str) -> bool:

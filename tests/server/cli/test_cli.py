@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from pruners.artefact.folder import load_artefact
-from server.cli.main import main as server_cli
+from pruners.importance import SCORERS
+from server.cli import models
+from server.cli.main import main, train_policy_main
+from server.cli.variants import SCORER_NAMES
 from tests.support.commands import one_line, trimtab
 from tests.support.tiny import save_tiny
 
@@ -22,6 +25,8 @@ from tests.support.tiny import save_tiny
         (["serve", "--weights", "int3"], "weights"),
         (["serve", "--device", "tpu"], "device"),
         (["serve", "--model", "no-such-model"], "no such model"),
+        (["serve", "--max-waiting-tokens", "0"], "--max-waiting-tokens: input should be greater"),
+        (["serve", "--no-such-option"], "--no-such-option"),
         (["frobnicate"], "frobnicate"),
         (["build"], "--out"),
         (["build", "--out", "x", "--device", "nonsense"], "--device nonsense"),
@@ -47,9 +52,37 @@ def test_the_version_is_that_of_the_package():
     assert done.stdout == f"trimtab {metadata.version('trimtab')}\n"
 
 
-def test_help_needs_no_torch():
-    code = "import sys, server.cli.main; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"]])
+def test_help_and_version_need_neither_torch_nor_the_http_stack(arguments):
+    code = f"""
+import sys
+from server.cli.main import cli
+cli({arguments}, standalone_mode=False)
+loaded = {{"torch", "transformers", "fastapi", "uvicorn"}} & sys.modules.keys()
+sys.exit(", ".join(loaded) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "server.cli", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"trimtab {metadata.version('trimtab')}\n"
+
+
+def test_train_policy_is_a_command_of_its_own(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train-policy", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        train_policy_main()
+    assert not ended.value.code
+    assert "--train-samples" in capsys.readouterr().out
+
+
+def test_the_help_of_build_names_the_scorers():
+    assert list(SCORER_NAMES) == list(SCORERS)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +142,8 @@ def test_an_interruption_is_no_success(monkeypatch):
     def interrupted(*rest):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server_cli, "resolve_model", interrupted)
+    monkeypatch.setattr(models, "resolve_model", interrupted)
     monkeypatch.setattr(sys, "argv", ["trimtab", "fetch"])
     with pytest.raises(SystemExit) as ended:
-        server_cli.main()
+        main()
     assert ended.value.code == 130
