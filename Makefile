@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+CSRC := server/engine/backends/native/csrc
+CSRC_FILES := $(wildcard $(CSRC)/*/*.* $(CSRC)/*/*/*.*)
 
 .PHONY: install serve test test-fast lint docs sanitize bench artefact clean
 
@@ -35,11 +37,11 @@ docs: $(INSTALLED_DEV)
 sanitize: $(INSTALLED_DEV)
 	mkdir -p build/sanitize
 	$(CXX) -O1 -g -std=c++20 -shared -fPIC -fsanitize=address,undefined -fno-sanitize-recover=all \
-		-Wno-psabi -Wno-ignored-attributes -Wno-maybe-uninitialized \
-		server/engine/backends/native/csrc/*.cpp -o build/sanitize/native.so
+		-Wno-psabi -Wno-ignored-attributes -Wno-maybe-uninitialized -Wno-unknown-warning-option \
+		-I$(CSRC) $(filter %.cpp,$(CSRC_FILES)) -o build/sanitize/native.so
 	ASAN_OPTIONS=detect_leaks=0 TRIMTAB_NATIVE=build/sanitize/native.so \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest tests/server/engine/backends/test_native.py
+		$(BIN)/python -m pytest tests/server/engine/backends/native
 
 # LLAMA="--llama-cpp FOLDER" adds llama.cpp's programs to the comparison.
 bench: $(INSTALLED_DEV)
@@ -68,7 +70,7 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt $(wildcard server/engine/backends/native/csrc/*)
+$(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt $(CSRC_FILES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@

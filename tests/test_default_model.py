@@ -200,7 +200,7 @@ def test_a_real_client_on_the_real_server(default_model, tmp_path):
         assert server.stop() in (0, -signal.SIGTERM)
 
 
-@pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
+@pytest.mark.skipif(not native_library.is_available(), reason="the native kernels are not built")
 def test_the_default_model_is_served_as_its_file_holds_it(default_model):
     weights = load_configured_model(ModelConfig()).weights
     assert weights.precision == "int4"

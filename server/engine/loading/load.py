@@ -256,7 +256,7 @@ def _open_backend(
 
 
 def _has_native_kernels() -> bool:
-    return native_library.library() is not None
+    return native_library.is_available()
 
 
 def _multiplies_bf16() -> bool:

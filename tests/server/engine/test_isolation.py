@@ -33,7 +33,7 @@ POISON = 77
 SAMPLED = SamplingParams(temperature=0.9, seed=5)
 NATIVE = pytest.param(
     True,
-    marks=pytest.mark.skipif(native_library.library() is None, reason="kernels are not built"),
+    marks=pytest.mark.skipif(not native_library.is_available(), reason="kernels are not built"),
 )
 both = pytest.mark.parametrize("native", [False, NATIVE])
 
@@ -230,7 +230,7 @@ def test_a_token_behind_the_vocabulary_ends_only_its_own_request(native, token):
     assert texts(rest) == expected
 
 
-@pytest.mark.skipif(native_library.library() is None, reason="kernels are not built")
+@pytest.mark.skipif(not native_library.is_available(), reason="kernels are not built")
 @pytest.mark.parametrize("change", ["wider", "longer", "negative"])
 def test_a_variant_that_is_no_part_of_the_model_reads_nothing(change):
     runner = made(True)
@@ -263,7 +263,7 @@ def test_a_variant_that_cannot_guess_costs_no_answer():
 
 
 def test_a_freed_cache_full_of_no_numbers_changes_nobody_elses_text():
-    for native in (False, *([True] if native_library.library() else [])):
+    for native in (False, *([True] if native_library.is_available() else [])):
         expected = undisturbed(native)
         runner = made(native)
         for tensor in (runner.scheduler.cache.keys, runner.scheduler.cache.values):

@@ -8,12 +8,13 @@ from torch import Tensor
 from pruners.kv import RECENT_QUERIES
 from pruners.variant import base_spec
 from server.engine.backends.base import Segment, check_rows
-from server.engine.backends.native import library as native
 from server.engine.backends.native.head_screening import build_head_screen
+from server.engine.backends.native.library import NativeEngine
 from server.engine.backends.native.model import NativeModel
 from server.engine.backends.native.packed_corrections import PackedCorrections
 from server.engine.backends.native.packed_weights import MAX_SCREENED_ROWS, PackedWeights
 from server.engine.backends.native.packing import unpack
+from server.engine.backends.native.structures import BatchStruct, CacheStruct, address_of
 from server.engine.cache.kv_cache import KVCache
 
 _SAMPLE_TOKENS = 64  # from all over the vocabulary
@@ -35,12 +36,12 @@ class NativeDecoder:
         self.cache = cache
         self._model = NativeModel(weights, corrections or {})
         self.threads = torch.get_num_threads()
-        self._engine = native.NativeEngine(self.threads)
-        self._cache = native.Cache(
+        self._engine = NativeEngine(self.threads)
+        self._cache = CacheStruct(
             cache.keys.data_ptr(),
             cache.values.data_ptr(),
-            native.pointer(cache.key_scales),
-            native.pointer(cache.value_scales),
+            address_of(cache.key_scales),
+            address_of(cache.value_scales),
             cache.arena.capacity,
         )
 
@@ -82,7 +83,7 @@ class NativeDecoder:
             array("Q", queries),
         ]
         addresses = [values.buffer_info()[0] for values in arrays]
-        batch = native.Batch(len(tokens), len(segments), *addresses, RECENT_QUERIES)
+        batch = BatchStruct(len(tokens), len(segments), *addresses, RECENT_QUERIES)
         hidden = torch.empty(len(tokens), self.weights.shape.hidden)
         self._engine.step(self._model.model, self._cache, batch, hidden)
         return hidden
@@ -100,7 +101,7 @@ class NativeDecoder:
         head shows which logits need to be computed.
         """
         screen = self._model.head_screen if len(hidden) <= MAX_SCREENED_ROWS else None
-        return self._engine.best(self._model.head, screen, hidden.contiguous())
+        return self._engine.argmax(self._model.head, screen, hidden.contiguous())
 
 
 def add_head_screen(weights: PackedWeights) -> None:

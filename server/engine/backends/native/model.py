@@ -1,10 +1,9 @@
-"""A packed base and its variants as the structures that the kernels follow."""
+"""Fill in the structures of the kernels for a packed base and its variants."""
 
 import ctypes
 from ctypes import POINTER, c_int32, pointer
 
 from pruners.variant import Block, Part, VariantSpec
-from server.engine.backends.native import library as native
 from server.engine.backends.native.head_screening import HeadScreen
 from server.engine.backends.native.packed_corrections import (
     PackedCorrections,
@@ -12,45 +11,62 @@ from server.engine.backends.native.packed_corrections import (
 )
 from server.engine.backends.native.packed_weights import PackedLayer, PackedWeights
 from server.engine.backends.native.packing import PackedMatrix
+from server.engine.backends.native.structures import (
+    ACTIVATIONS,
+    CorrectionStruct,
+    HeadScreenStruct,
+    InputCorrectionStruct,
+    LayerStruct,
+    MatrixStruct,
+    ModelStruct,
+    VariantStruct,
+    address_of,
+    int32_array,
+)
+
+CorrectionPointers = ctypes.Array["ctypes._Pointer[CorrectionStruct]"]
 
 
 class NativeModel:
-    """The structures that the kernels follow. Holds what they point at."""
+    """The structures of a base and its variants. It keeps alive what they point at.
 
-    def __init__(self, weights: PackedWeights, own: PackedCorrections) -> None:
+    `model` has all layers, `head` the output head, and `head_screen` its coarse copy, if any.
+    """
+
+    def __init__(self, weights: PackedWeights, corrections: PackedCorrections) -> None:
         self.weights = weights
-        self._own = own
-        self._kept: list[object] = []
+        self._corrections = corrections
+        self._alive: list[object] = []
         self._variants: dict[VariantSpec, int] = {}
         shape = weights.shape
-        layers = (native.Layer * shape.layers)(*(self._layer(layer) for layer in weights.layers))
-        self._kept.append(layers)
-        self.head = matrix_of(weights.head)
+        layers = (LayerStruct * shape.layers)(*(self._layer(layer) for layer in weights.layers))
+        self._alive.append(layers)
+        self.head = matrix_struct(weights.head)
         screen = weights.head_screen
-        self.head_screen = None if screen is None else head_screen_of(screen)
-        self.model = native.Model(
-            ctypes.cast(layers, POINTER(native.Layer)),
-            matrix_of(weights.embed),
-            weights.final_norm.data_ptr(),
-            shape.layers,
-            shape.hidden,
-            shape.kv_groups,
-            shape.queries_per_group,
-            shape.head_dim,
-            shape.ffn,
-            native.ACTIVATIONS[weights.activation],
-            weights.eps,
-            weights.embed_scale,
-            weights.softmax_scale,
+        self.head_screen = None if screen is None else head_screen_struct(screen)
+        self.model = ModelStruct(
+            layer=ctypes.cast(layers, POINTER(LayerStruct)),
+            embed=matrix_struct(weights.embed),
+            final_norm=weights.final_norm.data_ptr(),
+            layers=shape.layers,
+            hidden=shape.hidden,
+            groups=shape.kv_groups,
+            queries=shape.queries_per_group,
+            head_dim=shape.head_dim,
+            ffn=shape.ffn,
+            activation=ACTIVATIONS[weights.activation],
+            eps=weights.eps,
+            embed_scale=weights.embed_scale,
+            softmax_scale=weights.softmax_scale,
         )
 
-    def _layer(self, layer: PackedLayer) -> native.Layer:
+    def _layer(self, layer: PackedLayer) -> LayerStruct:
         cos, sin = self.weights.rope[layer.rope]
-        return native.Layer(
-            qkv=matrix_of(layer.qkv),
-            o=matrix_of(layer.o),
-            gate_up=matrix_of(layer.gate_up),
-            down=matrix_of(layer.down),
+        return LayerStruct(
+            qkv=matrix_struct(layer.qkv),
+            o=matrix_struct(layer.o),
+            gate_up=matrix_struct(layer.gate_up),
+            down=matrix_struct(layer.down),
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
             window=layer.window or 0,
@@ -58,73 +74,82 @@ class NativeModel:
         )
 
     def variant(self, spec: VariantSpec) -> int:
-        """The address of a variant's widths and own parts, which are made once.
+        """Return the address of a variant's structure, which is made at the first call.
 
-        Raises `ValueError` if it is wider than the base: the kernels would read what is not there.
+        Raises `ValueError` if the variant is wider than the base: the kernels would read beyond the
+        weights.
         """
         if spec not in self._variants:
-            self._check(spec)
-            groups, ffn = native.int32s(spec.kv_groups), native.int32s(spec.ffn)
-            attention, mlp = self._owns(spec, "attention"), self._owns(spec, "mlp")
-            found = native.Variant(
-                ctypes.cast(groups, POINTER(c_int32)),
-                ctypes.cast(ffn, POINTER(c_int32)),
-                attention,
-                mlp,
+            self._check_widths(spec)
+            groups, ffn = int32_array(spec.kv_groups), int32_array(spec.ffn)
+            attention = self._correction_pointers(spec, "attention")
+            mlp = self._correction_pointers(spec, "mlp")
+            variant = VariantStruct(
+                groups=ctypes.cast(groups, POINTER(c_int32)),
+                ffn=ctypes.cast(ffn, POINTER(c_int32)),
+                attention=attention,
+                mlp=mlp,
             )
-            self._kept += [groups, ffn, attention, mlp, found]
-            self._variants[spec] = ctypes.addressof(found)
+            self._alive += [groups, ffn, attention, mlp, variant]
+            self._variants[spec] = ctypes.addressof(variant)
         return self._variants[spec]
 
-    def _check(self, spec: VariantSpec) -> None:
+    def _check_widths(self, spec: VariantSpec) -> None:
         shape = self.weights.shape
-        for widths, most in ((spec.kv_groups, shape.kv_groups), (spec.ffn, shape.ffn)):
-            if len(widths) != shape.layers or not all(0 <= width <= most for width in widths):
+        for widths, limit in ((spec.kv_groups, shape.kv_groups), (spec.ffn, shape.ffn)):
+            if len(widths) != shape.layers or not all(0 <= width <= limit for width in widths):
                 raise ValueError(f"variant '{spec.name}' is no part of this model")
 
-    def _owns(self, spec: VariantSpec, part: Part) -> "ctypes.Array[ctypes._Pointer[native.Own]]":
-        owns = (POINTER(native.Own) * len(spec.ffn))()
+    def _correction_pointers(self, spec: VariantSpec, part: Part) -> CorrectionPointers:
+        """Return a pointer for each layer, null where the variant has no correction."""
+        pointers = (POINTER(CorrectionStruct) * len(spec.ffn))()
         for index in range(len(spec.ffn)):
-            own = self._own.get(Block(index, part), {}).get(spec.name)
-            if own is None:
+            packed = self._corrections.get(Block(index, part), {}).get(spec.name)
+            if packed is None:
                 continue
-            entry = None if own.entry is None else pointer(self._entry(own.entry))
-            found = native.Own(
-                self._matrix(own.inner),
-                self._matrix(own.outer),
-                own.bias.data_ptr(),
-                int(own.replaces),
-                entry,
+            correction = CorrectionStruct(
+                inner=self._matrix_pointer(packed.inner),
+                outer=self._matrix_pointer(packed.outer),
+                bias=packed.bias.data_ptr(),
+                replaces=int(packed.replaces),
+                input=self._input_pointer(packed.entry),
             )
-            owns[index] = pointer(found)
-            self._kept += [entry, found]
-        return owns
+            pointers[index] = pointer(correction)
+            self._alive.append(correction)
+        return pointers
 
-    def _entry(self, entry: PackedInputCorrection) -> native.Entry:
-        return native.Entry(
-            entry.norm.data_ptr(), self._matrix(entry.inner), self._matrix(entry.outer)
-        )
-
-    def _matrix(self, packed: PackedMatrix | None) -> "ctypes._Pointer[native.Matrix] | None":
+    def _input_pointer(
+        self, packed: PackedInputCorrection | None
+    ) -> "ctypes._Pointer[InputCorrectionStruct] | None":
         if packed is None:
             return None
-        found = pointer(matrix_of(packed))
-        self._kept.append(found)
-        return found
+        inner, outer = self._matrix_pointer(packed.inner), self._matrix_pointer(packed.outer)
+        made = pointer(InputCorrectionStruct(packed.norm.data_ptr(), inner, outer))
+        self._alive.append(made)
+        return made
+
+    def _matrix_pointer(
+        self, packed: PackedMatrix | None
+    ) -> "ctypes._Pointer[MatrixStruct] | None":
+        if packed is None:
+            return None
+        made = pointer(matrix_struct(packed))
+        self._alive.append(made)
+        return made
 
 
-def head_screen_of(screen: HeadScreen) -> native.Preview:
-    """The structure of a head screen, which must outlive it."""
-    return native.Preview(*(tensor.data_ptr() for tensor in screen.tensors()))
+def head_screen_struct(screen: HeadScreen) -> HeadScreenStruct:
+    """Return the structure of a head screen. The screen must outlive it."""
+    return HeadScreenStruct(*(tensor.data_ptr() for tensor in screen.tensors()))
 
 
-def matrix_of(packed: PackedMatrix) -> native.Matrix:
-    """The structure of a packed matrix, which must outlive it."""
-    return native.Matrix(
-        packed.data.data_ptr(),
-        native.pointer(packed.bias),
-        packed.outputs,
-        packed.inputs,
-        packed.bits,
-        int(packed.input_major),
+def matrix_struct(packed: PackedMatrix) -> MatrixStruct:
+    """Return the structure of a packed matrix. The matrix must outlive it."""
+    return MatrixStruct(
+        data=packed.data.data_ptr(),
+        bias=address_of(packed.bias),
+        outputs=packed.outputs,
+        inputs=packed.inputs,
+        bits=packed.bits,
+        input_major=int(packed.input_major),
     )

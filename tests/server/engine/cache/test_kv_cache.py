@@ -141,7 +141,7 @@ def test_the_engine_evicts_what_the_builder_measured(family: str, scorer: str):
 
 
 @torch.no_grad()
-@pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
+@pytest.mark.skipif(not native_library.is_available(), reason="the native kernels are not built")
 @pytest.mark.parametrize("scorer", KV_SCORERS)
 def test_the_native_engine_keeps_queries_and_positions_too(scorer: str):
     eviction = Eviction(KV_SCORERS[scorer](), 40, interval=8, sinks=2, recent=6)
@@ -158,7 +158,7 @@ def test_the_native_engine_keeps_queries_and_positions_too(scorer: str):
 
 
 @torch.no_grad()
-@pytest.mark.skipif(native_library.library() is None, reason="the native kernels are not built")
+@pytest.mark.skipif(not native_library.is_available(), reason="the native kernels are not built")
 def test_queries_are_noted_of_prompts_and_of_decoded_tokens():
     eviction = Eviction(SnapKV(), 400)
     rounded = round_weights(weights_of(tiny_model("qwen3")), 8)

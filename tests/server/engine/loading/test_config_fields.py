@@ -34,7 +34,7 @@ from tests.support.config_fields import OWN, Case, cases_of
 from tests.support.driving import weights_of
 from tests.support.tiny import tiny_model
 
-NATIVE = native_library.library() is not None
+NATIVE = native_library.is_available()
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,
     "mistral": MistralConfig,

@@ -16,7 +16,7 @@ from server.engine.loading.load import load_model, load_transformers, open_decod
 from server.engine.runner_factory import build_runner
 from tests.support.tiny import save_tiny
 
-NATIVE = native_library.library() is not None
+NATIVE = native_library.is_available()
 PROMPT = list(range(20, 60))
 
 
@@ -64,7 +64,7 @@ def test_without_the_kernels_pytorch_computes_with_the_same_values(
 ):
     folder = save_tiny(tmp_path / "tiny")
     native = logits(load_model(folder, "tiny", precision)) if NATIVE else None
-    monkeypatch.setattr(native_library, "library", lambda: None)
+    monkeypatch.setattr(native_library, "load_library", lambda: None)
     model = load_model(folder, "tiny", precision)
     assert isinstance(open_decoder(model, 64), PyTorchDecoder)
     found = logits(model)

@@ -1,0 +1,305 @@
+// The attention sub-block of a step: projection, rotation, cache, softmax, output projection.
+//
+// A row of `qkv` holds, for each KV group, its query heads, its key and its value:
+//
+//   [groups][queries + 2][head_dim]
+//
+// The work is cut in tasks. A segment with one token, which is the case when an answer is written,
+// is split over the chunks of its cached tokens, so that several threads share one token. A segment
+// with more tokens is split over its tokens.
+
+class AttentionBlock : public SubBlock {
+ public:
+  AttentionBlock(const TrimModel& model, const TrimCache& cache, const TrimBatch& batch,
+                 Buffers& buffers, ThreadPool& pool)
+      : SubBlock(model, batch, buffers, pool),
+        cache_(cache),
+        group_((model.queries + 2) * model.head_dim),
+        qkv_(round_up((int64_t)model.groups * group_, 16)),
+        output_((int64_t)model.groups * model.queries * round_up(model.head_dim, 16)) {
+    b_.qkv.reserve(batch.rows * qkv_);
+    b_.attention_output.reserve(batch.rows * output_);
+    b_.heads.resize(batch.rows, (int64_t)model.groups * model.queries * model.head_dim);
+    make_tasks();
+  }
+
+  void attention(int index, ThreadBuffers& local) {
+    const TrimLayer& layer = model_.layer[index];
+    const QuantisedRows* inputs = &b_.heads;
+    ActiveRows& active = local.active;
+    find_active_rows(index, kAttention, active);
+    if (active.count) {
+      project(index, active, normalise(index, kAttention, active, layer.attention_norm, local));
+      if (has_prompts_) rotate_and_cache_prompts(index, active);
+      run_tasks(index, local);
+      if (is_last(index)) find_active_rows(index, kAttention, active, true);
+      if (active.count) inputs = &merge_and_quantise(active, local);
+      for (int i = 0; i < active.count; ++i)
+        active.width.get()[i] *= model_.queries * model_.head_dim;
+    }
+    add_to_residual(index, kAttention, layer.o, *inputs, layer.attention_out_norm, local);
+  }
+
+ private:
+  void make_tasks() {
+    b_.partial_ranges.assign(batch_.rows, {0, 0});
+    const int tokens_per_task = model_.queries >= 48 ? 1 : 48 / model_.queries;
+    int64_t partials = 0;
+    for (int s = 0; s < batch_.segments; ++s) {
+      const int first = batch_.row_offsets[s], tokens = batch_.row_offsets[s + 1] - first;
+      const int chunks = (batch_.cache_length[s] + kChunk - 1) / kChunk;
+      if (tokens == 1) {
+        b_.partial_ranges[first] = {partials, chunks};
+        for (int g = 0; g < model_.groups; ++g)
+          for (int c = 0; c < chunks; ++c)
+            tasks_.push_back({s, g, first, 1, c, partials + (int64_t)g * chunks + c});
+        partials += (int64_t)model_.groups * chunks;
+        continue;
+      }
+      has_prompts_ = true;
+      for (int t = 0; t < tokens; t += tokens_per_task)
+        for (int g = 0; g < model_.groups; ++g)
+          tasks_.push_back({s, g, first + t,
+                            t + tokens_per_task < tokens ? tokens_per_task : tokens - t, -1, 0});
+    }
+    b_.partials.reserve(partials * model_.queries * (round_up(model_.head_dim, 16) + 2));
+  }
+
+  void project(int index, const ActiveRows& active, const ProjectionInputs& inputs) {
+    const TrimMatrix& qkv = model_.layer[index].qkv;
+    const int64_t blocks = round_up((int64_t)active.width.get()[0] * group_, 16) / 16;
+    const int32_t* rows = active.row.get();
+    pool_.share(blocks, pool_.grain(blocks), [&](int64_t from, int64_t to) {
+      for (int64_t b = from, next; b < to; b = next) {
+        const int count = active.count_wider_than(16 * b / group_);
+        next = b + 1;
+        while (next < to && next < b + blocks_together(count) &&
+               active.count_wider_than(16 * next / group_) == count)
+          ++next;
+        const auto place = [&](int32_t row) { return b_.qkv.get() + row * qkv_ + 16 * b; };
+        for (int i = 0; i < count; ++i) set_to_bias(qkv, b, next - b, place(rows[i]));
+        multiply_tiles(qkv, b, next - b, inputs.normed, {rows, nullptr, count}, place);
+        for (int64_t block = b; block < next; ++block)
+          add_input_correction(active, 0, count, inputs, block,
+                               [&](int64_t i) { return place(rows[i]) + 16 * (block - b); });
+      }
+    });
+    pool_.barrier();
+  }
+
+  // out[queries + 1][head_dim] = the queries and the key of one row and KV group after their norm,
+  // if there is one, and with rotary position embedding.
+  void norm_and_rotate(int index, int64_t row, int64_t group, float* out) const {
+    const TrimLayer& layer = model_.layer[index];
+    const int dim = model_.head_dim, half = dim / 2;
+    const float* heads = b_.qkv.get() + row * qkv_ + group * group_;
+    const float* cos = layer.cos + (int64_t)batch_.positions[row] * dim;
+    const float* sin = layer.sin + (int64_t)batch_.positions[row] * dim;
+    for (int h = 0; h <= model_.queries; ++h, heads += dim, out += dim) {
+      const float* x = heads;
+      if (layer.qk_norm) {
+        norm(heads, layer.qk_norm + h * dim, dim, out);
+        x = out;
+      }
+      for (int d = 0; d < half; ++d) {
+        const float low = x[d], high = x[d + half];
+        out[d] = low * cos[d] + high * sin[d];
+        out[d + half] = high * cos[d + half] + low * sin[d + half];
+      }
+    }
+  }
+
+  // Write the key and the value of one row and KV group into the cache.
+  void cache_token(int index, int64_t row, int64_t group, const float* key) const {
+    const float* value =
+        b_.qkv.get() + row * qkv_ + group * group_ + (model_.queries + 1) * model_.head_dim;
+    const int64_t at = ((int64_t)index * model_.groups + group) * cache_.slots + batch_.slots[row];
+    write_cache(cache_.keys, cache_.key_scales, at, key);
+    write_cache(cache_.values, cache_.value_scales, at, value);
+  }
+
+  // Record the queries of one row and KV group before rotation, for evictions that use them.
+  void record_queries(int index, int64_t row, int64_t group) const {
+    float* recent = batch_.recent_queries[b_.segment_of_row.get()[row]];
+    if (!recent) return;
+    const int dim = model_.head_dim;
+    const int64_t place =
+        (int64_t)index * batch_.query_window + batch_.positions[row] % batch_.query_window;
+    float* out = recent + (place * model_.groups + group) * model_.queries * dim;
+    const float* heads = b_.qkv.get() + row * qkv_ + group * group_;
+    for (int h = 0; h < model_.queries; ++h, heads += dim, out += dim) {
+      if (model_.layer[index].qk_norm)
+        norm(heads, model_.layer[index].qk_norm + h * dim, dim, out);
+      else
+        memcpy(out, heads, dim * sizeof(float));
+    }
+  }
+
+  // Rotate and cache the rows of segments with more than one token, in place. They attend to each
+  // other, so all must be cached before attention starts. Other rows: see `run_task`.
+  void rotate_and_cache_prompts(int index, const ActiveRows& active) {
+    pool_.share(active.count, pool_.grain(active.count), [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t r = active.row.get()[i];
+        if (b_.partial_ranges[r].count) continue;
+        for (int g = 0; g < active.width.get()[i]; ++g) {
+          float* heads = b_.qkv.get() + r * qkv_ + g * group_;
+          record_queries(index, r, g);
+          norm_and_rotate(index, r, g, heads);
+          cache_token(index, r, g, heads + model_.queries * model_.head_dim);
+        }
+      }
+    });
+    pool_.barrier();
+  }
+
+  // Write one head as bf16, or as int8 with its scale.
+  void write_cache(void* store, float* scales, int64_t at, const float* x) const {
+    const int dim = model_.head_dim;
+    if (scales) {
+      float highest = 0;
+      for (int d = 0; d < dim; ++d) highest = fabsf(x[d]) > highest ? fabsf(x[d]) : highest;
+      scales[at] = highest / 127.0f;
+      const float inverse = highest > 0 ? 127.0f / highest : 0.0f;
+      int8_t* out = (int8_t*)store + at * dim;
+      for (int d = 0; d < dim; ++d) out[d] = (int8_t)lrintf(x[d] * inverse);
+    } else {
+      uint16_t* out = (uint16_t*)store + at * dim;
+      int d = 0;
+      for (; d + 8 <= dim; d += 8) float8_to_bf16(out + d, load8(x + d));
+      for (; d < dim; ++d) out[d] = float_to_bf16(x[d]);
+    }
+  }
+
+  // Return the partial result of a task and query head: max, sum, values [head_dim].
+  float* partial(int64_t task, int query) const {
+    const int64_t padded = round_up(model_.head_dim, 16);
+    return b_.partials.get() + (task * model_.queries + query) * (padded + 2);
+  }
+
+  // Return the result of attention for a row and head, [head_dim].
+  float* output(int64_t row, int64_t head) const {
+    return b_.attention_output.get() + row * output_ + head * round_up(model_.head_dim, 16);
+  }
+
+  void run_tasks(int index, ThreadBuffers& local) {
+    const int64_t tasks = tasks_.size();
+    pool_.share(tasks, has_prompts_ ? 1 : pool_.grain(tasks), [&](int64_t from, int64_t to) {
+      for (int64_t t = from; t < to; ++t) {
+        const AttentionTask& task = tasks_[t];
+        if (task.group >= width(task.segment, index, kAttention)) continue;
+        const bool needed = task.row + task.tokens > first_output(task.segment);
+        if (needed || task.chunk >= 0 || !is_last(index)) run_task(index, task, local);
+      }
+    });
+    pool_.barrier();
+  }
+
+  // Run attention of one task. A single token is first rotated, and cached by the task of its
+  // chunk.
+  void run_task(int index, const AttentionTask& task, ThreadBuffers& local) {
+    const TrimLayer& layer = model_.layer[index];
+    const int queries = model_.queries, dim = model_.head_dim, rows = task.tokens * queries;
+    const int64_t padded = round_up(dim, 16);
+    const CachedHead head(model_, cache_, index, task.group);
+    const float** q = local.queries.reserve(rows);
+    int32_t* position = local.position.reserve(rows);
+    std::vector<PartialSoftmax> current(rows), sum(rows);
+    float* values = local.attention_output.reserve(rows * padded);
+    const int s = task.segment;
+    const int64_t length = batch_.cache_length[s];
+    const float* rotated = nullptr;
+    if (task.chunk >= 0) {
+      float* heads = local.line.reserve((queries + 1) * dim);
+      norm_and_rotate(index, task.row, task.group, heads);
+      const int64_t slot = batch_.slots[task.row] - batch_.cache_start[s];
+      if (slot / kChunk == task.chunk) {
+        record_queries(index, task.row, task.group);
+        cache_token(index, task.row, task.group, heads + queries * dim);
+      }
+      rotated = heads;
+    }
+    for (int r = 0; r < rows; ++r) {
+      const int64_t row = task.row + r / queries;
+      q[r] = rotated ? rotated + r * dim
+                     : b_.qkv.get() + row * qkv_ + task.group * group_ + r % queries * dim;
+      position[r] = batch_.positions[row];
+    }
+    const bool ordered = batch_.slot_positions[s] == nullptr;
+    const auto attend_chunk = [&](int64_t c, PartialSoftmax* out) {
+      int64_t to = (c + 1) * kChunk < length ? (c + 1) * kChunk : length;
+      // Slots behind the last of these tokens have no weight.
+      if (ordered && to > position[rows - 1] + 1) to = position[rows - 1] + 1;
+      // A single token attends to all that is cached, so positions matter only with a window.
+      const bool attends_to_all = task.chunk >= 0 && !layer.window;
+      const int32_t* positions = attends_to_all ? nullptr : batch_.slot_positions[s];
+      if (positions) positions += (int64_t)index * batch_.slot_positions_stride[s];
+      attend(head, q, position, rows, batch_.cache_start[s], c * kChunk, to, length, positions,
+             layer.window, model_.softmax_scale, local, out);
+    };
+    const auto before_window = [&](int64_t c) {  // of all these tokens
+      return ordered && layer.window && (c + 1) * kChunk <= position[0] - layer.window + 1;
+    };
+    if (task.chunk >= 0) {
+      for (int r = 0; r < rows; ++r) current[r] = {-INFINITY, 0.0f, partial(task.partial, r) + 2};
+      if (!before_window(task.chunk)) attend_chunk(task.chunk, current.data());
+      for (int r = 0; r < rows; ++r) {
+        float* out = partial(task.partial, r);
+        out[0] = current[r].max;
+        out[1] = current[r].sum;
+      }
+      return;
+    }
+    for (int r = 0; r < rows; ++r) {
+      current[r].values = values + r * padded;
+      sum[r] = {-INFINITY, 0.0f,
+                output(task.row + r / queries, (int64_t)task.group * queries + r % queries)};
+    }
+    for (int64_t c = 0; c * kChunk < length; ++c) {
+      if (ordered && c * kChunk > position[rows - 1]) break;  // all later than these tokens
+      if (before_window(c)) continue;
+      attend_chunk(c, current.data());
+      for (int r = 0; r < rows; ++r) merge(sum[r], current[r], dim);
+    }
+    for (int r = 0; r < rows; ++r)
+      for (int d = 0; d < dim; ++d) sum[r].values[d] /= sum[r].sum;
+  }
+
+  // Merge the chunks of single tokens, and quantise the inputs of the output projection.
+  const QuantisedRows& merge_and_quantise(const ActiveRows& active, ThreadBuffers& local) {
+    const int queries = model_.queries, dim = model_.head_dim;
+    const int64_t heads = (int64_t)model_.groups * queries;
+    const int64_t widest = round_up((int64_t)active.width.get()[0] * queries * dim, 32);
+    float* line = local.line.reserve(heads * dim + round_up(dim, 16));
+    float* merged = line + heads * dim;
+    QuantisedRows& out = destination(active, b_.heads, local.heads);
+    for_active_rows(active, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t r = active.row.get()[i], groups = active.width.get()[i];
+        const PartialRange& range = b_.partial_ranges[r];
+        for (int64_t h = 0; h < groups * queries; ++h) {
+          if (!range.count) {
+            memcpy(line + h * dim, output(r, h), dim * sizeof(float));
+            continue;
+          }
+          PartialSoftmax sum{-INFINITY, 0.0f, merged};
+          for (int c = 0; c < range.count; ++c) {
+            float* p = partial(range.first + h / queries * range.count + c, h % queries);
+            merge(sum, {p[0], p[1], p + 2}, dim);
+          }
+          for (int d = 0; d < dim; ++d) line[h * dim + d] = merged[d] / sum.sum;
+        }
+        const int64_t width = groups * queries * dim;
+        quantise(line, width, out, r);
+        for (int64_t block = round_up(width, 32) / 32; 32 * block < widest; ++block)
+          zero_block(out, r, block);
+      }
+    });
+    return out;
+  }
+
+  const TrimCache& cache_;
+  const int64_t group_, qkv_, output_;
+  std::vector<AttentionTask> tasks_;
+  bool has_prompts_ = false;
+};

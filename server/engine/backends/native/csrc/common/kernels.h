@@ -1,0 +1,34 @@
+// The table of kernels that each instruction set provides.
+#pragma once
+#include "common/buffers.h"
+#include "common/thread_pool.h"
+#include "include/native.h"
+
+namespace trim {
+
+struct Kernels {
+  const char* name;  // of the instruction set
+  void (*step)(const TrimModel&, const TrimCache&, const TrimBatch&, Buffers&, ThreadPool&,
+               float* hidden);
+  void (*project)(const TrimMatrix&, const float* x, int32_t rows, Buffers&, ThreadPool&, float* y);
+  void (*argmax)(const TrimMatrix&, const TrimHeadScreen*, const float* x, int32_t rows,
+                 Buffers&, ThreadPool&, int32_t* outputs);
+};
+
+namespace portable {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avxvnni {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512bf16 {
+extern const Kernels kernels;
+}
+
+}  // namespace trim

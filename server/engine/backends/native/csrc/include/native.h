@@ -1,0 +1,170 @@
+// The C interface of the native kernels, and the structures that Python fills in.
+//
+// One call of `trim_step` runs all layers of the decoder for a ragged batch over packed weights.
+// A row of a batch is one token. The result of a row depends neither on the other rows nor on the
+// number of threads: all sums are computed in a fixed order.
+//
+// Python declares the same structures in `structures.py`. `trim_struct_sizes` lets it check that
+// both sides agree.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { TRIM_OUTPUTS = 16, TRIM_INPUTS = 32 };  // size of one block of packed weights
+
+// A packed matrix [outputs, inputs]. It consists of blocks of 16 outputs x 32 inputs:
+//
+//   bits | bytes  | content                          | value
+//   4    | 0..255 | 4 lines of 64 bytes of codes     | code * scale + minimum, code 0..15
+//        | 256..  | 16 scales, then 16 minima, fp16  |
+//   8    | 0..511 | 8 lines of 64 bytes of codes     | code * scale, code -127..127
+//        | 512..  | 16 scales, fp16                  |
+//
+//   Byte 4 * r + i of line c, for output r of the block and i = 0..3, holds
+//   4 bits: input 4 * c + i in the low half, input 16 + 4 * c + i in the high half;
+//   8 bits: input 4 * c + i.
+//
+// Output-major: the blocks of one output block are contiguous, so a prefix of outputs is, too.
+// Input-major: the blocks of one input block are contiguous, so a prefix of inputs is, too.
+typedef struct {
+  const uint8_t* data;
+  const float* bias;  // [outputs] or null
+  int32_t outputs, inputs;
+  int32_t bits;  // 4 or 8
+  int32_t input_major;
+} TrimMatrix;
+
+// A coarse copy of an output head, to find the highest output without reading all of the head.
+//
+//   z[i]   = x[order[i]] * factor[i]
+//   coarse = mean . x + scale * ((codes - centre) . z)
+//   error <= max(spread * sqrt(sum_k(code_error[k] * |z_k|^2 + input_error[k] * |z_k - q_k|^2)),
+//                max_k(max_error[k] * max|z_k|))
+//
+// where z_k are the 32 inputs of input block k, and q_k is z_k rounded to int8.
+//
+// A code of input block k has 2 * planes[k] bits; `centre` is half of the highest code. The data
+// holds, for each output block, for each input block, its planes, the highest bits first. A plane
+// is 2 lines of 64 bytes. Byte 4 * r + i of line l, for output r of the block and i = 0..3, holds
+// the inputs 16 l + i, 16 l + 4 + i, 16 l + 8 + i and 16 l + 12 + i, from the lowest bits on.
+typedef struct {
+  const uint8_t* data;
+  const int32_t* planes;                              // [input blocks], 1 to 4
+  const int32_t* order;                               // [inputs], padded to whole blocks
+  const float *factor, *mean;                         // [inputs], padded to whole blocks
+  const float *scale, *spread;                        // [outputs], padded to whole blocks
+  const float *code_error, *input_error, *max_error;  // [input blocks]
+} TrimHeadScreen;
+
+// The part of a correction that is applied before a sub-block:
+//
+//   normed     = rms_norm(x) * norm                 (in place of the base's norm)
+//   projection = matrix(normed) + outer(inner(normed))
+//
+// The outputs of `outer` are those of the kept units in the order of the projection, padded to 16.
+// In an MLP the gates and the ups are padded separately.
+typedef struct {
+  const float* norm;                // [hidden]
+  const TrimMatrix *inner, *outer;  // low-rank product, or null
+} TrimInputCorrection;
+
+// The correction of one variant for one sub-block (attention or MLP):
+//
+//   replaces = 0: output = matrix(inputs) + outer(inner(inputs)) + bias
+//   replaces = 1: output = inner(inputs) + bias
+typedef struct {
+  const TrimMatrix *inner, *outer;  // or null
+  const float* bias;                // [hidden] or null
+  int32_t replaces;
+  const TrimInputCorrection* input;  // or null
+} TrimCorrection;
+
+typedef struct {
+  TrimMatrix qkv;      // per KV group: its query heads, its key, its value; output-major
+  TrimMatrix o;        // input-major
+  TrimMatrix gate_up;  // 16 gates, then their 16 ups, and so on; output-major
+  TrimMatrix down;     // input-major
+  const float *attention_norm, *mlp_norm;          // [hidden]
+  const float *attention_out_norm, *mlp_out_norm;  // [hidden] or null
+  const float* qk_norm;                            // [queries + 1][head_dim] or null
+  const float *cos, *sin;  // [positions][head_dim]; the first half of sin is negated
+  int32_t window;          // sliding window in tokens; 0: none
+} TrimLayer;
+
+enum { TRIM_SILU = 0, TRIM_GELU = 1, TRIM_GELU_TANH = 2 };
+
+typedef struct {
+  const TrimLayer* layer;   // [layers]
+  TrimMatrix embed;         // output-major; an output is a token
+  const float* final_norm;  // [hidden]
+  int32_t layers, hidden, groups;
+  int32_t queries;  // query heads of a KV group
+  int32_t head_dim, ffn, activation;
+  float eps, embed_scale, softmax_scale;
+} TrimModel;
+
+// The widths of a variant, and its corrections; a pointer is null where there is no correction.
+typedef struct {
+  const int32_t *groups, *ffn;                          // [layers]
+  const TrimCorrection *const *attention, *const *mlp;  // [layers]
+} TrimVariant;
+
+// Cached keys and values, [layers][groups][slots][head_dim]: bf16, or int8 with a scale per head.
+typedef struct {
+  void *keys, *values;
+  float *key_scales, *value_scales;  // [layers][groups][slots]; null with bf16
+  int64_t slots;
+} TrimCache;
+
+// A ragged batch. A segment is a run of rows of one sequence: a part of its prompt, or one token.
+typedef struct {
+  int32_t rows, segments;
+  const int32_t *tokens, *positions, *slots;  // [rows]; `slots`: where keys and values are written
+  const int32_t* row_offsets;                 // [segments + 1]: the first row of each segment
+  const int32_t* output_rows;          // [segments]: the number of last rows whose result is needed
+  const TrimVariant* const* variants;  // [segments]
+  const int32_t* cache_start;          // [segments]: the first slot of the sequence
+  const int32_t* cache_length;         // [segments]: the number of cached tokens, with the new ones
+  // [segments]: the position of each cached token, [layers][slot_positions_stride]; null: 0, 1, ...
+  const int32_t* const* slot_positions;
+  const int32_t* slot_positions_stride;  // [segments]
+  // [segments]: where recent queries are recorded, at position % query_window; or null.
+  // [layers][query_window][groups * queries * head_dim]
+  float* const* recent_queries;
+  int32_t query_window;
+} TrimBatch;
+
+typedef struct TrimEngine TrimEngine;
+
+// Write the sizes in bytes of the structures above, in their order, into sizes[0..count), and
+// return how many structures there are.
+int32_t trim_struct_sizes(int32_t* sizes, int32_t count);
+
+// Open an engine with `threads` threads. `isa` is the instruction set; null or "" is the fastest
+// of this processor. Return null if the instruction set is not available.
+TrimEngine* trim_open(const char* isa, int32_t threads);
+void trim_close(TrimEngine*);
+
+// Return the name of the instruction set in use.
+const char* trim_isa(const TrimEngine*);
+
+// Run one step. Write the hidden states after the final norm, [rows][hidden], of the rows whose
+// result is needed, and the keys and values of all rows. A token outside the vocabulary gives NaN,
+// in its own row only.
+void trim_step(TrimEngine*, const TrimModel*, const TrimCache*, const TrimBatch*, float* hidden);
+
+// Compute y = matrix(x), for x [rows][inputs] and y [rows][outputs].
+void trim_project(TrimEngine*, const TrimMatrix*, const float* x, int32_t rows, float* y);
+
+// Compute the output with the highest value in matrix(x), [rows]; -1 where the highest value is
+// not finite. Of equal values the lowest output wins. The head screening may be null; the result
+// is the same.
+void trim_argmax(TrimEngine*, const TrimMatrix*, const TrimHeadScreen*, const float* x,
+                 int32_t rows, int32_t* outputs);
+
+#ifdef __cplusplus
+}
+#endif
