@@ -1,3 +1,5 @@
+"""Test the report of a model's parts and of what can be pruned."""
+
 import io
 
 import pytest
@@ -10,9 +12,11 @@ from pruners.realization.slice import slice_model
 from pruners.variant import VariantSpec
 from tests.support.models import FAMILIES, PRUNED_FAMILIES, random_order, tiny_model
 
+ALL = 1000  # more units than a tiny layer has
+
 
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
-def test_counts_every_parameter_once(family: str):
+def test_every_parameter_is_counted_once(family: str):
     model = tiny_model(family)
     report = diagnose(model)
     assert report.total == sum(p.numel() for p in model.parameters())
@@ -26,29 +30,35 @@ def test_counts_every_parameter_once(family: str):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "fewer_groups", "fewer_neurons"),
+    [
+        ("ffn_neuron", 0, 1),
+        ("kv_group", 1, 0),
+        ("attention_block", ALL, 0),
+        ("mlp_block", 0, ALL),
+        ("layer", ALL, ALL),
+    ],
+)
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
-def test_targets_hold_what_a_slice_loses(family: str):
+def test_a_target_has_the_parameters_that_a_slice_without_it_lacks(
+    family: str, name: str, fewer_groups: int, fewer_neurons: int
+):
     model = tiny_model(family)
     located = locate(model)
+    groups, ffn = located.shape.kv_groups, located.shape.ffn
+    spec = VariantSpec(
+        name,
+        (groups, max(0, groups - fewer_groups), groups),
+        (ffn, max(0, ffn - fewer_neurons), ffn),
+    )
+    sliced = slice_model(located, spec, random_order(located.shape))
+    removed = diagnose(model).total - sum(p.numel() for p in sliced.parameters())
     targets = {target.name: target for target in diagnose(model).targets}
-    full, ffn = located.shape.kv_groups, located.shape.ffn
-    whole = ((full,) * 3, (ffn,) * 3)
-    for name, kv_groups, neurons in (
-        ("ffn_neuron", whole[0], (ffn, ffn - 1, ffn)),
-        ("kv_group", (full, full - 1, full), whole[1]),
-        ("attention_block", (full, 0, full), whole[1]),
-        ("mlp_block", whole[0], (ffn, 0, ffn)),
-        ("layer", (full, 0, full), (ffn, 0, ffn)),
-    ):
-        spec = VariantSpec(name, kv_groups, neurons)
-        sliced = slice_model(located, spec, random_order(located.shape))
-        lost = sum(p.numel() for p in model.parameters()) - sum(
-            p.numel() for p in sliced.parameters()
-        )
-        assert targets[name].parameters == lost, name
+    assert targets[name].parameters == removed
 
 
-def test_needs_no_weights():
+def test_a_model_on_the_meta_device_gives_the_same_report():
     model = tiny_model("gpt2").to("meta")
     model.tie_weights()
     assert diagnose(model) == diagnose(tiny_model("gpt2"))
@@ -61,14 +71,14 @@ def test_needs_no_weights():
         ("bert", ["each with its own keys", "not gated", "both ways", "evaluation only", "tied"]),
     ],
 )
-def test_renders(family: str, found: list[str]):
+def test_the_report_names_sizes_and_limits(family: str, found: list[str]):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(render(diagnose(tiny_model(family))))
     text = " ".join(console.export_text().split())
     assert not [part for part in found if part not in text]
 
 
-def test_names_the_modules_of_what_it_cannot_take_apart():
+def test_an_unknown_model_is_refused_with_the_names_of_its_modules():
     with pytest.raises(UnsupportedModelError, match="found modules: embed_tokens, layers, norm"):
         diagnose(tiny_model().model)
     layer = torch.nn.ModuleDict({"mix": torch.nn.Linear(2, 2), "out": torch.nn.Linear(2, 2)})

@@ -1,4 +1,4 @@
-"""Every family under every cut: all realizations are one and the same function."""
+"""Test every family under every cut: mask, slice and reloaded slice compute the same."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ close = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def cut_spec(cut: str, shape: Shape) -> VariantSpec:
-    """Three layers; the first is cut too, since caches ask it how long they are."""
+    """Return a cut of three layers; the first counts the cached tokens, so it is cut as well."""
     full, ffn = shape.kv_groups, shape.ffn
     kv_groups, neurons = {
         "ffn": ((full, full, full), (32, 32, 32)),
@@ -37,14 +37,14 @@ def cut_spec(cut: str, shape: Shape) -> VariantSpec:
     return VariantSpec(cut, kv_groups, neurons)
 
 
-def says_it_all(family: str, cut: str) -> bool:
-    """Can the family's configuration describe the cut?"""
-    heads_have_a_size = family not in ("gpt2", "opt", "opt-350m", "bert")
-    return cut in ("ffn", "layer") or (cut == "kv" and heads_have_a_size)
+def config_describes(family: str, cut: str) -> bool:
+    """Return whether the family's configuration can describe the cut."""
+    has_head_dim = family not in ("gpt2", "opt", "opt-350m", "bert")
+    return cut in ("ffn", "layer") or (cut == "kv" and has_head_dim)
 
 
 @matrix
-def test_mask_equals_slice_and_leaves_the_base(family: str, cut: str):
+def test_mask_equals_slice_and_the_base_does_not_change(family: str, cut: str):
     model = tiny_model(family)
     located = locate(model)
     before, base = logits(model, ROWS), sum(p.numel() for p in model.parameters())
@@ -115,7 +115,7 @@ save_file(found, root / "logits")
 
 @pytest.fixture(scope="module")
 def reloaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
-    """Slices of the whole matrix, and the logits that a fresh process computed with them."""
+    """Return the folder of all slices, and the logits that a new process computes with them."""
     root = tmp_path_factory.mktemp("slices")
     save_file({"tokens": torch.stack(ROWS)}, root / "tokens")
     for family, cut in MATRIX:
@@ -133,4 +133,4 @@ def test_a_new_process_reloads_the_slice(family: str, cut: str, reloaded):
     located = locate(tiny_model(family))
     sliced = slice_model(located, cut_spec(cut, located.shape), random_order(located.shape))
     torch.testing.assert_close(found[f"{family}.{cut}"], logits(sliced, ROWS), rtol=1e-6, atol=1e-6)
-    assert (root / f"{family}.{cut}" / WEIGHTS).exists() != says_it_all(family, cut)
+    assert (root / f"{family}.{cut}" / WEIGHTS).exists() != config_describes(family, cut)

@@ -1,3 +1,5 @@
+"""Test each collector against statistics of recorded activations."""
+
 import pytest
 import torch
 
@@ -18,11 +20,11 @@ RAGGED = random_rows(5, (24, 3, 11, 40))
 
 
 def recorded(model, names: tuple[str, ...], rows, output: bool = False):
-    """What went into (or came out of) modules, one unpadded row at a time, `[tokens, features]`."""
-    seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    """Return the inputs (or outputs) `[tokens, features]` of modules, from unpadded rows."""
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     handles = [
         model.get_submodule(name).register_forward_hook(
-            lambda _, args, out, s=seen[name]: s.append((out if output else args[0])[0])
+            lambda _, args, out, s=inputs[name]: s.append((out if output else args[0])[0])
         )
         for name in names
     ]
@@ -31,7 +33,7 @@ def recorded(model, names: tuple[str, ...], rows, output: bool = False):
             model(row[None], use_cache=False)
     for handle in handles:
         handle.remove()
-    return {name: torch.cat(values).double() for name, values in seen.items()}
+    return {name: torch.cat(values).double() for name, values in inputs.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -46,8 +48,8 @@ def test_second_moments_equal_brute_force_covariance(family: str):
             SecondMomentMatrix(64, output_projection),
         ),
     ):
-        seen = recorded(model, tuple(f"model.layers.{index}.{n}" for n in names), RAGGED)
-        for moments, values in zip((ffn, heads), seen.values(), strict=True):
+        inputs = recorded(model, tuple(f"model.layers.{index}.{n}" for n in names), RAGGED)
+        for moments, values in zip((ffn, heads), inputs.values(), strict=True):
             assert moments.tokens == len(values) == sum(map(len, RAGGED))
             covariance = moments.matrix - torch.outer(moments.mean, moments.mean)
             expected = torch.cov(values.T, correction=0)
@@ -118,24 +120,24 @@ def test_entropy_is_normalised_by_the_keys_of_each_query(family: str):
             )
 
 
-def test_uniform_attention_has_entropy_one_at_any_length():
-    model = tiny_model()
-    located = locate(model)
+@pytest.mark.parametrize("length", [5, 50])
+def test_uniform_attention_has_entropy_one_at_any_length(length: int):
+    located = locate(tiny_model())
     with torch.no_grad():
         located.layers[1].attention.q.weight.zero_()
-    for rows in (random_rows(2, (5,)), random_rows(2, (50,))):
-        with eager_attention(located):
-            found = [
-                e.heads
-                for _, (e,) in collect_by_layer(
-                    located, rows, lambda _: (HeadEntropy(located.shape),)
-                )
-            ]
-        torch.testing.assert_close(found[1], torch.ones(4), rtol=0, atol=1e-5)
-        assert (found[0] < 1).all()
+    rows = random_rows(2, (length,))
+    with eager_attention(located):
+        found = [
+            entropy.heads
+            for _, (entropy,) in collect_by_layer(
+                located, rows, lambda _: (HeadEntropy(located.shape),)
+            )
+        ]
+    torch.testing.assert_close(found[1], torch.ones(4), rtol=0, atol=1e-5)
+    assert (found[0] < 1).all()
 
 
-def test_eager_attention_is_undone():
+def test_eager_attention_ends_with_its_context():
     model = tiny_model()
     before, kind = logits(model, random_rows(2, (9,))), model.config._attn_implementation
     with eager_attention(locate(model)):
@@ -144,7 +146,7 @@ def test_eager_attention_is_undone():
     assert torch.equal(logits(model, random_rows(2, (9,))), before)
 
 
-def test_pruned_upstream_sees_what_was_done_to_layers_before():
+def test_pruned_upstream_includes_changes_to_earlier_layers():
     model = tiny_model()
     located = locate(model)
     means = []
@@ -154,7 +156,7 @@ def test_pruned_upstream_sees_what_was_done_to_layers_before():
         means.append(moments.mean)
         with torch.no_grad():
             located.layers[index].mlp.down.weight[:, :48] = 0
-    for index in range(3):  # layer l saw the cut of the layers before it only
+    for index in range(3):  # layer l includes only the changes to the layers before it
         fresh = tiny_model()
         with torch.no_grad():
             for layer in range(index):

@@ -1,3 +1,5 @@
+"""Test running a model layer by layer."""
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ RAGGED = random_rows(3, (12, 7, 9))
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
-def test_final_hidden_and_replay_are_the_model_whatever_the_padding(family: str):
+def test_final_hidden_and_replayed_layers_equal_the_model_despite_padding(family: str):
     model = tiny_model(family)
     located = locate(model)
     (batch,) = make_batches(RAGGED)

@@ -1,3 +1,5 @@
+"""Test the scorers of neurons, KV groups, blocks and layers."""
+
 import itertools
 
 import pytest
@@ -27,8 +29,8 @@ from tests.support.models import PRUNED_FAMILIES, random_rows, tiny_model
 ROWS = random_rows(6, (24, 9, 16))
 
 
-def dead_units(model, neuron: int = 17) -> None:
-    """A neuron and KV group 0 of layer 1 neither read nor write."""
+def zero_units(model, neuron: int = 17) -> None:
+    """Set all weights of a neuron and of KV group 0 of layer 1 to zero."""
     layer = locate(model).layers[1]
     with torch.no_grad():
         for linear in (layer.mlp.gate, layer.mlp.up):
@@ -41,9 +43,9 @@ def dead_units(model, neuron: int = 17) -> None:
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_every_scorer_finds_dead_units_and_gives_permutations(name: str):
+def test_every_scorer_ranks_zero_units_last_and_gives_permutations(name: str):
     model = tiny_model()
-    dead_units(model)
+    zero_units(model)
     order = make_scorer(name)(locate(model), ROWS).order()
     assert torch.equal(order.ffn.sort(1).values, torch.arange(96).expand(3, -1))
     assert torch.equal(order.kv.sort(1).values, torch.arange(2).expand(3, -1))
@@ -53,7 +55,7 @@ def test_every_scorer_finds_dead_units_and_gives_permutations(name: str):
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_every_scorer_repeats_itself_and_leaves_the_model_alone(name: str):
+def test_every_scorer_is_deterministic_and_does_not_change_the_model(name: str):
     model = tiny_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     kind = model.config._attn_implementation
@@ -66,23 +68,27 @@ def test_every_scorer_repeats_itself_and_leaves_the_model_alone(name: str):
     assert model.config._attn_implementation == kind
 
 
+@pytest.mark.parametrize("name", SCORERS)
 @pytest.mark.parametrize("family", PRUNED_FAMILIES)
-def test_every_scorer_scores_every_family(family: str):
+def test_every_scorer_scores_every_family(family: str, name: str):
     located = locate(tiny_model(family))
     layer, shape = located.layers[1], located.shape
     with torch.no_grad():
         layer.mlp.down.weight[:, 17] = 0
-    for name in SCORERS:
-        scores = make_scorer(name)(located, ROWS)
-        assert scores.ffn.shape == (shape.layers, shape.ffn)
-        assert scores.kv.shape == (shape.layers, shape.kv_groups)
-        assert scores.ffn.isfinite().all()
-        assert scores.kv.isfinite().all()
-        if name in ("wanda", "flap", "taylor", "least-squares"):
-            assert scores.ffn[1, 17] == scores.ffn[1].min()
-    for orders in (LAYER_ORDERS, BLOCK_ORDERS):
-        for order in orders.values():
-            assert order(located, ROWS, None)
+    scores = make_scorer(name)(located, ROWS)
+    assert scores.ffn.shape == (shape.layers, shape.ffn)
+    assert scores.kv.shape == (shape.layers, shape.kv_groups)
+    assert scores.ffn.isfinite().all()
+    assert scores.kv.isfinite().all()
+    if name in ("wanda", "flap", "taylor", "least-squares"):
+        assert scores.ffn[1, 17] == scores.ffn[1].min()
+
+
+@pytest.mark.parametrize("order", [*LAYER_ORDERS.values(), *BLOCK_ORDERS.values()])
+@pytest.mark.parametrize("family", PRUNED_FAMILIES)
+def test_every_order_by_score_is_a_permutation_in_every_family(family: str, order):
+    found = order(locate(tiny_model(family)), ROWS, None)
+    assert len(set(found)) == len(found) in (3, 6)  # three layers, or their blocks
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -90,7 +96,7 @@ def test_an_unknown_name_lists_the_known_ones():
         make_scorer("magic")
 
 
-def test_fluctuation_forgives_a_constant():
+def test_fluctuation_of_a_constant_activation_is_zero():
     model = tiny_model()
     layer = locate(model).layers[0]
     statistics = calibrate(locate(model), ROWS)[0]
@@ -101,7 +107,7 @@ def test_fluctuation_forgives_a_constant():
     assert Fluctuation().ffn(layer, statistics).max() < 1e-6
 
 
-def test_taylor_is_the_gradient_of_a_gate_by_hand():
+def test_taylor_equals_the_gradient_of_a_factor_on_each_unit():
     model = tiny_model()
     found = Taylor()(locate(model), ROWS)
     ffn, kv = torch.zeros(96), torch.zeros(2)
@@ -126,15 +132,15 @@ def test_taylor_is_the_gradient_of_a_gate_by_hand():
     torch.testing.assert_close(found.kv[1], kv, rtol=1e-3, atol=1e-4)
 
 
-def refit_error(weight, second, gone, ridge) -> float:
-    """Least error of the ridge problem when `gone` are missing, by solving it outright."""
-    kept = [j for j in range(weight.shape[1]) if j not in gone]
-    gone = list(gone)
+def refit_error(weight, second, removed, ridge) -> float:
+    """Return the least error of the ridge problem without the inputs `removed`."""
+    kept = [j for j in range(weight.shape[1]) if j not in removed]
+    removed = list(removed)
     h = second + ridge * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype)
-    schur = h[gone][:, gone] - h[gone][:, kept] @ torch.linalg.solve(
-        h[kept][:, kept], h[kept][:, gone]
+    schur = h[removed][:, removed] - h[removed][:, kept] @ torch.linalg.solve(
+        h[kept][:, kept], h[kept][:, removed]
     )
-    return torch.trace(weight[:, gone] @ schur @ weight[:, gone].T).item()
+    return torch.trace(weight[:, removed] @ schur @ weight[:, removed].T).item()
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -146,16 +152,16 @@ def test_elimination_is_the_greedy_choice_of_an_exhaustive_search(size: int):
     second = samples.T @ samples / 200
     found = eliminate(weight, second, size=size, ridge=1e-6)
     energy = torch.trace(weight @ second @ weight.T).item()
-    gone: list[int] = []
+    removed: list[int] = []
     for unit, error in zip(found.units[:-1].tolist(), found.error.tolist(), strict=False):
         options = {}
         for candidate in range(8 // size):
             features = list(range(candidate * size, (candidate + 1) * size))
-            if features[0] not in gone:
-                options[candidate] = refit_error(weight, second, [*gone, *features], 1e-6)
+            if features[0] not in removed:
+                options[candidate] = refit_error(weight, second, [*removed, *features], 1e-6)
         assert unit == min(options, key=options.__getitem__)
         assert error == pytest.approx(options[unit] / energy, rel=1e-6)
-        gone += range(unit * size, (unit + 1) * size)
+        removed += range(unit * size, (unit + 1) * size)
     assert found.error[-1] == pytest.approx(1, rel=1e-4)
 
 
@@ -209,19 +215,19 @@ def test_custom_receives_activations_and_gives_a_nested_order():
         (([1, 1], 96), "distinct indices below 96"),
     ],
 )
-def test_custom_answers_are_checked(answer, message: str):
+def test_invalid_results_of_a_custom_scorer_are_refused(answer, message: str):
     with pytest.raises(ImportanceError, match=message):
         CustomScorer(lambda *_: answer)(locate(tiny_model()), ROWS)
 
 
-def test_block_scores_find_a_planted_useless_layer_and_block():
+def test_block_scores_find_layers_and_blocks_without_effect():
     model = tiny_model(num_hidden_layers=4)
     located = locate(model)
     with torch.no_grad():
         located.layers[2].attention.o.weight.zero_()
         located.layers[2].mlp.down.weight.zero_()
         located.layers[0].mlp.down.weight.zero_()
-        located.layers[3].attention.q.weight.zero_()  # attends to all alike
+        located.layers[3].attention.q.weight.zero_()  # uniform attention
     assert layer_influence(located, ROWS)[0] == 2
     first = block_influence(located, ROWS)
     assert set(first[:3]) == {(2, "attention"), (2, "mlp"), (0, "mlp")}
@@ -230,12 +236,3 @@ def test_block_scores_find_a_planted_useless_layer_and_block():
     assert entropy[0] == (3, "attention")
     assert len(entropy) == 4
     assert last_layers(located) == (3, 2, 1, 0)
-
-
-def test_depth_orders_by_name_are_permutations():
-    located = locate(tiny_model())
-    for layers in LAYER_ORDERS.values():
-        assert sorted(layers(located, ROWS, None)) == [0, 1, 2]
-    for blocks in BLOCK_ORDERS.values():
-        found = blocks(located, ROWS, None)
-        assert len(set(found)) == len(found) in (3, 6)

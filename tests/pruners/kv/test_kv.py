@@ -1,4 +1,4 @@
-"""Scorers of cached tokens, and evaluation over caches out of which tokens are deleted."""
+"""Test the scorers of cached tokens, and evaluation with caches from which tokens are deleted."""
 
 from dataclasses import replace
 
@@ -27,13 +27,13 @@ CAUSAL = [family for family in PRUNED_FAMILIES if family != "bert"]
 
 
 def reference_decode(model, row: torch.Tensor, prompt: int, sinks: int, recent: int):
-    """Oracle: token by token over a real cache out of which keys are deleted."""
+    """Return the logits of decoding token by token with a cache from which keys are deleted."""
     cache = model(row[None, :prompt], use_cache=True).past_key_values
     outputs = []
     for position in range(prompt, len(row)):
         for layer in cache.layers:
-            held = layer.keys.shape[2]
-            keep = [i for i in range(held) if i < sinks or i > held - recent]
+            cached = layer.keys.shape[2]
+            keep = [i for i in range(cached) if i < sinks or i > cached - recent]
             layer.keys, layer.values = layer.keys[:, :, keep], layer.values[:, :, keep]
         output = model(
             row[None, position : position + 1],
@@ -62,7 +62,7 @@ def test_streaming_equals_decoding_with_deleted_keys(family, implementation, sin
 @torch.no_grad()
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("scorer", KV_SCORERS)
-def test_a_budget_for_all_tokens_is_the_base_and_a_small_one_is_not(family: str, scorer: str):
+def test_only_a_budget_below_the_number_of_tokens_changes_the_result(family: str, scorer: str):
     located = locate(tiny_model(family))
     batch = pad_rows(random_rows(2, (40,)))
     before = final_hidden(located, batch)
@@ -77,8 +77,8 @@ def test_a_budget_for_all_tokens_is_the_base_and_a_small_one_is_not(family: str,
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
-def test_a_window_counts_true_positions_after_eviction(family: str):
-    """The window is 8: with sinks evicted or kept, a token beyond it must never be seen."""
+def test_a_sliding_window_counts_positions_in_the_text_after_eviction(family: str):
+    """With a window of 8, tokens beyond it get no attention, whatever is evicted."""
     located = locate(
         tiny_model(family, layer_types=None)
         if family == "mistral"
@@ -86,13 +86,14 @@ def test_a_window_counts_true_positions_after_eviction(family: str):
     )
     batch = pad_rows(random_rows(1, (40,)))
     before = final_hidden(located, batch)
-    # All that a window of 8 can see stays cached, so that nothing may change.
+    # All tokens within the window stay cached, so the result must not change.
     eviction = Eviction(StreamingLLM(), 14, interval=4, sinks=2, recent=0)
     found = forward_with_eviction(located, batch, 16, eviction)
     torch.testing.assert_close(found, before, rtol=1e-4, atol=1e-4)
 
 
-def seen(tokens: int = 30, rope: bool = True) -> CachedTokens:
+def random_cache(tokens: int = 30, rope: bool = True) -> CachedTokens:
+    """Return two rows of random keys, values and queries: 3 KV groups of 2 heads of 8 features."""
     generator = torch.Generator().manual_seed(3)
 
     def draw(*size: int) -> torch.Tensor:
@@ -115,7 +116,7 @@ def seen(tokens: int = 30, rope: bool = True) -> CachedTokens:
 
 
 def test_key_scores_equal_their_definitions():
-    cache = seen()
+    cache = random_cache()
     assert StreamingLLM()(cache).argsort(1).equal(torch.arange(30).expand(2, -1))
     norms = KeyNorm()(cache)
     assert norms[1, 4] == pytest.approx(-cache.keys[1, :, 4].norm(dim=-1).mean().item())
@@ -125,8 +126,8 @@ def test_key_scores_equal_their_definitions():
 
 
 @pytest.mark.parametrize("rope", [True, False])
-def test_snap_is_the_pooled_attention_of_the_window(rope: bool):
-    cache = seen(rope=rope)
+def test_snap_kv_is_the_pooled_attention_of_the_window(rope: bool):
+    cache = random_cache(rope=rope)
     found = SnapKV(window=4)(cache)
     total = torch.zeros(2, 30)
     for row in range(2):
@@ -144,7 +145,7 @@ def test_snap_is_the_pooled_attention_of_the_window(rope: bool):
 
 @pytest.mark.parametrize("rope", [True, False])
 def test_expected_attention_equals_the_mean_over_sampled_queries(rope: bool):
-    cache = seen(tokens=12, rope=rope)
+    cache = random_cache(tokens=12, rope=rope)
     found = ExpectedAttention(future=1, floor=0.0)(cache)
     generator = torch.Generator().manual_seed(0)
     row, head = 1, 5
@@ -171,7 +172,7 @@ def test_expected_attention_equals_the_mean_over_sampled_queries(rope: bool):
 
 @pytest.mark.parametrize("scorer", KV_SCORERS)
 def test_the_order_in_which_tokens_are_cached_does_not_matter(scorer: str):
-    cache = seen()
+    cache = random_cache()
     chosen = SnapKV(window=6) if scorer == "snap" else KV_SCORERS[scorer]()
     eviction = Eviction(chosen, 18, interval=4, sinks=2, recent=3)
     kept = eviction.select(cache, 14)
@@ -187,7 +188,7 @@ def test_the_order_in_which_tokens_are_cached_does_not_matter(scorer: str):
     assert {0, 1, 27, 28, 29} <= set(kept[0].tolist())
 
 
-def test_refuses_what_cannot_be_evicted():
+def test_impossible_evictions_are_refused():
     with pytest.raises(ValueError, match="is not above its 4 sinks"):
         Eviction(StreamingLLM(), 20)
     with pytest.raises(ValueError, match="interval"):

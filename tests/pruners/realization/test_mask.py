@@ -1,3 +1,5 @@
+"""Test that masks compute what a smaller model computes, and leave no trace."""
+
 import copy
 
 import pytest
@@ -14,7 +16,7 @@ ROWS = random_rows(2, (24,))
 
 
 def narrow(linear: nn.Linear, out: list[int] | None, inp: list[int] | None) -> None:
-    """A smaller linear in place of the old one, by plain list indexing."""
+    """Keep these outputs and inputs of a linear module, by list indexing."""
     weight, bias = linear.weight.data, linear.bias
     if out is not None:
         weight = weight[out]
@@ -24,8 +26,8 @@ def narrow(linear: nn.Linear, out: list[int] | None, inp: list[int] | None) -> N
     linear.weight = nn.Parameter(weight)
 
 
-def slice_model(located: LocatedModel, spec: VariantSpec, order: Order) -> None:
-    """Independent oracle: rebuilds every projection at its smaller size."""
+def cut_projections(located: LocatedModel, spec: VariantSpec, order: Order) -> None:
+    """Cut every projection, independently of the library's own slices."""
     shape, dim = located.shape, located.shape.head_dim
     per_group = shape.heads // shape.kv_groups
     for index, layer in enumerate(located.layers):
@@ -51,7 +53,7 @@ def test_mask_equals_explicit_slicing(family: str):
     full = located.shape.kv_groups
     spec = VariantSpec("narrow", (full, 1, full - 1), (32, 96, 7))
     sliced = tiny_model(family)
-    slice_model(locate(sliced), spec, order)
+    cut_projections(locate(sliced), spec, order)
 
     with apply_mask(located, spec, order):
         masked = logits(model, ROWS)
@@ -100,7 +102,7 @@ def hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-def test_mask_restores_also_after_an_exception():
+def test_hooks_are_removed_after_an_exception():
     model = tiny_model()
     located = locate(model)
     before, installed = logits(model, ROWS), hooks(model)
@@ -115,7 +117,7 @@ def test_mask_restores_also_after_an_exception():
     assert torch.equal(logits(model, ROWS), before)
 
 
-def test_masks_what_is_not_a_number():
+def test_a_masked_unit_may_be_infinite():
     model = tiny_model()
     located = locate(model)
     with torch.no_grad():
@@ -126,7 +128,7 @@ def test_masks_what_is_not_a_number():
         assert logits(model, ROWS).isfinite().all()
 
 
-def test_refuses_a_spec_of_another_model():
+def test_a_spec_of_another_model_is_refused():
     located = locate(tiny_model())
     spec = VariantSpec("wide", (2, 2, 2), (96, 96, 128))
     with (

@@ -1,4 +1,4 @@
-"""An exported variant answers as the mask with its corrections does, in `transformers` alone."""
+"""Test that a slice with merged corrections computes what the corrected mask computes."""
 
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from tests.support.models import FAMILIES, logits, random_order, random_rows, ti
 ROWS = random_rows(2, (24,))
 KINDS = ("rank", "trained", "norms", "materialised")
 UNIFORM = VariantSpec("uniform", (2, 2, 2), (64, 64, 64))
+DEPTH = VariantSpec("depth", (2, 0, 2), (96, 0, 96))
 MIXED = VariantSpec("mixed", (1, 0, 2), (40, 96, 0))
 
 
-def check(folder: Path, located, spec, corrections, load=load_slice) -> None:
+def check_slice(folder: Path, located, spec, corrections, load=load_slice) -> None:
     order = random_order(located.shape)
     with apply_mask(located, spec, order, corrections):
         expected = logits(located.model, ROWS)
@@ -36,22 +37,21 @@ def check(folder: Path, located, spec, corrections, load=load_slice) -> None:
 def test_a_merged_slice_answers_as_the_corrected_mask(tmp_path: Path, family: str, kind: str):
     located = locate(tiny_model(family).requires_grad_(False))
     corrections = corrections_of(MIXED, located.shape, kind, 3)
-    if family == "gemma3":  # norms behind its blocks: nothing can hold the constants
+    if family == "gemma3":  # norms follow its blocks, so no bias can hold the constants
         corrections = {b: c for b, c in corrections.items() if MIXED.width(b)}
-    check(tmp_path / "slice", located, MIXED, corrections)
+    check_slice(tmp_path / "slice", located, MIXED, corrections)
 
 
+@pytest.mark.parametrize("spec", [UNIFORM, DEPTH], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("kind", KINDS)
-def test_from_pretrained_alone_reads_equal_widths_and_fewer_layers(tmp_path: Path, kind: str):
+def test_from_pretrained_alone_reads_equal_widths_and_fewer_layers(tmp_path, kind: str, spec):
     located = locate(tiny_model().requires_grad_(False))
-    depth = VariantSpec("depth", (2, 0, 2), (96, 0, 96))
-    for spec in (UNIFORM, depth):
-        corrections = corrections_of(spec, located.shape, kind, 4)
-        load = AutoModelForCausalLM.from_pretrained
-        check(tmp_path / spec.name, located, spec, corrections, load)
+    corrections = corrections_of(spec, located.shape, kind, 4)
+    load = AutoModelForCausalLM.from_pretrained
+    check_slice(tmp_path / "slice", located, spec, corrections, load)
 
 
-def test_what_no_bias_can_hold_is_refused():
+def test_a_constant_without_a_bias_before_it_is_refused():
     first = VariantSpec("first", (0, 2, 2), (0, 96, 96))
     located = locate(tiny_model())
     own = {Block(0, "mlp"): constant_correction(torch.ones(64))}

@@ -1,3 +1,5 @@
+"""Test that reordering units does not change what a model computes."""
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def test_reordered_model_equals_base(family: str):
     torch.testing.assert_close(logits(model, rows), before, rtol=1e-4, atol=1e-4)
 
 
-def test_identity_moves_nothing():
+def test_the_identity_order_changes_no_weight():
     model = tiny_model()
     located = locate(model)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -1,3 +1,5 @@
+"""Test saved slices: loading, damage, and what they may replace."""
+
 import json
 from pathlib import Path
 
@@ -19,7 +21,7 @@ UNIFORM = VariantSpec("narrow", (2, 2, 2), (32, 32, 32))
 MIXED = VariantSpec("mixed", (0, 1, 2), (96, 32, 0))
 
 
-def saved(folder: Path, spec: VariantSpec = MIXED) -> nn.Module:
+def save_tiny_slice(folder: Path, spec: VariantSpec = MIXED) -> nn.Module:
     located = locate(tiny_model())
     sliced = slice_model(located, spec, identity_order(located.shape))
     save_slice(sliced, spec, folder)
@@ -28,7 +30,7 @@ def saved(folder: Path, spec: VariantSpec = MIXED) -> nn.Module:
 
 @pytest.mark.parametrize("spec", [UNIFORM, MIXED])
 def test_the_loader_reads_both_kinds(tmp_path: Path, spec: VariantSpec):
-    sliced = saved(tmp_path / "slice", spec)
+    sliced = save_tiny_slice(tmp_path / "slice", spec)
     loaded = load_slice(tmp_path / "slice")
     assert torch.equal(logits(loaded, ROWS), logits(sliced, ROWS))
     assert not loaded.training
@@ -36,12 +38,12 @@ def test_the_loader_reads_both_kinds(tmp_path: Path, spec: VariantSpec):
 
 
 def test_a_loaded_slice_can_be_saved_again(tmp_path: Path):
-    sliced = saved(tmp_path / "first")
+    sliced = save_tiny_slice(tmp_path / "first")
     save_slice(load_slice(tmp_path / "first"), MIXED, tmp_path / "second")
     assert torch.equal(logits(load_slice(tmp_path / "second"), ROWS), logits(sliced, ROWS))
 
 
-def test_half_precision_stays(tmp_path: Path):
+def test_half_precision_is_kept(tmp_path: Path):
     located = locate(tiny_model().to(torch.bfloat16))
     save_slice(
         slice_model(located, MIXED, identity_order(located.shape)), MIXED, tmp_path / "slice"
@@ -49,8 +51,8 @@ def test_half_precision_stays(tmp_path: Path):
     assert {p.dtype for p in load_slice(tmp_path / "slice").parameters()} == {torch.bfloat16}
 
 
-def test_from_pretrained_alone_fills_in_nothing(tmp_path: Path):
-    saved(tmp_path / "slice")
+def test_from_pretrained_alone_fails_instead_of_filling_in_weights(tmp_path: Path):
+    save_tiny_slice(tmp_path / "slice")
     with pytest.raises(OSError, match="no file named"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "slice")
 
@@ -103,23 +105,23 @@ def swap_weights(folder: Path, spec: VariantSpec, name: str) -> None:
     ],
 )
 def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path, spec, damage, message: str):
-    saved(tmp_path / "slice", spec)
+    save_tiny_slice(tmp_path / "slice", spec)
     damage(tmp_path / "slice")
     with pytest.raises(SliceError, match=message) as refused:
         load_slice(tmp_path / "slice")
     assert "\n" not in str(refused.value)
 
 
-def test_replaces_a_slice_and_nothing_else(tmp_path: Path):
-    saved(tmp_path / "slice", UNIFORM)
-    sliced = saved(tmp_path / "slice", MIXED)
+def test_only_a_slice_is_replaced(tmp_path: Path):
+    save_tiny_slice(tmp_path / "slice", UNIFORM)
+    sliced = save_tiny_slice(tmp_path / "slice", MIXED)
     assert torch.equal(logits(load_slice(tmp_path / "slice"), ROWS), logits(sliced, ROWS))
     with pytest.raises(TargetError, match="will not be replaced"):
-        saved(tmp_path)
+        save_tiny_slice(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["slice"]
 
 
-def test_refuses_a_model_that_is_not_the_spec(tmp_path: Path):
+def test_a_model_that_does_not_fit_the_spec_is_refused(tmp_path: Path):
     located = locate(tiny_model())
     with pytest.raises(SliceError, match="not the slice that variant 'mixed' describes"):
         save_slice(tiny_model(), MIXED, tmp_path / "slice")
@@ -128,7 +130,7 @@ def test_refuses_a_model_that_is_not_the_spec(tmp_path: Path):
     assert not (tmp_path / "slice").exists()
 
 
-def test_refuses_what_cannot_be_cut():
+def test_modules_and_layers_that_cannot_be_cut_are_refused():
     bound = locate(tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True))
     shallow = VariantSpec("shallow", (4, 0, 4), (96, 0, 96))
     with pytest.raises(UnsupportedModelError, match="layers cannot move up"):
