@@ -1,4 +1,4 @@
-"""Bad input gets a 4xx in the OpenAI envelope, and no slot is lost."""
+"""Invalid requests get a 4xx in the OpenAI envelope, and leave no slot occupied."""
 
 import json
 import socket
@@ -95,20 +95,20 @@ def refused(response, status=400):
 
 
 @pytest.mark.parametrize(("path", "body", "says"), CASES)
-def test_it_is_refused_and_the_message_says_why(client, path, body, says):
+def test_an_invalid_body_is_refused_with_the_reason(client, path, body, says):
     error = refused(client.post(path, json=body))
     assert says in error["message"]
     assert error["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("text", ['{"prompt": ', "[1, 2]", "null", '"x"', "\x00", "", "{'a': 1}"])
-def test_broken_json(client, text):
+def test_malformed_json_is_refused(client, text):
     refused(client.post(GENERATE, content=text, headers={"content-type": "application/json"}))
 
 
 @pytest.mark.parametrize("field", ["temperature", "top_p", "presence_penalty", "min_p"])
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_numbers_that_are_none(client, field, value):
+def test_a_number_that_is_not_finite_is_refused(client, field, value):
     text = f'{{"prompt": "x", "{field}": {value}}}'
     refused(client.post(GENERATE, content=text, headers={"content-type": "application/json"}))
 
@@ -131,21 +131,21 @@ RAW = [
 
 
 @pytest.mark.parametrize("media", ["", "text/plain", "application/x-www-form-urlencoded"])
-def test_a_body_must_be_said_to_be_json(client, media):
+def test_a_body_of_another_media_type_is_refused(client, media):
     found = client.post(GENERATE, content=b'{"prompt": "x"}', headers={"content-type": media})
     refused(found)
     assert "Content-Type: application/json" in found.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("media", ["application/json; charset=utf-8", "Application/JSON"])
-def test_json_may_be_called_so_in_any_case(client, media):
+def test_the_media_type_may_have_parameters_and_capitals(client, media):
     body = b'{"prompt": "x", "max_tokens": 1}'
     assert client.post(GENERATE, content=body, headers={"content-type": media}).status_code == 200
 
 
 @pytest.mark.parametrize(("path", "body"), RAW)
 @pytest.mark.parametrize("text", ['"\\ud800"', '"\\udc00x"', "[" * 900 + "]" * 900, "1e400"])
-def test_text_that_is_no_text_and_numbers_that_are_none(client, path, body, text):
+def test_malformed_values_are_refused_in_every_place(client, path, body, text):
     if text == "1e400" and "user" in body and "messages" not in body:
         pytest.skip("a field that is not read")
     refused(client.post(path, content=body % text, headers=JSON))
@@ -154,11 +154,11 @@ def test_text_that_is_no_text_and_numbers_that_are_none(client, path, body, text
 @pytest.mark.parametrize(
     "target", ["/v1/models/%ff", "/v1/models/%ED%A0%80", "/%00", "/health%f0?a=%ff", "/metrics/%fe"]
 )
-def test_paths_that_are_no_text(client, target):
+def test_a_path_that_is_not_utf8_is_not_found(client, target):
     refused(client.get(target), 404)
 
 
-def test_an_error_is_one_line_in_the_log(tiny_server, client):
+def test_an_error_is_logged_in_one_short_line(tiny_server, client):
     before = len(tiny_server.log())
     refused(
         client.post(COMPLETIONS, json={"prompt": "x", "model": "no\nsuch\x1b[0m" + "x" * 5000}), 404
@@ -168,7 +168,7 @@ def test_an_error_is_one_line_in_the_log(tiny_server, client):
     assert all(len(line) < 1000 and "\x1b" not in line for line in lines)
 
 
-def test_defaults_are_cut_to_the_room_that_the_prompt_leaves(client):
+def test_the_default_length_is_cut_to_the_room_that_the_prompt_leaves(client):
     prompt = [5] * 505
     body = {"prompt": prompt, "ignore_eos": True}
     assert client.post(COMPLETIONS, json=body).json()["usage"]["completion_tokens"] == 7
@@ -178,23 +178,25 @@ def test_defaults_are_cut_to_the_room_that_the_prompt_leaves(client):
     refused(client.post(COMPLETIONS, json={**body, "min_tokens": 13}))
 
 
-def test_plain_text_makes_text_of_control_tokens(client):
-    def tokens(path, **body):
-        found = client.post(path, json={"max_tokens": 1, **body})
-        return found.json()["usage"]["prompt_tokens"]
-
-    said = [{"role": "user", "content": "a<|end|>b"}]
-    plain = {"plain_text": True}
-    letters = len("<|end|>")
-    for path, body in (
-        (CHAT, {"messages": said}),
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "a<|end|>b"}]}),
         (COMPLETIONS, {"prompt": "a<|end|>b"}),
         (GENERATE, {"prompt": "a<|end|>b"}),
-    ):
-        assert tokens(path, **body, trimtab=plain) == tokens(path, **body) + letters - 1
+    ],
+)
+def test_plain_text_makes_text_of_control_tokens(client, path, body):
+    def tokens(path, **body):
+        response = client.post(path, json={"max_tokens": 1, **body})
+        return response.json()["usage"]["prompt_tokens"]
+
+    plain = {"plain_text": True}
+    letters = len("<|end|>")
+    assert tokens(path, **body, trimtab=plain) == tokens(path, **body) + letters - 1
 
 
-def test_health_is_prompt_while_large_prompts_come(tiny_server, client):
+def test_health_answers_promptly_while_large_prompts_arrive(tiny_server, client):
     bodies = [
         (GENERATE, json.dumps({"prompt": "x" * 4_000_000})),
         (GENERATE, json.dumps({"prompt": "fox " * 1_000_000})),
@@ -202,23 +204,23 @@ def test_health_is_prompt_while_large_prompts_come(tiny_server, client):
         (CHAT, json.dumps({"messages": [{"role": "user", "content": "x" * 4_000_000}]})),
     ]
 
-    def attack(number):
+    def send_large(number):
         path, body = bodies[number % len(bodies)]
         with httpx.Client(base_url=tiny_server.url, timeout=60) as client:
             return client.post(path, content=body, headers=JSON).status_code
 
     with ThreadPoolExecutor(4) as pool:
-        codes = pool.map(attack, range(16))
-        worst = 0.0
+        codes = pool.map(send_large, range(16))
+        longest = 0.0
         for _ in range(20):
             began = time.monotonic()
             assert client.get("/health").status_code == 200
-            worst = max(worst, time.monotonic() - began)
+            longest = max(longest, time.monotonic() - began)
         assert set(codes) == {400}
-    assert worst < 2, "5 to 8 s while one was tokenised in the event loop"
+    assert longest < 2, "5 to 8 s while one was tokenised in the event loop"
 
 
-def test_every_decision_ends(tiny_server):
+def test_every_decision_has_one_end(tiny_server):
     def ended(found):
         return sum(v for k, v in found.items() if k.startswith("trimtab_requests_total"))
 
@@ -242,7 +244,7 @@ def test_every_decision_ends(tiny_server):
     assert ended(after) - ended(before) == len(bad)
 
 
-def test_unknown_models_paths_and_methods(client):
+def test_unknown_models_paths_and_methods_are_refused(client):
     body = {"prompt": "x", "model": "gpt-9"}
     assert refused(client.post(COMPLETIONS, json=body), 404)["code"] == "model_not_found"
     refused(client.post(CHAT, json={"messages": HI, "model": "tiny-llama@ffn-1"}), 404)
@@ -250,7 +252,7 @@ def test_unknown_models_paths_and_methods(client):
     refused(client.get(GENERATE), 405)
 
 
-def test_a_body_that_is_too_large(client):
+def test_a_body_that_is_too_large_is_refused(client):
     big = json.dumps({"prompt": "x" * 10_000_000})
     headers = {"content-type": "application/json"}
     refused(client.post(GENERATE, content=big, headers=headers), 413)
@@ -262,7 +264,7 @@ def test_a_body_that_is_too_large(client):
     refused(client.post(GENERATE, content=pieces(), headers=headers), 413)
 
 
-def test_hanging_up_frees_the_slot(tiny_server, client):
+def test_a_disconnect_frees_the_slot(tiny_server, client):
     body = {"prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": True}
     with client.stream("POST", COMPLETIONS, json=body) as response:
         next(response.iter_lines())

@@ -1,31 +1,26 @@
-"""When a step of the engine counts as hanging."""
+"""What `/health` reports, by the state of the engine, which is a stand-in here."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from pruners.architecture import Shape
-from pruners.variant import base_spec
-from server.assembly import stall_seconds
-from server.settings import Settings
-
-BASE = base_spec(
-    Shape(layers=2, hidden=64, heads=4, kv_groups=2, head_dim=16, ffn=96, vocab=384)
-)  # fmt: skip
-
-
-class _Latency(SimpleNamespace):
-    """A machine whose full step takes so long."""
-
-    def seconds(self, rows, sampled):
-        assert rows == [(BASE, 256, 0)]
-        return self.step
+from server.api.readiness import Readiness
 
 
 @pytest.mark.parametrize(
-    ("given", "step", "expected"),
-    [(None, 0.1, 5.0), (None, 4.0, 40.0), (0.5, 4.0, 0.5), (60.0, 0.1, 60.0)],
+    ("engine", "draining", "trouble"),
+    [
+        ({}, False, None),
+        ({"failure": "the engine died"}, False, "the engine died"),
+        ({"failure": "the engine died"}, True, "the engine died"),
+        ({}, True, "the server is shutting down"),
+        ({"stalled_seconds": 2.5}, False, "the engine has been busy with one step for 2.5 s"),
+        ({"stalled_seconds": 1.5}, False, None),
+        ({"alive": False}, False, "the engine is not running"),
+    ],
 )
-def test_a_step_may_take_as_long_as_this_machine_needs(given, step, expected):
-    settings = Settings(stall_seconds=given)
-    assert stall_seconds(settings, _Latency(step=step), BASE) == expected
+def test_the_first_trouble_is_reported(engine, draining, trouble):
+    healthy = {"failure": None, "stalled_seconds": 0.0, "alive": True}
+    readiness = Readiness(SimpleNamespace(**{**healthy, **engine}), stall_seconds=2.0)
+    readiness.draining = draining
+    assert readiness.trouble() == trouble

@@ -1,4 +1,4 @@
-"""What an answer says of itself: its tokens, where they lie in its text, and what was reused."""
+"""What a response tells of an answer: tokens, their positions, log-probabilities and usage."""
 
 import itertools
 import json
@@ -36,64 +36,64 @@ def data_of(token):
     return token.encode()
 
 
-def agrees(choice):
-    """Whether tokens, offsets and text say the same of each other."""
-    text, found = choice["text"], choice["logprobs"]
+def assert_consistent(choice):
+    """Check that each token stands at its offset in the text."""
+    text, logprobs = choice["text"], choice["logprobs"]
     special = {str(added) for added in TOKENIZER.added_tokens_decoder.values()}
-    offsets = [*found["text_offset"], len(text)]
+    offsets = [*logprobs["text_offset"], len(text)]
     assert offsets == sorted(offsets)
-    for token, begin, end in zip(found["tokens"], offsets, offsets[1:], strict=False):
+    for token, begin, end in zip(logprobs["tokens"], offsets, offsets[1:], strict=False):
         whole = token and "bytes:" not in token and token not in special
         if whole and begin < len(text):
             assert text[begin : begin + len(token)] == token[: len(text) - begin]
             assert end - begin == len(token[: len(text) - begin])
 
 
-def test_an_echoed_prompt_keeps_its_special_tokens(client):
+@pytest.mark.parametrize("prompt", [PROMPT, TOKENIZER.encode(PROMPT, add_special_tokens=False)])
+def test_an_echoed_prompt_keeps_its_special_tokens(client, prompt):
     ids = TOKENIZER.encode(PROMPT, add_special_tokens=False)
-    for prompt in (PROMPT, ids):
-        body = {"prompt": prompt, "echo": True, "logprobs": 1, **GREEDY, "max_tokens": 1}
-        choice = client.post(COMPLETIONS, json=body).json()["choices"][0]
-        assert choice["text"].startswith(PROMPT)
-        found = choice["logprobs"]
-        assert len(found["tokens"]) == len(ids) + 1
-        assert b"".join(data_of(t) for t in found["tokens"][: len(ids)]).decode() == PROMPT
-        assert found["text_offset"][-1] == len(PROMPT)
-        spans = TOKENIZER(PROMPT, return_offsets_mapping=True, add_special_tokens=False)
-        assert found["text_offset"][:-1] == [start for start, _ in spans["offset_mapping"]]
-        plain = client.post(COMPLETIONS, json={**body, "logprobs": None}).json()["choices"][0]
-        assert plain["text"] == choice["text"]
-        chunks = events(client, COMPLETIONS, {**body, "logprobs": None})
-        assert "".join(c["choices"][0]["text"] for c in chunks) == choice["text"]
+    body = {"prompt": prompt, "echo": True, "logprobs": 1, **GREEDY, "max_tokens": 1}
+    choice = client.post(COMPLETIONS, json=body).json()["choices"][0]
+    assert choice["text"].startswith(PROMPT)
+    found = choice["logprobs"]
+    assert len(found["tokens"]) == len(ids) + 1
+    assert b"".join(data_of(t) for t in found["tokens"][: len(ids)]).decode() == PROMPT
+    assert found["text_offset"][-1] == len(PROMPT)
+    spans = TOKENIZER(PROMPT, return_offsets_mapping=True, add_special_tokens=False)
+    assert found["text_offset"][:-1] == [start for start, _ in spans["offset_mapping"]]
+    plain = client.post(COMPLETIONS, json={**body, "logprobs": None}).json()["choices"][0]
+    assert plain["text"] == choice["text"]
+    chunks = events(client, COMPLETIONS, {**body, "logprobs": None})
+    assert "".join(c["choices"][0]["text"] for c in chunks) == choice["text"]
 
 
 @pytest.mark.parametrize("echo", [False, True])
-def test_tokens_offsets_and_text_agree(client, echo):
-    for number in range(6):
-        body = {"prompt": f"{PROMPT}{number}", "logprobs": 2, "echo": echo, **GREEDY}
-        agrees(client.post(COMPLETIONS, json=body).json()["choices"][0])
+@pytest.mark.parametrize("number", range(6))
+def test_tokens_offsets_and_text_agree(client, echo, number):
+    body = {"prompt": f"{PROMPT}{number}", "logprobs": 2, "echo": echo, **GREEDY}
+    assert_consistent(client.post(COMPLETIONS, json=body).json()["choices"][0])
 
 
-def test_a_stream_gives_the_same_tokens_and_offsets_even_before_a_stop_string(client):
-    stopped = 0
-    for number in range(6):
-        body = {"prompt": f"number {number}", "logprobs": 2, **GREEDY}
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("number", range(6))
+def test_a_stream_gives_the_tokens_and_offsets_of_the_plain_answer(client, number, stopped):
+    body = {"prompt": f"number {number}", "logprobs": 2, **GREEDY}
+    if stopped:  # by three characters of the answer without a stop string
         text = client.post(COMPLETIONS, json=body).json()["choices"][0]["text"]
-        for more in ({}, {"stop": [text[7:10]]}):
-            plain = client.post(COMPLETIONS, json={**body, **more}).json()["choices"][0]
-            agrees(plain)
-            stopped += plain["stop_reason"] is not None
-            choices = [c["choices"][0] for c in events(client, COMPLETIONS, {**body, **more})]
-            assert "".join(choice["text"] for choice in choices) == plain["text"]
-            parts = [choice["logprobs"] for choice in choices if choice["logprobs"] is not None]
-            for name in ("tokens", "text_offset", "token_logprobs"):
-                joined = list(itertools.chain(*(part[name] for part in parts)))
-                whole = plain["logprobs"][name]
-                assert joined == (pytest.approx(whole) if name == "token_logprobs" else whole)
-    assert stopped >= 3
+        body["stop"] = [text[7:10]]
+    plain = client.post(COMPLETIONS, json=body).json()["choices"][0]
+    assert_consistent(plain)
+    assert (plain["stop_reason"] is not None) == stopped
+    choices = [chunk["choices"][0] for chunk in events(client, COMPLETIONS, body)]
+    assert "".join(choice["text"] for choice in choices) == plain["text"]
+    parts = [choice["logprobs"] for choice in choices if choice["logprobs"] is not None]
+    for name in ("tokens", "text_offset", "token_logprobs"):
+        joined = list(itertools.chain(*(part[name] for part in parts)))
+        whole = plain["logprobs"][name]
+        assert joined == (pytest.approx(whole) if name == "token_logprobs" else whole)
 
 
-def test_chat_log_probabilities_hold_the_tokens_own_bytes(client):
+def test_chat_logprobs_have_the_bytes_of_each_token(client):
     body = {"messages": [{"role": "user", "content": "🙂"}], **GREEDY}
     body |= {"logprobs": True, "top_logprobs": 5}
     entries = []
@@ -129,8 +129,8 @@ def test_a_prompt_that_was_cached_counts_once(client):
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
-def test_no_character_of_a_text_ends_a_line_of_a_stream(client, separator):
-    """`httpx` and `str.splitlines` end lines at all of these."""
+def test_a_separator_in_a_text_does_not_split_an_event(client, separator):
+    """`httpx` and `str.splitlines` end lines at all of these characters."""
     body = {"prompt": f"one{separator}two", "echo": True, **GREEDY, "max_tokens": 2}
     chunks = events(client, COMPLETIONS, body)
     assert chunks[0]["choices"][0]["text"].startswith(f"one{separator}two")
@@ -160,11 +160,11 @@ def test_a_prompt_that_fills_the_context_can_be_scored(client, tiny_server, leng
         assert scores[1:] == pytest.approx(wanted, abs=1e-3)
         best = [max(top.values()) for top in choice["logprobs"]["top_logprobs"][1:]]
         assert best == pytest.approx(row[:-1].amax(-1).tolist(), abs=1e-3)
-    grown = {
+    growth = {
         name: value - before.get(name, 0) for name, value in tiny_server.wait_until_idle().items()
     }
-    assert grown['trimtab_requests_total{outcome="length",variant="base"}'] == 2
-    assert not any(value for name, value in grown.items() if "objectives_total" in name)
+    assert growth['trimtab_requests_total{outcome="length",variant="base"}'] == 2
+    assert not any(value for name, value in growth.items() if "objectives_total" in name)
 
 
 def test_a_prompt_with_no_room_behind_it_is_scored_but_not_continued(client):

@@ -1,7 +1,4 @@
-"""Bytes, texts and offsets of tokens, against an independent account of the same text.
-
-The `tokenizers` library says which characters of a text each of its tokens came from.
-"""
+"""Bytes, texts and offsets of tokens, against those that the `tokenizers` library reports."""
 
 import itertools
 import math
@@ -18,7 +15,7 @@ from tests.support.tiny import tiny_tokenizer
 
 
 def piece_tokenizer() -> PreTrainedTokenizerFast:
-    """SentencePiece's way: a space in front, `▁` for spaces, bytes for unknown characters."""
+    """Return a tokenizer like SentencePiece's: `▁` for spaces, bytes for unknown characters."""
     pairs = ["▁ t", "t h", "▁ th", "▁th e", "▁ f", "o x", "▁f ox", "o w", "▁ ▁"]
     merges = [tuple(pair.split()) for pair in pairs]
     pieces = [*"▁abcdefghijklmnopqrstuvwxyz", *("".join(pair) for pair in merges)]
@@ -50,7 +47,7 @@ def scores_of(tokens):
     return [TokenLogprob(token, -1.0, ((token, -1.0),), 1) for token in tokens]
 
 
-def written(tokenizer, tokens):
+def logprobs_of_answer(tokenizer, tokens):
     scores = CompletionLogprobs(TokenText(tokenizer))
     for score in scores_of(tokens):
         scores.add_written(score)
@@ -59,7 +56,7 @@ def written(tokenizer, tokens):
 
 @BOTH
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_prompts_tokens_make_up_its_text_and_begin_where_the_tokenizer_says(tokenizer, text):
+def test_the_tokens_of_a_prompt_make_up_its_text_and_have_the_tokenizers_offsets(tokenizer, text):
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
     tokens = encoded["input_ids"]
     scores = CompletionLogprobs(TokenText(tokenizer))
@@ -84,7 +81,7 @@ def test_special_tokens_are_part_of_a_prompt_and_not_of_an_answer(tokenizer):
     prompt = b"".join(text.prompt([start, *words, end])).decode()
     assert prompt == tokenizer.decode([start, *words, end], skip_special_tokens=False)
     assert prompt.startswith("<s>")
-    found = written(tokenizer, [words[0], end, words[1]]).take(99, ended=True)
+    found = logprobs_of_answer(tokenizer, [words[0], end, words[1]]).take(99, ended=True)
     first = len(text.data(words[0]))
     assert found["text_offset"] == [0, first, first]
     assert found["tokens"][1] == tokenizer.eos_token
@@ -98,28 +95,28 @@ def test_an_answers_first_token_keeps_its_space_and_a_prompts_does_not():
 
 
 @BOTH
-def test_parts_of_characters_show_their_bytes(tokenizer):
+def test_a_part_of_a_character_is_shown_by_its_bytes(tokenizer):
     text = TokenText(tokenizer)
     parts = [t for t in tokenizer.encode("€", add_special_tokens=False) if text.data(t).strip()]
     assert [text.data(token) for token in parts] == [b"\xe2", b"\x82", b"\xac"]
     assert [text.shown(token) for token in parts] == ["bytes:\\xe2", "bytes:\\x82", "bytes:\\xac"]
-    found = written(tokenizer, [*parts, *parts]).take(2, ended=True)
+    found = logprobs_of_answer(tokenizer, [*parts, *parts]).take(2, ended=True)
     assert found["text_offset"] == [0, 0, 0, 1, 1, 1]
     assert shown("ok €".encode()[:-1]) == "bytes:\\x6f\\x6b\\x20\\xe2\\x82"
 
 
 @BOTH
-def test_ids_that_the_tokenizer_does_not_know_have_no_text(tokenizer):
+def test_unknown_ids_have_no_text(tokenizer):
     assert TokenText(tokenizer).data(len(tokenizer) + 7) == b""
     assert TokenText(tokenizer).shown(len(tokenizer) + 7) == ""
 
 
-def test_offsets_equal_those_of_a_count_from_the_start():
-    """Random bytes, cut at random: each part begins in the character that holds its first byte."""
-    chance = random.Random(5)
+def test_offsets_equal_those_counted_from_the_start():
+    """Random bytes in random parts: an offset is the character of a part's first byte."""
+    rng = random.Random(5)
     alphabet = [b"a", b"\xe2", b"\x82", b"\xac", b"\xf0", b"\x9f", b"\x99", b"\xff", b"\xc3"]
     for _ in range(2000):
-        parts = [b"".join(chance.choices(alphabet, k=chance.randint(1, 3))) for _ in range(8)]
+        parts = [b"".join(rng.choices(alphabet, k=rng.randint(1, 3))) for _ in range(8)]
         offsets, done = TextOffsets(), b""
         for part in parts:
             upto = (done + part[:1]).decode(errors="replace")
@@ -127,7 +124,7 @@ def test_offsets_equal_those_of_a_count_from_the_start():
             done += part
 
 
-def test_a_metaspace_decoder_is_understood():
+def test_a_metaspace_decoder_is_supported():
     names = {"<unk>": 0, "▁a": 1, "b": 2, "<0x41>": 3}
     backend = Tokenizer(models.Unigram([(name, -1.0) for name in names], unk_id=0))
     backend.decoder = decoders.Metaspace()
@@ -136,18 +133,18 @@ def test_a_metaspace_decoder_is_understood():
     assert b"".join(text.prompt([1, 2, 1])).decode() == backend.decode([1, 2, 1]) == "ab a"
 
 
-def test_pieces_of_a_stream_join_to_the_whole():
-    """However much text is held back, every token comes once, with the same offset."""
-    chance = random.Random(2)
+def test_the_parts_of_a_stream_join_to_the_whole():
+    """Every token comes once, with the same offset, however late its text is sent."""
+    rng = random.Random(2)
     tokens = BYTES.encode("naïve – 東京 🙂 the fox", add_special_tokens=False)
     text = BYTES.decode(tokens)
-    whole = written(BYTES, tokens).take(len(text), ended=True)
+    whole = logprobs_of_answer(BYTES, tokens).take(len(text), ended=True)
     for _ in range(50):
         scores, parts, out = CompletionLogprobs(TokenText(BYTES)), [], 0
         for at, score in enumerate(scores_of(tokens)):
             scores.add_written(score)
             sure = len(BYTES.decode(tokens[: at + 1]).rstrip("�"))
-            out = chance.randint(out, max(out, sure))
+            out = rng.randint(out, max(out, sure))
             parts.append(scores.take(out, ended=False))
         parts.append(scores.take(len(text), ended=True))
         given = [part for part in parts if part is not None]
@@ -155,9 +152,9 @@ def test_pieces_of_a_stream_join_to_the_whole():
         assert joined == whole
 
 
-def test_what_a_stop_string_cut_off_lies_at_the_end_of_the_text():
+def test_tokens_cut_off_by_a_stop_string_have_the_offset_of_the_texts_end():
     tokens = BYTES.encode("ab🙂", add_special_tokens=False)
-    found = written(BYTES, tokens).take(1, ended=True)
+    found = logprobs_of_answer(BYTES, tokens).take(1, ended=True)
     assert found["text_offset"] == [0, *[1] * (len(tokens) - 1)]
 
 

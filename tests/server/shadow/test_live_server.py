@@ -33,12 +33,12 @@ def eventually(check, seconds: float = 20.0) -> None:
 
 @contextmanager
 def crowd(client: httpx.Client, count: int) -> Iterator[list[Future]]:
-    """So many requests at once, all answered when it ends."""
+    """Send so many requests at once; all are answered when the context ends."""
     with ThreadPoolExecutor(count) as pool:
         yield [pool.submit(client.post, "/generate", json=SHORT) for _ in range(count)]
 
 
-def test_answers_of_variants_are_read_again_by_the_base(client, audit_log: Path):
+def test_answers_of_variants_are_checked_against_the_base(client, audit_log: Path):
     def lines(request_id: str) -> dict[str, dict]:
         every = [json.loads(line) for line in audit_log.read_text().splitlines()]
         (own,) = {line["answer"] for line in every if line.get("id") == request_id}
@@ -59,17 +59,17 @@ def test_answers_of_variants_are_read_again_by_the_base(client, audit_log: Path)
     assert metric(client, loss) - lost == pytest.approx(found["shadow"]["kl"], rel=1e-4)
     assert found["answer"]["outcome"]["output_tokens"] == 20
     assert (found["answer"]["action"], found["answer"]["reason"]) == ("ffn-67", "pinned")
-    assert lines(ids["base"]).keys() == {"answer"}  # the base's own answers are not read again
+    assert lines(ids["base"]).keys() == {"answer"}  # the base's own answers are not checked
     assert "secret" not in audit_log.read_text()
 
 
-def test_an_answer_that_agreed_gets_narrower_when_others_wait(client):
+def test_an_answer_that_allows_it_is_narrowed_when_others_wait(client):
     long = {"prompt": "x", "max_tokens": 400, "ignore_eos": True}
-    agreed = {**long, "trimtab": {"narrow": True}}
+    allowing = {**long, "trimtab": {"narrow": True}}
     apart = {**long, "trimtab": {"narrow": True, "ttft_ms": 50_000}}  # other objectives
-    time.sleep(1.1)  # any dwell of a test before is over
+    time.sleep(1.1)  # the dwell time of earlier tests is over
     with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(client.post, "/generate", json=one) for one in (agreed, apart)]
+        asked = [pool.submit(client.post, "/generate", json=one) for one in (allowing, apart)]
         eventually(lambda: metric(client, "trimtab_requests_running") == 2)
         with crowd(client, 30):
             pass
@@ -80,15 +80,15 @@ def test_an_answer_that_agreed_gets_narrower_when_others_wait(client):
     assert first["usage"]["completion_tokens"] == 400
 
 
-def test_a_floor_in_a_late_queue_is_refused(client):
-    floored = {**SHORT, "trimtab": {"max_loss": 0.0}}
+def test_a_request_with_max_loss_is_refused_when_too_many_wait(client):
+    with_max_loss = {**SHORT, "trimtab": {"max_loss": 0.0}}
     with crowd(client, 24):
         eventually(lambda: client.get("/health").json()["waiting"] > 10)
-        refused = client.post("/generate", json=floored)
+        refused = client.post("/generate", json=with_max_loss)
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) >= 1
     assert "max_loss" in refused.json()["error"]["message"]
     eventually(lambda: metric(client, "trimtab_requests_waiting") == 0)
-    answered = client.post("/generate", json={**floored, "max_tokens": 4})
+    answered = client.post("/generate", json={**with_max_loss, "max_tokens": 4})
     assert answered.status_code == 200
     assert answered.json()["trimtab"]["variant"] == "base"

@@ -1,0 +1,31 @@
+"""How a server is put together: when a step of its engine counts as hanging."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pruners.architecture import Shape
+from pruners.variant import base_spec
+from server.assembly import stall_seconds
+from server.settings import Settings
+
+BASE = base_spec(
+    Shape(layers=2, hidden=64, heads=4, kv_groups=2, head_dim=16, ffn=96, vocab=384)
+)  # fmt: skip
+
+
+class _StepTimes(SimpleNamespace):
+    """Stands in for the step-time model of a machine whose full step takes `step` seconds."""
+
+    def seconds(self, rows, sampled):
+        assert rows == [(BASE, 256, 0)]
+        return self.step
+
+
+@pytest.mark.parametrize(
+    ("given", "step", "expected"),
+    [(None, 0.1, 5.0), (None, 4.0, 40.0), (0.5, 4.0, 0.5), (60.0, 0.1, 60.0)],
+)
+def test_a_step_hangs_after_ten_full_steps_or_as_the_setting_says(given, step, expected):
+    settings = Settings(stall_seconds=given)
+    assert stall_seconds(settings, _StepTimes(step=step), BASE) == expected
