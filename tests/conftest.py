@@ -10,15 +10,18 @@ from server.engine.loading.source import DEFAULT_MODEL, resolve_model
 from server.testing import ServerProcess
 from tests.support.tiny import save_tiny
 
-SLOW_FIXTURES = {"default_model", "tiny_server", "varied_server", "browser"}
+SLOW_FIXTURES = {"default_model", "documented_server", "tiny_server", "varied_server", "browser"}
 """Whatever uses these is marked `slow`: they load the default model or start a process."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests as `slow` that use a fixture which takes long."""
+    """Mark tests by the fixtures that they use."""
     for item in items:
-        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        names = set(getattr(item, "fixturenames", ()))
+        if names & SLOW_FIXTURES:
             item.add_marker(pytest.mark.slow)
+        if "browser" in names:
+            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(autouse=True)
