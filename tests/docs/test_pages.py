@@ -1,5 +1,6 @@
 """Check what the pages name: links, files, modules, commands, settings and metrics."""
 
+import importlib
 import json
 import re
 import tomllib
@@ -13,6 +14,7 @@ from tests.support.documented_commands import (
     check_block,
     check_command,
     check_variable,
+    split_commands,
 )
 
 LANGUAGES = {"sh", "python", "json", "toml", "text"}
@@ -60,6 +62,18 @@ def test_json_and_toml_blocks_parse(page):
 def test_shell_blocks_name_commands_that_exist(block):
     """Also those that are not run. `curl` is run against a server, see `test_examples.py`."""
     check_block(block.text)
+
+
+def test_a_shell_block_is_run_or_says_why_not():
+    unmarked = [block for block in all_blocks("sh") if block.not_run is None]
+    other = {str(b) for b in unmarked for words in split_commands(b.text) if words[0] != "curl"}
+    assert other == set()
+
+
+def test_names_of_the_python_api_exist(page):
+    for name in re.findall(r"^::: ([\w.]+)$", page.prose, re.MULTILINE):
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
 
 
 def test_commands_in_the_text_exist(page):

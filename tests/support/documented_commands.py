@@ -25,13 +25,20 @@ class WrongCommandError(Exception):
 
 def split_commands(text: str) -> list[list[str]]:
     """Return the words of each command of a shell block, without comments and assignments."""
-    commands = []
+    commands, pending = [], ""
     for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        pending += line + "\n"
+        try:
+            words = shlex.split(pending, comments=True)
+        except ValueError:  # a quotation goes on in the next line
+            continue
+        pending = ""
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             check_variable(words.pop(0).split("=")[0])
         if words:
             commands.append(words)
+    if pending:
+        raise WrongCommandError(f"a quotation has no end: {pending}")
     return commands
 
 
