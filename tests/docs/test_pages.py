@@ -125,7 +125,7 @@ def test_mkdocs_lists_every_page():
     [
         "trimtab serve --no-such-option 1",
         "trimtab no-such-command",
-        "trimtab serve --port none",
+        "trimtab build --out DIR --search none",
         "train-policy --no-such-option",
         "make no-such-target",
         "make serve NO_SUCH_VARIABLE=1",
