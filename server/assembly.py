@@ -26,6 +26,7 @@ from server.api.request_log import RequestLog
 from server.catalogue import build_catalogue, open_sensitivity
 from server.engine.engine import Engine
 from server.engine.loading.load import LoadedModel
+from server.engine.options import EngineOptions
 from server.engine.runner import Runner
 from server.engine.runner_factory import build_runner
 from server.engine.warmup import measure_steps
@@ -91,7 +92,7 @@ class ServerParts:
 
     def refresh_metrics(self) -> None:
         """Set the metrics that are read from the engine when they are asked for."""
-        metrics, status = self.monitoring.metrics, self.engine.load()
+        metrics, status = self.monitoring.metrics, self.engine.status()
         metrics.requests_running.set(status.running)
         metrics.requests_waiting.set(status.waiting)
         metrics.kv_cache_usage.set(status.kv_used / status.kv_capacity)
@@ -119,12 +120,14 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
     engine = Engine(
         runner,
         model.tokenizer,
-        settings.max_waiting,
-        settings.max_waiting_tokens,
-        listener,
-        settings.threads,
-        shadow,
-        metrics.count_failure,
+        EngineOptions(
+            settings.max_waiting,
+            settings.max_waiting_tokens,
+            threads=settings.threads,
+            on_step=listener,
+            on_failure=metrics.count_failure,
+            idle_work=shadow,
+        ),
     )
     controller = build_controller(model, settings, engine, monitoring)
     listener.attach(controller)
@@ -149,7 +152,7 @@ def build_controller(
         build_catalogue(model, settings.kv_budgets, predictor),
         step_time_model(model),
         make_policy(model, settings),
-        StatusSources(engine.load, monitoring.snapshot),
+        StatusSources(engine.status, monitoring.snapshot),
         ControllerSettings(
             default_objectives(settings),
             save_energy=settings.save_energy,

@@ -11,7 +11,7 @@ from pruners.variant import BASE, base_spec
 from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
 from server.engine.config import EngineConfig, ModelConfig
-from server.engine.detokenizer import StopRules, TextStream
+from server.engine.detokenizer import Detokenizer, StopRules
 from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import load_transformers
 from server.engine.loading.source import DEFAULT_MODEL
@@ -67,7 +67,7 @@ def add(runner, model, prompt, variant, count):
         variant=variant,
         sampling=SamplingParams(temperature=0.0),
     )
-    sequence = Sequence(request, TextStream(model.tokenizer, StopRules()), lambda _: None)
+    sequence = Sequence(request, Detokenizer(model.tokenizer, StopRules()), lambda _: None)
     runner.scheduler.add(sequence)
     return sequence
 

@@ -21,7 +21,7 @@ def health_router(engine: Engine, readiness: Readiness) -> APIRouter:
         trouble = readiness.trouble()
         if trouble is not None:
             raise ApiError(503, trouble, retry_after=1)
-        load = engine.load()
+        load = engine.status()
         return JSONResponse({"status": "ok", "running": load.running, "waiting": load.waiting})
 
     return routes

@@ -44,7 +44,7 @@ def router(service: Service, snapshot: Callable[[], Snapshot]) -> APIRouter:
 
     @routes.get("/trimtab/status")
     async def status() -> JSONResponse:
-        host, load = snapshot(), service.engine.load()
+        host, load = snapshot(), service.engine.status()
         return JSONResponse(
             {
                 "model": service.model.name,

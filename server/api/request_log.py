@@ -158,8 +158,8 @@ class RequestLog:
             metrics.queue.observe(timing.waited)
         metrics.prefix_cache_queries.inc(prompt)
         metrics.prefix_cache_hits.inc(sequence.reused)
-        metrics.speculation_drafts.inc(sequence.drafts.proposed)
-        metrics.speculation_accepted.inc(sequence.drafts.accepted)
+        metrics.speculation_drafts.inc(sequence.lookup.proposed)
+        metrics.speculation_accepted.inc(sequence.lookup.accepted)
         for name, bound, value in _objectives(decision.observation.objectives, timing):
             if value is None and not request.max_tokens:
                 continue  # a prompt that is only scored has no first token

@@ -1,11 +1,11 @@
-"""Answers without a server: requests in, finished sequences out, in the caller's thread."""
+"""Answers requests without a server, in the caller's thread."""
 
 from collections.abc import Callable, Iterable
 
 from transformers import PreTrainedTokenizerBase
 
 from controller import StepRecord
-from server.engine.detokenizer import StopRules, TextStream
+from server.engine.detokenizer import Detokenizer, StopRules
 from server.engine.runner import Runner
 from server.engine.sequence import Delta, GenerationRequest, Sequence
 
@@ -15,11 +15,12 @@ def answer_all(
     tokenizer: PreTrainedTokenizerBase,
     requests: Iterable[GenerationRequest],
     on_step: Callable[[list[Sequence]], None] = lambda sequences: None,
-    step_done: Callable[[StepRecord], None] | None = None,
+    on_record: Callable[[StepRecord], None] | None = None,
 ) -> list[Sequence]:
-    """Runs the requests to their ends, together; `on_step` sees how far they are.
+    """Run requests to their ends, batched together; return the finished sequences.
 
-    `step_done` hears what each step took. Raises `RuntimeError` if one of them ends with an error.
+    `on_step` is called with all sequences after each step, `on_record` with the time of each pass
+    of the decoder. Raises `RuntimeError` if one of the requests ends with an error.
     """
     sequences, errors = [], list[str]()
 
@@ -28,10 +29,10 @@ def answer_all(
             errors.append(delta.error)
 
     for request in requests:
-        stream = TextStream(tokenizer, StopRules(), request.prompt)
-        sequences.append(Sequence(request, stream, emit))
+        detokenizer = Detokenizer(tokenizer, StopRules(), request.prompt)
+        sequences.append(Sequence(request, detokenizer, emit))
         runner.scheduler.add(sequences[-1])
-    while runner.step(step_done):
+    while runner.step(on_record):
         if errors:
             raise RuntimeError(errors[0])
         on_step(sequences)

@@ -9,7 +9,7 @@ from server.engine.config import EngineConfig, EngineConfigError
 from server.engine.loading.load import LoadedModel, open_decoder
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits
-from server.engine.speculation.drafting import drafter
+from server.engine.speculation.drafting import choose_drafter
 
 _KV_SHARE = 0.25  # of the free memory, for the cache, unless its size is set
 _MIN_KV_TOKENS = 1024  # however little memory is free
@@ -39,7 +39,7 @@ def build_runner(model: LoadedModel, config: EngineConfig, free_bytes: float | N
         ) from error
     limits = SchedulerLimits(config.max_running, config.step_tokens, config.speculate)
     table = Table() if model.artefact is None else model.artefact.table
-    return Runner(decoder, Scheduler(decoder.cache, limits), drafter(model.variants, table))
+    return Runner(decoder, Scheduler(decoder.cache, limits), choose_drafter(model.variants, table))
 
 
 def _cache_slots(

@@ -1,4 +1,4 @@
-"""From logits to the next token, with each request's own parameters and random stream."""
+"""Chooses the next token from logits, with the parameters and the random stream of a request."""
 
 import math
 from dataclasses import dataclass, field
@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_NUCLEUS = 1024  # candidates looked at before the whole vocabulary is sorted
-_GREEDY_BELOW = 1e-5  # as in vLLM: what is colder differs from greedy by rounding only
-_FACTORS = (1e-30, 1e30)  # penalties beyond would not be finite in fp32
+_FIRST_CANDIDATES = 1024  # that are sorted before the whole vocabulary is
+_GREEDY_BELOW = 1e-5  # as in vLLM: lower temperatures differ from greedy by rounding only
+_PENALTY_RANGE = (1e-30, 1e30)  # that keeps logits finite in fp32
 
 
 class SamplingError(ArithmeticError):
-    """There is no finite number to choose the next token by. The message is for the client."""
+    """The model gave no finite logit to choose the next token by. The message is for the client."""
 
     def __init__(self) -> None:
         super().__init__("the model gave no finite number for the next token")
@@ -20,7 +20,7 @@ class SamplingError(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request samples; `top_k` 0 and `top_p` 1 are off."""
+    """How one request samples. `top_k` 0, `top_p` 1 and `min_p` 0 switch these filters off."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -34,17 +34,17 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
+        """Return whether the likeliest token is always taken."""
         return self.temperature < _GREEDY_BELOW
 
     @property
-    def plain_greedy(self) -> bool:
-        """Whether the next token is simply the arg-max of the logits."""
+    def is_argmax(self) -> bool:
+        """Return whether the next token is the arg-max of the unchanged logits."""
         return self.greedy and not self.changes_logits
 
     @property
     def changes_logits(self) -> bool:
-        """Whether penalties or biases apply."""
+        """Return whether penalties or biases apply."""
         return bool(
             self.repetition_penalty != 1.0
             or self.presence_penalty
@@ -53,8 +53,8 @@ class SamplingParams:
         )
 
 
-class Sampler:
-    """Samples for one request; the same seed and logits give the same tokens."""
+class TokenSampler:
+    """Samples for one request. The same seed and the same logits give the same tokens."""
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
@@ -65,7 +65,7 @@ class Sampler:
             self._generator.manual_seed(params.seed)
 
     def __call__(self, logits: Tensor, prompt: list[int], output: list[int]) -> int:
-        """The next token for fp32 `logits` `[vocab]` after `prompt` and `output`.
+        """Return the next token for fp32 `logits` `[vocab]` after `prompt` and `output`.
 
         Raises `SamplingError` if the highest logit is not a finite number.
         """
@@ -76,25 +76,26 @@ class Sampler:
             if not math.isfinite(highest):
                 raise SamplingError
             return int(token)
-        # Divided by the maximum first: a small temperature must not overflow.
+        # The maximum is subtracted first, so that a small temperature does not overflow.
         scaled = (logits - logits.max()) / self.params.temperature
         values, tokens = self._candidates(scaled)
         probabilities = values.softmax(0).cumsum(0)
         draw = torch.rand(1, generator=self._generator).to(logits.device) * probabilities[-1]
         pick = int(torch.searchsorted(probabilities, draw, right=True))
-        if pick == len(tokens):  # no number, or rounded up to the whole sum
+        if pick == len(tokens):  # NaN, or the draw was rounded up to the whole sum
             if not math.isfinite(probabilities[-1]):
                 raise SamplingError
             pick = int(torch.searchsorted(probabilities, probabilities[-1:]))
         return int(tokens[pick])
 
     def _penalise(self, logits: Tensor, prompt: list[int], output: list[int]) -> Tensor:
+        """Apply penalties and biases to `logits` `[vocab]`, in place."""
         params = self.params
         if params.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted(set(prompt) | set(output)), device=logits.device)
-            picked = logits[seen]
-            penalty = min(max(params.repetition_penalty, _FACTORS[0]), _FACTORS[1])
-            logits[seen] = torch.where(picked > 0, picked / penalty, picked * penalty)
+            used = torch.tensor(sorted(set(prompt) | set(output)), device=logits.device)
+            picked = logits[used]
+            penalty = min(max(params.repetition_penalty, _PENALTY_RANGE[0]), _PENALTY_RANGE[1])
+            logits[used] = torch.where(picked > 0, picked / penalty, picked * penalty)
         if (params.presence_penalty or params.frequency_penalty) and output:
             tokens, counts = torch.tensor(output, device=logits.device).unique(return_counts=True)
             logits[tokens] -= params.presence_penalty + params.frequency_penalty * counts
@@ -103,22 +104,26 @@ class Sampler:
         return logits
 
     def _candidates(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (descending) and ids of the tokens that top-k, top-p and min-p leave."""
+        """Return values and ids, each `[candidates]`, that top-k, top-p and min-p leave.
+
+        `scaled` is fp32 `[vocab]`. Values are descending, unless no filter applies.
+        """
         params = self.params
         vocab = scaled.shape[0]
         limit = min(params.top_k or vocab, vocab)
         if limit == vocab and params.top_p >= 1.0 and params.min_p == 0.0:
             return scaled, torch.arange(vocab, device=scaled.device)
-        first = min(limit, _NUCLEUS) if params.top_p < 1.0 or params.min_p else limit
+        first = min(limit, _FIRST_CANDIDATES) if params.top_p < 1.0 or params.min_p else limit
         values, tokens = scaled.topk(first)
-        keep = self._kept(values, scaled, limit)
-        if keep == first < limit:  # the nucleus reaches beyond the first candidates
+        keep = self._candidate_count(values, scaled, limit)
+        if keep == first < limit:  # candidates beyond the first ones may be left, too
             values, tokens = scaled.topk(limit)
-            keep = self._kept(values, scaled, limit)
+            keep = self._candidate_count(values, scaled, limit)
         return values[:keep], tokens[:keep]
 
-    def _kept(self, values: Tensor, scaled: Tensor, limit: int) -> int:
-        # top-k renormalises before top-p looks, as in transformers and vLLM.
+    def _candidate_count(self, values: Tensor, scaled: Tensor, limit: int) -> int:
+        """Return how many of the descending `values` `[first candidates]` are left."""
+        # Probabilities are normalised over the top k, as in transformers and vLLM.
         total = (values if limit < scaled.shape[0] and limit == len(values) else scaled).logsumexp(
             0
         )

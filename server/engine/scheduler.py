@@ -1,5 +1,6 @@
 """Which tokens the next step processes: running answers first, then prompts, in arrival order."""
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +9,15 @@ from pruners.variant import VariantSpec
 from server.engine.cache.kv_cache import KVCache
 from server.engine.cache.sequence_cache import SequenceCache
 from server.engine.sequence import Sequence
-from server.engine.speculation.prompt_lookup import StepCost
+from server.engine.speculation.step_cost import StepCost
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """`max_running` answers at once; `step_tokens` processed in one step, over all of them."""
+    """At most `max_running` sequences run at once, with `step_tokens` tokens in a step together.
+
+    `speculate` allows drafts.
+    """
 
     max_running: int = 16
     step_tokens: int = 256
@@ -21,169 +25,208 @@ class SchedulerLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """`count` tokens of one sequence, to be processed now; guesses of what follows are the last.
+class ScheduledTokens:
+    """`count` tokens of one sequence that the next step processes with `variant`.
 
-    `variant` computes them; `drafted` says that another made the guesses.
+    The last of them are `drafts`, guesses of what follows. `drafted_by_variant` says that a
+    variant made them, not prompt lookup.
     """
 
     sequence: Sequence
     count: int
     variant: VariantSpec
-    guesses: tuple[int, ...] = ()
-    drafted: bool = False
+    drafts: tuple[int, ...] = ()
+    drafted_by_variant: bool = False
 
 
 class Scheduler:
-    """Continuous batching with chunked prompts. Preempts by recomputing when the cache is full."""
+    """Continuous batching with chunked prompts. A full cache preempts by recomputing.
+
+    Owned by the engine's thread, but for `snapshot`. `failed_admissions` are sequences that could
+    not be admitted because of an error; whoever steps takes them out. `cost` is the model of what a
+    decode step costs.
+    """
 
     def __init__(self, cache: KVCache, limits: SchedulerLimits) -> None:
         self.cache = cache
         self.limits = limits
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.broken: list[tuple[Sequence, Exception]] = []  # that could not be let in
+        self.failed_admissions: list[tuple[Sequence, Exception]] = []
         self.preemptions = 0
         self.cost = StepCost()
+        self._lock = threading.Lock()  # held while a sequence is moved from list to list
+
+    def snapshot(self) -> tuple[tuple[Sequence, ...], tuple[Sequence, ...]]:
+        """Return the running and the waiting sequences of one moment. Called from any thread."""
+        with self._lock:
+            return tuple(self.running), tuple(self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a sequence behind the others."""
-        self.waiting.append(sequence)
+        """Queue a sequence behind the others."""
+        with self._lock:
+            self.waiting.append(sequence)
 
-    def remove(self, sequence: Sequence, sound: bool = True) -> None:
-        """Takes a sequence out, wherever it is.
+    def remove(self, sequence: Sequence, reuse_cache: bool = True) -> None:
+        """Take a sequence out, wherever it is.
 
-        What it cached may serve later prompts, unless a failed step left it unsound.
+        With `reuse_cache` its keys and values may serve later prompts; after a failed step they may
+        be wrong.
         """
         sequence.ended = True
-        if sequence in self.running:
-            self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
-        self._release(sequence, sound)
+        with self._lock:
+            if sequence in self.running:
+                self.running.remove(sequence)
+            elif sequence in self.waiting:
+                self.waiting.remove(sequence)
+        self._release(sequence, reuse_cache)
 
-    def take_cancelled(self) -> list[Sequence]:
-        """Takes out all cancelled sequences, in one go however many wait."""
-        gone = dict.fromkeys(s for s in (*self.running, *self.waiting) if s.cancelled)
-        if gone:
-            self.running = [s for s in self.running if s not in gone]
-            self.waiting = [s for s in self.waiting if s not in gone]
-        for sequence in gone:
+    def begin_step(self) -> list[Sequence]:
+        """Apply what other threads asked for: narrow sequences, and take out the cancelled ones.
+
+        Return the cancelled sequences.
+        """
+        cancelled = dict.fromkeys(s for s in (*self.running, *self.waiting) if s.cancelled)
+        if cancelled:
+            with self._lock:
+                self.running = [s for s in self.running if s not in cancelled]
+                self.waiting = [s for s in self.waiting if s not in cancelled]
+        for sequence in cancelled:
             sequence.ended = True
             self._release(sequence)
-        return list(gone)
+        for sequence in (*self.running, *self.waiting):
+            sequence.effective_variant = sequence.variant
+        return list(cancelled)
 
-    def _release(self, sequence: Sequence, sound: bool = True) -> None:
-        cache, sequence.cache = sequence.cache, None
-        if cache is None:
-            return
-        if sound and not sequence.narrowed:
-            self.cache.prefixes.store(sequence.variant, sequence.history, cache)
-        else:
-            cache.close()
+    def schedule(self, drafts: Mapping[Sequence, list[int]]) -> list[ScheduledTokens]:
+        """Return the tokens of the next step; `drafts` are those of a variant, where it made some.
 
-    def schedule(self, drafted: Mapping[Sequence, list[int]]) -> list[Work]:
-        """The next step's work, with guesses of a variant where `drafted` has some.
-
-        Room in the cache is reserved for all of it.
+        Room in the cache is reserved for all of them.
         """
-        work: list[Work] = []
+        scheduled: list[ScheduledTokens] = []
         left = self.limits.step_tokens
         preemptions = self.preemptions
         for sequence in list(self.running):
             if sequence in self.running and not sequence.in_prompt:
-                given = drafted.get(sequence)
-                guesses = self._guesses(sequence, left, given)
-                left -= self._take(sequence, 1 + len(guesses), work, guesses, bool(given))
+                left -= self._schedule_decode(sequence, left, drafts.get(sequence), scheduled)
         for sequence in list(self.running):
             if sequence in self.running and sequence.in_prompt and left > 0:
-                left -= self._take(sequence, min(left, sequence.stretch), work)
+                count = min(left, sequence.max_chunk)
+                if self._reserve(sequence, count):
+                    scheduled.append(ScheduledTokens(sequence, count, sequence.next_variant()))
+                    left -= count
         if preemptions == self.preemptions:
-            self._admit(left, work)
-        # A sequence preempted after it was given work has no cache any more.
-        return [item for item in work if item.sequence.cache is not None]
+            self._admit(left, scheduled)
+        # A sequence that was scheduled and then preempted has no cache any more.
+        return [item for item in scheduled if item.sequence.cache is not None]
 
-    def _admit(self, left: int, work: list[Work]) -> None:
-        while self.waiting and len(self.running) < self.limits.max_running and left > 0:
-            sequence = self.waiting[0]
-            try:
-                if not self._open(sequence):
-                    break
-            except Exception as error:
-                self.broken.append((self.waiting.pop(0), error))
-                continue
-            sequence.started_at = sequence.started_at or time.monotonic()
-            self.running.append(self.waiting.pop(0))
-            count = min(left, sequence.stretch)
-            work.append(Work(sequence, count, sequence.next_variant()))
-            left -= count
+    def _schedule_decode(
+        self,
+        sequence: Sequence,
+        left: int,
+        drafted: list[int] | None,
+        scheduled: list[ScheduledTokens],
+    ) -> int:
+        """Schedule the next token of an answer, with drafts behind it; return how many it takes."""
+        drafts = self._drafts(sequence, left, drafted)
+        count = 1 + len(drafts)
+        if not self._reserve(sequence, count):
+            return 0
+        variant = sequence.next_variant()
+        scheduled.append(ScheduledTokens(sequence, count, variant, drafts, bool(drafted)))
+        return count
 
-    def _open(self, sequence: Sequence) -> bool:
-        """Gives it a cache with room for its whole prompt; False while there is none.
-
-        A newcomer never pushes out those who run.
-        """
-        cache = self.cache.open(sequence.request.kv_budget)
-        try:
-            if not cache.reserve(sequence.room) and not self._squeeze_in(sequence, cache):
-                return False
-            self._reuse(sequence, cache)
-        except BaseException:
-            cache.close()
-            raise
-        sequence.cache = cache
-        return True
-
-    def _squeeze_in(self, sequence: Sequence, cache: SequenceCache) -> bool:
-        """With a budget, a prompt that does not fit is evicted from while it is read."""
-        if cache.eviction is None:
-            return False
-        most = cache.eviction.budget + self.limits.step_tokens
-        cache.evict_while_reading = cache.reserve(min(sequence.room, most))
-        return cache.evict_while_reading
-
-    def _reuse(self, sequence: Sequence, cache: SequenceCache) -> None:
-        """Starts from what an earlier sequence cached, unless every position is asked for."""
-        if sequence.request.takes_prefix and not sequence.narrowed:
-            found = self.cache.prefixes.copy_longest(sequence.variant, sequence.history, cache)
-            if sequence.started_at is None:  # not what it computed itself before a preemption
-                sequence.reused = found
-
-    def _guesses(self, sequence: Sequence, left: int, drafted: list[int] | None) -> tuple[int, ...]:
+    def _drafts(self, sequence: Sequence, left: int, drafted: list[int] | None) -> tuple[int, ...]:
         request, cache = sequence.request, sequence.cache
         assert cache is not None
         rows = len(self.running)
-        # The last token needs no guess behind it, and every running answer needs its own row.
-        most = min(request.max_tokens - len(sequence.output) - 1, left - rows)
-        if not self.limits.speculate or not cache.complete or most < 1:
+        # The last token needs no draft behind it, and every running sequence needs a row.
+        limit = min(request.max_tokens - len(sequence.output) - 1, left - rows)
+        if not self.limits.speculate or not cache.complete or limit < 1:
             return ()
         if drafted:
-            found = drafted[:most]
+            drafts = drafted[:limit]
         else:
-            found = sequence.drafts.propose(sequence.history, self.cost.share(rows), most)
-        # Nobody is preempted for a guess.
-        return tuple(found) if cache.reserve(1 + len(found)) else ()
+            drafts = sequence.lookup.propose(sequence.history, self.cost.draft_cost(rows), limit)
+        # Nothing is preempted for a draft.
+        return tuple(drafts) if cache.reserve(1 + len(drafts)) else ()
 
-    def _take(
-        self,
-        sequence: Sequence,
-        count: int,
-        work: list[Work],
-        guesses: tuple[int, ...] = (),
-        drafted: bool = False,
-    ) -> int:
+    def _reserve(self, sequence: Sequence, count: int) -> bool:
+        """Make room for tokens of a sequence; return False if it had to be preempted itself."""
         assert sequence.cache is not None
         while not sequence.cache.reserve(count):
             victim = self.running[-1]
             self._preempt(victim)
             if victim is sequence:
-                return 0
-        work.append(Work(sequence, count, sequence.next_variant(), guesses, drafted))
-        return count
+                return False
+        return True
 
     def _preempt(self, sequence: Sequence) -> None:
         sequence.restart()
-        self.running.remove(sequence)
+        with self._lock:
+            self.running.remove(sequence)
+            self.waiting.insert(0, sequence)
         self._release(sequence)
-        self.waiting.insert(0, sequence)
         self.preemptions += 1
+
+    def _admit(self, left: int, scheduled: list[ScheduledTokens]) -> None:
+        while self.waiting and len(self.running) < self.limits.max_running and left > 0:
+            sequence = self.waiting[0]
+            try:
+                if not self._open_cache(sequence):
+                    break
+            except Exception as error:
+                with self._lock:
+                    self.waiting.pop(0)
+                self.failed_admissions.append((sequence, error))
+                continue
+            sequence.started_at = sequence.started_at or time.monotonic()
+            with self._lock:
+                self.running.append(self.waiting.pop(0))
+            count = min(left, sequence.max_chunk)
+            scheduled.append(ScheduledTokens(sequence, count, sequence.next_variant()))
+            left -= count
+
+    def _open_cache(self, sequence: Sequence) -> bool:
+        """Give a sequence a cache with room for its whole prompt; return False if there is none.
+
+        Nothing is preempted for a sequence that waits.
+        """
+        cache = self.cache.open(sequence.request.kv_budget)
+        try:
+            fits = cache.reserve(sequence.slots_to_start)
+            if not fits and not self._reserve_budget(sequence, cache):
+                return False
+            self._reuse_prefix(sequence, cache)
+        except BaseException:
+            cache.close()
+            raise
+        sequence.cache = cache
+        sequence.publish_progress()
+        return True
+
+    def _reserve_budget(self, sequence: Sequence, cache: SequenceCache) -> bool:
+        """Make room for a KV budget and one step; the prompt is evicted from while it is read."""
+        if cache.eviction is None:
+            return False
+        slots = cache.eviction.budget + self.limits.step_tokens
+        cache.evict_while_reading = cache.reserve(min(sequence.slots_to_start, slots))
+        return cache.evict_while_reading
+
+    def _reuse_prefix(self, sequence: Sequence, cache: SequenceCache) -> None:
+        """Start from the prefix cache, unless every position has to be computed."""
+        if sequence.request.takes_prefix and not sequence.cache_is_mixed:
+            prefixes = self.cache.prefixes
+            copied = prefixes.copy_longest(sequence.request.variant, sequence.history, cache)
+            if sequence.started_at is None:  # after a preemption the prefix is its own
+                sequence.reused = copied
+
+    def _release(self, sequence: Sequence, reuse: bool = True) -> None:
+        cache, sequence.cache = sequence.cache, None
+        sequence.publish_progress()
+        if cache is None:
+            return
+        if reuse and not sequence.cache_is_mixed:
+            self.cache.prefixes.store(sequence.request.variant, sequence.history, cache)
+        else:
+            cache.close()

@@ -1,19 +1,22 @@
-"""One answer in the making: what was asked for, what is done, and where its events go."""
+"""One request in the engine: its parameters, its state, and the pieces of its answer."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from pruners.kv import Eviction
 from pruners.variant import VariantSpec
 from server.engine.cache.sequence_cache import SequenceCache
-from server.engine.detokenizer import StopRules, TextStream
-from server.engine.sampling import Sampler, SamplingParams
-from server.engine.speculation.prompt_lookup import Drafts
+from server.engine.detokenizer import Detokenizer, StopRules
+from server.engine.sampling import SamplingParams, TokenSampler
+from server.engine.speculation.prompt_lookup import PromptLookup
 
 
 class FinishReason(StrEnum):
+    """Why an answer ended, as in the OpenAI API."""
+
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
@@ -22,22 +25,25 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's log-probability in nats, and those of the `asked` most likely tokens.
+    """A token's log-probability in nats, and those of the `requested` most likely tokens.
 
-    `top` holds the token itself first, then the alternatives.
+    `top` holds the token itself first, then the alternatives, each with its log-probability.
     """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...]
-    asked: int
+    requested: int
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What the engine needs to know of one answer. See `admission.check` for what is allowed.
+    """The parameters of one answer. `admission.check` tells which values are allowed.
 
-    With `max_tokens` 0 the prompt is read, and scored if that is asked for, and nothing is written.
+    With `max_tokens` 0 the prompt is read, and scored if `prompt_logprobs` is set, and nothing is
+    written. `eos_token_ids` is empty for requests that ignore them. `logprobs` is the number of
+    alternatives for each written token. `reusable` is the number of tokens of the prompt that the
+    prefix cache had when the request came.
     """
 
     request_id: str
@@ -47,21 +53,21 @@ class GenerationRequest:
     kv_budget: Eviction | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: StopRules = field(default_factory=StopRules)
-    eos_token_ids: frozenset[int] = frozenset()  # empty: ignore_eos
+    eos_token_ids: frozenset[int] = frozenset()
     min_tokens: int = 0
-    logprobs: int | None = None  # alternatives per generated token
+    logprobs: int | None = None
     prompt_logprobs: bool = False
-    reusable: int = 0  # tokens that the prefix cache had of the prompt when it came
+    reusable: int = 0
 
     @property
     def takes_prefix(self) -> bool:
-        """Whether it may start from the prefix cache: not where all of its prompt must be read."""
+        """Return whether it may start from the prefix cache, so that not all tokens are read."""
         return self.kv_budget is None and not self.prompt_logprobs
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one engine step added to an answer."""
+    """What one step of the engine added to an answer; the last one has a finish reason."""
 
     text: str = ""
     token: int | None = None
@@ -72,128 +78,172 @@ class Delta:
     error: str | None = None
 
 
+class Progress(NamedTuple):
+    """How far a sequence is, in tokens.
+
+    `pending` are to be processed before the next token can be sampled; `started` says that the
+    sequence has a cache, in which `cached` tokens are.
+    """
+
+    pending: int
+    in_prompt: bool
+    written: int
+    cached: int
+    started: bool
+
+
 class Sequence:
-    """The engine's state of one request. Only the engine thread changes it once it is admitted."""
+    """The engine's state of one request.
+
+    Owned by the engine's thread, with three exceptions for other threads: they set `cancelled`,
+    they set `variant` by `narrow`, and they read `progress`, which is replaced as a whole. Once the
+    last delta was emitted nothing changes any more.
+
+    `history` is the prompt and the tokens written since. `variant` is the requested variant, which
+    narrowing changes at any time; `effective_variant` is the one that the current step uses.
+    `reused` is the number of tokens that came from the prefix cache. `needs_argmax_only` says that
+    the likeliest token is all that the request needs of a distribution. Times are seconds of
+    `time.monotonic`.
+    """
 
     def __init__(
-        self, request: GenerationRequest, text: TextStream, emit: Callable[[Delta], None]
+        self, request: GenerationRequest, detokenizer: Detokenizer, emit: Callable[[Delta], None]
     ) -> None:
         self.request = request
         self.variant = request.variant
-        self.text = text
+        self.effective_variant = request.variant
+        self.detokenizer = detokenizer
         self.emit = emit
-        self.sampler = Sampler(request.sampling)
+        self.sampler = TokenSampler(request.sampling)
         self.output: list[int] = []
-        self.history = list(request.prompt)  # and what was written since
-        self.drafts = Drafts()
+        self.history = list(request.prompt)
+        self.lookup = PromptLookup()
         self.prompt_logprobs: list[TokenLogprob] = []
         self.cache: SequenceCache | None = None
         self.cancelled = False
         self.ended = False
-        self.reused = 0  # tokens taken from the prefix cache
-        self._furthest = 0  # tokens that were computed before a preemption
-        self._used = [(0, request.variant)]  # variants with the first tokens they computed
-        forced = request.min_tokens > 0 and bool(self.final)
-        # Whether the likeliest token is all that it asks of a distribution.
-        self.plain = request.sampling.plain_greedy and request.logprobs is None and not forced
+        self.reused = 0
+        self._recompute_end = 0  # tokens that were computed before a preemption
+        self._variants_used = [(0, request.variant)]  # with the first token that each computed
+        min_tokens_apply = request.min_tokens > 0 and bool(self.end_token_ids)
+        self.needs_argmax_only = (
+            request.sampling.is_argmax and request.logprobs is None and not min_tokens_apply
+        )
         self.arrived = time.monotonic()
         self.started_at: float | None = None
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
+        self.progress = Progress(len(self.history), True, 0, 0, False)
 
     @property
-    def final(self) -> frozenset[int]:
-        """Tokens that end the answer."""
+    def end_token_ids(self) -> frozenset[int]:
+        """Return the tokens that end the answer."""
         return self.request.eos_token_ids | self.request.stop.token_ids
 
     @property
-    def tokens(self) -> int:
-        """Prompt and output so far."""
-        return len(self.history)
-
-    @property
     def computed(self) -> int:
-        """Tokens whose keys and values are in the cache (or were, under a budget)."""
-        cache = self.cache  # which the engine's thread may take away while others look
-        return 0 if cache is None else cache.processed
+        """Return how many tokens were processed, whether or not they are still cached."""
+        return 0 if self.cache is None else self.cache.processed
 
     @property
     def pending(self) -> int:
-        """Tokens to process before the next one can be sampled."""
-        return self.tokens - self.computed
+        """Return how many tokens are to be processed before the next one can be sampled."""
+        return len(self.history) - self.computed
 
     @property
     def in_prompt(self) -> bool:
-        """Still reading the prompt (or, after a preemption, what was already written)."""
+        """Return whether it reads the prompt or, after a preemption, what was written."""
         return self.pending > 1 or not self.output
-
-    def next_tokens(self, count: int) -> list[int]:
-        """The next `count` tokens to process."""
-        return self.history[self.computed : self.computed + count]
 
     @property
     def prompt_read(self) -> bool:
-        """Whether all of the prompt is computed."""
+        """Return whether all of the prompt is processed."""
         return self.computed >= len(self.request.prompt)
 
     @property
-    def room(self) -> int:
-        """Slots that must be free before it starts, or starts again."""
+    def slots_to_start(self) -> int:
+        """Return how many slots must be free before it starts, or starts again."""
         budget = self.request.kv_budget
         if budget is None:
             return self.pending
         return min(self.pending, max(len(self.request.prompt), budget.budget))
 
     @property
-    def stretch(self) -> int:
-        """Pending tokens that may be computed at once.
+    def max_chunk(self) -> int:
+        """Return how many pending tokens may be processed in one step.
 
-        After a preemption each is computed as it was before: with the same variant, and up to where
-        the cache was evicted from.
+        After a preemption each token is computed as it was before: with the same variant, and with
+        the same tokens evicted.
         """
         done, prompt = self.computed, len(self.request.prompt)
-        ends = [self.tokens, *(first for first, _ in self._used)]
-        if self._used[-1][1] != self.variant:
-            ends.append(self._furthest)
+        ends = [len(self.history), *(first for first, _ in self._variants_used)]
+        if self._variants_used[-1][1] != self.effective_variant:
+            ends.append(self._recompute_end)
         budget = self.request.kv_budget
         if budget is not None and done < prompt:
             ends.append(prompt)
         elif budget is not None:
-            held = 0 if self.cache is None else self.cache.cached
-            least = max(1, budget.budget - budget.interval - held + 1)
-            ends.append(done + least + (prompt - done - least) % budget.interval)
+            cached = 0 if self.cache is None else self.cache.cached
+            first_due = max(1, budget.budget - budget.interval - cached + 1)
+            ends.append(done + first_due + (prompt - done - first_due) % budget.interval)
         return min(end for end in ends if end > done) - done
 
+    def next_tokens(self, count: int) -> list[int]:
+        """Return the next `count` tokens to process."""
+        return self.history[self.computed : self.computed + count]
+
     def next_variant(self) -> VariantSpec:
-        """The variant that computes the next tokens."""
-        done = self.computed
-        if done >= self._furthest:
-            if self._used[-1][1] != self.variant:
-                self._used.append((done, self.variant))
-            return self.variant
-        return next(variant for first, variant in reversed(self._used) if first <= done)
+        """Return the variant that computes the next tokens."""
+        done, variant = self.computed, self.effective_variant
+        if done >= self._recompute_end:
+            if self._variants_used[-1][1] != variant:
+                self._variants_used.append((done, variant))
+            return variant
+        return next(used for first, used in reversed(self._variants_used) if first <= done)
+
+    def write(self, token: int) -> None:
+        """Append a token to the answer."""
+        self.output.append(token)
+        self.history.append(token)
 
     def restart(self) -> None:
-        """Gives up what was computed, which is computed again as it was. What is written stays."""
-        self._furthest = max(self._furthest, self.computed)
+        """Prepare for processing all tokens again, as they were. Written tokens stay."""
+        self._recompute_end = max(self._recompute_end, self.computed)
         self.prompt_logprobs.clear()
+
+    def publish_progress(self, scheduled: int = 0) -> None:
+        """Replace `progress`; `scheduled` tokens are in a step and count as processed."""
+        pending, cache = max(0, self.pending - scheduled), self.cache
+        self.progress = Progress(
+            pending=pending,
+            in_prompt=pending > 1 or not self.output,
+            written=len(self.output),
+            cached=0 if cache is None else cache.cached + scheduled,
+            started=cache is not None,
+        )
 
     @property
     def narrowed(self) -> bool:
-        """Whether its keys and values come from more than one variant."""
+        """Return whether another variant was set than the one requested first."""
         return self.variant != self.request.variant
 
+    @property
+    def cache_is_mixed(self) -> bool:
+        """Return whether its keys and values come from more than one variant."""
+        return self.effective_variant != self.request.variant
+
     def may_narrow(self, variant: VariantSpec) -> bool:
-        """Whether it goes on without a budget, and `variant` is nested in that of now."""
+        """Return whether it goes on, has no budget, and `variant` is nested in the present one."""
         now = self.variant
         widths = zip((*variant.kv_groups, *variant.ffn), (*now.kv_groups, *now.ffn), strict=True)
         able = not self.ended and self.request.kv_budget is None
         return able and variant != now and all(a <= b for a, b in widths)
 
     def narrow(self, variant: VariantSpec) -> None:
-        """Goes on with a variant that is nested in the one of now. Raises `ValueError` otherwise.
+        """Go on with a variant that is nested in the present one, from the next step on.
 
-        What is cached was computed with the widths so far and stays.
+        Tokens that are cached were computed with the widths so far and stay. Raises `ValueError`
+        for any other variant. Called by one other thread than the engine's.
         """
         if not self.may_narrow(variant):
             raise ValueError(
@@ -201,8 +251,3 @@ class Sequence:
                 "nothing else may change"
             )
         self.variant = variant
-
-    def write(self, token: int) -> None:
-        """The next token of the answer."""
-        self.output.append(token)
-        self.history.append(token)

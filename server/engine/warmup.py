@@ -1,4 +1,4 @@
-"""Half a second of measured steps before the first request: the latency model's first fit."""
+"""Measures steps for half a second before the first request, to fit the step-time model."""
 
 import itertools
 import time
@@ -9,20 +9,22 @@ from pruners.variant import VariantSpec
 from server.engine.backends.base import Segment
 from server.engine.runner import Runner
 
-_CACHED, _LONG, _FEW = 32, 256, 4
-"""Tokens that each row of a decode step has cached; of a few rows many."""
-_PROMPTS = (32, 128)
+_SHORT_CONTEXT, _LONG_CONTEXT = 32, 256  # cached tokens of each row of a decode step
+_LONG_CONTEXT_ROWS = 4
+_PROMPT_LENGTHS = (32, 128)
 _REPEATS = 3
 
 
 def measure_steps(runner: Runner, variants: Sequence[VariantSpec]) -> list[StepRecord]:
-    """Decode steps and prompts of each variant, whatever the caches hold; what there is room for.
+    """Measure decode steps and prompts of each variant, as far as they fit into the cache.
 
-    Of repeated steps the fastest counts; the first ones also warm the allocator and the kernels.
+    The fastest of repeated steps counts. The first ones also warm the allocator and the kernels.
+    The contents of the cache are arbitrary.
     """
     full = runner.scheduler.limits.max_running
-    sizes = [(rows, 1, _CACHED) for rows in sorted({1, full})] + [(min(_FEW, full), 1, _LONG)]
-    sizes += [(1, tokens, 0) for tokens in _PROMPTS]
+    sizes = [(rows, 1, _SHORT_CONTEXT) for rows in sorted({1, full})]
+    sizes += [(min(_LONG_CONTEXT_ROWS, full), 1, _LONG_CONTEXT)]
+    sizes += [(1, tokens, 0) for tokens in _PROMPT_LENGTHS]
     fastest: dict[tuple[VariantSpec, int, int, int], float] = {}
     with runner.threads():
         for _, variant, size in itertools.product(range(_REPEATS), variants, sizes):
@@ -39,7 +41,10 @@ def measure_steps(runner: Runner, variants: Sequence[VariantSpec]) -> list[StepR
 def _step(
     runner: Runner, variant: VariantSpec, rows: int, tokens: int, cached: int
 ) -> float | None:
-    """Seconds of a step of `rows` sequences, `tokens` each, the choice of the next included."""
+    """Return seconds of a step of `rows` sequences of `tokens` tokens each, with the arg-max.
+
+    Return None if it does not fit.
+    """
     decoder = runner.decoder
     if cached + tokens > decoder.weights.context:
         return None

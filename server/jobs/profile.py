@@ -234,7 +234,7 @@ def _overhead(model: LoadedModel, config: ProfileConfig) -> float:
     steps: list[float] = []
     started = time.perf_counter()
     answer_all(
-        runner, model.tokenizer, requests[count:], step_done=lambda one: steps.append(one.seconds)
+        runner, model.tokenizer, requests[count:], on_record=lambda one: steps.append(one.seconds)
     )
     return (time.perf_counter() - started) / sum(steps)
 

@@ -95,7 +95,7 @@ def sample_rows(
 
     def on_step(sequences: list[Sequence]) -> None:
         if progress is not None and task is not None:
-            progress.update(task, completed=sum(sequence.tokens for sequence in sequences))
+            progress.update(task, completed=sum(len(sequence.history) for sequence in sequences))
 
     made = answer_all(runner, model.tokenizer, map(request, wanted), on_step)
     return [tensor([*sequence.request.prompt, *sequence.output]) for sequence in made]

@@ -12,7 +12,7 @@ from server.engine.backends.pytorch.corrections import PyTorchCorrections
 from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.backends.pytorch.weights import PyTorchWeights
 from server.engine.cache.kv_cache import KVCache
-from server.engine.detokenizer import TextStream
+from server.engine.detokenizer import Detokenizer
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Scheduler, SchedulerLimits
@@ -101,7 +101,7 @@ def submit(
         variant=variant,
         **{"sampling": GREEDY, **more},  # type: ignore[arg-type]
     )
-    text = TextStream(TOKENIZER, request.stop, prompt, request.min_tokens)
+    text = Detokenizer(TOKENIZER, request.stop, prompt, request.min_tokens)
     sequence = Sequence(request, text, recorder)
     runner.scheduler.add(sequence)
     return sequence, recorder

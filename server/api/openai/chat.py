@@ -166,4 +166,4 @@ def _logprobs(texts: TokenText, tokens: list[TokenLogprob]) -> dict[str, object]
 def _top(item: TokenLogprob) -> list[tuple[int, float]]:
     """Return the most likely tokens, which need not hold the chosen one, the likeliest first."""
     by_logprob = sorted(item.top, key=lambda pair: -pair[1])
-    return by_logprob[: item.asked]
+    return by_logprob[: item.requested]

@@ -48,7 +48,7 @@ class TensorHolder(Protocol):
         ...
 
 
-class Layer(Protocol):
+class LayerTensors(Protocol):
     """One layer's matrices, by the sub-block that reads them."""
 
     def attention_tensors(self) -> list[Tensor]:
@@ -89,7 +89,7 @@ class Weights(AttentionTables, Protocol):
         ...
 
     @property
-    def layers(self) -> Sequence[Layer]:
+    def layers(self) -> Sequence[LayerTensors]:
         """Return the layers, the first one first."""
         ...
 
@@ -144,7 +144,7 @@ BlockCorrections = Mapping[Block, Mapping[str, TensorHolder]]
 """The corrections in a backend's layout, by block, then by the variant's name."""
 
 
-class Backend(Protocol):
+class ModelBackend(Protocol):
     """A base and its variants' corrections in one backend's layout."""
 
     @property

@@ -1,4 +1,4 @@
-"""What a model folder says about ending and sampling, from every file that says it."""
+"""Reads from a model folder how answers end and are sampled, from every file that says it."""
 
 import json
 import logging
@@ -103,7 +103,10 @@ def check_padding(config: PretrainedConfig) -> None:
 
 
 def check_embedded(embedding: nn.Embedding, inputs: tuple[Tensor, ...]) -> None:
-    """Raise `UnsupportedModelError` for tokens behind an embedding, as a hook in front of it."""
+    """Raise `UnsupportedModelError` for tokens that an embedding does not have.
+
+    It is a forward pre-hook; `inputs` are int64 tokens `[rows, length]`.
+    """
     token, size = int(inputs[0].max()), embedding.num_embeddings
     if token >= size:
         raise UnsupportedModelError(
@@ -112,7 +115,7 @@ def check_embedded(embedding: nn.Embedding, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _ids(name: str, said: object) -> list[int]:
-    """What `eos_token_id` says, which may be nothing, an id or a list of ids."""
+    """Return the ids of an `eos_token_id`, which may be None, an id or a list of ids."""
     ids: list[int] = []
     for token in said if isinstance(said, list) else [] if said is None else [said]:
         if isinstance(token, bool) or not isinstance(token, int):

@@ -23,7 +23,7 @@ from pruners.artefact.folder import Artefact
 from pruners.correction import Correction
 from pruners.support.fingerprint import fingerprint
 from pruners.variant import Block, VariantSpec, base_spec
-from server.engine.backends.base import Backend, BlockCorrections, Decoder, Weights
+from server.engine.backends.base import BlockCorrections, Decoder, ModelBackend, Weights
 from server.engine.backends.native import library as native_library
 from server.engine.backends.native.backend import NativeBackend
 from server.engine.backends.native.decoder import add_head_screen
@@ -64,7 +64,7 @@ class LoadedModel:
 
     name: str
     fingerprint: str
-    backend: Backend
+    backend: ModelBackend
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: frozenset[int]
     variants: dict[str, VariantSpec]
@@ -241,7 +241,7 @@ def _open_backend(
     precision: Precision,
     exact: bool,
     corrections: Mapping[str, Mapping[Block, Correction]],
-) -> Backend:
+) -> ModelBackend:
     """Return the backend for a precision; with `exact` only exact matrices have 4 bits."""
     if precision not in BITS:
         return PyTorchBackend(weights, convert_corrections(weights, corrections))

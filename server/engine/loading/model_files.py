@@ -105,11 +105,11 @@ def quantised_types(source: Path) -> dict[str, str]:
         raise UnsupportedModelError(f"{source}: {QUANTISED} is damaged") from error
 
 
-def listing(names: Iterable[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
+def listing(names: Iterable[str], limit: int = 3) -> str:
+    """Return the first names on one line, and how many more there are."""
     found = sorted(names)
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + more
+    more = f" and {len(found) - limit} more" if len(found) > limit else ""
+    return ", ".join(found[:limit]) + more
 
 
 def _weight_map(source: Path) -> dict[str, str]:
@@ -121,7 +121,7 @@ def _weight_map(source: Path) -> dict[str, str]:
 
 
 def _header(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file that is as long as its header says."""
+    """Return the names of a safetensors file's tensors; check its length and their types."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

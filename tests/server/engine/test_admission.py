@@ -9,6 +9,7 @@ import pytest
 from server.engine.admission import InvalidRequestError
 from server.engine.detokenizer import StopRules
 from server.engine.engine import Engine
+from server.engine.options import EngineOptions
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import FinishReason, GenerationRequest
 from tests.support.driving import GREEDY, TOKENIZER, runner_of, variants_of, weights_of
@@ -19,7 +20,7 @@ CONTEXT = 512
 
 @pytest.fixture(scope="module")
 def engine():
-    made = Engine(runner_of(weights_of(tiny_model())), TOKENIZER, 10, 10_000)
+    made = Engine(runner_of(weights_of(tiny_model())), TOKENIZER, EngineOptions(10, 10_000))
     made.start()
     yield made
     made.stop()

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from server.engine.detokenizer import StopRules, TextStream
+from server.engine.detokenizer import Detokenizer, StopRules
 from tests.support.driving import TOKENIZER
 from tests.support.tiny import sentencepiece_tokenizer
 
@@ -20,7 +20,7 @@ TEXTS = [
 
 
 def stream(tokens, stop=()):
-    text = TextStream(TOKENIZER, StopRules(tuple(stop)))
+    text = Detokenizer(TOKENIZER, StopRules(tuple(stop)))
     pieces = []
     for token in tokens:
         pieces.append(text.push(token))
@@ -62,7 +62,7 @@ def test_what_only_looked_like_a_stop_string_comes_out():
 
 
 def test_the_stop_string_can_be_kept():
-    text = TextStream(TOKENIZER, StopRules(("STOP",), include_in_output=True))
+    text = Detokenizer(TOKENIZER, StopRules(("STOP",), include_in_output=True))
     out = ""
     for token in TOKENIZER.encode("go STOP on"):
         if text.stopped_by is None:
@@ -72,7 +72,7 @@ def test_the_stop_string_can_be_kept():
 
 def answered(tokenizer, prompt, tokens, stop=(), min_tokens=0):
     """The text of an answer to a prompt, its pieces, and what stopped it."""
-    text = TextStream(tokenizer, StopRules(tuple(stop)), prompt, min_tokens)
+    text = Detokenizer(tokenizer, StopRules(tuple(stop)), prompt, min_tokens)
     pieces = []
     for token in tokens:
         pieces.append(text.push(token))

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pruners.kv import make_eviction
-from server.engine.engine import Engine, QueueFullError, _load_of
+from server.engine.engine import Engine, QueueFullError, _status_of
+from server.engine.options import EngineOptions
 from server.engine.sequence import GenerationRequest, Sequence
 from tests.support.driving import TOKENIZER, run, runner_of, submit, variants_of, weights_of
 from tests.support.tiny import tiny_model
@@ -17,7 +18,7 @@ def accepted(lengths: list[int], most: int, tokens: int, monkeypatch) -> tuple[i
     """How many prompts of these lengths get into the line of an engine that never steps."""
     runner = runner_of(weights_of(tiny_model()), running=1)
     monkeypatch.setattr(runner, "step", lambda on_step: bool(time.sleep(0.01)))
-    engine = Engine(runner, TOKENIZER, most, tokens)
+    engine = Engine(runner, TOKENIZER, EngineOptions(most, tokens))
     base = variants_of(runner.decoder.weights)["base"]
 
     async def fill() -> tuple[int, str]:
@@ -57,7 +58,7 @@ def test_what_a_waiting_prompt_has_cached_already_is_not_to_be_read(monkeypatch)
     submit(runner, prompt[:40], base, 4)
     run(runner)
     monkeypatch.setattr(runner, "step", lambda on_step: bool(time.sleep(0.01)))
-    engine = Engine(runner, TOKENIZER, 4, 1000)
+    engine = Engine(runner, TOKENIZER, EngineOptions(4, 1000))
     reusable = engine.reusable(prompt)["base"]
     assert reusable == 40
 
@@ -68,7 +69,7 @@ def test_what_a_waiting_prompt_has_cached_already_is_not_to_be_read(monkeypatch)
         return first
 
     def unread() -> list[int]:
-        return [s.prompt_left for s in engine.load().sequences]
+        return [s.prompt_left for s in engine.status().sequences]
 
     engine.start()
     try:
@@ -78,6 +79,8 @@ def test_what_a_waiting_prompt_has_cached_already_is_not_to_be_read(monkeypatch)
         assert unread() == [20, 60], "a budget starts from nothing"
         runner.scheduler.schedule({})  # admitted: the tokens are in its own cache now
         assert unread()[0] == 20
-        assert _load_of(sequence, running=False).prompt_left == 20, "in a snapshot from just before"
+        assert _status_of(sequence, running=False).prompt_left == 20, (
+            "in a snapshot from just before"
+        )
     finally:
         engine.stop()

@@ -8,13 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from server.engine.engine import Engine, EngineStoppedError, Inbox
+from server.engine.options import EngineOptions
 from server.engine.sequence import Delta, FinishReason, GenerationRequest
 from tests.support.driving import GREEDY, TOKENIZER, runner_of, variants_of, weights_of
 from tests.support.tiny import tiny_model
 
 
 def engine_of(**more) -> Engine:
-    return Engine(runner_of(weights_of(tiny_model())), TOKENIZER, 100, 100_000, **more)
+    return Engine(
+        runner_of(weights_of(tiny_model())), TOKENIZER, EngineOptions(100, 100_000, **more)
+    )
 
 
 def request_of(engine: Engine, *prompt: int, tokens: int = 8, **more) -> GenerationRequest:
@@ -54,7 +57,7 @@ class BrokenLoad(BaseException):
 
 
 def break_make_way(engine: Engine) -> None:
-    engine._idle = BrokenIdleWork()
+    engine._idle_work = BrokenIdleWork()
 
 
 def break_add(engine: Engine) -> None:

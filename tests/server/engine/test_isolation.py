@@ -95,7 +95,7 @@ def failing_on_poison(runner: Runner, method: str):
 
 
 @both
-@pytest.mark.parametrize("method", ["forward", "best"])
+@pytest.mark.parametrize("method", ["forward", "argmax"])
 def test_a_failed_pass_ends_only_those_it_fails_on(native, method):
     expected = undisturbed(native)
     runner = made(native)
@@ -153,14 +153,14 @@ def break_sampler(sequence):
     def sampler(logits, prompt, output):
         raise IndexError("sampler")
 
-    sequence.plain, sequence.sampler = False, sampler
+    sequence.needs_argmax_only, sequence.sampler = False, sampler
 
 
 def break_text(sequence):
     def push(token):
         raise UnicodeError("text")
 
-    sequence.text.push = push
+    sequence.detokenizer.push = push
 
 
 def break_emit(sequence):
@@ -174,7 +174,7 @@ def break_room(sequence):
     def broken(self):
         raise RuntimeError("room")
 
-    sequence.__class__ = type("Broken", (type(sequence),), {"room": property(broken)})
+    sequence.__class__ = type("Broken", (type(sequence),), {"slots_to_start": property(broken)})
 
 
 @pytest.mark.parametrize("damage", [break_sampler, break_text, break_emit, break_room])
@@ -255,7 +255,7 @@ def test_a_variant_that_cannot_guess_costs_no_answer():
         return forward(segments)
 
     runner.decoder.forward = fails_when_guessing
-    runner._drafter = Drafter(variants["ffn-75"], 0.9, 0.0)
+    runner.drafter = Drafter(variants["ffn-75"], 0.9, 0.0)
     found = good_ones(runner)
     run(runner)
     assert texts(found) == expected

@@ -39,7 +39,7 @@ def fresh(kind: str) -> Runner:
     runner.scheduler.limits = replace(runner.scheduler.limits, speculate=guessing)
     if kind == "drafted":
         variant = variants_of(runner.decoder.weights)["ffn-75"]
-        runner._drafter = Drafter(variant, 0.9, 0.0)
+        runner.drafter = Drafter(variant, 0.9, 0.0)
     return runner
 
 

@@ -106,7 +106,7 @@ def test_a_cancelled_answer_holds_nothing_after_one_step(state):
     runner, variants = fresh(running=1 if state == "waiting" else 8, step_tokens=16)
     base = variants["base"]
     if state == "drafted":
-        runner._drafter = Drafter(variants["ffn-75"], 0.9, 0.0)
+        runner.drafter = Drafter(variants["ffn-75"], 0.9, 0.0)
     _, other = submit(runner, [5, 6], base, 40)
     runner.step()
     prompt = range(100) if state == "mid-prompt" else [7, 8, 9]

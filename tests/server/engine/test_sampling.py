@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from server.engine.sampling import Sampler, SamplingError, SamplingParams
+from server.engine.sampling import SamplingError, SamplingParams, TokenSampler
 
 LOGITS = torch.tensor([2.0, 1.5, 0.5, 0.0, -1.0, -3.0])
 
 
 def draws(params, logits=LOGITS, count=6000):
-    sampler = Sampler(params)
+    sampler = TokenSampler(params)
     found = torch.zeros(len(logits))
     for _ in range(count):
         found[sampler(logits, [], [])] += 1
@@ -52,7 +52,7 @@ def test_frequencies_follow_the_distribution(params):
 
 def test_a_nucleus_wider_than_the_first_candidates_is_still_exact():
     logits = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * 0.1
-    sampler = Sampler(SamplingParams(top_p=0.9, seed=0))
+    sampler = TokenSampler(SamplingParams(top_p=0.9, seed=0))
     _, kept = sampler._candidates(logits)
     by_hand = (expected(logits, top_p=0.9) > 0).sum()
     assert abs(len(kept) - int(by_hand)) <= 1
@@ -60,7 +60,7 @@ def test_a_nucleus_wider_than_the_first_candidates_is_still_exact():
 
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
     def write(seed):
-        sampler = Sampler(SamplingParams(seed=seed))
+        sampler = TokenSampler(SamplingParams(seed=seed))
         return [sampler(LOGITS, [], []) for _ in range(40)]
 
     assert write(5) == write(5)
@@ -68,16 +68,16 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
 
 
 def test_greedy_takes_the_first_of_the_largest():
-    assert Sampler(SamplingParams(temperature=0))(LOGITS, [], []) == 0
+    assert TokenSampler(SamplingParams(temperature=0))(LOGITS, [], []) == 0
 
 
 def test_a_tiny_temperature_is_nearly_greedy_and_does_not_overflow():
-    assert Sampler(SamplingParams(temperature=1e-6, seed=0))(LOGITS * 1000, [], []) == 0
+    assert TokenSampler(SamplingParams(temperature=1e-6, seed=0))(LOGITS * 1000, [], []) == 0
 
 
 def test_penalties_and_biases_move_the_right_tokens():
     def choose(prompt, output, **params):
-        return Sampler(SamplingParams(temperature=0, **params))(LOGITS, prompt, output)
+        return TokenSampler(SamplingParams(temperature=0, **params))(LOGITS, prompt, output)
 
     assert choose([0], [], repetition_penalty=2.0) == 1
     assert choose([0], [], presence_penalty=2.0) == 0, "presence counts the output only"
@@ -104,7 +104,7 @@ EXTREMES = {
 def test_at_both_ends_of_every_parameter_there_is_a_token(name, temperature):
     for value in EXTREMES[name]:
         params = SamplingParams(**{"temperature": temperature, "seed": 4, name: value})
-        sampler = Sampler(params)
+        sampler = TokenSampler(params)
         for logits in (LOGITS, LOGITS * 1e4, torch.zeros(6)):
             for _ in range(20):
                 assert 0 <= sampler(logits, [0, 5], [0, 1, 1]) < len(LOGITS), value
@@ -113,9 +113,9 @@ def test_at_both_ends_of_every_parameter_there_is_a_token(name, temperature):
 @pytest.mark.parametrize("temperature", [0.0, -0.0, 5e-324, 1e-46, 1e-38, 9e-6])
 def test_what_is_nearly_zero_is_greedy(temperature):
     params = SamplingParams(temperature=temperature, seed=1)
-    assert params.plain_greedy
+    assert params.is_argmax
     ties = torch.tensor([1.0, 2.0, 2.0, 0.0])
-    assert [Sampler(params)(ties, [], []) for _ in range(20)] == [1] * 20
+    assert [TokenSampler(params)(ties, [], []) for _ in range(20)] == [1] * 20
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_what_is_nearly_zero_is_greedy(temperature):
 )
 def test_extremes_mean_what_they_say(params, allowed):
     seen, output = ([1], []) if "repetition_penalty" in params else ([], [4])
-    sampler = Sampler(SamplingParams(**{"temperature": 1.0, "seed": 2, **params}))
+    sampler = TokenSampler(SamplingParams(**{"temperature": 1.0, "seed": 2, **params}))
     assert {sampler(LOGITS, seen, output) for _ in range(200)} == allowed
 
 
@@ -147,10 +147,10 @@ def test_what_is_no_number_is_refused(bad, params):
     else:
         logits[3] = bad
     with pytest.raises(SamplingError):
-        Sampler(SamplingParams(seed=0, **params))(logits, [], [])
+        TokenSampler(SamplingParams(seed=0, **params))(logits, [], [])
 
 
 def test_a_draw_at_the_very_end_never_takes_what_has_no_probability(monkeypatch):
     logits = torch.tensor([0.0, 1.0, -torch.inf])
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.ones(1))
-    assert Sampler(SamplingParams(seed=0))(logits, [], []) == 1
+    assert TokenSampler(SamplingParams(seed=0))(logits, [], []) == 1

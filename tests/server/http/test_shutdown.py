@@ -63,7 +63,7 @@ class SlowServer:
 
     def wait_until_busy(self, count):
         deadline = time.monotonic() + 20
-        while len(self.engine.load().sequences) < count:
+        while len(self.engine.status().sequences) < count:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -116,7 +116,7 @@ def test_after_a_signal_running_requests_finish_and_new_ones_are_refused(start_s
         while (health := server.health()).status_code == 200:
             time.sleep(0.01)
         refused = post(server.url)
-        assert server.engine.load().sequences
+        assert server.engine.status().sequences
         server.pause = 0.0
         for response in (health, refused):
             assert response.status_code == 503
@@ -188,7 +188,7 @@ def test_when_the_engine_dies_all_requests_get_an_error_and_the_process_ends(
         answer, events = pool.submit(post, server.url), pool.submit(stream, server.url)
         server.wait_until_busy(2)
         began = time.monotonic()
-        monkeypatch.setattr(server.engine, "_turn", lambda: 1 / 0)
+        monkeypatch.setattr(server.engine, "_step", lambda: 1 / 0)
         assert answer.result().status_code == 503
         assert "the engine died" in json.loads(events.result()[-2])["error"]["message"]
         assert events.result()[-1] == "[DONE]"

@@ -12,7 +12,7 @@ from server.engine.cache.kv_cache import KVCache
 
 @dataclass(frozen=True, slots=True)
 class NativeBackend:
-    """Packed weights and corrections (see `base.Backend`)."""
+    """Packed weights and corrections (see `base.ModelBackend`)."""
 
     weights: PackedWeights
     corrections: PackedCorrections

@@ -13,7 +13,7 @@ from server.engine.cache.kv_cache import KVCache
 
 @dataclass(frozen=True, slots=True)
 class PyTorchBackend:
-    """Weights and corrections in PyTorch tensors (see `base.Backend`)."""
+    """Weights and corrections in PyTorch tensors (see `base.ModelBackend`)."""
 
     weights: PyTorchWeights
     corrections: PyTorchCorrections

@@ -23,7 +23,7 @@ from server.engine.cache.kv_cache import KVCache
 
 
 @dataclass(frozen=True, slots=True)
-class _Attention:
+class _AttentionStep:
     """The attention of one layer in one step."""
 
     step: Step
@@ -87,7 +87,7 @@ class PyTorchDecoder:
                 ranges=width_ranges(variants, index, "kv_groups"),
                 norm=layer.attention_norm,
                 out_norm=layer.attention_out_norm,
-                features=partial(self._attention, _Attention(step, index, layer)),
+                features=partial(self._attention, _AttentionStep(step, index, layer)),
                 project=layer.o,
                 unit=shape.queries_per_group * shape.head_dim,
                 corrections=self._corrections.get(Block(index, "attention"), {}),
@@ -116,7 +116,7 @@ class PyTorchDecoder:
         return self.weights.activation(gate) * up
 
     def _attention(
-        self, at: _Attention, h: Tensor, widths: WidthRange, corrections: RangeCorrections
+        self, at: _AttentionStep, h: Tensor, widths: WidthRange, corrections: RangeCorrections
     ) -> Tensor:
         """Return the attention of KV groups `low..high`, `[rows, query heads * head_dim]`.
 

@@ -48,7 +48,7 @@ def config_of(model: GgufModel) -> PretrainedConfig:
 
 
 def _common(keys: Keys, model: GgufModel) -> dict[str, Any]:
-    """What all architectures have; keys that only others have must be at rest."""
+    """Return the fields of all architectures; refuse keys of others unless without effect."""
     embedding = model.tensors.get("token_embd.weight")
     if embedding is None:
         raise UnsupportedModelError("GGUF tensor token_embd.weight is missing")
@@ -104,7 +104,7 @@ def _token_id(model: GgufModel, key: str, vocab: int) -> int | None:
 
 
 def _rope(keys: Keys, model: GgufModel, fields: dict[str, Any]) -> dict[str, Any]:
-    """Base, scaling and per-frequency factors; only one of the last two may do anything."""
+    """Return the rope parameters: the base with either a scaling or factors per frequency."""
     base = keys.number("rope.freq_base", 10000.0)
     found = rope.scaling(keys, fields["max_position_embeddings"])
     factors = model.tensors.get(ROPE_FACTORS)
@@ -123,7 +123,7 @@ def _rope(keys: Keys, model: GgufModel, fields: dict[str, Any]) -> dict[str, Any
 
 
 def _attention_as_usual(keys: Keys, fields: dict[str, Any]) -> None:
-    """Full attention, scaled by the root of the head's size."""
+    """Refuse any attention but full attention with the usual scale, `head_dim ** -0.5`."""
     keys.neutral("attention.sliding_window", 0)
     keys.neutral("attention.sliding_window_pattern", 0)
     keys.neutral("attention.scale", 0.0, close=fields["head_dim"] ** -0.5)
@@ -131,7 +131,7 @@ def _attention_as_usual(keys: Keys, fields: dict[str, Any]) -> None:
 
 
 def _llama(keys: Keys, model: GgufModel) -> PretrainedConfig:
-    """Llama, and Mistral without a window: one architecture in GGUF."""
+    """Build the configuration of Llama, or of Mistral without sliding attention."""
     fields = _common(keys, model)
     fields["rope_parameters"] = _rope(keys, model, fields)
     _attention_as_usual(keys, fields)
@@ -154,7 +154,10 @@ def _qwen3(keys: Keys, model: GgufModel) -> PretrainedConfig:
 
 
 def _gemma3(keys: Keys, model: GgufModel) -> PretrainedConfig:
-    """Gemma 3: five of six layers slide and turn by a base of their own."""
+    """Build the configuration of Gemma 3, most layers of which have sliding attention.
+
+    Those have another base of rotary embeddings.
+    """
     fields = _common(keys, model)
     head_dim, layers = fields["head_dim"], fields["num_hidden_layers"]
     for key in ("attention.key_length_swa", "attention.value_length_swa"):
@@ -182,7 +185,7 @@ def _gemma3(keys: Keys, model: GgufModel) -> PretrainedConfig:
 
 
 def _slides(keys: Keys, layers: int) -> list[bool]:
-    """Which layers slide: said for each of them, or all but every n-th, the sixth unless told."""
+    """Return which layers have sliding attention: a list, or all but every n-th (default 6)."""
     key = "attention.sliding_window_pattern"
     pattern = keys.take(key, 6)
     if isinstance(pattern, list) and len(pattern) == layers:

@@ -23,22 +23,22 @@ class Keys:
         }
 
     def refuse(self, key: str, value: object, why: str) -> UnsupportedModelError:
-        """An error that names the key and its value."""
+        """Return an error that names the key and its value."""
         return UnsupportedModelError(f"GGUF key {self._prefix}{key} = {value!r} {why}")
 
     def take(self, key: str, default: Value = None) -> Value:
-        """A value of any type."""
+        """Return a value of any type."""
         return self._left.pop(key, default)
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0."""
+        """Return a whole number above 0. Raises `UnsupportedModelError` for others."""
         value = self._required(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.refuse(key, value, "is not supported; one whole number above 0 is")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0."""
+        """Return a finite number above 0. Raises `UnsupportedModelError` for others."""
         value = self._required(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
             raise self.refuse(key, value, "is not supported; one number above 0 is")

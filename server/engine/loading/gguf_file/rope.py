@@ -1,6 +1,6 @@
 """Rotary embeddings of a GGUF file as `rope_parameters` of a configuration.
 
-llama.cpp turns pair `i` of `dim / 2` by `position * base ** (-2 * i / dim) / factor_i`, where the
+llama.cpp rotates pair `i` of `dim / 2` by `position * base ** (-2 * i / dim) / factor_i`, where the
 factors stand in the tensor `rope_freqs.weight`. Linear scaling divides all angles by one factor;
 YaRN divides the slow ones and makes cos and sin longer.
 """
@@ -86,7 +86,7 @@ def _same(left: NDArray[np.float64], right: NDArray[np.float64]) -> bool:
 def _llama3(
     lengths: NDArray[np.float64], factor: float, low: float, high: float, original: int
 ) -> NDArray[np.float64]:
-    """Factors of pairs that turn once in `lengths` tokens."""
+    """Return Llama 3's factors `[pairs]` of pairs with a period of `lengths` tokens `[pairs]`."""
     smooth = np.clip((original / lengths - low) / (high - low), 0, 1)
     return np.asarray(1 / ((1 - smooth) / factor + smooth))
 
@@ -94,7 +94,7 @@ def _llama3(
 def _candidates(
     factors: NDArray[np.float64], lengths: NDArray[np.float64]
 ) -> Iterator[tuple[float, float, int]]:
-    """Pairs of low and high factors with an original context that fit the factors between.
+    """Yield low and high factors with an original context that fit `factors`, `[pairs]`.
 
     There, `smooth = (original / length - low) / (high - low)`, a line over `1 / length`. Only
     ratios count, so the original context is one of those that are in use, or the low factor is 1.

@@ -100,13 +100,16 @@ def values(
 
 
 def _halves(rows: Floats, head_dim: int) -> Floats:
-    """llama.cpp turns neighbours of a Llama head, `transformers` turns its halves."""
+    """Reorder rows `[heads * head_dim, inputs]` of a Llama projection for `transformers`.
+
+    llama.cpp rotates pairs of neighbours in a head, `transformers` its two halves.
+    """
     heads = rows.reshape(-1, head_dim // 2, 2, rows.shape[1])
     return heads.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _parameters(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what the family's own code would load."""
+    """Return names and shapes of the parameters that the family's own code would load."""
     with torch.device("meta"):
         state = AutoModelForCausalLM.from_config(config, trust_remote_code=False).state_dict()
     if config.tie_word_embeddings:

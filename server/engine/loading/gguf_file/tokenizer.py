@@ -99,7 +99,8 @@ def tokenizer_of(model: GgufModel) -> PreTrainedTokenizerBase:
             f"{where}: tokenizer.ggml.tokens holds {stated['tokens']} tokens, the model {rows}"
         )
     begins = {"add_bos_token": stated.get("add_bos_token", True)} if split in _LLAMA3 else {}
-    tokenizer = _without_strangers(_read(model.path, begins), int(stated.get("tokens", 0)))
+    tokenizer = _read(model.path, begins)
+    tokenizer = _without_added_tokens(tokenizer, int(stated.get("tokens", 0)))
     if split in _LLAMA3:
         tokenizer.backend_tokenizer.model.ignore_merges = True
     if split == _DIGITS:
@@ -121,7 +122,9 @@ def named_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, entry in added if entry.special and entry.content in _ENDS]
 
 
-def _without_strangers(tokenizer: PreTrainedTokenizerBase, count: int) -> PreTrainedTokenizerBase:
+def _without_added_tokens(
+    tokenizer: PreTrainedTokenizerBase, count: int
+) -> PreTrainedTokenizerBase:
     """Take away what `transformers` adds to the file's `count` tokens; no model knows it."""
     for name, text in list(tokenizer.special_tokens_map.items()):
         if isinstance(text, str) and tokenizer.convert_tokens_to_ids(text) >= count:
@@ -133,7 +136,7 @@ def _without_strangers(tokenizer: PreTrainedTokenizerBase, count: int) -> PreTra
 
 
 def _spaced(model: GgufModel) -> bool:
-    """Whether the family's tokenizer puts a space in front of a text."""
+    """Return whether the family's tokenizer puts a space in front of a text."""
     return not str(model.metadata["general.architecture"]).startswith("gemma")
 
 

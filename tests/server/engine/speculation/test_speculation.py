@@ -12,8 +12,9 @@ from server.engine.cache.kv_cache import KVCache
 from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Scheduler, SchedulerLimits
-from server.engine.speculation.drafting import Drafter, drafter
-from server.engine.speculation.prompt_lookup import Drafts, StepCost
+from server.engine.speculation.drafting import Drafter, choose_drafter
+from server.engine.speculation.prompt_lookup import PromptLookup
+from server.engine.speculation.step_cost import StepCost
 from tests.support.driving import reference, run, runner_of, submit, variants_of, weights_of
 from tests.support.tiny import tiny_model
 
@@ -39,7 +40,7 @@ def answers(made: Runner, **more) -> tuple[list[list[int]], list[int], int]:
         for name in ("base", "mixed")
     ]
     steps = run(made)
-    return [r.tokens for _, r in pairs], [s.drafts.accepted for s, _ in pairs], steps
+    return [r.tokens for _, r in pairs], [s.lookup.accepted for s, _ in pairs], steps
 
 
 def test_greedy_answers_equal_transformers():
@@ -95,32 +96,34 @@ def test_nobody_is_preempted_for_a_guess():
     long, _ = submit(made, [7] * 62, base, 30, sampling=always)
     short, _ = submit(made, [9] * 30, base, 30)
     made.step()
-    assert long.drafts.propose(long.history, made.scheduler.cost.share(2), 6), "it would guess"
+    assert long.lookup.propose(long.history, made.scheduler.cost.draft_cost(2), 6), "it would guess"
     made.step()
     assert made.scheduler.preemptions == 0
     assert (len(long.output), len(short.output)) == (2, 2)
 
 
 def test_guesses_follow_the_text_and_stop_when_they_fail():
-    drafts = Drafts()
-    assert drafts.propose([1, 2, 3, 4, 1, 2, 3], share=0.05, most=2) == [4, 1]
-    assert Drafts().propose([6, 5, 5, 5], share=0.05, most=3) == [5, 5, 5]
+    drafts = PromptLookup()
+    assert drafts.propose([1, 2, 3, 4, 1, 2, 3], verify_cost=0.05, limit=2) == [4, 1]
+    assert PromptLookup().propose([6, 5, 5, 5], verify_cost=0.05, limit=3) == [5, 5, 5]
     for _ in range(20):
-        drafts.verified(2, 0)
-    proposed = [bool(drafts.propose([1, 2, 3, 4, 1, 2, 3], share=0.3, most=4)) for _ in range(64)]
+        drafts.record_verified(2, 0)
+    proposed = [
+        bool(drafts.propose([1, 2, 3, 4, 1, 2, 3], verify_cost=0.3, limit=4)) for _ in range(64)
+    ]
     assert sum(proposed) == 2, "a probe now and then, no more"
 
 
 def test_no_guess_is_worth_a_full_step():
-    assert Drafts().propose([1, 2, 1, 2, 1, 2], share=1.0, most=4) == []
+    assert PromptLookup().propose([1, 2, 1, 2, 1, 2], verify_cost=1.0, limit=4) == []
 
 
 def test_the_cost_of_rows_is_learned_from_steps():
     cost = StepCost()
-    assert cost.share(1) == pytest.approx(0.1)
+    assert cost.draft_cost(1) == pytest.approx(0.1)
     for rows in (1, 4, 8, 2) * 10:
         cost.observe(rows, 0.005 + 0.001 * rows)
-    assert cost.share(5) == pytest.approx(0.5, abs=0.01)
+    assert cost.draft_cost(5) == pytest.approx(0.5, abs=0.01)
 
 
 def drafter_of(name: str, agreement: float, cost: float) -> Drafter:
@@ -144,13 +147,13 @@ def test_what_a_variant_guesses_changes_no_answer(native, name):
 
 def test_a_variant_guesses_only_while_it_pays():
     made = Drafter(base_spec(weights_of(tiny_model()).shape), 0.8, 0.3)
-    assert made.count(0.1) > 0
+    assert made.draft_count(0.1) > 0
     for _ in range(30):
-        made.verified(2, 0)
-    counts = [made.count(0.1) for _ in range(200)]
+        made.record_verified(2, 0)
+    counts = [made.draft_count(0.1) for _ in range(200)]
     assert set(counts) == {0, 1}
     assert counts.count(1) == 3, "a probe now and then"
-    assert Drafter(made.variant, 0.8, 0.9).count(0.1) == 0
+    assert Drafter(made.variant, 0.8, 0.9).draft_count(0.1) == 0
 
 
 def test_a_sampled_answer_and_one_with_a_budget_are_not_guessed_for():
@@ -160,7 +163,7 @@ def test_a_sampled_answer_and_one_with_a_budget_are_not_guessed_for():
     second, _ = submit(made, PLAIN, base, 40, kv_budget=make_eviction(64))
     third, _ = submit(made, PLAIN, variants_of(made.decoder.weights)["mixed"], 40)
     while made.step():
-        drafter = made._drafter
+        drafter = made.drafter
         assert drafter is not None
         assert not any(drafter.suits(answer, 0.1) for answer in (first, second, third))
 
@@ -176,11 +179,11 @@ def test_the_variant_with_the_highest_gain_is_chosen():
             cost={n: Cost(1, c, c, 1, 0) for n, (_, c) in zip(names, rows, strict=True)},
         )
 
-    found = drafter(variants, table((0.9, 0.6), (0.8, 0.2)))
+    found = choose_drafter(variants, table((0.9, 0.6), (0.8, 0.2)))
     assert found is not None
     assert found.variant.name == "ffn-50"
-    assert drafter(variants, table((0.85, 0.85), (0.7, 0.7))) is None
-    assert drafter(variants, Table()) is None
+    assert choose_drafter(variants, table((0.85, 0.85), (0.7, 0.7))) is None
+    assert choose_drafter(variants, Table()) is None
 
 
 def test_every_guess_counts_as_scored_and_the_cache_is_named_by_variant():
