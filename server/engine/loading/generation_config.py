@@ -23,22 +23,22 @@ def end_token_ids(
 ) -> frozenset[int]:
     """Return every id that ends an answer: those of both configurations and the tokenizer's.
 
-    A default of the family's configuration class counts only where none of them says anything. Ids
-    behind the vocabulary are dropped with a warning: no model writes them. Raises
+    The default of the family's configuration class counts only if none of these has an id. Ids
+    outside the vocabulary are dropped with a warning: no model writes them. Raises
     `UnsupportedModelError` for what is no id.
     """
-    said = {
+    by_source = {
         name: _ids(name, _read(folder / name).get("eos_token_id"))
         for name in ("config.json", "generation_config.json")
     }
-    said["the tokenizer"] = _ids("the tokenizer", tokenizer.eos_token_id)
-    if not any(said.values()):
-        said["the model's family"] = _ids("the model's family", config.eos_token_id)
-    found: set[int] = set()
-    for name, ids in said.items():
+    by_source["the tokenizer"] = _ids("the tokenizer", tokenizer.eos_token_id)
+    if not any(by_source.values()):
+        by_source["the model's family"] = _ids("the model's family", config.eos_token_id)
+    ends: set[int] = set()
+    for name, ids in by_source.items():
         for token in ids:
             if 0 <= token < config.vocab_size:
-                found.add(token)
+                ends.add(token)
             else:
                 log.warning(
                     "%s: EOS id %d is not among the model's %d tokens and is ignored",
@@ -46,7 +46,7 @@ def end_token_ids(
                     token,
                     config.vocab_size,
                 )
-    return frozenset(found)
+    return frozenset(ends)
 
 
 def sampling_defaults(generation: GenerationConfig | None) -> dict[str, float]:
@@ -56,18 +56,18 @@ def sampling_defaults(generation: GenerationConfig | None) -> dict[str, float]:
     """
     if getattr(generation, "do_sample", None) is not True:
         return {}
-    said = {name: getattr(generation, name, None) for name in _SAMPLING}
-    found = {name: value for name, value in said.items() if value is not None}
-    for name, value in found.items():
+    values = {name: getattr(generation, name, None) for name in _SAMPLING}
+    defaults = {name: value for name, value in values.items() if value is not None}
+    for name, value in defaults.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UnsupportedModelError(f"generation_config.json: {name} {value!r} is no number")
-    if "top_k" in found:
-        found["top_k"] = max(0, int(found["top_k"]))  # -1 is how some say that it is off
+    if "top_k" in defaults:
+        defaults["top_k"] = max(0, int(defaults["top_k"]))  # some files have -1 for "off"
     try:
-        check_sampling(SamplingParams(**found))
+        check_sampling(SamplingParams(**defaults))
     except InvalidRequestError as error:
         raise UnsupportedModelError(f"generation_config.json: {error}") from error
-    return found
+    return defaults
 
 
 def check_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -114,10 +114,10 @@ def check_embedded(embedding: nn.Embedding, inputs: tuple[Tensor, ...]) -> None:
         )
 
 
-def _ids(name: str, said: object) -> list[int]:
+def _ids(name: str, value: object) -> list[int]:
     """Return the ids of an `eos_token_id`, which may be None, an id or a list of ids."""
     ids: list[int] = []
-    for token in said if isinstance(said, list) else [] if said is None else [said]:
+    for token in value if isinstance(value, list) else [] if value is None else [value]:
         if isinstance(token, bool) or not isinstance(token, int):
             raise UnsupportedModelError(f"{name}: eos_token_id {token!r} is no id")
         ids.append(token)
@@ -128,9 +128,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         raise UnsupportedModelError(f"{path} holds no JSON object")
-    return said
+    return content

@@ -46,16 +46,16 @@ def remove_stale(parent: Path) -> None:
     if not stale:
         return
     with suppress(OSError), FileLock(parent / _LOCK, timeout=0):  # fails while a builder lives
-        for found in stale:
-            shutil.rmtree(found)
-            log.warning("removed %s, left by a build that was killed", found)
+        for folder in stale:
+            shutil.rmtree(folder)
+            log.warning("removed %s, left by a build that was killed", folder)
 
 
 def _build(folder: Path, fault: str, build: Callable[[Path], None]) -> None:
     if folder.exists():
         log.warning("building %s again: %s", folder, fault)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made:
-        staging = Path(made)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        staging = Path(temporary)
         build(staging)
         _seal(staging / "model")
         if folder.exists():
@@ -106,24 +106,24 @@ def _fault(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         schema, files = manifest["schema"], dict(manifest["files"])
-        touched = []
-        for name, kept in files.items():
+        retimed = []
+        for name, entry in files.items():
             stat = (folder / name).stat()
-            if stat.st_size != kept["size"]:
-                return f"{name} has {stat.st_size} bytes, not {kept['size']}"
-            if int(stat.st_mtime) != kept["seconds"]:
-                touched.append((name, kept, int(stat.st_mtime)))
-        for name, kept, seconds in touched:
-            if _sha256(folder / name) != kept["sha256"]:
+            if stat.st_size != entry["size"]:
+                return f"{name} has {stat.st_size} bytes, not {entry['size']}"
+            if int(stat.st_mtime) != entry["seconds"]:
+                retimed.append((name, entry, int(stat.st_mtime)))
+        for name, entry, seconds in retimed:
+            if _sha256(folder / name) != entry["sha256"]:
                 return f"{name} has changed"
-            kept["seconds"] = seconds
+            entry["seconds"] = seconds
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except (KeyError, TypeError, ValueError):
         return f"{MANIFEST} is damaged"
     if schema != _SCHEMA:
         return "another version built it"
-    if touched:
+    if retimed:
         with suppress(OSError):  # so that the next start need not read it again
             _write(folder, {"schema": schema, "files": files})
     return None

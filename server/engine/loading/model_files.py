@@ -1,6 +1,6 @@
 """What a model folder holds, looked at before anything is loaded.
 
-`transformers` reads every file that an index names and says nothing of what does not fit together.
+`transformers` reads every file that an index names and does not report what does not fit together.
 """
 
 import json
@@ -18,11 +18,11 @@ QUANTISED = "gguf_types.json"
 """In a converted folder: which parameters the GGUF file holds quantised, and in what type."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_LONGEST_HEADER = 100_000_000  # bytes, as in the format's own reader
+_MAX_HEADER = 100_000_000  # bytes, as in the format's own reader
 
 
 def check_code(source: Path) -> None:
-    """Refuse a folder that brings Python code of its own: it is never run, nor asked about.
+    """Refuse a folder that brings Python code of its own, which is never run.
 
     Raises `UnsupportedModelError`.
     """
@@ -30,7 +30,7 @@ def check_code(source: Path) -> None:
         try:
             named = json.loads((source / name).read_bytes())
         except (OSError, ValueError):
-            continue  # whoever reads it next says what is wrong with it
+            continue  # the function that reads it next reports the error
         code = named.get("auto_map") if isinstance(named, dict) else None
         if code:
             raise UnsupportedModelError(
@@ -51,18 +51,18 @@ def check_weights(source: Path) -> None:
         why = f"; {pickles[0]} is a pickle, which is not read" if pickles else ""
         raise UnsupportedModelError(f"{source} holds no {_WEIGHTS}{why}")
     listed = _weight_map(source)
-    held: dict[str, str] = {}
+    in_files: dict[str, str] = {}
     for file in sorted(set(listed.values())):
         if Path(file).name != file or not (source / file).is_file():
             raise UnsupportedModelError(f"{source}: {_INDEX} names {file}, which is not there")
         for name in _header(source / file):
-            if name in held:
+            if name in in_files:
                 raise UnsupportedModelError(
-                    f"{source}: tensor {name} is there twice, in {held[name]} and {file}"
+                    f"{source}: tensor {name} is there twice, in {in_files[name]} and {file}"
                 )
-            held[name] = file
-    if listed != held:
-        wrong = sorted(dict(listed.items() ^ held.items()))
+            in_files[name] = file
+    if listed != in_files:
+        wrong = sorted(dict(listed.items() ^ in_files.items()))
         raise UnsupportedModelError(f"{source}: {_INDEX} is wrong about {listing(wrong)}")
 
 
@@ -78,9 +78,9 @@ def check_report(source: Path, model: PreTrainedModel, info: dict[str, Any]) -> 
     ):
         if info[key]:
             raise UnsupportedModelError(f"{source}: tensors {what}: {listing(info[key])}")
-    for name, found, wanted in sorted(info["mismatched_keys"]):
+    for name, in_file, expected in sorted(info["mismatched_keys"]):
         raise UnsupportedModelError(
-            f"{source}: tensor {name} is {tuple(found)}, the configuration says {tuple(wanted)}"
+            f"{source}: tensor {name} is {tuple(in_file)}, the configuration says {tuple(expected)}"
         )
     if info["error_msgs"]:
         raise UnsupportedModelError(f"{source}: {info['error_msgs'][0]}")
@@ -107,9 +107,9 @@ def quantised_types(source: Path) -> dict[str, str]:
 
 def listing(names: Iterable[str], limit: int = 3) -> str:
     """Return the first names on one line, and how many more there are."""
-    found = sorted(names)
-    more = f" and {len(found) - limit} more" if len(found) > limit else ""
-    return ", ".join(found[:limit]) + more
+    ordered = sorted(names)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return ", ".join(ordered[:limit]) + more
 
 
 def _weight_map(source: Path) -> dict[str, str]:
@@ -125,9 +125,7 @@ def _header(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = _once(
-                json.loads(file.read(min(size, _LONGEST_HEADER)), object_pairs_hook=list)
-            )
+            header = _once(json.loads(file.read(min(size, _MAX_HEADER)), object_pairs_hook=list))
         header.pop("__metadata__", None)
         tensors = {name: dict(about) for name, about in header.items()}
         end = max((about["data_offsets"][1] for about in tensors.values()), default=0)

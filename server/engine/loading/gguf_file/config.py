@@ -20,7 +20,7 @@ from server.engine.loading.gguf_file.keys import Keys
 from server.engine.loading.gguf_file.parts import GgufModel
 
 ROPE_FACTORS = "rope_freqs.weight"
-# They say how the file was made, or are read by other kinds of norm.
+# Keys that say how the file was made, or that only other kinds of norm use.
 _HARMLESS = frozenset(
     {"rope.scaling.finetuned", "tensor_data_layout", "attention.layer_norm_epsilon"}
 )
@@ -90,10 +90,10 @@ def _common(keys: Keys, model: GgufModel) -> dict[str, Any]:
 def end_token_ids(model: GgufModel) -> list[int]:
     """Return the tokens that end an answer: of text, of a turn and of a message."""
     vocab = int(model.tensors["token_embd.weight"].shape[1])
-    found = (
+    ids = (
         _token_id(model, f"tokenizer.ggml.{key}_token_id", vocab) for key in ("eos", "eot", "eom")
     )
-    return list(dict.fromkeys(end for end in found if end is not None))
+    return list(dict.fromkeys(end for end in ids if end is not None))
 
 
 def _token_id(model: GgufModel, key: str, vocab: int) -> int | None:
@@ -106,7 +106,7 @@ def _token_id(model: GgufModel, key: str, vocab: int) -> int | None:
 def _rope(keys: Keys, model: GgufModel, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the rope parameters: the base with either a scaling or factors per frequency."""
     base = keys.number("rope.freq_base", 10000.0)
-    found = rope.scaling(keys, fields["max_position_embeddings"])
+    parameters = rope.scaling(keys, fields["max_position_embeddings"])
     factors = model.tensors.get(ROPE_FACTORS)
     if factors is not None:
         if tuple(factors.shape) != (fields["head_dim"] // 2,) or factors.data.dtype != "float32":
@@ -114,12 +114,12 @@ def _rope(keys: Keys, model: GgufModel, fields: dict[str, Any]) -> dict[str, Any
                 f"GGUF tensor {ROPE_FACTORS} is not one fp32 factor for each pair of a head"
             )
         by_factors = rope.from_factors(factors.data, base)
-        if "default" not in (found["rope_type"], by_factors["rope_type"]):
+        if "default" not in (parameters["rope_type"], by_factors["rope_type"]):
             raise UnsupportedModelError(
                 f"GGUF tensor {ROPE_FACTORS} together with rope.scaling.type is not supported"
             )
-        found = by_factors if found["rope_type"] == "default" else found
-    return {**found, "rope_theta": base}
+        parameters = by_factors if parameters["rope_type"] == "default" else parameters
+    return {**parameters, "rope_theta": base}
 
 
 def _attention_as_usual(keys: Keys, fields: dict[str, Any]) -> None:

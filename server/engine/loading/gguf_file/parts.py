@@ -68,7 +68,7 @@ def _reader(path: Path) -> GGUFReader:
         return GGUFReader(path)
     except OSError as error:
         raise UnsupportedModelError(f"cannot read {path.name}: {error.strerror}") from error
-    except Exception as error:  # of a damaged file it raises whatever it stumbles over
+    except Exception as error:  # of many types, where the file is damaged
         reason = str(error).strip("'\"") or type(error).__name__
         raise UnsupportedModelError(
             f"cannot read {path.name}, which is damaged or cut off: {reason}"

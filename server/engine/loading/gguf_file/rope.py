@@ -57,19 +57,19 @@ def from_factors(factors: NDArray[np.float32], base: float) -> dict[str, Any]:
     Llama 3.1 and 3.2 keep them there; their parameters are recovered and checked. Raises
     `UnsupportedModelError` for factors of any other form.
     """
-    wanted = factors.astype(np.float64)
-    if not np.isfinite(wanted).all() or (wanted <= 0).any():
+    expected = factors.astype(np.float64)
+    if not np.isfinite(expected).all() or (expected <= 0).any():
         raise UnsupportedModelError("GGUF tensor rope_freqs.weight holds factors that are not > 0")
-    if _same(wanted, np.ones_like(wanted)):
+    if _same(expected, np.ones_like(expected)):
         return {"rope_type": "default"}
-    if _same(wanted, np.full_like(wanted, wanted[0])):
-        return {"rope_type": "linear", "factor": float(wanted[0])}
-    lengths = 2 * math.pi * base ** (np.arange(len(wanted)) / len(wanted))
-    for low, high, original in _candidates(wanted, lengths):
-        if _same(_llama3(lengths, wanted.max(), low, high, original), wanted):
+    if _same(expected, np.full_like(expected, expected[0])):
+        return {"rope_type": "linear", "factor": float(expected[0])}
+    lengths = 2 * math.pi * base ** (np.arange(len(expected)) / len(expected))
+    for low, high, original in _candidates(expected, lengths):
+        if _same(_llama3(lengths, expected.max(), low, high, original), expected):
             return {
                 "rope_type": "llama3",
-                "factor": float(wanted.max()),
+                "factor": float(expected.max()),
                 "low_freq_factor": low,
                 "high_freq_factor": high,
                 "original_max_position_embeddings": original,
@@ -99,9 +99,9 @@ def _candidates(
     There, `smooth = (original / length - low) / (high - low)`, a line over `1 / length`. Only
     ratios count, so the original context is one of those that are in use, or the low factor is 1.
     """
-    most = factors.max()
-    between = (factors > 1 + _CLOSE) & (factors < most * (1 - _CLOSE))
-    smooth = (1 / factors[between] - 1 / most) / (1 - 1 / most)
+    largest = factors.max()
+    between = (factors > 1 + _CLOSE) & (factors < largest * (1 - _CLOSE))
+    smooth = (1 / factors[between] - 1 / largest) / (1 - 1 / largest)
     turns = 1 / lengths[between]
     for turn, part in zip(turns, smooth, strict=True):  # with Llama's own 1 and 4
         yield 1.0, 4.0, round((1 + 3 * part) / turn)

@@ -26,8 +26,8 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for (name, shape), (found, values) in zip(shapes.items(), tensors, strict=True):
-            assert name == found
+        for (name, shape), (written, values) in zip(shapes.items(), tensors, strict=True):
+            assert name == written
             assert values.shape == tuple(shape)
             assert values.dtype == np.float32
             file.write(values.data)

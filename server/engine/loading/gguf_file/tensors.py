@@ -44,7 +44,7 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 def tensor_names(model: GgufModel, config: PretrainedConfig) -> dict[str, str]:
-    """Return the GGUF name of each parameter of the model, once all of them are found to fit.
+    """Return the GGUF name of each parameter of the model, after checking that all of them fit.
 
     Raises `UnsupportedModelError` with the name of a tensor that is missing, left over, of another
     shape or of a type that cannot be read.
@@ -66,9 +66,9 @@ def tensor_names(model: GgufModel, config: PretrainedConfig) -> dict[str, str]:
         raise UnsupportedModelError(f"{where}: tensors {why}: {listing(extra)}")
     for name, shape in shapes.items():
         tensor = model.tensors[name]
-        found = tuple(int(size) for size in reversed(tensor.shape.tolist()))
-        if found != shape:
-            raise UnsupportedModelError(f"{where}: tensor {name} is {found}, not {shape}")
+        stored = tuple(int(size) for size in reversed(tensor.shape.tolist()))
+        if stored != shape:
+            raise UnsupportedModelError(f"{where}: tensor {name} is {stored}, not {shape}")
         if tensor.tensor_type.name not in _FLOATS and not _can_read(tensor.tensor_type):
             kind = tensor.tensor_type.name
             raise UnsupportedModelError(f"{where}: tensor {name} of type {kind} cannot be read")
@@ -87,16 +87,16 @@ def values(
     """Yield each parameter in fp32, dequantised exactly, in `transformers`' layout."""
     for name, stored in names.items():
         tensor = model.tensors[stored]
-        found = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        if not np.isfinite(found).all():
+        data = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        if not np.isfinite(data).all():
             raise UnsupportedModelError(
                 f"{model.path.name}: tensor {stored} holds values that are not finite"
             )
         if config.model_type == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            found = _halves(found, config.head_dim)
+            data = _halves(data, config.head_dim)
         if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
-            found = found - 1  # llama.cpp stores what the family adds 1 to
-        yield name, np.ascontiguousarray(found)
+            data = data - 1  # llama.cpp stores the sum, `transformers` adds 1 later
+        yield name, np.ascontiguousarray(data)
 
 
 def _halves(rows: Floats, head_dim: int) -> Floats:

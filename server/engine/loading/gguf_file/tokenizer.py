@@ -147,16 +147,16 @@ def _refused(where: str, key: str, value: object) -> UnsupportedModelError:
 
 
 def _read(path: Path, begins: dict[str, bool]) -> PreTrainedTokenizerBase:
-    # From a folder of its own: what lies beside the file is not part of it.
+    # Read from an empty folder, since files beside it would be read, too.
     with tempfile.TemporaryDirectory() as alone:
         (Path(alone) / path.name).symlink_to(path.resolve())
         try:
-            made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 alone, gguf_file=path.name, trust_remote_code=False, **begins
             )
-        except Exception as error:  # it raises whatever it stumbles over
+        except Exception as error:  # of many types, where the file is damaged
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UnsupportedModelError(
                 f"cannot read the tokenizer of {path.name}: {reason}"
             ) from error
-    return made
+    return tokenizer
