@@ -1,4 +1,4 @@
-"""How much a sensitivity predictor is worth, on prompts that it was not fitted to."""
+"""How good a sensitivity predictor is on prompts that it was not fitted to."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from controller.analyzer import PromptFeatures
-from controller.sensitivity import BOUND, FEATURES, solve, vector
+from controller.sensitivity import BOUND, FEATURES, solve, to_numbers
 
 _FOLDS = 5
 _RESAMPLES = 2000
@@ -20,75 +20,85 @@ def cross_validate(
     prompt_loss: Sequence[float],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """For each variant and predictor, cross-validated over prompts.
+    """Return figures for each variant and predictor, cross-validated over prompts.
 
-    `r2` and Spearman's `rho`; `gain` is the share of the oracle's advantage over chance that is won
-    when the half of the prompts with the least predicted loss is cut, and `over_random` and
-    `over_length` are how much less is lost than by a random half, or by the half that length alone
-    picks, in nats per token with 95 % bootstrap intervals. Predictors: all features, these and
-    `prompt_loss`, the base's own on the prompt (which it has once it has read it), length only, and
-    the complexity score as a rule ("hard prompts lose more"), which has no `r2`: it is no loss.
+    `losses` are by variant and `prompt_loss` is the base's own loss on the prompt, in nats per
+    token, one for each prompt. Predictors: all features; these and `prompt_loss`; length only; and
+    the complexity score (`rule`). Figures: `r2` (not for the score, which is no loss); Spearman's
+    `rho`; and what happens if the half of the prompts with the least predicted loss is served by
+    the variant. `gain` is the share of the oracle's advantage over a random half. `over_random` and
+    `over_length` are how much less is lost than with a random half, and with the half that length
+    picks, as 95 % bootstrap intervals in nats per token.
     """
-    seen = np.array([vector(one) for one in features])
+    points = np.array([to_numbers(one) for one in features])
     targets = np.array(list(losses.values())).T
     predicted = {
-        "all": _predictions(seen, targets),
-        "all+loss": _predictions(np.column_stack([seen, prompt_loss]), targets),
-        "length": _predictions(seen[:, [_LENGTH]], targets),
+        "all": _predictions(points, targets),
+        "all+loss": _predictions(np.column_stack([points, prompt_loss]), targets),
+        "length": _predictions(points[:, [_LENGTH]], targets),
     }
     rule = np.array([one.complexity for one in features])
-    found: dict[str, Any] = {}
-    chance = np.random.default_rng(seed)
-    draws = chance.integers(len(features), size=(_RESAMPLES, len(features)))
+    report: dict[str, Any] = {}
+    random = np.random.default_rng(seed)
+    draws = random.integers(len(features), size=(_RESAMPLES, len(features)))
     for number, (variant, values) in enumerate(losses.items()):
         true = np.array(values)
-        guesses = {name: guess[:, number] for name, guess in predicted.items()} | {"rule": rule}
-        found[variant] = {
+        predictions = {name: prediction[:, number] for name, prediction in predicted.items()} | {
+            "rule": rule
+        }
+        report[variant] = {
             "mean": float(true.mean()),
             "deviation": float(true.std()),
             **{
-                name: _one(guess, true, draws, guesses["length"]) for name, guess in guesses.items()
+                name: _figures(prediction, true, draws, predictions["length"])
+                for name, prediction in predictions.items()
             },
         }
-        del found[variant]["rule"]["r2"]
-    return found
+        del report[variant]["rule"]["r2"]
+    return report
 
 
 def _predictions(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """`[prompts, variants]`, each prompt's from a fit that did not see it."""
+    """Return predictions `[prompts, variants]`, each from a fit to other prompts.
+
+    `points` are `[prompts, features]`, `targets` `[prompts, variants]`.
+    """
     folds = np.random.default_rng(1).permutation(len(points)) % _FOLDS
-    found = np.zeros_like(targets)
+    predicted = np.zeros_like(targets)
     for fold in range(_FOLDS):
-        held = folds == fold
-        mean, scale, weights = solve(points[~held], targets[~held])
-        level = targets[~held].mean(0)
-        guess = level + np.nan_to_num((points[held] - mean) / scale) @ weights
-        found[held] = guess.clip(level / BOUND, level * BOUND)
-    return found
+        left_out = folds == fold
+        mean, scale, weights = solve(points[~left_out], targets[~left_out])
+        level = targets[~left_out].mean(0)
+        prediction = level + np.nan_to_num((points[left_out] - mean) / scale) @ weights
+        predicted[left_out] = prediction.clip(level / BOUND, level * BOUND)
+    return predicted
 
 
-def _one(
-    guess: np.ndarray, true: np.ndarray, draws: np.ndarray, length: np.ndarray
+def _figures(
+    prediction: np.ndarray, true: np.ndarray, draws: np.ndarray, length: np.ndarray
 ) -> dict[str, Any]:
-    residual = ((true - guess) ** 2).sum()
+    """Return the figures of one predictor. Resampled prompts are `draws` `[resamples, prompts]`."""
+    residual = ((true - prediction) ** 2).sum()
     spread = ((true - true.mean()) ** 2).sum()
-    chosen, best = _half(guess, true), _half(true, true)
+    chosen, best = _half(prediction, true), _half(true, true)
     mean = float(true.mean())
-    gains = [_half(guess[d], true[d]) for d in draws]
+    half_losses = [_half(prediction[d], true[d]) for d in draws]
     return {
         "r2": float(1 - residual / max(spread, 1e-12)),
-        "rho": _spearman(guess, true),
+        "rho": _spearman(prediction, true),
         "gain": (mean - chosen) / max(mean - best, 1e-12),
-        "over_random": _interval([true[d].mean() - g for d, g in zip(draws, gains, strict=True)]),
+        "over_random": _interval(
+            [true[d].mean() - g for d, g in zip(draws, half_losses, strict=True)]
+        ),
         "over_length": _interval(
-            [_half(length[d], true[d]) - g for d, g in zip(draws, gains, strict=True)]
+            [_half(length[d], true[d]) - g for d, g in zip(draws, half_losses, strict=True)]
         ),
     }
 
 
-def _half(guess: np.ndarray, true: np.ndarray) -> float:
-    """Mean loss of the half with the least predicted loss."""
-    return float(true[np.argsort(guess, kind="stable")[: len(true) // 2]].mean())
+def _half(prediction: np.ndarray, true: np.ndarray) -> float:
+    """Return the mean true loss of the half with the least predicted loss. Both `[prompts]`."""
+    return float(true[np.argsort(prediction, kind="stable")[: len(true) // 2]].mean())
 
 
 def _interval(values: Sequence[float]) -> list[float]:
@@ -96,6 +106,7 @@ def _interval(values: Sequence[float]) -> list[float]:
 
 
 def _spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Return Spearman's rank correlation of two arrays `[prompts]`."""
     ranks = [np.argsort(np.argsort(v, kind="stable")) for v in (one, other)]
     if np.ptp(one) == 0:
         return 0.0

@@ -1,8 +1,8 @@
-"""What a prompt's text says of the loss that each variant will have on its answer.
+"""Predicts from a prompt's text the loss of each variant on its answer.
 
-Ridge regression of the loss (nats per token against the base) on standardised features, one for
-each variant. Text explains little of it, so predictions stay near the variant's mean: the report
-that comes with the predictor says how near, beside constant, length and complexity.
+One ridge regression for each variant, of the loss (nats per token against the base) on standardised
+features. Text explains little of the loss, so that predictions stay near the variant's mean. The
+predictor's report says how much it explains, beside length and complexity alone.
 """
 
 import math
@@ -29,16 +29,17 @@ FEATURES = (
 )  # fmt: skip
 _COUNTS = {"words", "sentences", "numbers", "code_marks", "step_cues", "verbs", "noun_chunks"}
 BOUND = 3.0
-"""Predictions stay within this factor of the mean."""
+"""Predictions stay within this factor of the variant's mean loss."""
 _RIDGES = (1.0, 10.0, 100.0, 1000.0)
+"""Strengths of the penalty on squared weights that are tried."""
 
 
 class SensitivityError(UserError):
-    """A predictor that cannot be read or belongs to another model. One clear line."""
+    """A predictor that cannot be read or belongs to another model. The message is one line."""
 
 
-def vector(features: PromptFeatures) -> list[float]:
-    """The features as numbers; what the backend did not find out is NaN."""
+def to_numbers(features: PromptFeatures) -> list[float]:
+    """Return the values of `FEATURES`. What the analyzer's backend does not find out is NaN."""
     values = {
         **asdict(features),
         "english": float(features.language == "en"),
@@ -55,9 +56,11 @@ def _number(name: str, value: float | None) -> float:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Predicts losses. `mean` and `scale` are of the features, `weights` by variant.
+    """A fitted predictor.
 
-    `level` is each variant's mean loss on the prompts that it was fitted to.
+    `fingerprint` is that of the model, `backend` the analyzer's. `mean` and `scale` `[features]`
+    standardise the features. By variant, `level` is the mean loss of the prompts it was fitted to,
+    and `weights` `[features]` are its regression weights, both in nats per token.
     """
 
     fingerprint: str
@@ -70,27 +73,28 @@ class Sensitivity:
     __pydantic_config__ = EXACT
 
     def relative(self, features: PromptFeatures) -> dict[str, float]:
-        """By variant, the loss expected on this prompt over the variant's mean loss."""
-        point = (np.array(vector(features)) - self.mean) / self.scale
-        point = np.nan_to_num(point)  # a feature that is missing says nothing
+        """Return by variant the predicted loss on this prompt over the variant's mean loss."""
+        point = (np.array(to_numbers(features)) - self.mean) / self.scale
+        point = np.nan_to_num(point)  # a missing feature counts as the mean
         ratios = 1.0 + point @ self._slopes
         return dict(zip(self.weights, ratios.clip(1 / BOUND, BOUND).tolist(), strict=True))
 
     @cached_property
     def _slopes(self) -> np.ndarray:
-        """`[features, variants]`: weights over the variant's mean loss."""
+        """Weights over the variant's mean loss, `[features, variants]`."""
         weights = np.array(list(self.weights.values()))
         return (weights / np.array([self.level[name] for name in self.weights])[:, None]).T
 
     def save(self, folder: Path) -> Path:
-        """Writes `sensitivity.json` under a temporary name and renames it."""
+        """Write `sensitivity.json` under a temporary name and rename it; return its path."""
         value = {"schema": SCHEMA, "features": FEATURES, **asdict(self)}
         return write_json(folder / FILE, value)
 
 
 def load_sensitivity(folder: Path, fingerprint: str) -> Sensitivity | None:
-    """Reads the predictor in an artefact's folder, if there is one.
+    """Return the predictor in an artefact's folder, or None if there is none.
 
+    `fingerprint` is that of the model.
     Raises `SensitivityError` or `ReadError`.
     """
     path = folder / FILE
@@ -102,17 +106,17 @@ def load_sensitivity(folder: Path, fingerprint: str) -> Sensitivity | None:
             raise ValueError("it has no schema or features")
         if value.pop("schema") != SCHEMA or value.pop("features") != list(FEATURES):
             raise SensitivityError(f"{path} is of another version; make it again")
-        found = validate(Sensitivity, value)
-        sizes = {len(found.mean), len(found.scale), *map(len, found.weights.values())}
-        if sizes != {len(FEATURES)} or found.weights.keys() != found.level.keys():
+        predictor = validate(Sensitivity, value)
+        sizes = {len(predictor.mean), len(predictor.scale), *map(len, predictor.weights.values())}
+        if sizes != {len(FEATURES)} or predictor.weights.keys() != predictor.level.keys():
             raise ValueError("its numbers do not fit together")
     except (SensitivityError, ReadError):
         raise
     except ValueError as error:
         raise SensitivityError(f"{path} is damaged: {error}") from error
-    if found.fingerprint != fingerprint:
-        raise SensitivityError(f"{path} was made for another model ({found.fingerprint})")
-    return found
+    if predictor.fingerprint != fingerprint:
+        raise SensitivityError(f"{path} was made for another model ({predictor.fingerprint})")
+    return predictor
 
 
 def fit(
@@ -121,8 +125,11 @@ def fit(
     fingerprint: str,
     backend: str,
 ) -> Sensitivity:
-    """Fits one ridge a variant; its strength is chosen by five folds, the same for all variants."""
-    points = np.array([vector(one) for one in features])
+    """Fit a predictor to losses by variant, in nats per token, one for each prompt.
+
+    The strength of the penalty is chosen by five folds, the same for all variants.
+    """
+    points = np.array([to_numbers(one) for one in features])
     mean, scale, weights = solve(points, np.array(list(losses.values())).T)
     return Sensitivity(
         fingerprint=fingerprint,
@@ -137,8 +144,11 @@ def fit(
 
 
 def solve(points: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and scale of `[prompts, features]`, and the weights `[features, variants]` of what
-    `[prompts, variants]` differs from its mean by. NaN is a feature that is not known."""
+    """Fit a ridge regression of targets `[prompts, variants]` on points `[prompts, features]`.
+
+    NaN marks an unknown feature. Return the features' mean and scale, `[features]`, and the weights
+    `[features, variants]` of the targets' differences from their means.
+    """
     mean, scale = _spread(points)
     points = np.nan_to_num((points - mean) / scale)
     strength = min(_RIDGES, key=lambda ridge: _folded_error(points, targets, ridge))
@@ -146,7 +156,10 @@ def solve(points: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _spread(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature where it is known; 0 and 1 where it never is."""
+    """Return mean and standard deviation of each feature of `[prompts, features]`, `[features]`.
+
+    Unknown values (NaN) are left out. A feature that is never known has 0 and 1.
+    """
     known = ~np.isnan(points)
     count = known.sum(0).clip(1)
     mean = np.nansum(points, axis=0) / count
@@ -156,19 +169,20 @@ def _spread(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ridge(points: np.ndarray, targets: np.ndarray, strength: float) -> np.ndarray:
+    """Return the weights `[features, variants]` of a ridge regression without a constant."""
     gram = points.T @ points + strength * np.eye(points.shape[1])
-    found: np.ndarray = np.linalg.solve(gram, points.T @ targets)
-    return found
+    weights: np.ndarray = np.linalg.solve(gram, points.T @ targets)
+    return weights
 
 
 def _folded_error(points: np.ndarray, targets: np.ndarray, strength: float) -> float:
-    """Squared error on folds that were left out, each variant's over its variance."""
+    """Return the squared error on left-out folds, each variant's divided by its variance."""
     total = 0.0
     folds = np.arange(len(points)) % 5
     for fold in range(5):
-        held = folds == fold
-        mean = targets[~held].mean(0)
-        weights = _ridge(points[~held], targets[~held] - mean, strength)
-        error = targets[held] - mean - points[held] @ weights
+        left_out = folds == fold
+        mean = targets[~left_out].mean(0)
+        weights = _ridge(points[~left_out], targets[~left_out] - mean, strength)
+        error = targets[left_out] - mean - points[left_out] @ weights
         total += float((error**2 / targets.var(0).clip(1e-12)).sum())
     return total

@@ -1,4 +1,4 @@
-"""Charge of the machine's batteries and whether it runs on them."""
+"""Charge of the machine's batteries, and whether it runs on them."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +18,7 @@ class BatteryReader:
         self._folder = root / "sys/class/power_supply"
 
     def read(self) -> dict[str, Reading]:
+        """Return the readings. See `Reader`."""
         if not self._folder.is_dir():
             return dict.fromkeys(self.fields, missing(_SOURCE, f"no {_SOURCE}"))
         supplies = sorted(self._folder.iterdir())
@@ -32,7 +33,7 @@ class BatteryReader:
 
 
 def _is_system_battery(supply: Path) -> bool:
-    # Scope "Device" is the battery of a mouse or a headset.
+    # The scope "Device" is that of the battery of a mouse or a headset.
     return (
         read_text(supply / "type") == "Battery"
         and read_text(supply / "scope") != "Device"
@@ -41,7 +42,7 @@ def _is_system_battery(supply: Path) -> bool:
 
 
 def _charge(batteries: list[Path]) -> Reading:
-    """Drivers report energy or charge; the rounded percentage is the last resort."""
+    """Return the charge (0..1) of all batteries together, from the most exact files there are."""
     for kind in ("energy", "charge"):
         now = [read_int(battery / f"{kind}_now") for battery in batteries]
         full = [read_int(battery / f"{kind}_full") for battery in batteries]
@@ -55,7 +56,10 @@ def _charge(batteries: list[Path]) -> Reading:
 
 
 def _draining(batteries: list[Path], lines: list[Path]) -> Reading:
-    """1.0 on battery power. A plugged line decides; without one, what the batteries do."""
+    """Return 1.0 on battery power, else 0.0.
+
+    A plugged line decides; without one, the state of the batteries.
+    """
     if any(read_int(line / "online") == 1 for line in lines):
         return present(0.0, _SOURCE)
     states = {read_text(battery / "status") for battery in batteries}

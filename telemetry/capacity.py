@@ -1,4 +1,4 @@
-"""The CPUs and the memory that this process may use: the host's, or a tighter cgroup's."""
+"""The CPUs and the memory that this process may use: those of the host, or of its cgroups."""
 
 import os
 from pathlib import Path
@@ -22,13 +22,14 @@ class CapacityReader:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
-        # Taken once: an OpenMP runtime may later pin the thread that asks to a single core.
+        # Read once: an OpenMP runtime may later pin the calling thread to a single core.
         self._affinity = _affinity()
-        # Also once: finding them costs more than reading them, and a process stays in its groups.
+        # Also once: finding the groups takes longer than reading them, and a process stays in them.
         self._cpu_groups = cgroup.groups(root, "cpu")
         self._memory_groups = cgroup.groups(root, "memory")
 
     def read(self) -> dict[str, Reading]:
+        """Return the readings. See `Reader`."""
         total, available = self._memory()
         return {
             "cpu_effective_count": self._cpus(),
@@ -59,13 +60,14 @@ class CapacityReader:
 
 
 def _affinity() -> tuple[float, str]:
+    """Return the number of CPUs that this process may run on, and the source."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)), "affinity"
     return psutil.cpu_count(), "psutil"
 
 
 def _host_memory(root: Path) -> tuple[float, float, str]:
-    """Total bytes, available bytes and their source."""
+    """Return total bytes, available bytes, and their source."""
     kibibytes = {}
     for line in (read_text(root / "proc/meminfo") or "").splitlines():
         name, _, rest = line.partition(":")

@@ -1,4 +1,4 @@
-"""Which cgroups this process lives in and what they allow: v1, v2 and the hybrid of both."""
+"""The cgroups of this process and their limits: version 1, version 2, and both at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ _UNLIMITED_BYTES = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One cgroup directory."""
+    """One cgroup directory, the version (1 or 2), and the source that readings name."""
 
     directory: Path
     version: int
@@ -19,9 +19,9 @@ class Group:
 
 
 def groups(root: Path, controller: str) -> list[Group]:
-    """The process's group under `controller` ("memory", "cpu"), then its visible ancestors.
+    """Return the process's group under a controller ("memory", "cpu"), then its visible ancestors.
 
-    Empty where there are no cgroups.
+    The list is empty where there are no cgroups.
     """
     for names, path in _memberships(root):
         if controller in names.split(","):
@@ -32,7 +32,7 @@ def groups(root: Path, controller: str) -> list[Group]:
 
 
 def unified_groups(root: Path) -> list[Group]:
-    """The process's v2 group, then its visible ancestors; empty where v2 is not mounted."""
+    """Return the process's v2 group, then its visible ancestors; empty if v2 is not mounted."""
     for names, path in _memberships(root):
         if not names:
             base = root / "sys/fs/cgroup"
@@ -42,30 +42,30 @@ def unified_groups(root: Path) -> list[Group]:
 
 
 def memory_limit(group: Group) -> int | None:
-    """The bytes that the group may hold, or None where it has no limit of its own.
+    """Return the bytes that the group may hold, or None if it has no limit of its own.
 
     `memory.high` counts as a limit: beyond it the kernel stalls every allocation.
     """
     names = ("memory.limit_in_bytes",) if group.version == 1 else ("memory.max", "memory.high")
-    # "max" is no integer and reads as None, and so does the file that a v2 root group lacks.
+    # "max" is not an integer and reads as None. A v2 root group has no such file: None as well.
     limits = [read_int(group.directory / name) for name in names]
     return min((n for n in limits if n is not None and n < _UNLIMITED_BYTES), default=None)
 
 
 def memory_used(group: Group) -> int | None:
-    """The group's bytes that cannot simply be dropped, or None where that is unknown."""
+    """Return the bytes that the group uses, without droppable page cache; None if unknown."""
     v1 = group.version == 1
     used = read_int(group.directory / ("memory.usage_in_bytes" if v1 else "memory.current"))
     stat = read_text(group.directory / "memory.stat")
     if used is None or stat is None:
         return used
-    # The usage counts the page cache; v1 has a figure that includes the children apart.
+    # The usage counts the page cache. In v1, a figure of its own includes the child groups.
     cache = _stat_value(stat, "total_inactive_file" if v1 else "inactive_file")
     return max(0, used - cache)
 
 
 def cpu_quota(group: Group) -> float | None:
-    """The CPUs' worth of time that the group may use, or None where it has no quota of its own."""
+    """Return the CPUs that the group may use at once, or None if it has no quota of its own."""
     if group.version == 1:
         quota = read_int(group.directory / "cpu.cfs_quota_us")
         period = read_int(group.directory / "cpu.cfs_period_us")
@@ -75,13 +75,14 @@ def cpu_quota(group: Group) -> float | None:
 
 
 def _memberships(root: Path) -> list[tuple[str, str]]:
-    """(controllers, path) per hierarchy; v2 has no controllers in /proc/self/cgroup."""
+    """Return (controllers, path) of each hierarchy. That of v2 lists no controllers."""
     text = read_text(root / "proc/self/cgroup") or ""
     lines = [line.split(":", 2) for line in text.splitlines()]
     return [(line[1], line[2]) for line in lines if len(line) == 3]
 
 
 def _lineage(mount: Path, path: str, version: int) -> list[Group]:
+    """Return the group at `path` below `mount` and its ancestors, the innermost first."""
     if not mount.is_dir():
         return []
     parts = [part for part in path.split("/") if part not in ("", "..")]

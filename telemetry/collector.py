@@ -7,20 +7,19 @@ from prometheus_client.registry import Collector
 
 from telemetry.snapshot import Reading, Snapshot
 
-# Names that Prometheus keeps for other uses; all others follow from the field's name.
+# Fields whose metrics have other names, as Prometheus reserves suffixes such as "_count".
 _RENAMED = {"cpu_effective_count": "effective_cpus", "gpu_source": "gpus"}
 
 
 class TelemetryCollector(Collector):
-    """Exposes each present reading; one that is missing is absent, never zero.
-
-    `latest` returns the snapshot to show; while it returns None nothing is exposed.
-    """
+    """Exposes each reading that has a value. A missing reading is absent, never zero."""
 
     def __init__(self, latest: Callable[[], Snapshot | None]) -> None:
+        """`latest` returns the snapshot to expose, or None for nothing."""
         self._latest = latest
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of the latest snapshot, for a scrape."""
         snapshot = self._latest()
         if snapshot is None:
             return
@@ -48,7 +47,7 @@ class TelemetryCollector(Collector):
 
 
 def _all_readings(snapshot: Snapshot) -> Iterable[tuple[str, str, str, Reading]]:
-    """(host or gpu, UUID or empty, field name, reading)."""
+    """Yield (host or gpu, UUID or empty, field name, reading)."""
     for name, reading in snapshot.readings():
         yield "host", "", name, reading
     for gpu in snapshot.gpus:
@@ -59,7 +58,7 @@ def _all_readings(snapshot: Snapshot) -> Iterable[tuple[str, str, str, Reading]]
 def _family(metric: str, name: str, labelled: bool) -> GaugeMetricFamily | CounterMetricFamily:
     labels = ["uuid"] if labelled else None
     text = f"Telemetry reading {name}."
-    # Energy only ever grows: exposed as a counter, with the suffix _total.
+    # Energy only grows, so that it is a counter, with the suffix _total.
     if name.endswith("_joules"):
         return CounterMetricFamily(metric, text, labels=labels)
     return GaugeMetricFamily(metric, text, labels=labels)

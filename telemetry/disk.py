@@ -1,4 +1,4 @@
-"""The free space of the disk, apart from other readings, since a dead mount blocks who asks."""
+"""The free space of the disk. A reader of its own, since a dead mount blocks the caller."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -17,4 +17,5 @@ class DiskReader:
         self._root = str(root)
 
     def read(self) -> dict[str, Reading]:
+        """Return the readings. See `Reader`."""
         return {"disk_free_bytes": present(psutil.disk_usage(self._root).free, "psutil")}

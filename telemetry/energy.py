@@ -8,29 +8,30 @@ from telemetry.snapshot import Reading, missing, present
 
 
 class EnergyReader:
-    """Reads `cpu_energy_joules`: all packages together, counted from the first read.
+    """Reads `cpu_energy_joules`: of all packages, counted from the first read.
 
-    Must be read more often than a counter wraps around (minutes at full power). The counters are
-    readable by root alone on most systems.
+    It must be read more often than a counter wraps around (minutes at full power). On most systems
+    only root may read the counters.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("cpu_energy_joules",)
 
     def __init__(self, root: Path = Path("/")) -> None:
         zones = sorted((root / "sys/class/powercap").glob("intel-rapl:*"))
-        # "psys" counts the packages again, and a package's subzones lie in its own figure.
+        # "psys" counts the packages again, and a package's figure includes its subzones.
         self._packages = [z for z in zones if (read_text(z / "name") or "").startswith("package")]
         self._last: list[int] = []
         self._microjoules = 0
 
     def read(self) -> dict[str, Reading]:
+        """Return the readings. See `Reader`."""
         return {"cpu_energy_joules": self._energy()}
 
     def _energy(self) -> Reading:
         if not self._packages:
             return missing("rapl", "no rapl")
         try:
-            # All or none, so that the next read makes up for one that failed.
+            # All or none: then the next read makes up for a failed one.
             counters = [int((zone / "energy_uj").read_text()) for zone in self._packages]
             ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in self._packages]
         except OSError as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def read_text(path: Path) -> str | None:
-    """The stripped content, or None where the file cannot be read."""
+    """Return the stripped content, or None if the file cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:
@@ -12,7 +12,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_int(path: Path) -> int | None:
-    """The file's single integer, or None where it cannot be read or is something else."""
+    """Return the file's single integer, or None if it cannot be read or is something else."""
     text = read_text(path)
     try:
         return None if text is None else int(text)

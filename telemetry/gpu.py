@@ -1,4 +1,4 @@
-"""NVIDIA GPUs through NVML. Without a driver there is simply no GPU."""
+"""NVIDIA GPUs through NVML. Without a driver there are no GPUs, which is not an error."""
 
 import os
 import time
@@ -11,11 +11,11 @@ from telemetry.snapshot import GpuReadings, Reading, missing, present
 
 
 class _NoGpuError(Exception):
-    """Carries the reason why no device can be read."""
+    """No device can be read; the message is the reason."""
 
 
 class _Device:
-    """An NVML handle and the last value of its slow energy counter."""
+    """An NVML handle, and the last value of its energy counter, which is slow to read."""
 
     def __init__(self, nvml: ModuleType, handle: Any) -> None:  # noqa: ANN401
         self.handle = handle
@@ -26,10 +26,10 @@ class _Device:
 
 
 class GpuReader:
-    """Reads `gpus`, those that CUDA_VISIBLE_DEVICES leaves visible, and `gpu_source`.
+    """Reads `gpu_source` and `gpus`, those that CUDA_VISIBLE_DEVICES leaves visible.
 
-    NVML is loaded by the first read. The energy counter, which takes milliseconds, is read every
-    `energy_period_seconds` and repeated in between.
+    The first read loads NVML. The energy counter takes milliseconds; it is read every
+    `energy_period_seconds`, and its last value is repeated in between.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("gpu_source",)
@@ -44,6 +44,7 @@ class GpuReader:
         self._absent: Reading | None = None
 
     def read(self) -> Readings:
+        """Return the readings. See `Reader`."""
         if self._nvml is None and self._absent is None:
             self._open()
         if self._absent is not None:
@@ -54,7 +55,7 @@ class GpuReader:
         }
 
     def _open(self) -> None:
-        import pynvml  # Here, so that a host without a GPU pays nothing for it.
+        import pynvml  # Imported here, so that hosts without a GPU do not need it.
 
         try:
             pynvml.nvmlInit()
@@ -99,9 +100,9 @@ class GpuReader:
 
 
 def _throttled(nvml: ModuleType, handle: Any) -> float:  # noqa: ANN401
-    """1.0 while heat or a power brake slows the clocks.
+    """Return 1.0 while heat or a power brake slows the clocks, else 0.0.
 
-    The software power cap is left out: a busy and healthy GPU sits at its power limit.
+    The software power cap does not count: a busy, healthy GPU works at its power limit.
     """
     slowed = (
         nvml.nvmlClocksEventReasonHwSlowdown
@@ -113,26 +114,26 @@ def _throttled(nvml: ModuleType, handle: Any) -> float:  # noqa: ANN401
 
 
 def _visible_devices(nvml: ModuleType, environ: Mapping[str, str]) -> list[_Device]:
-    """The devices that CUDA would show, in its order. Raises NVMLError or _NoGpuError."""
+    """Return the devices that CUDA shows, in its order. Raises NVMLError or _NoGpuError."""
     count = nvml.nvmlDeviceGetCount()
     devices = [_Device(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(count)]
     chosen = environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         by_bus = environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
         same_order = by_bus or len({device.name for device in devices}) == 1
-        devices = _choose(nvml, devices, chosen.split(","), same_order)
+        devices = _select(nvml, devices, chosen.split(","), same_order)
     if not devices:
         raise _NoGpuError("no visible device")
     return devices
 
 
-def _choose(
+def _select(
     nvml: ModuleType, devices: list[_Device], wanted: list[str], same_order: bool
 ) -> list[_Device]:
     chosen = []
     for entry in map(str.strip, wanted):
         if entry.isdigit() and not same_order:
-            # CUDA counts the fastest device first, NVML goes by bus: another device than meant.
+            # CUDA numbers the fastest device 0, NVML goes by bus: it would be another device.
             raise _NoGpuError(
                 "mixed GPU models: set CUDA_DEVICE_ORDER=PCI_BUS_ID or choose by UUID"
             )
@@ -143,6 +144,6 @@ def _choose(
         else:
             found = [device for device in devices if entry and device.uuid.startswith(entry)]
         if len(found) != 1:
-            break  # As CUDA does: what follows an invalid entry is not visible.
+            break  # As in CUDA: devices after an invalid entry are not visible.
         chosen += found
     return chosen

@@ -8,12 +8,12 @@ import psutil  # type: ignore[import-untyped]
 from telemetry.files import read_int, read_text
 from telemetry.snapshot import Reading, missing, present
 
-# Asking a core for its frequency can wake it or wait for it, so large hosts are asked in part.
+# Reading a core's frequency can wake the core, or wait for it: only some cores are read.
 _FREQUENCY_CORES = 8
 
 
 class HostReader:
-    """Reads the host's own figures, from /proc and /sys where they exist, else through psutil."""
+    """Reads figures of the host from /proc and /sys, or through psutil where these are missing."""
 
     fields: ClassVar[tuple[str, ...]] = (
         "cpu_utilization_ratio",
@@ -30,6 +30,7 @@ class HostReader:
         self._frequency_files = cores[:: max(1, len(cores) // _FREQUENCY_CORES)]
 
     def read(self) -> dict[str, Reading]:
+        """Return the readings. See `Reader`."""
         return {
             "cpu_utilization_ratio": self._utilization(),
             "cpu_frequency_hertz": self._frequency(),
@@ -45,7 +46,7 @@ class HostReader:
         elapsed = total - last[1]
         if elapsed <= 0:
             return missing(source, "no time passed since the last sample")
-        # The kernel's idle and iowait counters may step back a little.
+        # The kernel's idle and iowait counters may go back a little.
         return present(min(1.0, max(0.0, (busy - last[0]) / elapsed)), source)
 
     def _frequency(self) -> Reading:
@@ -62,7 +63,7 @@ class HostReader:
 
 
 def _cpu_times(root: Path) -> tuple[float, float, str]:
-    """Busy and total CPU time since boot (any one unit), and their source."""
+    """Return busy and total CPU time since boot, in the same unit, and their source."""
     text = read_text(root / "proc/stat")
     if text:
         # user nice system idle iowait irq softirq steal; guest time is in user and nice already.

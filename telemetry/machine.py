@@ -1,4 +1,4 @@
-"""What figures were measured on."""
+"""The machine that figures were measured on."""
 
 import hashlib
 import platform
@@ -10,8 +10,8 @@ import torch
 
 
 def describe() -> dict[str, Any]:
-    """Processor or GPU, instructions, threads, versions and the day."""
-    found = {
+    """Return processor, GPU, instruction set, threads, the version of PyTorch, and the day."""
+    machine: dict[str, Any] = {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -19,14 +19,17 @@ def describe() -> dict[str, Any]:
         "measured": time.strftime("%Y-%m-%d"),
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
 
 
 def device_fingerprint(machine: dict[str, Any], weights: str) -> str:
-    """Equal where times are comparable: the same machine, threads, torch and weights."""
-    what = sorted((key, value) for key, value in machine.items() if key != "measured")
-    return hashlib.sha256(repr((what, weights)).encode()).hexdigest()[:16]
+    """Return 16 hexadecimal digits, equal where measured times are comparable.
+
+    That is on the same machine, with the same threads, PyTorch and `weights` (their format).
+    """
+    parts = sorted((key, value) for key, value in machine.items() if key != "measured")
+    return hashlib.sha256(repr((parts, weights)).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:

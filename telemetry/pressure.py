@@ -9,24 +9,25 @@ from telemetry.snapshot import Reading, missing, present
 
 
 class PressureReader:
-    """Reads the "some" averages over 10 s: of this process's cgroup, else of the host."""
+    """Reads the "some" averages over 10 s of this process's cgroup, or else of the host."""
 
     fields: ClassVar[tuple[str, ...]] = ("cpu_pressure_ratio", "memory_pressure_ratio")
 
     def __init__(self, root: Path = Path("/")) -> None:
-        own = cgroup.unified_groups(root)[:1]
-        self._cpu, self._memory = (_files(root, own, name) for name in ("cpu", "memory"))
+        groups = cgroup.unified_groups(root)[:1]
+        self._cpu, self._memory = (_files(root, groups, name) for name in ("cpu", "memory"))
 
     def read(self) -> dict[str, Reading]:
+        """Return the readings. See `Reader`."""
         return {
             "cpu_pressure_ratio": _pressure(self._cpu),
             "memory_pressure_ratio": _pressure(self._memory),
         }
 
 
-def _files(root: Path, own: list[cgroup.Group], resource: str) -> list[tuple[Path, str]]:
-    """Where the pressure may stand, best first, each with its source."""
-    files = [(group.directory / f"{resource}.pressure", group.source) for group in own]
+def _files(root: Path, groups: list[cgroup.Group], resource: str) -> list[tuple[Path, str]]:
+    """Return the files that may hold the pressure, the best first, each with its source."""
+    files = [(group.directory / f"{resource}.pressure", group.source) for group in groups]
     return [*files, (root / "proc/pressure" / resource, f"/proc/pressure/{resource}")]
 
 

@@ -1,4 +1,4 @@
-"""What the sampler asks of every source of readings."""
+"""The protocol of a source of readings."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
@@ -11,11 +11,12 @@ Readings = Mapping[str, Reading | tuple[GpuReadings, ...]]
 class Reader(Protocol):
     """Fills some fields of a `Snapshot`.
 
-    `fields` names the readings it is responsible for: they are marked missing if `read` raises.
+    `fields` are their names. They are marked missing if `read` raises. Readers may keep state from
+    one read to the next, and are only called by one thread.
     """
 
     fields: ClassVar[tuple[str, ...]]
 
     def read(self) -> Readings:
-        """Measure now. What cannot be measured is a missing reading, not an exception."""
+        """Measure now; return readings by field. What cannot be measured is a missing reading."""
         ...

@@ -1,4 +1,4 @@
-"""One thread that reads the machine at a fixed period and publishes immutable snapshots."""
+"""A thread that reads the machine at a fixed period and publishes immutable snapshots."""
 
 import logging
 import threading
@@ -22,15 +22,18 @@ from telemetry.thermal import ThermalReader
 logger = logging.getLogger(__name__)
 
 _FIELDS = {field.name for field in fields(Snapshot)} - {"taken_at"}
-_PATIENCE_SECONDS = 1.0  # with one reader
+_MAX_READ_SECONDS = 1.0
+"""A reader that takes longer is blocked."""
 _STOP_SECONDS = 0.5
 
 
 class Sampler:
-    """Owns the readers: no one else may call them, since some keep their last values.
+    """Calls the readers, which nobody else may call, every `period_seconds`.
 
-    A second thread watches the first. Where a reader blocks, its thread is left to it, another one
-    reads the rest, and what the reader is responsible for is missing until it comes back.
+    A second thread watches the first. If a reader blocks, its thread is left to it, and a new
+    thread calls the other readers. The readings of the blocked one are missing until it returns.
+
+    Threads: any thread may call `latest`; one thread calls `start` and `stop`.
     """
 
     def __init__(self, *readers: Reader, period_seconds: float = 0.5) -> None:
@@ -42,12 +45,12 @@ class Sampler:
         self._stopping = Event()
         self._first = Event()  # set when a sample is complete
         self._reported: set[Reader] = set()
-        self._lock = Lock()  # of the two below, and of who is the reading thread
-        self._reading: tuple[Reader, float] | None = None  # which, since when
-        self._blocked: dict[Reader, float] = {}  # since when
+        self._lock = Lock()  # of the two below, and of `_thread`
+        self._reading: tuple[Reader, float] | None = None  # the reader at work, and since when
+        self._blocked: dict[Reader, float] = {}  # and since when
 
     def latest(self) -> Snapshot | None:
-        """The last snapshot, or None before `start`. Costs nothing: a reference is returned."""
+        """Return the last snapshot, or None before `start`."""
         return self._latest
 
     def start(self) -> None:
@@ -60,9 +63,9 @@ class Sampler:
         self._stopping, self._first = Event(), Event()
         self._latest = Snapshot(taken_at=time.monotonic())
         with self._lock:
-            self._begin()
-        while not self._first.wait(_PATIENCE_SECONDS):
-            self._leave_blocked()
+            self._start_thread()
+        while not self._first.wait(_MAX_READ_SECONDS):
+            self._replace_blocked_thread()
         self._watcher = Thread(target=self._watch, name="telemetry-watch", daemon=True)
         self._watcher.start()
 
@@ -74,8 +77,8 @@ class Sampler:
                 thread.join(_STOP_SECONDS)
         self._thread = self._watcher = None
 
-    def _begin(self) -> None:
-        """Start a thread that reads, and is the one that publishes."""
+    def _start_thread(self) -> None:
+        """Start a thread that calls the readers and publishes snapshots."""
         self._thread = Thread(
             target=self._run, args=(self._stopping,), name="telemetry", daemon=True
         )
@@ -92,41 +95,41 @@ class Sampler:
                 return
 
     def _watch(self) -> None:
-        while not self._stopping.wait(_PATIENCE_SECONDS / 2):
-            self._leave_blocked()
+        while not self._stopping.wait(_MAX_READ_SECONDS / 2):
+            self._replace_blocked_thread()
 
-    def _leave_blocked(self) -> None:
-        """Leave the reading thread to its reader, and start another, if it takes too long."""
+    def _replace_blocked_thread(self) -> None:
+        """If the current reader takes too long, leave its thread to it and start another."""
         with self._lock:
             if self._reading is None or self._stopping.is_set():
                 return
             reader, since = self._reading
-            if time.monotonic() - since < _PATIENCE_SECONDS:
+            if time.monotonic() - since < _MAX_READ_SECONDS:
                 return
             self._reading = None
             self._blocked[reader] = since
-            self._begin()
+            self._start_thread()
         logger.warning("%s blocks; its readings are missing until it is back", _name(reader))
 
     def _sample(self) -> Snapshot | None:
-        """What all readers say; None where this thread was left to one that blocked."""
+        """Return all readings; None if this thread was left to a reader that blocked."""
         taken_at = time.monotonic()
-        found: dict[str, Any] = {}
+        readings: dict[str, Any] = {}
         for reader in self._readers:
             with self._lock:
                 since = self._blocked.get(reader)
                 self._reading = None if since is not None else (reader, time.monotonic())
             if since is not None:
-                found.update(_missing(reader, f"no answer for {time.monotonic() - since:.0f} s"))
+                readings.update(_missing(reader, f"no answer for {time.monotonic() - since:.0f} s"))
                 continue
-            found.update(self._read(reader))
+            readings.update(self._read(reader))
             with self._lock:
                 if threading.current_thread() is not self._thread:
                     if self._blocked.pop(reader, None) is not None:
                         logger.warning("%s is back", _name(reader))
                     return None
                 self._reading = None
-        return Snapshot(taken_at, **found)
+        return Snapshot(taken_at, **readings)
 
     def _read(self, reader: Reader) -> Readings:
         try:
@@ -134,7 +137,7 @@ class Sampler:
             if unknown := values.keys() - _FIELDS:
                 raise TypeError(f"there are no readings called {', '.join(sorted(unknown))}")
             return values
-        # Whatever a driver or a file does, the other readings go on.
+        # Whatever a driver or a file does, the other readings must go on.
         except Exception as error:
             if reader not in self._reported:
                 self._reported.add(reader)
@@ -151,7 +154,7 @@ def _name(reader: Reader) -> str:
 
 
 def default_sampler(root: Path = Path("/"), period_seconds: float = 0.5) -> Sampler:
-    """A sampler of everything this package can read; `root` is where /proc and /sys are found."""
+    """Return a sampler of all readers. `root` is the folder that holds /proc and /sys."""
     return Sampler(
         HostReader(root),
         CapacityReader(root),

@@ -1,4 +1,4 @@
-"""What the sampler knows about the machine at one moment: immutable, each value optional."""
+"""The readings of the machine at one moment: immutable, and each of them optional."""
 
 import time
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 class Reading:
     """One measured value, or the reason why there is none.
 
-    `source` names where the value comes from ("psutil", "cgroup-v2:/a/b", "nvml").
-    `reason` is non-empty exactly when `value` is None; anything else raises ValueError.
+    `source` says where the value is from ("psutil", "cgroup-v2:/a/b", "nvml"). Raises `ValueError`
+    unless there is either a `value` or a `reason`.
     """
 
     value: float | None
@@ -23,12 +23,12 @@ class Reading:
 
 
 def present(value: float, source: str) -> Reading:
-    """A reading with a value, in the base unit that the field's name states."""
+    """Return a reading with a value, in the unit that the field's name states."""
     return Reading(value, source)
 
 
 def missing(source: str, reason: str) -> Reading:
-    """A reading without a value; `reason` must say why and must not be empty."""
+    """Return a reading without a value; `reason` says why and must not be empty."""
     return Reading(None, source, reason)
 
 
@@ -39,9 +39,9 @@ _NOT_READ = missing("none", "not read")
 class GpuReadings:
     """The readings of one GPU. Units are in the names; ratios are 0..1.
 
-    `memory_used_bytes` is all that is not free, whoever holds it. `utilization_ratio` is the share
-    of time in which any kernel ran. `energy_joules` counts since the driver was loaded and is
-    refreshed more slowly than the rest. `throttled` is 1.0 or 0.0.
+    `memory_used_bytes` is all that is not free, of all processes. `utilization_ratio` is the share
+    of time in which any kernel ran. `energy_joules` counts since the driver was loaded and
+    is read less often than the rest. `throttled` is 1.0 or 0.0.
     """
 
     uuid: str
@@ -55,7 +55,7 @@ class GpuReadings:
     throttled: Reading = _NOT_READ
 
     def readings(self) -> Iterator[tuple[str, Reading]]:
-        """Every (field name, reading) of this GPU."""
+        """Yield (field name, reading) of this GPU."""
         return _readings(self)
 
 
@@ -88,11 +88,11 @@ class Snapshot:
     gpus: tuple[GpuReadings, ...] = ()
 
     def age(self) -> float:
-        """Seconds since the sample began."""
+        """Return the seconds since the sample began."""
         return time.monotonic() - self.taken_at
 
     def readings(self) -> Iterator[tuple[str, Reading]]:
-        """Every (field name, reading) of the host; those of the GPUs are in `gpus`."""
+        """Yield (field name, reading) of the host; those of the GPUs are in `gpus`."""
         return _readings(self)
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from telemetry.files import read_int, read_text
 from telemetry.snapshot import Reading, missing, present
 
-# Of hwmon only the processors': reading a disk's or a network card's sensor can block.
+# Of hwmon only those of processors: reading the sensor of a disk or a network card can block.
 _CPU_DRIVERS = {"coretemp", "k10temp", "zenpower"}
 # Sensors that are off or not connected report absurd values.
 _PLAUSIBLE_CELSIUS = (-40.0, 150.0)
@@ -29,6 +29,7 @@ class ThermalReader:
                 self._files += [(file, f"hwmon:{name}") for file in chip.glob("temp*_input")]
 
     def read(self) -> dict[str, Reading]:
+        """Return the readings. See `Reader`."""
         low, high = _PLAUSIBLE_CELSIUS
         found = []
         for file, source in self._files:

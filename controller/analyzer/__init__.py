@@ -1,4 +1,4 @@
-"""What a prompt looks like, before any model has read it."""
+"""Features of a prompt's text, before any model has read it."""
 
 from controller.analyzer.analyzer import BACKENDS, Analyzer
 from controller.analyzer.features import PromptFeatures

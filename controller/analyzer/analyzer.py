@@ -1,4 +1,4 @@
-"""The backends behind one door: the one that was asked for, then those that are quicker."""
+"""The analyzer: the chosen backend first, then the faster ones."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,48 +8,51 @@ from controller.analyzer.patterns import PatternBackend
 from controller.analyzer.with_nltk import NltkBackend
 from controller.analyzer.with_spacy import SpacyBackend
 
-_KEPT = 1024  # prompts whose features are remembered
-_LONGEST_KEPT = 10_000  # characters of one
+_CACHE_SIZE = 1024
+"""Prompts whose features are cached."""
+_MAX_CACHED_CHARACTERS = 10_000
+"""Longer prompts are not cached."""
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "spacy": SpacyBackend,
     "nltk": NltkBackend,
     "patterns": PatternBackend,
 }
-"""By name, the slowest first; each falls back to those behind it."""
+"""By name, the slowest first. Each falls back to those behind it."""
 
 
 class Analyzer:
-    """Reads prompts. `fell_back(name)` hears each time a backend gave up on one.
-
-    Raises `ImportError` if what the backend needs is not installed.
-    """
+    """Computes the features of prompts. Used by one thread at a time."""
 
     def __init__(
         self, backend: str = "patterns", fell_back: Callable[[str], None] = lambda name: None
     ) -> None:
+        """`fell_back` is called with the name of each backend that has no time for a prompt.
+
+        Raises `ImportError` if what the backend needs is not installed.
+        """
         names = list(BACKENDS)
         self._backends = [BACKENDS[name]() for name in names[names.index(backend) :]]
         self._fell_back = fell_back
-        self._known: OrderedDict[str, PromptFeatures] = OrderedDict()
+        self._cache: OrderedDict[str, PromptFeatures] = OrderedDict()
 
     def __call__(self, text: str) -> PromptFeatures:
-        """The features of a prompt."""
-        if text in self._known:
-            self._known.move_to_end(text)
-            return self._known[text]
-        found = self._read(text)
-        if len(text) > _LONGEST_KEPT:
-            return found
-        self._known[text] = found
-        if len(self._known) > _KEPT:
-            self._known.popitem(last=False)
-        return found
+        """Return the features of a prompt."""
+        if text in self._cache:
+            self._cache.move_to_end(text)
+            return self._cache[text]
+        features = self._analyze(text)
+        if len(text) > _MAX_CACHED_CHARACTERS:
+            return features
+        self._cache[text] = features
+        if len(self._cache) > _CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return features
 
-    def _read(self, text: str) -> PromptFeatures:
+    def _analyze(self, text: str) -> PromptFeatures:
         for backend in self._backends:
-            found = backend.analyze(text)
-            if found is not None:
-                return found
+            features = backend.analyze(text)
+            if features is not None:
+                return features
             self._fell_back(backend.name)
-        raise AssertionError("patterns read everything")
+        raise AssertionError("the pattern backend never gives up")

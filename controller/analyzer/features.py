@@ -1,4 +1,4 @@
-"""What is known of a prompt before any model has read it, whoever found it out."""
+"""The features of a prompt, and the protocol of backends that compute them."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,11 +6,12 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class PromptFeatures:
-    """Counts over the prompt's text. Ratios are 0..1; `mean_word` is in characters.
+    """Counts over a prompt's text.
 
-    `language` is an ISO 639-1 code, or "" where it cannot be told. `verbs`, `noun_chunks` and
-    `dependency_span` (words between a word and its head, on average) are None where the backend
-    does not parse.
+    `step_cues` and `reasoning_cues` count words such as "then" and "why". `distinct_ratio` is the
+    share (0..1) of distinct words, `mean_word` the mean length of words in characters. `language` is
+    an ISO 639-1 code, or "" if unknown. `verbs`, `noun_chunks` and `dependency_span` (mean number
+    of words between a word and its head) are None if the backend does not parse.
     """
 
     words: int
@@ -31,10 +32,10 @@ class PromptFeatures:
 
     @property
     def complexity(self) -> float:
-        """A readable 0..1 score: how much the prompt asks for, not how good an answer will be.
+        """A score from 0 to 1 of how much the prompt asks for. For people and dashboards.
 
-        Each term saturates, so that no single one decides. It is for people and dashboards; what a
-        variant loses on a prompt is a different question.
+        The sum of weight * value / (value + full / 2): each term saturates, so that no single one
+        decides. It does not predict what a variant loses on the prompt.
         """
         terms = (
             (0.25, self.words, 120),
@@ -49,18 +50,18 @@ class PromptFeatures:
 
 
 class Backend(Protocol):
-    """One way to read a prompt."""
+    """One way to compute features. `name` is its name in the settings."""
 
     name: str
 
     def analyze(self, text: str) -> PromptFeatures | None:
-        """The features; None if the text would take longer than the backend may."""
+        """Return the features; None if the text would take too long."""
         ...
 
 
-def ends(text: str, first: int, last: int) -> str:
-    """The first and the last words of a longer text, by their characters."""
-    letters = 6  # of a word and the blank behind it, about
+def first_and_last_words(text: str, first: int, last: int) -> str:
+    """Return about the `first` and the `last` words of a longer text, cut by characters."""
+    letters = 6  # of an average word and the blank behind it
     if len(text) <= letters * (first + last):
         return text
     return f"{text[: letters * first]}\n{text[-letters * last :]}"

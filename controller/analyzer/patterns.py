@@ -1,11 +1,13 @@
-"""The default backend: regular expressions. Microseconds, no models, no data files."""
+"""The default backend: regular expressions, without models or data files. Takes microseconds."""
 
 import re
 
-from controller.analyzer.features import PromptFeatures, ends
+from controller.analyzer.features import PromptFeatures, first_and_last_words
 
-_TOLD = 60  # words that tell a language
-_READ = 200  # words, of a long prompt's beginning and as many of its end
+_LANGUAGE_WORDS = 60
+"""Words by which the language is recognised."""
+_MAX_WORDS = 200
+"""Words that are analysed of a long prompt's beginning, and as many of its end."""
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SENTENCE = re.compile(r"[.!?]+(?=\s|$)")
@@ -15,12 +17,12 @@ _CODE = re.compile(
     r"|</?\w+>|[{};]\s*$|=>|==|!=",
     re.MULTILINE,
 )
-# What the pattern finds has one of these in it; most prompts have none, which is quick to see.
+# Each match of the pattern contains one of these. Most prompts have none, which is fast to check.
 _CODE_SIGNS = (
     "```", "def ", "class ", "import ", "return", "SELECT", "#include", "<", "{", "}", ";", "=>",
     "==", "!=",
 )  # fmt: skip
-# These two read lowered text, which is quicker than to ignore the case at every character.
+# These are for text in lower case, which is faster than patterns that ignore the case.
 _STEPS = re.compile(
     r"\b(?:step[- ]by[- ]step|first(?:ly)?|second(?:ly)?|then|next|finally|after that)\b"
     r"|^[^\S\n]*(?:\d+[.)]|[-*])\s",
@@ -36,7 +38,7 @@ _INSTRUCTION = re.compile(
 )
 
 
-# The most frequent short words; a text in the language is full of them.
+# The most frequent short words of each language.
 _COMMON = {
     "en": "the and of to in is that for it with as are this you what how a an be on",
     "de": "der die und das ist nicht ein eine mit für auf den von zu wie was ich es im sich",
@@ -50,14 +52,14 @@ _STOP = {language: frozenset(words.split()) for language, words in _COMMON.items
 
 
 class PatternBackend:
-    """Counts with regular expressions; of a very long prompt, the first and the last words."""
+    """Counts with regular expressions, in the first and the last words of a very long prompt."""
 
     name = "patterns"
 
     def analyze(self, text: str) -> PromptFeatures:
-        """Always finds something, in well under a millisecond."""
-        count = len(text.split()) if len(text) > 12 * _READ else 0
-        text = ends(text, _READ, _READ)
+        """Return the features, in well under a millisecond. Never None."""
+        count = len(text.split()) if len(text) > 12 * _MAX_WORDS else 0
+        text = first_and_last_words(text, _MAX_WORDS, _MAX_WORDS)
         lowered = text.lower()
         words = _WORD.findall(lowered)
         return PromptFeatures(
@@ -71,7 +73,7 @@ class PatternBackend:
             instructions=len(_INSTRUCTION.findall(lowered)),
             distinct_ratio=len(set(words)) / len(words) if words else 0.0,
             mean_word=sum(map(len, words)) / len(words) if words else 0.0,
-            language=_language(words[:_TOLD]),
+            language=_language(words[:_LANGUAGE_WORDS]),
         )
 
 
@@ -80,7 +82,7 @@ def _code_marks(text: str) -> int:
 
 
 def _language(words: list[str]) -> str:
-    """The one whose frequent words stand out; "" for short, foreign or mixed texts."""
+    """Return the language with the most frequent words; "" for short, other or mixed texts."""
     if len(words) < 4:
         return ""
     shares = {name: sum(map(common.__contains__, words)) for name, common in _STOP.items()}

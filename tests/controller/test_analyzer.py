@@ -105,7 +105,7 @@ def test_spacy_tries_again_when_its_last_try_is_long_ago():
     backend = SpacyBackend(budget=0.05)
     backend._per_word = 1.0  # a second, as on a machine that was very busy
     assert backend.analyze("Why is that so?") is None
-    backend._learned -= 120.0
+    backend._measured_at -= 120.0
     found = backend.analyze("Why is that so?")
     assert found is not None
     assert found.backend == "spacy"
