@@ -1,61 +1,30 @@
-"""Tiny random models of every family."""
+"""Tiny random models of every family that can be pruned, and random rows for them."""
 
 import torch
 from torch import nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from pruners.architecture import Shape
 from pruners.realization.order import Order
+from tests.support.families import BASE_SIZES, served_families
 
 VOCAB = 97
 SIZES = {
+    **BASE_SIZES,
     "vocab_size": VOCAB,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
     "max_position_embeddings": 128,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-
-FAMILIES = {
-    "llama-gqa": (LlamaForCausalLM, LlamaConfig, {}),
-    "llama-mha": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}),
-    "llama-bias": (LlamaForCausalLM, LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
-    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 8}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
-    "gemma3": (
-        Gemma3ForCausalLM,
-        Gemma3TextConfig,
-        {
-            "sliding_window": 8,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        },
-    ),
-}
-
+FAMILIES = served_families(llama="llama-gqa", window=8)
 _HEADS_ARE_GROUPS = {"num_key_value_heads": None, "head_dim": None}
 
 PRUNED_FAMILIES = {
@@ -83,13 +52,15 @@ PRUNED_FAMILIES = {
     ),
     "bert": (BertForMaskedLM, BertConfig, _HEADS_ARE_GROUPS),
 }
-"""Those that are served, and those that are pruned and evaluated only."""
+"""The served families, and those that are only pruned and evaluated."""
 
 
 def tiny_model(family: str = "llama-gqa", seed: int = 0, **overrides: object) -> nn.Module:
-    """A random model, every parameter nonzero, so that a misplaced bias or norm shows."""
-    model_class, config_class, own = PRUNED_FAMILIES[family]
-    sizes = {name: size for name, size in {**SIZES, **own, **overrides}.items() if size is not None}
+    """Return a random model without zero parameters, so that a misplaced bias or norm shows."""
+    model_class, config_class, fields = PRUNED_FAMILIES[family]
+    sizes = {
+        name: size for name, size in {**SIZES, **fields, **overrides}.items() if size is not None
+    }
     torch.manual_seed(seed)
     model = model_class(config_class(**sizes)).eval()
     with torch.no_grad():
@@ -99,7 +70,7 @@ def tiny_model(family: str = "llama-gqa", seed: int = 0, **overrides: object) ->
 
 
 def random_rows(count: int, lengths: tuple[int, ...], seed: int = 0) -> list[torch.Tensor]:
-    """Rows of random tokens; lengths repeat in turn."""
+    """Return rows of random tokens, int64; `lengths` are repeated in turn."""
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randint(3, VOCAB, (lengths[i % len(lengths)],), generator=generator)
@@ -108,7 +79,7 @@ def random_rows(count: int, lengths: tuple[int, ...], seed: int = 0) -> list[tor
 
 
 def random_order(shape: Shape, seed: int = 0) -> Order:
-    """Random neurons; groups in reverse, since two at random may well stay."""
+    """Return an order of random neurons and reversed groups (two random ones might stay)."""
     generator = torch.Generator().manual_seed(seed)
     return Order(
         torch.stack([torch.randperm(shape.ffn, generator=generator) for _ in range(shape.layers)]),
@@ -118,5 +89,5 @@ def random_order(shape: Shape, seed: int = 0) -> Order:
 
 @torch.no_grad()
 def logits(model: nn.Module, rows: list[torch.Tensor]) -> torch.Tensor:
-    """Logits of rows of equal length, `[rows, length, vocab]`."""
+    """Return the logits of rows of equal length, `[rows, length, vocab]`."""
     return model(torch.stack(rows), use_cache=False).logits

@@ -1,23 +1,12 @@
-"""Tiny random models and a tokenizer to go with them, for breadth without downloads."""
+"""Tiny random models for serving and their tokenizers, so that tests need no downloads."""
 
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from tests.support.families import BASE_SIZES, served_families
 
 VOCAB = 384
 CHAT = (
@@ -25,56 +14,35 @@ CHAT = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _SIZES = {
+    **BASE_SIZES,
     "vocab_size": VOCAB,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
     "max_position_embeddings": 512,
     "bos_token_id": 0,
     "eos_token_id": 1,
     "pad_token_id": 1,
 }
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 _FAMILIES = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "llama-mha": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 4}),
-    "llama-bias": (LlamaForCausalLM, LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
-    "llama3-rope": (
-        LlamaForCausalLM,
-        LlamaConfig,
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 10000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
-    ),
-    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 24}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
-    "gemma3": (
-        Gemma3ForCausalLM,
-        Gemma3TextConfig,
-        {
-            "sliding_window": 24,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        },
-    ),
+    **served_families(llama="llama", window=24),
+    "llama3-rope": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": _LLAMA3_ROPE}),
 }
 FAMILIES = list(_FAMILIES)
 
 
 def tiny_model(family: str = "llama", seed: int = 0, **changes: object) -> PreTrainedModel:
-    """A random decoder, spread widely enough that its logits differ clearly between tokens."""
-    cls, config, extra = _FAMILIES[family]
+    """Return a random decoder whose logits differ clearly between tokens."""
+    model_class, config_class, fields = _FAMILIES[family]
     torch.manual_seed(seed)
-    model = cls(config(**{**_SIZES, **extra, **changes})).eval().requires_grad_(False)
+    model = (
+        model_class(config_class(**{**_SIZES, **fields, **changes})).eval().requires_grad_(False)
+    )
     for name, tensor in model.named_parameters():
         if tensor.dim() == 2:
             torch.nn.init.normal_(tensor, std=0.12)
@@ -86,7 +54,7 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: object) -> PreTr
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE with a chat template."""
+    """Return a byte-level BPE tokenizer with a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -104,7 +72,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
-    """As Llama 2 and Mistral have them: words begin with their space, other bytes are tokens."""
+    """Return a tokenizer like those of Llama 2 and Mistral.
+
+    Words begin with their space, and bytes without a token of their own are byte tokens.
+    """
     special = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     words = [
@@ -138,7 +109,7 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny(folder: Path, family: str = "llama", **changes: object) -> Path:
-    """A tiny model with its tokenizer as a Hugging Face folder."""
+    """Save a tiny model with its tokenizer as a Hugging Face folder; return the folder."""
     tiny_model(family, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

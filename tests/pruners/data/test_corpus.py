@@ -86,14 +86,14 @@ def test_a_dataset_is_streamed(monkeypatch):
         ("a.csv", b"text\n", "holds no text"),
     ],
 )
-def test_refuses_in_one_line(tmp_path, name, content, message):
+def test_unusable_files_are_refused_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as refused:
         read_corpus(str(tmp_path / name))
     assert "\n" not in str(refused.value)
 
 
-def test_refuses_what_is_not_there(tmp_path, monkeypatch):
+def test_missing_files_and_data_sets_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ReadError, match="cannot read"):
         read_corpus(str(tmp_path / "nothing.txt"))
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -1,4 +1,4 @@
-"""Files of the user's: every text arrives whole, and what cannot be read names file and line."""
+"""Test strict reading of files: no text is lost, and errors name the file and the line."""
 
 import json
 
@@ -10,7 +10,7 @@ from pruners.evaluation.tasks import read_task
 from pruners.support.errors import UserError
 
 ODD = "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg"
-"""Characters that `str.splitlines` takes for the end of a line."""
+"""Characters at which `str.splitlines` ends a line, though a file's line does not end there."""
 
 
 def test_only_a_newline_ends_a_line(tmp_path):
@@ -37,13 +37,13 @@ def test_a_csv_field_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-def test_a_byte_order_mark_is_no_text(tmp_path, name):
+def test_a_byte_order_mark_is_removed(tmp_path, name):
     body = {"a.txt": "fox", "a.jsonl": '{"text": "fox"}', "a.csv": "text\nfox\n"}[name]
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + body.encode())
     assert read_corpus(str(tmp_path / name)).documents == ("fox",)
 
 
-def test_content_parts_are_joined_as_the_server_does(tmp_path):
+def test_content_parts_are_joined_as_in_the_http_api(tmp_path):
     parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "fox"}]
     row = {"messages": [{"role": "user", "content": parts}]}
     path = tmp_path / "a.jsonl"
@@ -93,7 +93,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("name", "body", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_read_is_one_line_with_file_and_place(tmp_path, name, body, message):
+def test_an_unreadable_file_is_refused_in_one_line_with_the_place(tmp_path, name, body, message):
     path = tmp_path / name
     path.write_bytes(body if isinstance(body, bytes) else body.encode())
     with pytest.raises(UserError, match=message) as refused:
@@ -115,7 +115,7 @@ def test_what_cannot_be_read_is_one_line_with_file_and_place(tmp_path, name, bod
         ({"context": "c", "continuation": None}, "continuation is no text"),
     ],
 )
-def test_a_question_that_is_none_is_named(tmp_path, row, message):
+def test_an_invalid_question_is_refused_with_its_line(tmp_path, row, message):
     good = {"context": "c", "continuation": "d"}
     path = tmp_path / "task.jsonl"
     path.write_text(f"{json.dumps(good)}\n{json.dumps(row)}\n")
@@ -123,7 +123,7 @@ def test_a_question_that_is_none_is_named(tmp_path, row, message):
         read_task(path)
 
 
-def test_files_that_cannot_be_opened(tmp_path):
+def test_files_that_cannot_be_opened_are_refused(tmp_path):
     for read in (read_json, lambda p: list(read_json_lines(p)), lambda p: list(read_csv(p))):
         with pytest.raises(UserError, match="Is a directory"):
             read(tmp_path)

@@ -12,7 +12,7 @@ from tests.support.models import random_rows
 
 
 class Letters:
-    """A tokenizer: one token a character."""
+    """A tokenizer with one token for each character."""
 
     def __init__(self, bos: int | None = None) -> None:
         self.bos_token_id = bos
@@ -28,16 +28,16 @@ def text(rows: list[torch.Tensor]) -> list[str]:
     return ["".join(map(chr, row.tolist())) for row in rows]
 
 
-def test_text_becomes_windows_and_a_rest():
+def test_text_becomes_full_windows_and_a_shorter_one():
     assert text(tokenize_text(Letters(), "abcdefgh", window=3)) == ["abc", "def", "gh"]
     assert text(tokenize_text(Letters(), "abcdefgh", window=3, limit=5)) == ["abc", "de"]
 
 
-def test_a_rest_of_one_token_predicts_nothing_and_is_dropped():
+def test_a_last_row_of_one_token_is_dropped():
     assert text(tokenize_text(Letters(), "abcd", window=3)) == ["abc"]
 
 
-def test_every_row_starts_as_the_tokenizer_starts_a_text():
+def test_every_row_begins_with_the_bos_token():
     assert text(tokenize_text(Letters(bos=ord("^")), "abcd", window=3)) == ["^ab", "^cd"]
 
 
@@ -57,14 +57,14 @@ def test_batches_hold_every_row_once_within_the_limit():
     assert sorted(found) == sorted(row.tolist() for row in rows)
 
 
-def test_scored_positions_are_those_with_a_real_successor():
+def test_scored_positions_have_a_real_next_token():
     rows = [torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6])]
     (batch,) = make_batches(rows)
     assert batch.targets(batch.scored_positions()).tolist() == [2, 3, 4, 6]
     assert batch.targets(batch.scored_positions(after=2)).tolist() == [4]
 
 
-def test_sample_repeats_by_seed_and_keeps_to_its_size():
+def test_a_sample_depends_on_its_seed_and_has_its_size():
     rows = random_rows(10, (7,))
     drawn = sample_rows(rows, 20, seed=3)
     assert count_tokens(drawn) == 20
@@ -73,6 +73,6 @@ def test_sample_repeats_by_seed_and_keeps_to_its_size():
     assert count_tokens(sample_rows(rows, 10**6, seed=0)) == 70
 
 
-def test_hash_sees_the_borders_of_rows():
+def test_the_hash_depends_on_where_rows_end():
     one, two = torch.tensor([1, 2]), torch.tensor([3])
     assert hash_rows([one, two]) != hash_rows([torch.cat([one, two])])
