@@ -36,6 +36,7 @@ def runs(trial):
     return evaluate_policies(trial, {"dqn": StaticPolicy("tenth"), "twin": RulePolicy()})
 
 
+@pytest.mark.slow
 def test_all_policies_go_through_the_same(trial, runs):
     assert set(runs) == {
         *(f"static:{name}" for name in VARIANTS),

@@ -31,6 +31,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dqn", "bandit"])
 def test_the_same_seed_and_an_interruption_give_the_same_weights(kind, tmp_path):
     plan = TrainingPlan(kind, 40, episode_settings=EPISODES, dqn=SMALL)
@@ -75,6 +76,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_alone_the_network_reaches_the_tables_argmax():
     """Best is what loses least of those that are quick enough, by an objective that differs by
     episode. Compared on prompts that were not learned from."""

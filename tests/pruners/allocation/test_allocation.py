@@ -241,6 +241,7 @@ def test_search_without_optuna_says_what_to_install(monkeypatch):
         search_widths(problem, additive_loss([]), SearchOptions(1))
 
 
+@pytest.mark.slow
 def test_search_is_never_worse_than_greedy_repeats_and_resumes(tmp_path):
     pytest.importorskip("optuna")
     curves, budget = random_curves(3), 0.7 * parameters(BASE)

@@ -127,6 +127,7 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return root, load_file(root / "logits")
 
 
+@pytest.mark.slow
 @matrix
 def test_a_new_process_reloads_the_slice(family: str, cut: str, reloaded):
     root, found = reloaded

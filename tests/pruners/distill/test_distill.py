@@ -40,6 +40,7 @@ def masked_kl(located, order, spec, corrections) -> float:
     return evaluate(located, {"it": reader}, HELD_OUT).quality["it"].kl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tier", ["norms", "residuals", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_was_trained_is_what_the_mask_measures(family: str, tier: str):

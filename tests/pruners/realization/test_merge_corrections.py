@@ -32,6 +32,7 @@ def check_slice(folder: Path, located, spec, corrections, load=load_slice) -> No
     torch.testing.assert_close(logits(load(folder), ROWS), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_merged_slice_answers_as_the_corrected_mask(tmp_path: Path, family: str, kind: str):

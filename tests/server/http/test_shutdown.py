@@ -20,6 +20,8 @@ from server.http.server import HttpServer, server_config
 from server.settings import Settings
 from server.testing import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 LONG = {"prompt": "word", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
 ENDING = "the server is shutting down"
 

@@ -9,6 +9,8 @@ pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
 from server.jobs.lm_eval import HarnessError, HarnessRequest, run_harness, run_harness_on_server
 from server.testing import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 TASK = """
 task: mine
 dataset_path: json

@@ -18,6 +18,8 @@ from server.testing import ServerProcess
 from tests.server.jobs.test_train_policy import KilledError, killed, run
 from tests.support.commands import one_line, trimtab
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def profile(varied_folders, tmp_path_factory):

@@ -18,6 +18,8 @@ from server.jobs import training_runs
 from server.jobs.profile import corpus_hash
 from tests.support.paper import profile
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = (
     "--kind", "bandit", "--episodes", 10, "--seeds", 1, "--no-ablations", "--seed", 3,
     "--reward", "thesis", "--lost", 0, "--requests", 240, "--ttft-ms", 700, "--max-running", 4,

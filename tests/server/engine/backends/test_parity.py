@@ -12,6 +12,7 @@ from tests.support.tiny import FAMILIES, VOCAB, tiny_model
 PROMPTS = [[5, 9, 33, 7], list(range(10, 60)), [3], [(7 * i) % VOCAB for i in range(90)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PyTorchDecoder, GraphDecoder])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_equal_transformers_in_a_batch_with_variants(family, kind):
@@ -43,6 +44,7 @@ def test_prompt_logits_equal_transformers(family):
     torch.testing.assert_close(torch.cat(rows), expected, rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PyTorchDecoder, GraphDecoder])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["ffn-75", "ffn-50", "depth-2", "mixed"])
