@@ -53,8 +53,8 @@ class AccessControl:
             if origin is not None and not self._may_ask(origin.decode("latin-1").lower(), host):
                 return 403, f"pages of another origin may not ask this server; {_HINT}"
         elif scope["path"] not in _WITHOUT_KEY:
-            given = checked.get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._key):
+            key = checked.get(b"authorization", b"")
+            if not hmac.compare_digest(key, self._key):
                 return 401, "a valid API key is needed: Authorization: Bearer KEY"
         return None
 

@@ -153,9 +153,9 @@ def _api_error(error: Exception, wait_seconds: float) -> ApiError | None:
 
 def request_id_of(request: Request, prefix: str) -> str:
     """Return the client's `X-Request-Id` if it is a plain short one, else a fresh id."""
-    given = request.headers.get("x-request-id", "")
-    if given and len(given) <= 128 and given.isascii() and given.isprintable():
-        return given
+    client_id = request.headers.get("x-request-id", "")
+    if client_id and len(client_id) <= 128 and client_id.isascii() and client_id.isprintable():
+        return client_id
     return f"{prefix}-{uuid.uuid4().hex}"
 
 

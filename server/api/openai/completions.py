@@ -155,12 +155,12 @@ async def _prompts(
     builder: RequestBuilder, prompts: PromptProcessor, body: CompletionBody
 ) -> list[TokenizedPrompt]:
     """Tokenise the prompts, which are texts or token ids. Raise `ApiError`."""
-    given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    if not given:
+    entries = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if not entries:
         raise ApiError(400, "the prompt is empty", "prompt")
-    if isinstance(given[0], str):
-        builder.check_answer_count(len(given), body)
-        return await prompts.texts(given, encoding_options(body, special_tokens=True))
-    ids = cast(list[list[int]], given if isinstance(given[0], list) else [given])
+    if isinstance(entries[0], str):
+        builder.check_answer_count(len(entries), body)
+        return await prompts.texts(entries, encoding_options(body, special_tokens=True))
+    ids = cast(list[list[int]], entries if isinstance(entries[0], list) else [entries])
     builder.check_answer_count(len(ids), body)
     return await prompts.ids(ids)

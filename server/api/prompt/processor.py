@@ -151,15 +151,15 @@ class PromptProcessor:
         """
 
         def work() -> str:
-            given = chat
+            rendered = chat
             if options.plain:
                 _check_roles(chat.messages)
-                given = replace(
+                rendered = replace(
                     chat,
                     messages=self._encoder.mark_data(chat.messages),
                     variables=self._encoder.mark_data(chat.variables),
                 )
-            return template.render(given, self._max_template_bytes)
+            return template.render(rendered, self._max_template_bytes)
 
         try:
             return await self._templates.run(work, characters)
@@ -171,8 +171,8 @@ class PromptProcessor:
             raise ApiError(400, message, "messages") from error
 
     def _encode(self, text: str, options: EncodingOptions) -> TokenizedPrompt:
-        given = self._encoder.mark(text) if options.plain else text
-        tokens = self._encoder.encode(given, options.special)
+        marked = self._encoder.mark(text) if options.plain else text
+        tokens = self._encoder.encode(marked, options.special)
         return TokenizedPrompt(tokens, text[:_MAX_ANALYSED_CHARACTERS])
 
     def _check_ids(self, tokens: list[int]) -> TokenizedPrompt:

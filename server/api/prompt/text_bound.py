@@ -60,8 +60,8 @@ def text_bound(tokenizer: PreTrainedTokenizerBase) -> TextBound | None:
 
 def _state(part: _Part | None) -> dict[str, Any] | None:
     """Return the state of a tokenizer's part as JSON."""
-    found: dict[str, Any] | None = None if part is None else json.loads(part.__getstate__())
-    return found
+    state: dict[str, Any] | None = None if part is None else json.loads(part.__getstate__())
+    return state
 
 
 def _parts(state: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -1,81 +1,21 @@
-"""What one connection may send, for how long, and how many there may be; the app is a stand-in."""
+"""What one connection may send and for how long, around an application that only waits."""
 
-import asyncio
 import contextlib
-import functools
-import json
-import logging
 import socket
 import struct
-import threading
 import time
-from dataclasses import replace
 
 import pytest
-import uvicorn
 
-from server.http.connection_limiter import ClientTimeouts, ConnectionLimiter
-from server.http.protocol import HttpProtocol
-
-TIMEOUTS = ClientTimeouts(header=10, body=10)
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-class App:
-    """Reads the body, and waits for the time in the path `/SECONDS` or for a disconnect.
-
-    `running` counts requests; `ended` tells of each whether its client was gone.
-    """
-
-    def __init__(self):
-        self.running = 0
-        self.ended = []
-
-    async def __call__(self, scope, receive, send):
-        self.running += 1
-        try:
-            await self.answer(scope, receive, send)
-        finally:
-            self.running -= 1
-
-    async def answer(self, scope, receive, send):
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                self.ended.append("gone")
-                return
-            size += len(message["body"])
-            more = message["more_body"]
-        gone = asyncio.create_task(receive())
-        await asyncio.wait({gone}, timeout=float(scope["path"].strip("/") or 0))
-        self.ended.append("gone" if gone.done() else "done")
-        gone.cancel()
-        body = str(size).encode()
-        headers = [(b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-
-@contextlib.contextmanager
-def serving(max_connections=100, **timeouts):
-    app = App()
-    connections = ConnectionLimiter(max_connections, replace(TIMEOUTS, **timeouts))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, port=0, http=functools.partial(HttpProtocol, connections), ws="none",
-            log_config=None, lifespan="off", access_log=False,
-        )
-    )  # fmt: skip
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    app.port = server.servers[0].sockets[0].getsockname()[1]
-    app.open = server.server_state.connections
-    yield app
-    server.should_exit = server.force_exit = True
-    thread.join(timeout=5)
+from tests.support.raw_http import (
+    GET,
+    closing,
+    connect,
+    read,
+    serving,
+    status_of_error,
+    wait_until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,46 +24,9 @@ def app():
         yield app
 
 
-def connect(app, *parts):
-    client = socket.create_connection(("127.0.0.1", app.port), timeout=10)
-    with contextlib.suppress(OSError):
-        for part in parts:
-            client.sendall(part)
-    return client
-
-
-def read(client):
-    """Return all that comes until the server closes."""
-    received = b""
-    while part := client.recv(65536):
-        received += part
-    client.close()
-    return received
-
-
-def status_of_error(answer):
-    """Return the status of an error in the envelope, which closes the connection."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert json.loads(body)["error"]["message"]
-    assert b"connection: close" in head.lower()
-    return int(head.split()[1])
-
-
 def reset(client):
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
-
-
-def wait_until(condition, seconds=5.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.01)
-
-
-def closing(request):
-    """Return the request with a field that makes the server close after it."""
-    return request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
 
 
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -216,38 +119,6 @@ def test_a_client_that_reads_no_answers_is_disconnected():
         client.close()
 
 
-def test_at_the_limit_the_longest_idle_connections_are_closed_and_busy_ones_are_not(caplog):
-    with caplog.at_level(logging.WARNING, logger="server"), serving(max_connections=20) as app:
-        busy = [connect(app, b"GET /2 HTTP/1.1\r\nConnection: close\r\n\r\n") for _ in range(3)]
-        wait_until(lambda: app.running == 3)
-        idle = [connect(app, b"GET" if at % 2 else b"") for at in range(60)]
-        body = connect(app, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
-        assert read(connect(app, closing(GET))).startswith(b"HTTP/1.1 200")
-        with contextlib.suppress(ConnectionResetError):
-            assert idle[0].recv(1) == b""
-        body.sendall(b"x" * 9)
-        assert body.recv(100).startswith(b"HTTP/1.1 200")
-        for client in busy:
-            assert read(client).startswith(b"HTTP/1.1 200")
-        wait_until(lambda: len(app.open) <= 20)
-        for client in (*idle, body):
-            client.close()
-    assert len(caplog.records) == 1
-    assert "all 20 connections are in use" in caplog.text
-
-
-def test_a_new_connection_gets_503_while_all_others_are_busy():
-    with serving(max_connections=3) as app:
-        busy = [connect(app, b"GET /1 HTTP/1.1\r\nConnection: close\r\n\r\n") for _ in range(3)]
-        wait_until(lambda: app.running == 3)
-        answer = read(connect(app, GET))
-        assert status_of_error(answer) == 503
-        assert b"retry-after: 1" in answer
-        for client in busy:
-            assert read(client).startswith(b"HTTP/1.1 200")
-        assert read(connect(app, closing(GET))).startswith(b"HTTP/1.1 200")
-
-
 DISCONNECTS = {
     "reset": reset,
     "close": socket.socket.close,
@@ -286,18 +157,3 @@ def test_a_good_request_is_answered_although_a_bad_one_follows(app):
     answer = read(client)
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.count(b"HTTP/1.1") == 1
-
-
-def test_three_hundred_idle_or_dripping_connections_leave_room_for_others():
-    with serving(max_connections=1000) as app:
-        crowd = [connect(app, b"GET / HTTP/1.1\r\nX: " if at % 2 else b"") for at in range(300)]
-        longest = 0.0
-        for _ in range(20):
-            for client in crowd[1::2]:
-                client.sendall(b"x")
-            began = time.monotonic()
-            assert read(connect(app, closing(GET))).startswith(b"HTTP/1.1 200")
-            longest = max(longest, time.monotonic() - began)
-        assert longest < 1
-        for client in crowd:
-            client.close()
