@@ -77,7 +77,7 @@ def _generation(output=(5, 6), **fields):
     sequence = SimpleNamespace(
         request=request, output=list(output), variant=SMALL, reused=1, arrived=now - 4,
         started_at=now - 3, first_token_at=now - 2, last_token_at=now - 1,
-        narrowed=False, drafts=SimpleNamespace(proposed=4, accepted=3),
+        narrowed=False, lookup=SimpleNamespace(proposed=4, accepted=3),
     )  # fmt: skip
     vars(sequence).update(fields)
     return SimpleNamespace(sequence=sequence)
