@@ -146,3 +146,16 @@ def test_a_wrong_command_is_noticed(command):
 @pytest.mark.parametrize("target", ["docs/no-such-page.md", "docs/variants.md#no-such-heading"])
 def test_a_broken_link_is_noticed(target):
     assert problems_of(PAGES[0], target)
+
+
+def test_the_page_of_the_architecture_names_every_folder():
+    """One line for each folder that has code in it."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    folders = {
+        path.parent.relative_to(ROOT)
+        for name in FOLDERS[:5]
+        for pattern in ("*.py", "*.cpp", "*.h")
+        for path in (ROOT / name).rglob(pattern)
+    }
+    parents = [str(folder) for folder in folders if f"| `{folder}` |" not in page]
+    assert [name for name in sorted(parents) if "csrc/arch/" not in name] == []
