@@ -21,7 +21,7 @@ from pruners.variant import BASE
 from server.engine.config import ModelConfig
 from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import LoadedModel
-from server.jobs.step_timing import decode_step, prefill, zeroed_decoder
+from server.jobs.step_timing import decode_timer, open_zeroed_decoder, prefill_timer
 from telemetry.machine import describe
 
 Series = dict[tuple[str, str], list[float]]
@@ -75,7 +75,7 @@ def _measurements(
 ) -> dict[tuple[str, str], Measure]:
     """Return what to measure, by engine and kind: each call returns tokens a second."""
     base = model.variants[BASE]
-    decoder = zeroed_decoder(model, max(ROWS) * (max(CACHED) + 64))
+    decoder = open_zeroed_decoder(model, max(ROWS) * (max(CACHED) + 64))
     jobs: dict[tuple[str, str], Measure] = {}
 
     def rate(seconds: Measure, tokens: int) -> Measure:
@@ -83,10 +83,10 @@ def _measurements(
 
     for cached in CACHED:
         for rows in ROWS:
-            step = decode_step(decoder, base, rows, cached)
+            step = decode_timer(decoder, base, rows, cached)
             jobs[ours, f"decode {rows} x {cached}"] = rate(step, rows)
     for tokens in PROMPTS:
-        jobs[ours, f"prefill {tokens}"] = rate(prefill(decoder, base, tokens), tokens)
+        jobs[ours, f"prefill {tokens}"] = rate(prefill_timer(decoder, base, tokens), tokens)
     for peer in others:
         for cached in CACHED:
             jobs[peer.name, f"decode 1 x {cached}"] = peer.decode(cached)

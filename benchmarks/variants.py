@@ -21,7 +21,7 @@ from server.engine.backends.base import Decoder, Segment
 from server.engine.config import ModelConfig
 from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import LoadedModel
-from server.jobs.step_timing import decode_step, zeroed_decoder
+from server.jobs.step_timing import decode_timer, open_zeroed_decoder
 from telemetry.machine import describe
 
 Series = dict[tuple[str, str], list[float]]
@@ -36,7 +36,7 @@ def mixed_batch(decoder: Decoder, model: LoadedModel, repeats: int) -> dict[str,
     names = list(model.variants)
     picked = [names[len(names) * i // 4] for i in range(4)]
     specs = [model.variants[name] for name in picked]
-    jobs = {("unmixed", spec.name): decode_step(decoder, spec, 8, CACHED) for spec in specs}
+    jobs = {("unmixed", spec.name): decode_timer(decoder, spec, 8, CACHED) for spec in specs}
     caches = [decoder.cache.open() for _ in range(8)]
     for cache in caches:
         assert cache.reserve(CACHED + 1)
@@ -102,9 +102,9 @@ def main() -> None:
         plain: width_spec(shape, 0.5),
         f"{len(skipped)} of {shape.layers} layers less": depth_spec(shape, skipped),
     }
-    decoder = zeroed_decoder(model, 16 * (CACHED + 128))
+    decoder = open_zeroed_decoder(model, 16 * (CACHED + 128))
     jobs = {
-        (name, str(rows)): decode_step(decoder, spec, rows, CACHED)
+        (name, str(rows)): decode_timer(decoder, spec, rows, CACHED)
         for name, spec in specs.items()
         for rows in ROWS
     }

@@ -1,4 +1,4 @@
-"""`trimtab build`: hands the offline half the engine's own samples and a loaded model."""
+"""`trimtab build`: makes an artefact of a model, calibrated on given or self-generated text."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -27,16 +27,14 @@ from server.engine.loading.load import (
     preferred_device,
 )
 from server.engine.loading.source import model_name, resolve_model
+from server.jobs.job_setup import SELF_GENERATED, TokenRows, checkpoint_folder
 from server.jobs.self_generated_text import SelfGeneratedText
 from server.jobs.step_timing import block_latency
 
-SELF = "sampled from the base at temperature 1"
-_ROW = 512
-"""Tokens of a row at the least; more where KV budgets are measured, which takes twice as many."""
+_MIN_ROW_TOKENS = 512  # of held-out rows; KV budgets are measured on rows of twice their length
 _HELD_OUT_ROWS = 8
-_PIECES = 8  # calibration is no fewer rows, since some of them are held out from fits
-
-Rows = list[torch.Tensor]
+_MIN_CALIBRATION_ROWS = 8  # some of them are held out from fits
+_CALIBRATION_SHARE = 0.75  # of a given text; the rest is held out
 
 
 def build_artefact(
@@ -46,67 +44,87 @@ def build_artefact(
     recipe: Recipe,
     device: torch.device | None = None,
 ) -> Artefact:
-    """Builds variants of a model into the folder `out`, calibrated on the user's text or its own.
+    """Build variants of a model into the folder `out`.
 
-    Layers are computed on `device`, one at a time, or else on the CPU. An interrupted call goes on
-    where it stopped, from a folder beside `out`; a refused one leaves nothing. Raises
-    `TargetError`, `BuildError`, `SourceError`, `ModelSourceError` or `UnsupportedModelError`.
+    They are calibrated on `corpus`, or else on text that the model writes. `device` computes one
+    layer at a time; None stands for the CPU. An interrupted call goes on where it stopped, from a
+    folder beside `out`; a refused one leaves nothing. Raises `TargetError`, `BuildError`,
+    `SourceError`, `ModelSourceError` or `UnsupportedModelError`.
     """
+    unfinished = checkpoint_folder(out, "build")
     check_folder(out, ARTEFACT)
-    check_folder(_checkpoint(out), CHECKPOINT)
-    folder = resolve_model(model)
-    recipe.check(locate(load_outline(folder)).shape)  # before minutes of sampling
-    longest = 2 * max(recipe.kv_budgets, default=_ROW // 2)
-    piece = min(longest, recipe.calibration_tokens // _PIECES)
-    identity = {"model": str(folder), "recipe": asdict(recipe), "build": 1}
+    check_folder(unfinished, CHECKPOINT)
+    source = resolve_model(model)
+    recipe.check(locate(load_outline(source)).shape)  # before minutes of sampling
+    identity: dict[str, Any] = {"model": str(source), "recipe": asdict(recipe), "build": 1}
+    rows = None
     if corpus is not None:
-        calibration, held_out = _text_rows(folder, corpus, recipe, piece, longest)
-        identity["text"] = [hash_rows(rows) for rows in (calibration, held_out)]
-    with progress_bars() as progress, Checkpoint(_checkpoint(out), identity) as checkpoint:
-        if corpus is None:
-            text = SelfGeneratedText(folder, checkpoint, progress)
-            number = _HELD_OUT_ROWS + -(-recipe.calibration_tokens // longest)
-            rows = text.rows(number, longest, recipe.seed)
-            held_out = rows[:_HELD_OUT_ROWS]
-            calibration = [p for row in rows[_HELD_OUT_ROWS:] for p in row.split(piece)]
-            del text  # two copies of the weights are enough, and building needs the other one
-        seconds = _seconds(folder, checkpoint, progress) if recipe.budget == "latency" else None
-        source = SELF if corpus is None else corpus.name
+        rows = _corpus_rows(source, corpus, recipe)
+        identity["text"] = [hash_rows(rows.calibration), hash_rows(rows.held_out)]
+    with progress_bars() as progress, Checkpoint(unfinished, identity) as checkpoint:
+        if rows is None:
+            rows = _self_generated_rows(source, recipe, checkpoint, progress)
+        latency = None
+        if recipe.budget == "latency":
+            latency = _measure_latency(source, checkpoint, progress)
         artefact = build(
-            load_transformers(folder, torch.float32),
+            load_transformers(source, torch.float32),
             model_name(model),
-            BuildRows(calibration, held_out, source, f"{source}, other rows"),
+            rows,
             recipe,
-            BuildOptions(checkpoint, progress, device, seconds),
+            BuildOptions(checkpoint, progress, device, latency),
         )
         artefact.save(out)
     return artefact
 
 
-def _checkpoint(out: Path) -> Path:
-    return out.parent / f".{out.name}-build"
+def _row_tokens(recipe: Recipe) -> tuple[int, int]:
+    """Return how many tokens a calibration row and a held-out row have."""
+    held_out = 2 * max(recipe.kv_budgets, default=_MIN_ROW_TOKENS // 2)
+    return min(held_out, recipe.calibration_tokens // _MIN_CALIBRATION_ROWS), held_out
 
 
-def _seconds(folder: Path, checkpoint: Checkpoint, progress: Progress) -> LatencyCost:
-    """Measured once: a build that goes on must not choose by another clock."""
+def _corpus_rows(source: Path, corpus: Corpus, recipe: Recipe) -> BuildRows:
+    """Return rows of a text: the first part calibrates, the rest is held out."""
+    calibration_row, held_out_row = _row_tokens(recipe)
+    tokenizer = load_tokenizer(source)
+    first, rest = corpus.split(_CALIBRATION_SHARE)
+    return _build_rows(
+        first.rows(tokenizer, calibration_row, recipe.calibration_tokens),
+        rest.rows(tokenizer, held_out_row, _HELD_OUT_ROWS * held_out_row),
+        corpus.name,
+    )
+
+
+def _self_generated_rows(
+    source: Path, recipe: Recipe, checkpoint: Checkpoint, progress: Progress
+) -> BuildRows:
+    """Return rows that the model writes. It is loaded for this call alone."""
+    calibration_row, held_out_row = _row_tokens(recipe)
+    text = SelfGeneratedText(source, checkpoint, progress)
+    count = _HELD_OUT_ROWS + -(-recipe.calibration_tokens // held_out_row)
+    rows = text.rows(count, held_out_row, recipe.seed)
+    calibration = [part for row in rows[_HELD_OUT_ROWS:] for part in row.split(calibration_row)]
+    return _build_rows(calibration, rows[:_HELD_OUT_ROWS], SELF_GENERATED)
+
+
+def _build_rows(calibration: TokenRows, held_out: TokenRows, name: str) -> BuildRows:
+    return BuildRows(calibration, held_out, name, f"{name}, other rows")
+
+
+def _measure_latency(source: Path, checkpoint: Checkpoint, progress: Progress) -> LatencyCost:
+    """Measure how long blocks of each width take.
+
+    A build that goes on reads what was measured before: it must not mix two measurements.
+    """
 
     def measure() -> dict[str, Any]:
-        model = load_model(folder, folder.name, device=preferred_device())  # as it is served
+        model = load_model(source, source.name, device=preferred_device())  # as it is served
         return asdict(block_latency(model, progress=progress))
 
-    noted = checkpoint.get_or_compute("latency", measure)
+    measured = checkpoint.get_or_compute("latency", measure)
     blocks: dict[Part, dict[int, float]] = {
-        part: {int(width): seconds for width, seconds in noted["blocks"][part].items()}
+        part: {int(width): seconds for width, seconds in measured["blocks"][part].items()}
         for part in PARTS
     }
-    return LatencyCost(noted["rest"], blocks)
-
-
-def _text_rows(
-    folder: Path, corpus: Corpus, recipe: Recipe, piece: int, longest: int
-) -> tuple[Rows, Rows]:
-    """The first three quarters of the text calibrate, the rest is held out."""
-    tokenizer = load_tokenizer(folder)
-    first, rest = corpus.split(0.75)
-    calibration = first.rows(tokenizer, piece, recipe.calibration_tokens)
-    return calibration, rest.rows(tokenizer, longest, _HELD_OUT_ROWS * longest)
+    return LatencyCost(measured["rest"], blocks)

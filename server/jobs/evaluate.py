@@ -5,18 +5,16 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-import torch
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from pruners.architecture import LocatedModel, locate
+from pruners.architecture import LocatedModel
 from pruners.artefact.folder import Artefact, load_artefact
 from pruners.artefact.table import Quality, Table
 from pruners.calibration.layer_replay import final_hidden
 from pruners.data.corpus import Corpus, SourceError
 from pruners.data.rows import hash_rows
 from pruners.evaluation.accuracy import measure_accuracy
-from pruners.evaluation.cost import compute_cost
 from pruners.evaluation.evaluate import VariantForward, evaluate, masked_variants
 from pruners.evaluation.report import REPORT, write_report
 from pruners.evaluation.tasks import Task, TaskError, read_task
@@ -26,35 +24,36 @@ from pruners.kv.transformers_cache import forward_with_eviction
 from pruners.realization.variant_set import VariantSet
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.files import check_file, check_folder
-from pruners.support.fingerprint import fingerprint
 from pruners.support.progress import progress_bars
-from pruners.variant import BASE, base_spec
+from pruners.variant import BASE
 from server.engine.config import DEFAULT_KV_BUDGETS
-from server.engine.loading.load import (
-    load_model,
-    load_tokenizer,
-    load_transformers,
-    preferred_device,
-)
+from server.engine.loading.load import load_model, load_tokenizer, preferred_device
 from server.engine.loading.source import resolve_model
-from server.jobs.build import SELF
+from server.jobs.job_setup import (
+    SELF_GENERATED,
+    TokenRows,
+    checkpoint_folder,
+    compute_costs,
+    load_base,
+)
 from server.jobs.kv_budget_timing import time_budgets
 from server.jobs.memory_log import MemoryLog
 from server.jobs.sample_answers import sample_answers
 from server.jobs.self_generated_text import SelfGeneratedText
 from server.jobs.step_timing import time_variants
 
-SHARES = (0.25, 0.5, 0.75)
-"""Of a long prompt, what KV budgets keep when scorers are compared."""
-_SEED = 2  # of fresh rows: `build` takes others
-_OWN_ROWS = 8
+KEPT_SHARES = (0.25, 0.5, 0.75)
+"""Shares of a long prompt that KV budgets keep when scorers are compared."""
+_SEED = 2  # of self-generated rows; `trimtab build` uses another
+_MAX_ROWS = 8  # of self-generated text, and of text that evictions are measured on
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """What to measure. `tasks` are JSONL files, of which `task_limit` questions are asked.
+    """What to measure.
 
-    `window` and `limit` are in tokens; `kv_prompt` is how long a prompt is before its cache is cut.
+    `tasks` are JSONL files, of which `task_limit` questions are asked. `window` and `limit` are the
+    tokens of a row and of all text; `kv_prompt` is the length of a prompt before its cache is cut.
     """
 
     corpus: Corpus | None = None
@@ -65,9 +64,47 @@ class EvaluationPlan:
     kv_prompt: int = 512
     timing: bool = True
 
+    def read_tasks(self) -> dict[str, Task]:
+        """Return the tasks by name, which is that of the file. Raises `TaskError`."""
+        tasks: dict[str, Task] = {}
+        for path in self.tasks:
+            if path.stem in tasks:
+                raise TaskError(f"two files of tasks are named {path.stem}; rename one")
+            tasks[path.stem] = read_task(path, self.task_limit)
+        return tasks
+
+    def read_rows(self, tokenizer: PreTrainedTokenizerBase) -> TokenRows | None:
+        """Return the rows of the corpus; None without one. Raises `SourceError`."""
+        if self.corpus is None:
+            return None
+        rows = self.corpus.rows(tokenizer, self.window, self.limit)
+        if not rows:
+            raise SourceError(
+                f"{self.corpus.name} is shorter than a window of {self.window} tokens; give more "
+                "text, or a smaller window"
+            )
+        return rows
+
+    def count_generated_rows(self) -> int:
+        """Return how many rows the base writes if there is no corpus."""
+        limit = _MAX_ROWS * self.window if self.limit is None else self.limit
+        return max(1, limit // self.window)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What is measured, on which rows and tasks."""
+
+    artefact: Artefact
+    source: Path
+    plan: EvaluationPlan
+    tokenizer: PreTrainedTokenizerBase
+    rows: TokenRows
+    tasks: dict[str, Task]
+
 
 def evaluate_artefact(model: str, folder: Path, plan: EvaluationPlan) -> Artefact:
-    """Measures everything in the plan anew and writes `table.json` and the report into `folder`.
+    """Measure everything in the plan, and write `table.json` and the report into `folder`.
 
     An interrupted call goes on where it stopped, from a folder beside it. Raises `ArtefactError`,
     `SourceError`, `TaskError`, `ModelSourceError` or `UnsupportedModelError`.
@@ -75,122 +112,108 @@ def evaluate_artefact(model: str, folder: Path, plan: EvaluationPlan) -> Artefac
     artefact = load_artefact(folder)
     check_file(folder / "table.json")
     check_folder(folder / "report", REPORT)
-    items = _questions(plan)
+    tasks = plan.read_tasks()
     source = resolve_model(model)
-    artefact.check_base(fingerprint(load_transformers(source, torch.float32)))
+    load_base(source, artefact)  # raises if it is another model
     memory = MemoryLog()
     tokenizer = load_tokenizer(source)
-    rows = None
-    if plan.corpus is not None:
-        rows = plan.corpus.rows(tokenizer, plan.window, plan.limit)
-        if not rows:
-            raise SourceError(
-                f"{plan.corpus.name} is shorter than a window of {plan.window} tokens; give more "
-                "text, or a smaller window"
-            )
+    rows = plan.read_rows(tokenizer)
     identity = {
         "artefact": artefact.identity(),
         "plan": [plan.window, plan.limit, plan.kv_prompt],
-        "tasks": {name: sha256(repr(task).encode()).hexdigest() for name, task in items.items()},
+        "tasks": {name: sha256(repr(task).encode()).hexdigest() for name, task in tasks.items()},
         "text": None if rows is None else hash_rows(rows),
     }
-    kept = folder.parent / f".{folder.name}-evaluate"
-    with progress_bars() as progress, Checkpoint(kept, identity) as checkpoint:
+    unfinished = checkpoint_folder(folder, "evaluate")
+    with progress_bars() as progress, Checkpoint(unfinished, identity) as checkpoint:
         if rows is None:
-            limit = _OWN_ROWS * plan.window if plan.limit is None else plan.limit
-            wanted = max(1, limit // plan.window)
-            rows = SelfGeneratedText(source, checkpoint, progress).rows(wanted, plan.window, _SEED)
-        table = _offline(artefact, source, rows, plan, items, tokenizer, checkpoint, progress)
+            text = SelfGeneratedText(source, checkpoint, progress)
+            rows = text.rows(plan.count_generated_rows(), plan.window, _SEED)
+            del text  # its copy of the weights
+        inputs = _Inputs(artefact, source, plan, tokenizer, rows, tasks)
+        table = _measure_quality(inputs, checkpoint, progress)
         if plan.timing:
-            memory.note("before")
-            device = preferred_device()  # as it is served
-            loaded = load_model(source, artefact.model_name, artefact=artefact, device=device)
-            memory.note("base and variants loaded")
-            speed = time_variants(loaded, progress=progress)
-            memory.note("after all variants ran")
-            for found in speed.values():
-                found["memory"] = memory.readings()
-                found["kv"] = time_budgets(loaded, table.kv_quality, progress=progress)
-            speed = {**artefact.table.speed, **speed}
-            table = replace(table, speed=speed, samples=sample_answers(loaded))
+            table = _measure_speed(inputs, table, memory, progress)
         artefact = replace(artefact, table=table)
         table.save(folder / "table.json")
         write_report(artefact, folder / "report")
     return artefact
 
 
-def _questions(plan: EvaluationPlan) -> dict[str, Task]:
-    """By task, which is called as its file is."""
-    items: dict[str, Task] = {}
-    for path in plan.tasks:
-        if path.stem in items:
-            raise TaskError(f"two files of tasks are named {path.stem}; rename one")
-        items[path.stem] = read_task(path, plan.task_limit)
-    return items
-
-
-def _offline(
-    artefact: Artefact,
-    source: Path,
-    rows: list[torch.Tensor],
-    plan: EvaluationPlan,
-    items: dict[str, Task],
-    tokenizer: PreTrainedTokenizerBase,
-    checkpoint: Checkpoint,
-    progress: Progress,
-) -> Table:
-    """Everything that `transformers` measures: quality, tasks, eviction and cost."""
-    located = locate(load_transformers(source, torch.float32))
-    own, known = artefact.corrections, artefact.table.kv_quality
-    budgets = sorted({*known, *DEFAULT_KV_BUDGETS})  # what the server offers, too
-    readers = masked_variants(located, VariantSet(artefact.order, artefact.variants, own))
-    found = evaluate(located, readers, rows, progress=progress, checkpoint=checkpoint)
+def _measure_quality(inputs: _Inputs, checkpoint: Checkpoint, progress: Progress) -> Table:
+    """Measure with `transformers`: quality, tasks, eviction and cost."""
+    artefact, plan, rows = inputs.artefact, inputs.plan, inputs.rows
+    located = load_base(inputs.source, artefact)
+    variants = VariantSet(artefact.order, artefact.variants, artefact.corrections)
+    forwards = masked_variants(located, variants)
+    evaluation = evaluate(located, forwards, rows, progress=progress, checkpoint=checkpoint)
+    known = artefact.table.kv_quality
+    budgets = sorted({*known, *DEFAULT_KV_BUDGETS})
     base: dict[str, VariantForward] = {BASE: partial(final_hidden, located)}
+    corpus = plan.corpus
+    name = f"{SELF_GENERATED}, other rows" if corpus is None else corpus.name
     return Table(
         evaluation={
-            **found.describe(
-                rows, f"{SELF}, other rows" if plan.corpus is None else plan.corpus.name
-            ),
-            "protocol": "WikiText-2" if plan.corpus and plan.corpus.wikitext else "rows",
+            **evaluation.describe(rows, name),
+            "protocol": "WikiText-2" if corpus is not None and corpus.wikitext else "rows",
         },
-        quality=found.quality,
-        # What no row is long enough for stays as it was.
+        quality=evaluation.quality,
+        # Budgets that no row is long enough for stay as they were.
         kv_quality={**known, **measure_budgets(located, rows, budgets, progress, checkpoint)},
-        cost={
-            spec.name: compute_cost(spec, own.get(spec.name, {}), located)
-            for spec in (base_spec(located.shape), *artefact.variants)
-        },
-        eviction=_evictions(located, rows, plan.kv_prompt, checkpoint, progress),
+        cost=compute_costs(located, artefact.variants, artefact.corrections),
+        eviction=_compare_scorers(located, rows, plan.kv_prompt, checkpoint, progress),
         tasks={
             name: measure_accuracy(
-                located, tokenizer, {**base, **readers}, task, checkpoint, progress
+                located, inputs.tokenizer, {**base, **forwards}, task, checkpoint, progress
             )
-            for name, task in items.items()
+            for name, task in inputs.tasks.items()
         },
     )
 
 
-def _evictions(
+def _measure_speed(inputs: _Inputs, table: Table, memory: MemoryLog, progress: Progress) -> Table:
+    """Return the table with times, memory and sample answers, as the variants are served here."""
+    artefact = inputs.artefact
+    memory.record("before")
+    model = load_model(
+        inputs.source, artefact.model_name, artefact=artefact, device=preferred_device()
+    )
+    memory.record("base and variants loaded")
+    speed = time_variants(model, progress=progress)
+    memory.record("after all variants ran")
+    for measured in speed.values():
+        measured["memory"] = memory.readings()
+        measured["kv"] = time_budgets(model, table.kv_quality, progress=progress)
+    speed = {**artefact.table.speed, **speed}
+    return replace(table, speed=speed, samples=sample_answers(model))
+
+
+def _compare_scorers(
     located: LocatedModel,
-    rows: list[torch.Tensor],
-    prompt: int,
+    rows: TokenRows,
+    prompt_tokens: int,
     checkpoint: Checkpoint,
     progress: Progress,
 ) -> dict[str, dict[str, Quality]]:
-    """Each scorer at each budget, on what follows a long prompt; nothing without rows that long."""
-    long = [row[: prompt + prompt // 2] for row in rows if len(row) >= prompt + prompt // 2]
-    if not long or not located.causal:
+    """Return the quality by KV scorer and share of a prompt that it keeps.
+
+    It is measured on the tokens after the prompt. Without rows that are long enough it is empty.
+    """
+    row_tokens = prompt_tokens + prompt_tokens // 2
+    long_rows = [row[:row_tokens] for row in rows if len(row) >= row_tokens][:_MAX_ROWS]
+    if not long_rows or not located.causal:
         return {}
-    readers: dict[str, VariantForward] = {}
-    for name, scorer in KV_SCORERS.items():
-        for share in SHARES:
-            step = max(1, prompt // 32)
-            eviction = Eviction(scorer(), int(share * prompt), interval=step, recent=step)
-            readers[f"{name} {share:.0%}"] = partial(
-                forward_with_eviction, located, prompt=prompt, eviction=eviction
+    interval = max(1, prompt_tokens // 32)
+    forwards: dict[str, VariantForward] = {}
+    for name, make_scorer in KV_SCORERS.items():
+        for share in KEPT_SHARES:
+            budget = int(share * prompt_tokens)
+            eviction = Eviction(make_scorer(), budget, interval=interval, recent=interval)
+            forwards[f"{name} {share:.0%}"] = partial(
+                forward_with_eviction, located, prompt=prompt_tokens, eviction=eviction
             )
-    found = evaluate(located, readers, long[:_OWN_ROWS], prompt, progress, checkpoint).quality
+    quality = evaluate(located, forwards, long_rows, prompt_tokens, progress, checkpoint).quality
     return {
-        name: {f"{share:.0%}": found[f"{name} {share:.0%}"] for share in SHARES}
+        name: {f"{share:.0%}": quality[f"{name} {share:.0%}"] for share in KEPT_SHARES}
         for name in KV_SCORERS
     }

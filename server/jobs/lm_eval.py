@@ -16,12 +16,16 @@ from server.jobs.export import merged_variant
 
 
 class HarnessError(UserError):
-    """The harness is missing, or cannot do what it is asked. One clear line."""
+    """The harness is missing, or cannot do what it is asked. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class HarnessRequest:
-    """What the harness is asked. `tasks` are its names, looked up in `include` too."""
+    """What the harness shall do.
+
+    `tasks` are its own names, or those of tasks in the folder `include`. `limit` is the number of
+    questions of each task, `shots` that of requestples before a question; None leaves both to it.
+    """
 
     tasks: tuple[str, ...]
     limit: int | None = None
@@ -30,32 +34,33 @@ class HarnessRequest:
 
 
 def run_harness(
-    model: str, artefact: Path | None, variant: str, exam: HarnessRequest
+    model: str, artefact: Path | None, variant: str, request: HarnessRequest
 ) -> dict[str, Any]:
-    """Results by task of a variant with its corrections merged, computed by `transformers` in fp32.
+    """Return the harness's results by task for a variant, computed by `transformers` in fp32.
 
-    Raises `HarnessError`, `ArtefactError`, `ModelSourceError` or `UnsupportedModelError`.
+    The corrections of the variant are merged. Raises `HarnessError`, `ArtefactError`,
+    `ModelSourceError` or `UnsupportedModelError`.
     """
-    harness = _harness()
+    harness = _import_harness()
     from lm_eval.models.huggingface import HFLM
 
     source = resolve_model(model)
     if variant == BASE:
-        made = load_transformers(source, torch.float32)
+        computed = load_transformers(source, torch.float32)
     else:
-        made, _ = merged_variant(model, artefact, variant)
-    loaded = HFLM(pretrained=made, tokenizer=load_tokenizer(source), batch_size=8)
-    return _run(harness, loaded, None, exam)
+        computed, _ = merged_variant(model, artefact, variant)
+    loaded = HFLM(pretrained=computed, tokenizer=load_tokenizer(source), batch_size=8)
+    return _run(harness, loaded, None, request)
 
 
 def run_harness_on_server(
-    url: str, model: str, variant: str, exam: HarnessRequest
+    url: str, model: str, variant: str, request: HarnessRequest
 ) -> dict[str, Any]:
-    """The same of a running server, whose answers are pinned to the variant.
+    """Return the harness's results by task for a running server at `url`.
 
-    Raises `HarnessError`.
+    Each request names the variant. Raises `HarnessError`.
     """
-    harness = _harness()
+    harness = _import_harness()
     try:
         (served, *_) = httpx.get(f"{url}/v1/models", timeout=10).json()["data"]
     except (httpx.HTTPError, ValueError, KeyError) as error:
@@ -68,36 +73,36 @@ def run_harness_on_server(
         "tokenized_requests": True,
         "num_concurrent": 4,
     }
-    return _run(harness, "local-completions", settings, exam)
+    return _run(harness, "local-completions", settings, request)
 
 
-def _harness() -> ModuleType:
+def _import_harness() -> ModuleType:
     try:
         import lm_eval
         import lm_eval.tasks
     except ImportError as error:
         raise HarnessError(f"{error}: pip install 'trimtab[eval]'") from error
-    found: ModuleType = lm_eval
-    return found
+    harness: ModuleType = lm_eval
+    return harness
 
 
 def _run(
-    harness: ModuleType, model: object, settings: dict[str, object] | None, exam: HarnessRequest
+    harness: ModuleType, model: object, settings: dict[str, object] | None, request: HarnessRequest
 ) -> dict[str, Any]:
     manager = harness.tasks.TaskManager(
-        include_path=None if exam.include is None else str(exam.include)
+        include_path=None if request.include is None else str(request.include)
     )
-    unknown = [name for name in exam.tasks if name not in manager.all_tasks]
+    unknown = [name for name in request.tasks if name not in manager.all_tasks]
     if unknown:
         raise HarnessError(f"the harness has no task '{unknown[0]}'")
-    found = harness.simple_evaluate(
+    evaluated = harness.simple_evaluate(
         model=model,
         model_args=settings,
-        tasks=list(exam.tasks),
-        num_fewshot=exam.shots,
-        limit=exam.limit,
+        tasks=list(request.tasks),
+        num_fewshot=request.shots,
+        limit=request.limit,
         task_manager=manager,
         bootstrap_iters=1000,
     )
-    results: dict[str, Any] = found["results"]
+    results: dict[str, Any] = evaluated["results"]
     return results

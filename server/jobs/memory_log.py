@@ -1,4 +1,4 @@
-"""What the process and the GPU held at moments worth noting."""
+"""Records how much memory the process and the GPU use at named moments."""
 
 import resource
 import sys
@@ -6,24 +6,24 @@ import sys
 import psutil  # type: ignore[import-untyped]
 import torch
 
-_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 
 
 class MemoryLog:
-    """Bytes resident by name of the moment, in the order they were noted."""
+    """Bytes in use by name of the moment, in the order in which they were recorded."""
 
     def __init__(self) -> None:
-        self._noted: dict[str, int] = {}
+        self._recorded: dict[str, int] = {}
 
-    def note(self, moment: str) -> None:
-        """Reads the process, and the GPU if there is one, now."""
-        self._noted[moment] = psutil.Process().memory_info().rss
+    def record(self, moment: str) -> None:
+        """Record the memory of the process, and of the GPU if there is one."""
+        self._recorded[moment] = psutil.Process().memory_info().rss
         if torch.cuda.is_available():
-            self._noted[f"{moment}, GPU"] = torch.cuda.memory_allocated()
+            self._recorded[f"{moment}, GPU"] = torch.cuda.memory_allocated()
 
     def readings(self) -> dict[str, int]:
-        """Everything noted, and the peaks since the process began."""
-        peaks = {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT}
+        """Return everything that was recorded, and the peaks since the process began."""
+        peaks = {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES}
         if torch.cuda.is_available():
             peaks["peak, GPU"] = torch.cuda.max_memory_allocated()
-        return {**self._noted, **peaks}
+        return {**self._recorded, **peaks}

@@ -1,11 +1,9 @@
-"""`trimtab profile`: what every variant loses on real prompts, and what it takes on this device."""
+"""`trimtab profile`: measures each variant's loss on real prompts, and its times on this device."""
 
 import hashlib
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.progress import Progress
@@ -21,33 +19,29 @@ from pruners.support.files import check_folder
 from pruners.support.progress import progress_bars
 from pruners.variant import BASE
 from server.catalogue import build_catalogue, open_sensitivity
-from server.engine.config import DEFAULT_KV_BUDGETS, EngineConfig, ModelConfig
+from server.engine.config import DEFAULT_KV_BUDGETS, ModelConfig
 from server.engine.loading.artefact_lookup import declared_variants
 from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import LoadedModel
 from server.engine.loading.source import model_name
-from server.engine.offline import answer_all
-from server.engine.runner_factory import build_runner
-from server.engine.sampling import SamplingParams
-from server.engine.sequence import GenerationRequest
-from server.jobs.prompt_losses import EncodedPrompt, PromptLosses, measure_losses, read_prompts
-from server.jobs.step_timing import STEPS, decode_step, time_variants, zeroed_decoder
-from telemetry.energy import EnergyReader
-
-_ROWS = (1, 2, 4, 8, 16)
-_CACHED = (128, 768)
-_PROMPTS = (32, 128, 256)
-_REPEATS = 15
-_MIN_PROMPTS = 40
+from server.jobs.job_setup import checkpoint_folder
+from server.jobs.profile_timing import measure_joules, measure_overhead, measure_times
+from server.jobs.prompt_losses import (
+    MIN_PROMPTS,
+    EncodedPrompt,
+    PromptLosses,
+    measure_losses,
+    read_prompts,
+)
 
 
 class ProfilingError(UserError):
-    """Nothing to profile. One clear line."""
+    """There is nothing to profile, or a profile is of something else. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileConfig:
-    """What is profiled, as it will be served: the model, the analyzer and the answers at once."""
+    """How the profiled model will be served: analyzer, and answers written at the same time."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     analyzer: str = "patterns"
@@ -57,33 +51,45 @@ class ProfileConfig:
 def make_profile(
     config: ProfileConfig, out: Path, corpus: Corpus, limit: int, answer_tokens: int
 ) -> Profile:
-    """Sweeps prompts through all variants, times these, and writes the profile's folder.
+    """Measure all variants on prompts and on this device, and write the folder of the profile.
 
     An interrupted call goes on where it stopped, from a folder beside `out`. Raises
-    `ProfilingError`, `SourceError`, `ArtefactError` or `ModelSourceError`.
+    `ProfilingError`, `TooFewPromptsError`, `SourceError`, `ArtefactError` or `ModelSourceError`.
     """
     check_folder(out, PROFILE)
     model = load_configured_model(config.model)
     if model.artefact is None or len(model.variants) == 1:
         raise ProfilingError(f"{model.name} has no variants to profile; see `trimtab build`")
-    asked = read_prompts(corpus, model.tokenizer, limit)
-    if len(asked) < _MIN_PROMPTS:
-        raise ProfilingError(
-            f"{corpus.name} has {len(asked)} usable prompts; {_MIN_PROMPTS} are needed"
-        )
+    prompts = read_prompts(corpus, model.tokenizer, limit, MIN_PROMPTS)
     origin = Origin(corpus.name, corpus_hash(corpus), limit, answer_tokens)
     weights = model.weights
     identity = [
         model.fingerprint, model.artefact.identity(), weights.precision, weights.device.type,
-        [one.tokens for one in asked], answer_tokens,
+        [prompt.tokens for prompt in prompts], answer_tokens,
     ]  # fmt: skip
-    with Checkpoint(out.parent / f".{out.name}-profile", identity) as checkpoint:
+    with Checkpoint(checkpoint_folder(out, "profile"), identity) as checkpoint:
         with progress_bars() as progress:
-            swept = measure_losses(model, asked, answer_tokens, checkpoint, progress)
-            prompts = _prompts(model, config, asked, swept)
-            found = _timed(model, config, origin, prompts, progress)
-        found.save(out)
-    return found
+            losses = measure_losses(model, prompts, answer_tokens, checkpoint, progress)
+            known = _describe_prompts(model, config, prompts, losses)
+            profile = _with_timing(model, config, origin, known, progress)
+        profile.save(out)
+    return profile
+
+
+def update_timing(config: ProfileConfig, out: Path) -> Profile:
+    """Measure the times of an existing profile again, on this device, and keep its losses.
+
+    Raises `ProfileError`, or `ProfilingError` if the variants have changed.
+    """
+    before = load_profile(out)
+    check_folder(out, PROFILE)
+    model = load_configured_model(config.model)
+    if model.artefact is None or before.artefact != model.artefact.identity():
+        raise ProfilingError(f"{out} is of other variants; make it again with --prompts")
+    with progress_bars() as progress:
+        profile = _with_timing(model, config, before.origin, before.prompts, progress)
+    profile.save(out)
+    return profile
 
 
 def corpus_hash(corpus: Corpus) -> str:
@@ -92,65 +98,48 @@ def corpus_hash(corpus: Corpus) -> str:
 
 
 def check_profile(
-    found: Profile,
+    profile: Profile,
     folder: Path,
     corpus: Corpus | None = None,
     model: str | None = None,
     artefact: Path | None = None,
 ) -> None:
-    """Raise `ProfilingError` if a profile was made from something else than is asked for.
+    """Raise `ProfilingError` if the profile was made from something else than is asked for.
 
-    What is None was not asked for.
+    None stands for anything.
     """
-    origin = found.origin
+    origin = profile.origin
     if corpus is not None and corpus_hash(corpus) != origin.sha256:
         raise ProfilingError(
             f"the profile {folder} was made from {origin.name} (SHA-256 {origin.sha256[:12]}), not "
             f"from this {corpus.name}: leave --prompts out, or name a folder for another profile"
         )
-    if model is not None and model_name(model) != found.model:
+    if model is not None and model_name(model) != profile.model:
         raise ProfilingError(
-            f"the profile {folder} is of the model {found.model}: leave --model out, or name a "
+            f"the profile {folder} is of the model {profile.model}: leave --model out, or name a "
             "folder for another profile"
         )
     if artefact is not None:
         fingerprint, variants = declared_variants(artefact)
-        if (fingerprint, tuple(variants)) != (found.fingerprint, found.variants):
+        if (fingerprint, tuple(variants)) != (profile.fingerprint, profile.variants):
             raise ProfilingError(
                 f"the profile {folder} is of other variants than {artefact}: leave --artefact out, "
                 "or name a folder for another profile"
             )
 
 
-def update_timing(config: ProfileConfig, out: Path) -> Profile:
-    """Keeps what an existing profile knows of prompts, which no device changes, and times this one.
-
-    Raises `ProfileError`, or `ProfilingError` if the variants are others by now.
-    """
-    known = load_profile(out)
-    check_folder(out, PROFILE)
-    model = load_configured_model(config.model)
-    if model.artefact is None or known.artefact != model.artefact.identity():
-        raise ProfilingError(f"{out} is of other variants; make it again with --prompts")
-    with progress_bars() as progress:
-        found = _timed(model, config, known.origin, known.prompts, progress)
-    found.save(out)
-    return found
-
-
-def _timed(
+def _with_timing(
     model: LoadedModel,
     config: ProfileConfig,
     origin: Origin,
     prompts: Prompts,
     progress: Progress,
 ) -> Profile:
+    """Return a profile of these prompts with times that are measured now."""
     assert model.artefact is not None
-    times, names = _times(model, progress), list(model.variants)
-    fitted = fit_rates(
-        [times["decode"][name] for name in names], [times["prefill"][name] for name in names]
-    )
-    factor = _overhead(model, config)
+    times, names = measure_times(model, progress), list(model.variants)
+    decode, prefill = ([times[kind][name] for name in names] for kind in ("decode", "prefill"))
+    overhead = measure_overhead(model, config.max_running)
     return Profile(
         fingerprint=model.fingerprint,
         model=model.name,
@@ -160,99 +149,48 @@ def _timed(
         machine=times["machine"],
         variants=tuple(names),
         prompts=prompts,
-        rates=fitted.scaled(factor),
+        rates=fit_rates(decode, prefill).scaled(overhead),
         bytes_read=_bytes_read(model.artefact, names),
         kv_loss={budget: one.kl for budget, one in model.artefact.table.kv_quality.items()},
-        joules=_joules(model),
-        measured={"decode": times["decode"], "prefill": times["prefill"], "serving": factor},
+        joules=measure_joules(model),
+        measured={"decode": times["decode"], "prefill": times["prefill"], "serving": overhead},
     )
 
 
-def _times(model: LoadedModel, progress: Progress) -> dict[str, Any]:
-    decode = [(rows, cached) for rows in _ROWS for cached in _CACHED]
-    ((device, found),) = time_variants(
-        model, _REPEATS, progress=progress, decode=decode, prompts=_PROMPTS
-    ).items()
-    return {"device": device, **found}
-
-
-def _prompts(
-    model: LoadedModel, config: ProfileConfig, asked: list[EncodedPrompt], swept: list[PromptLosses]
+def _describe_prompts(
+    model: LoadedModel,
+    config: ProfileConfig,
+    prompts: list[EncodedPrompt],
+    losses: list[PromptLosses],
 ) -> Prompts:
     analyze = Analyzer(config.analyzer)
-    features = [analyze(one.text) for one in asked]
+    features = [analyze(prompt.text) for prompt in prompts]
     return Prompts(
-        names=tuple(one.name for one in asked),
-        tokens=np.array([len(one.tokens) for one in asked]),
-        answer=np.array([one.answer for one in swept]),
+        names=tuple(prompt.name for prompt in prompts),
+        tokens=np.array([len(prompt.tokens) for prompt in prompts]),
+        answer=np.array([one.answer for one in losses]),
         complexity=np.array([one.complexity for one in features], np.float32),
-        predicted=_predicted(model, config, features),
-        loss=np.array([one.kl for one in swept], np.float32),
-        surprise=np.array([one.surprise for one in swept], np.float32),
+        predicted=_predicted_losses(model, config, features),
+        loss=np.array([one.kl for one in losses], np.float32),
+        surprise=np.array([one.nll for one in losses], np.float32),
     )
 
 
-def _predicted(
+def _predicted_losses(
     model: LoadedModel, config: ProfileConfig, features: list[PromptFeatures]
 ) -> np.ndarray:
-    """`[prompts, variants]`, as the controller expects them."""
+    """Return the losses that the controller would predict, `[prompts, variants]`."""
     predictor = open_sensitivity(model, config.model.artefact)
-    known = build_catalogue(model, DEFAULT_KV_BUDGETS, predictor).variant_loss
+    catalogue = build_catalogue(model, DEFAULT_KV_BUDGETS, predictor)
+    mean_loss = {BASE: 0.0, **catalogue.variant_loss}
     rows = []
     for one in features:
-        ratio = {} if predictor is None else predictor.relative(one)
-        expected = {BASE: 0.0, **known}
-        rows.append([expected[name] * ratio.get(name, 1.0) for name in model.variants])
+        relative = {} if predictor is None else predictor.relative(one)
+        rows.append([mean_loss[name] * relative.get(name, 1.0) for name in model.variants])
     return np.array(rows, np.float32)
 
 
 def _bytes_read(artefact: Artefact, names: list[str]) -> tuple[float, ...]:
+    """Return the share of the base's bytes that a token of each variant reads."""
     cost = artefact.table.cost
     return tuple(1.0 if name == BASE else cost[name].bytes_read for name in names)
-
-
-def _overhead(model: LoadedModel, config: ProfileConfig) -> float:
-    """How much longer serving takes than the steps alone: scheduling, and making text of tokens."""
-    count, prompt, output = 3 * config.max_running, 48, 48
-    room = max(512, 2 * (prompt + output) * count)
-    # Guessing ahead would depend on the text.
-    engine = EngineConfig(config.max_running, kv_tokens=room, speculate=False)
-    runner = build_runner(model, engine, free_bytes=None)
-    vocab = model.weights.shape.vocab
-    requests = [
-        GenerationRequest(
-            request_id=str(index),
-            # No two begin alike, so that nothing is taken from the prefix cache.
-            prompt=tuple((index + 31 * place) % vocab for place in range(prompt)),
-            max_tokens=output,
-            variant=model.variants[BASE],
-            sampling=SamplingParams(temperature=0),
-        )
-        for index in range(2 * count)
-    ]
-    answer_all(runner, model.tokenizer, requests[:count])  # warms up
-    steps: list[float] = []
-    started = time.perf_counter()
-    answer_all(
-        runner, model.tokenizer, requests[count:], on_record=lambda one: steps.append(one.seconds)
-    )
-    return (time.perf_counter() - started) / sum(steps)
-
-
-def _joules(model: LoadedModel) -> tuple[float, ...] | None:
-    """Of one token of a single stream by each variant; None where no counter can be read."""
-    meter = EnergyReader()
-    if meter.read()["cpu_energy_joules"].value is None:
-        return None
-    decoder, found = zeroed_decoder(model, 256), []
-    for spec in model.variants.values():
-        step, steps = decode_step(decoder, spec, 1, 128), 0
-        before, until = meter.read()["cpu_energy_joules"].value, time.monotonic() + 2.0
-        while time.monotonic() < until:
-            step()
-            steps += STEPS
-        after = meter.read()["cpu_energy_joules"].value
-        if before is None or after is None:
-            return None
-        found.append((after - before) / steps)
-    return tuple(found)

@@ -1,7 +1,7 @@
-"""Real prompts through the base and all variants: what each variant loses on each of them."""
+"""Measures on real prompts what each variant loses against the base."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pruners.data.corpus import Corpus
 from pruners.support.checkpoint import Checkpoint
+from pruners.support.errors import UserError
 from pruners.variant import BASE
 from server.engine.backends.base import Segment
 from server.engine.config import EngineConfig
@@ -22,13 +23,20 @@ from server.engine.sequence import GenerationRequest
 from server.engine.sequence import Sequence as Answer
 from server.shadow.teacher_forcing import TeacherForcedLoss, TeacherForcing
 
-_BATCH = 16  # prompts answered together
-_LONGEST = 512  # tokens of a prompt; longer ones are left out
+MIN_PROMPTS = 40
+"""Fewest prompts that a profile or a predictor is made from."""
+_BATCH = 16  # prompts that are answered together
+_MAX_PROMPT_TOKENS = 512  # longer prompts are left out
+_CHUNK_TOKENS = 128
+
+
+class TooFewPromptsError(UserError):
+    """A corpus has too few prompts that can be used. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A prompt as the analyzer reads it and as the model does."""
+    """A prompt as the analyzer sees it (`text`) and as the model does (token ids)."""
 
     text: str
     tokens: tuple[int, ...]
@@ -41,121 +49,154 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class PromptLosses:
-    """Of one prompt: how many tokens the base answered, and what each variant makes of them.
+    """The losses on one prompt and on the base's answer to it.
 
-    `kl` to the base and `surprise`, a variant's own loss, are in nats per token, in the order of
-    the model's variants, the base first. `prompt` is the base's loss on the prompt itself.
+    `answer` is the number of tokens of the answer. `kl` (to the base) and `nll` (mean negative
+    log-likelihood) are in nats per token of the answer, one for each variant, the base first.
+    `prompt` is the base's mean negative log-likelihood of the prompt.
     """
 
     answer: int
     prompt: float
     kl: tuple[float, ...]
-    surprise: tuple[float, ...]
+    nll: tuple[float, ...]
+
+
+def encode_turns(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]]
+) -> tuple[int, ...]:
+    """Return the token ids of a conversation after which the model answers.
+
+    A model without a chat template continues the text of the turns.
+    """
+    if tokenizer.chat_template is None:
+        return tuple(tokenizer.encode("\n".join(turn["content"] for turn in turns)))
+    text = tokenizer.apply_chat_template(
+        [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=True
+    )
+    return tuple(tokenizer.encode(str(text), add_special_tokens=False))
 
 
 def read_prompts(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, limit: int
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, limit: int, minimum: int = 0
 ) -> list[EncodedPrompt]:
-    """The first usable ones. Conversations end before the first answer."""
-    found: list[EncodedPrompt] = []
+    """Return the first `limit` usable prompts. Conversations end before the first answer.
+
+    Raises `TooFewPromptsError` if there are fewer than `minimum`.
+    """
+    prompts: list[EncodedPrompt] = []
     for document in corpus.documents:
         if isinstance(document, str):
             turns = [{"role": "user", "content": document}]
         else:
             roles = [turn["role"] for turn in document]
-            end = roles.index("assistant") if "assistant" in roles else len(roles)
-            turns = document[:end]
+            turns = document[: roles.index("assistant") if "assistant" in roles else len(roles)]
         text = "\n".join(turn["content"] for turn in turns)
         if not text.strip():
             continue
-        if tokenizer.chat_template is None:
-            tokens = tokenizer.encode(text)
-        else:
-            framed = tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-            tokens = tokenizer.encode(str(framed), add_special_tokens=False)
-        if len(tokens) <= _LONGEST:
-            found.append(EncodedPrompt(text, tuple(tokens)))
-        if len(found) == limit:
+        tokens = encode_turns(tokenizer, turns)
+        if len(tokens) <= _MAX_PROMPT_TOKENS:
+            prompts.append(EncodedPrompt(text, tokens))
+        if len(prompts) == limit:
             break
-    return found
+    if len(prompts) < minimum:
+        raise TooFewPromptsError(
+            f"{corpus.name} has {len(prompts)} usable prompts; {minimum} are needed"
+        )
+    return prompts
 
 
 def measure_losses(
     model: LoadedModel,
-    asked: Sequence[EncodedPrompt],
+    prompts: Sequence[EncodedPrompt],
     answer_tokens: int,
     checkpoint: Checkpoint,
     progress: Progress,
 ) -> list[PromptLosses]:
-    """The base answers each prompt at temperature 1, and all variants read prompt and answer.
+    """Let the base answer each prompt at temperature 1, and measure all variants on the answer.
 
-    What is measured is noted in the checkpoint.
+    Finished batches are saved in the checkpoint.
     """
-    variants = list(model.variants.values())
-    room = (_LONGEST + answer_tokens) * (len(variants) + 1 + _BATCH)
-    config = EngineConfig(max_running=_BATCH, kv_tokens=room, speculate=False)
+    sequences = len(model.variants) + 1 + _BATCH
+    slots = (_MAX_PROMPT_TOKENS + answer_tokens) * sequences
+    config = EngineConfig(max_running=_BATCH, kv_tokens=slots, speculate=False)
     runner = build_runner(model, config, None)
-    task = progress.add_task("Measuring prompts", total=len(asked))
-    rows: list[PromptLosses] = []
-    for first in range(0, len(asked), _BATCH):
-        batch = asked[first : first + _BATCH]
+    task = progress.add_task("Measuring prompts", total=len(prompts))
+    losses: list[PromptLosses] = []
+    for first in range(0, len(prompts), _BATCH):
+        batch = prompts[first : first + _BATCH]
 
         def compute(
             first: int = first, batch: Sequence[EncodedPrompt] = batch
         ) -> list[list[object]]:
-            requests = [
-                GenerationRequest(
-                    request_id=str(index),
-                    prompt=one.tokens,
-                    max_tokens=answer_tokens,
-                    variant=model.variants[BASE],
-                    sampling=SamplingParams(seed=index),
-                    eos_token_ids=model.eos_token_ids,
-                    min_tokens=2,
-                )
-                for index, one in enumerate(batch, first)
-            ]
-            answers = answer_all(runner, model.tokenizer, requests)
-            found: list[list[object]] = []
-            for answer in answers:
-                read = _read(runner, model, answer)
-                kl, surprise = [one.kl for one in read], [one.nll for one in read]
-                loss = _prompt_loss(runner, model, answer.request.prompt)
-                found.append([len(answer.output), loss, kl, surprise])
-            return found
+            answers = _answer(runner, model, batch, first, answer_tokens)
+            return [_measure(runner, model, answer) for answer in answers]
 
-        noted = checkpoint.get_or_compute(f"prompts and answers from {first}", compute)
-        rows += [
-            PromptLosses(n, loss, tuple(kl), tuple(surprise)) for n, loss, kl, surprise in noted
+        saved = checkpoint.get_or_compute(f"prompts and answers from {first}", compute)
+        losses += [
+            PromptLosses(answer, prompt, tuple(kl), tuple(nll)) for answer, prompt, kl, nll in saved
         ]
-        progress.update(task, completed=len(rows))
-    return rows
+        progress.update(task, completed=len(losses))
+    return losses
+
+
+def _answer(
+    runner: Runner,
+    model: LoadedModel,
+    batch: Sequence[EncodedPrompt],
+    first: int,
+    answer_tokens: int,
+) -> list[Answer]:
+    """Answer the prompts of a batch, whose numbers from `first` on are their seeds."""
+    requests = [
+        GenerationRequest(
+            request_id=str(index),
+            prompt=prompt.tokens,
+            max_tokens=answer_tokens,
+            variant=model.variants[BASE],
+            sampling=SamplingParams(seed=index),
+            eos_token_ids=model.eos_token_ids,
+            min_tokens=2,
+        )
+        for index, prompt in enumerate(batch, first)
+    ]
+    return answer_all(runner, model.tokenizer, requests)
+
+
+def _measure(runner: Runner, model: LoadedModel, answer: Answer) -> list[object]:
+    """Return the fields of `PromptLosses` in their order, as JSON values."""
+    losses = _answer_losses(runner, model, answer)
+    prompt_loss = _prompt_loss(runner, model, answer.request.prompt)
+    kl, nll = [loss.kl for loss in losses], [loss.nll for loss in losses]
+    return [len(answer.output), prompt_loss, kl, nll]
 
 
 def _prompt_loss(runner: Runner, model: LoadedModel, prompt: Sequence[int]) -> float:
-    """Of the base, in nats per token; 0 for a single token, which nothing predicts."""
+    """Return the base's loss on a prompt in nats per token; 0 for a prompt of one token."""
     cache = runner.decoder.cache.open()
     if not cache.reserve(len(prompt)):
-        raise RuntimeError("the cache is too small for the prompts of a sweep")
+        raise RuntimeError("the cache is too small for the prompts")
     with runner.threads():
         hidden = runner.decoder.forward([Segment(list(prompt), cache, model.variants[BASE])])
-        said = runner.decoder.logits(hidden[:-1]).float().log_softmax(-1).cpu()
+        log_probabilities = runner.decoder.logits(hidden[:-1]).float().log_softmax(-1).cpu()
     cache.close()
-    follows = torch.tensor(prompt[1:], dtype=torch.long)[:, None]
-    return -float(said.gather(-1, follows).mean()) if len(follows) else 0.0
+    next_tokens = torch.tensor(prompt[1:], dtype=torch.long)[:, None]  # [tokens - 1, 1]
+    return -float(log_probabilities.gather(-1, next_tokens).mean()) if len(next_tokens) else 0.0
 
 
-def _read(runner: Runner, model: LoadedModel, answer: Answer) -> list[TeacherForcedLoss]:
-    """The base against itself first, then every other variant."""
-    base, variants = model.variants[BASE], list(model.variants.values())
-    reading = TeacherForcing(
-        runner.decoder, answer.request.prompt, answer.output, base, variants, chunk_tokens=128
+def _answer_losses(runner: Runner, model: LoadedModel, answer: Answer) -> list[TeacherForcedLoss]:
+    """Return the loss of each variant on an answer, that of the base against itself first."""
+    check = TeacherForcing(
+        runner.decoder,
+        answer.request.prompt,
+        answer.output,
+        model.variants[BASE],
+        list(model.variants.values()),
+        chunk_tokens=_CHUNK_TOKENS,
     )
     with runner.threads():
-        while reading.advance():
+        while check.advance():
             pass
-    found = reading.losses()
-    reading.close()
-    return found
+    losses = check.losses()
+    check.close()
+    return losses

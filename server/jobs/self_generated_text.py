@@ -1,7 +1,7 @@
-"""Text sampled from the base itself, by our own engine: calibration that needs no data.
+"""Text that the base itself writes, so that calibration and training need no data.
 
-Half of the rows start as free text, half as a conversation whose user turn the model invents; for
-a small model that is closer to what it will be asked than any fixed corpus.
+Half of the rows begin as free text, half as a conversation whose user turn the model invents: for a
+small model that is closer to what it will be asked than a fixed corpus.
 """
 
 from pathlib import Path
@@ -14,20 +14,20 @@ from pruners.variant import BASE
 from server.engine.config import EngineConfig
 from server.engine.loading.load import LoadedModel, load_model
 from server.engine.offline import answer_all
-from server.engine.runner import Runner
 from server.engine.runner_factory import build_runner
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest, Sequence
 
-_MARK = "\x00"
-_ROWS = 96  # sampled together at most; more are hardly faster
-_TOKENS = 32_768  # what their cache holds
+_CONTENT_MARK = "\x00"
+_MAX_ROWS = 96  # that are sampled together; more are hardly faster
+_MAX_BATCH_TOKENS = 32_768  # of the rows that are sampled together
+_SEED_STRIDE = 1_000_003  # between the seeds of equal rows of two calls
 
 
 class SelfGeneratedText:
-    """Rows of a model's own text, the same for the same seed; what was sampled is noted.
+    """Rows of text by the model in `folder`, the same for the same seed.
 
-    The model is loaded for the first rows that are not in the checkpoint.
+    Finished rows are saved in the checkpoint. The model is loaded when rows are missing there.
     """
 
     def __init__(self, folder: Path, checkpoint: Checkpoint, progress: Progress) -> None:
@@ -37,82 +37,73 @@ class SelfGeneratedText:
         self._model: LoadedModel | None = None
 
     def rows(self, count: int, length: int, seed: int) -> list[Tensor]:
-        """`count` rows of `length` tokens, or of as many as the model's context has."""
-        batch = min(_ROWS, max(1, _TOKENS // length))
-        made: list[Tensor] = []
+        """Return `count` rows of `length` token ids, or of as many as the model's context has."""
+        batch = min(_MAX_ROWS, max(1, _MAX_BATCH_TOKENS // length))
+        rows: list[Tensor] = []
         for first in range(0, count, batch):
-            wanted = range(first, min(first + batch, count))
+            indices = range(first, min(first + batch, count))
 
-            def compute(wanted: range = wanted) -> dict[str, Tensor]:
-                rows = self._sample(wanted, length, seed)
-                return {f"{i:06d}": row for i, row in zip(wanted, rows, strict=True)}
+            def compute(indices: range = indices) -> dict[str, Tensor]:
+                sampled = self._sample(indices, length, seed)
+                return {f"{i:06d}": row for i, row in zip(indices, sampled, strict=True)}
 
-            # Of all of them, since another call may want fewer or more.
-            key = f"own rows {wanted.start} to {wanted.stop} of {length} by {seed}"
-            noted = self._checkpoint.get_or_compute_tensors(key, compute)
-            made += [noted[name] for name in sorted(noted)]
-        return made
+            # The key names the batch, since another call may want fewer rows or more.
+            key = f"own rows {indices.start} to {indices.stop} of {length} by {seed}"
+            saved = self._checkpoint.get_or_compute_tensors(key, compute)
+            rows += [saved[name] for name in sorted(saved)]
+        return rows
 
-    def _sample(self, wanted: range, length: int, seed: int) -> list[Tensor]:
+    def _sample(self, indices: range, length: int, seed: int) -> list[Tensor]:
+        """Return the rows of these numbers, sampled at temperature 1.
+
+        A row depends on its number and the seed alone, up to the rounding of batches.
+        """
         if self._model is None:
             self._model = load_model(self._folder, self._folder.name)
-        length = min(length, self._model.weights.context)
+        model, length = self._model, min(length, self._model.weights.context)
         config = EngineConfig(
-            max_running=len(wanted),
-            step_tokens=256,
-            kv_tokens=max(512, len(wanted) * (length + 128)),
+            max_running=len(indices), kv_tokens=max(512, len(indices) * (length + 128))
         )
-        runner = build_runner(self._model, config, None)
-        return sample_rows(runner, self._model, wanted, length, seed, self._progress)
+        runner = build_runner(model, config, None)
+        starts = _row_starts(model)
+        requests = [
+            _request(model, index, starts[index % len(starts)], length, seed) for index in indices
+        ]
+        task = self._progress.add_task("Sampling text", total=len(indices) * length)
+
+        def on_step(sequences: list[Sequence]) -> None:
+            tokens = sum(len(sequence.history) for sequence in sequences)
+            self._progress.update(task, completed=tokens)
+
+        finished = answer_all(runner, model.tokenizer, requests, on_step)
+        return [tensor([*sequence.request.prompt, *sequence.output]) for sequence in finished]
 
 
-def sample_rows(
-    runner: Runner,
-    model: LoadedModel,
-    wanted: range,
-    length: int,
-    seed: int,
-    progress: Progress | None = None,
-) -> list[Tensor]:
-    """The rows of these numbers, `length` tokens each, sampled at temperature 1.
-
-    A row depends on its number and the seed alone, up to the rounding of batches.
-    """
-    starts = _starts(model)
-
-    def request(index: int) -> GenerationRequest:
-        start = starts[index % len(starts)]
-        return GenerationRequest(
-            request_id=f"self-{index}",
-            prompt=tuple(start),
-            max_tokens=length - len(start),
-            variant=model.variants[BASE],
-            sampling=SamplingParams(seed=seed * 1_000_003 + index),
-        )
-
-    total = len(wanted) * length
-    task = None if progress is None else progress.add_task("Sampling text", total=total)
-
-    def on_step(sequences: list[Sequence]) -> None:
-        if progress is not None and task is not None:
-            progress.update(task, completed=sum(len(sequence.history) for sequence in sequences))
-
-    made = answer_all(runner, model.tokenizer, map(request, wanted), on_step)
-    return [tensor([*sequence.request.prompt, *sequence.output]) for sequence in made]
+def _request(
+    model: LoadedModel, index: int, start: list[int], length: int, seed: int
+) -> GenerationRequest:
+    return GenerationRequest(
+        request_id=f"self-{index}",
+        prompt=tuple(start),
+        max_tokens=length - len(start),
+        variant=model.variants[BASE],
+        sampling=SamplingParams(seed=seed * _SEED_STRIDE + index),
+    )
 
 
-def _starts(model: LoadedModel) -> list[list[int]]:
-    """Where rows begin: the special tokens that start a text, and an opened user turn.
+def _row_starts(model: LoadedModel) -> list[list[int]]:
+    """Return what rows begin with: a token that starts a text, and an opened user turn.
 
-    Only with tokens that the model knows; some tokenizers have more.
+    Only tokens that the model knows are used; some tokenizers have more.
     """
     tokenizer, vocabulary = model.tokenizer, model.weights.shape.vocab
     special = (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     known = [token for token in special if token is not None and token < vocabulary]
-    texts = [known[:1] or [0]]
+    text_start = known[:1] or [0]
     if tokenizer.chat_template is None:
-        return texts
-    frame = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False)
-    opened = str(frame).split(_MARK)[0]
-    turn = tokenizer.encode(opened, add_special_tokens=False)
-    return [*texts, turn] if max(turn, default=vocabulary) < vocabulary else texts
+        return [text_start]
+    turns = [{"role": "user", "content": _CONTENT_MARK}]
+    opened = str(tokenizer.apply_chat_template(turns, tokenize=False)).split(_CONTENT_MARK)[0]
+    turn_start = tokenizer.encode(opened, add_special_tokens=False)
+    is_known = max(turn_start, default=vocabulary) < vocabulary
+    return [text_start, turn_start] if is_known else [text_start]

@@ -1,69 +1,84 @@
-"""`trimtab sensitivity`: what prompts say of the loss of each variant, measured on real prompts."""
+"""`trimtab sensitivity`: learns from real prompts what each variant will lose on a prompt."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from controller.analyzer import BACKENDS, Analyzer
+from controller.analyzer import BACKENDS, Analyzer, PromptFeatures
 from controller.cross_validation import cross_validate
 from controller.sensitivity import FILE, Sensitivity, fit
 from pruners.artefact.folder import load_artefact
 from pruners.data.corpus import Corpus
 from pruners.support.checkpoint import Checkpoint
-from pruners.support.errors import UserError
 from pruners.support.files import check_file
 from pruners.support.progress import progress_bars
 from pruners.variant import BASE
 from server.engine.loading.load import load_model
 from server.engine.loading.source import resolve_model
-from server.jobs.prompt_losses import measure_losses, read_prompts
-
-_MIN_PROMPTS = 40
-
-
-class SensingError(UserError):
-    """Too few prompts to learn from. One clear line."""
+from server.jobs.job_setup import checkpoint_folder
+from server.jobs.prompt_losses import (
+    MIN_PROMPTS,
+    EncodedPrompt,
+    PromptLosses,
+    measure_losses,
+    read_prompts,
+)
 
 
 def learn_sensitivity(
     model: str, folder: Path, corpus: Corpus, limit: int, answer_tokens: int, analyzer: str
 ) -> Sensitivity:
-    """Fits a predictor to `limit` prompts of a corpus and writes it into the artefact's folder.
+    """Fit a predictor of loss to `limit` prompts, and write it into the artefact's folder.
 
-    The base answers each prompt at temperature 1; every variant reads prompt and answer, and its KL
-    to the base over the answer is the loss. The predictor reads what `analyzer` sees; its report is
-    on every backend that is installed. An interrupted call goes on where it stopped. Raises
-    `SensingError`, `SourceError`, `ArtefactError` or `ModelSourceError`.
+    The base answers each prompt at temperature 1; a variant's loss is its KL to the base over the
+    answer. The predictor uses the features that `analyzer` sees; its report covers all installed
+    backends. An interrupted call goes on where it stopped. Raises `TooFewPromptsError`,
+    `SourceError`, `ArtefactError` or `ModelSourceError`.
     """
     artefact = load_artefact(folder)
     check_file(folder / FILE)
-    source = resolve_model(model)
-    loaded = load_model(source, artefact.model_name, artefact=artefact)
-    asked = read_prompts(corpus, loaded.tokenizer, limit)
-    if len(asked) < _MIN_PROMPTS:
-        raise SensingError(
-            f"{corpus.name} has {len(asked)} usable prompts; {_MIN_PROMPTS} are needed"
-        )
-    identity = [artefact.identity(), [one.tokens for one in asked], answer_tokens]
-    kept = folder.parent / f".{folder.name}-sensitivity"
-    with Checkpoint(kept, identity) as checkpoint:
+    loaded = load_model(resolve_model(model), artefact.model_name, artefact=artefact)
+    prompts = read_prompts(corpus, loaded.tokenizer, limit, MIN_PROMPTS)
+    identity = [artefact.identity(), [prompt.tokens for prompt in prompts], answer_tokens]
+    with Checkpoint(checkpoint_folder(folder, "sensitivity"), identity) as checkpoint:
         with progress_bars() as progress:
-            swept = measure_losses(loaded, asked, answer_tokens, checkpoint, progress)
+            measured = measure_losses(loaded, prompts, answer_tokens, checkpoint, progress)
         losses = {
-            name: [one.kl[number] for one in swept]
-            for number, name in enumerate(loaded.variants)
+            name: [one.kl[index] for one in measured]
+            for index, name in enumerate(loaded.variants)
             if name != BASE
         }
-        prompt_loss = [one.prompt for one in swept]
-        features, reports = {}, {}
-        for backend in reversed(BACKENDS):
-            try:
-                analyze = Analyzer(backend)
-            except ImportError:
-                continue
-            features[backend] = [analyze(one.text) for one in asked]
-            reports[backend] = cross_validate(features[backend], losses, prompt_loss)
+        features = _features(prompts)
         fitted = fit(features[analyzer], losses, artefact.fingerprint, analyzer)
-        about = {"prompts": corpus.name, "count": len(asked), "answer_tokens": answer_tokens}
-        found = replace(fitted, report={**about, "backends": reports})
-        found.save(folder)
-    return found
+        report = {
+            "prompts": corpus.name, "count": len(prompts), "answer_tokens": answer_tokens,
+            "backends": _cross_validation(features, losses, measured),
+        }  # fmt: skip
+        sensitivity = replace(fitted, report=report)
+        sensitivity.save(folder)
+    return sensitivity
+
+
+def _features(prompts: Sequence[EncodedPrompt]) -> dict[str, list[PromptFeatures]]:
+    """Return the features of all prompts by each backend of the analyzer that is installed."""
+    features = {}
+    for backend in reversed(BACKENDS):
+        try:
+            analyze = Analyzer(backend)
+        except ImportError:
+            continue
+        features[backend] = [analyze(prompt.text) for prompt in prompts]
+    return features
+
+
+def _cross_validation(
+    features: Mapping[str, list[PromptFeatures]],
+    losses: Mapping[str, list[float]],
+    measured: Sequence[PromptLosses],
+) -> dict[str, Any]:
+    prompt_losses = [one.prompt for one in measured]
+    return {
+        backend: cross_validate(values, dict(losses), prompt_losses)
+        for backend, values in features.items()
+    }

@@ -122,7 +122,7 @@ def test_an_interrupted_profile_goes_on_only_with_the_same(varied_folders, tmp_p
         return answer_all(*rest)
 
     monkeypatch.setattr(prompt_losses, "answer_all", counted)
-    monkeypatch.setattr(profile_job, "_timed", killed)
+    monkeypatch.setattr(profile_job, "_with_timing", killed)
     for name, batches in (("one", 3), ("one", 0), ("other", 3)):
         swept.clear()
         with pytest.raises(KilledError):

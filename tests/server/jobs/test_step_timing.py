@@ -5,7 +5,7 @@ import pytest
 from pruners.allocation import LatencyCost
 from pruners.variant import VariantSpec, base_spec
 from server.engine.loading.load import load_model
-from server.jobs import step_timing as timing
+from server.jobs import step_timing
 from tests.support.tiny import save_tiny
 
 
@@ -16,8 +16,10 @@ def seconds(spec: VariantSpec) -> float:
 def test_steps_are_taken_apart_into_blocks(monkeypatch, tmp_path):
     model = load_model(save_tiny(tmp_path / "tiny"), "tiny", "fp32")
     shape = model.weights.shape
-    monkeypatch.setattr(timing, "decode_step", lambda decoder, spec, *_: lambda: seconds(spec))
-    latency = timing.block_latency(model, repeats=3)
+    monkeypatch.setattr(
+        step_timing, "decode_timer", lambda decoder, spec, *_: lambda: seconds(spec)
+    )
+    latency = step_timing.block_latency(model, repeats=3)
     base = base_spec(shape)
     mixed = VariantSpec("mixed", (0, 1, shape.kv_groups), (32, 0, 64))
     for spec in (base, mixed):
@@ -26,7 +28,7 @@ def test_steps_are_taken_apart_into_blocks(monkeypatch, tmp_path):
 
 def test_real_steps_take_time(tmp_path):
     model = load_model(save_tiny(tmp_path / "tiny"), "tiny", "fp32")
-    assert timing.block_latency(model, repeats=1)(base_spec(model.weights.shape)) > 0
+    assert step_timing.block_latency(model, repeats=1)(base_spec(model.weights.shape)) > 0
 
 
 def test_between_widths_and_over_noise():
