@@ -19,7 +19,7 @@ class CheckpointError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class TrainingCheckpoint:
     """The state of a training between two rounds.
 
     `identity` is equal for trainings that lead to the same weights, `about` describes the training
@@ -39,7 +39,7 @@ class Checkpoint:
         replace_file(path, lambda it: save_file(self.state, it, {"checkpoint": json.dumps(known)}))
 
 
-def load_checkpoint(path: Path, identity: str) -> Checkpoint | None:
+def load_checkpoint(path: Path, identity: str) -> TrainingCheckpoint | None:
     """Return the checkpoint of the training `identity`, or None if there is no file.
 
     Raises `CheckpointError` if the file is damaged or belongs to another training.
@@ -67,9 +67,9 @@ def load_checkpoint(path: Path, identity: str) -> Checkpoint | None:
     return checkpoint
 
 
-def _checked(known: dict[str, Any], state: TrainerState) -> Checkpoint:
+def _checked(known: dict[str, Any], state: TrainerState) -> TrainingCheckpoint:
     """Return the checkpoint. Raises `KeyError`, `TypeError` or `ValueError` if it is not sound."""
-    checkpoint = Checkpoint(
+    checkpoint = TrainingCheckpoint(
         str(known["identity"]),
         str(known["about"]),
         int(known["rounds"]),

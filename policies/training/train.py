@@ -16,7 +16,7 @@ from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
 from policies.simulation.traffic import Arrival
 from policies.training.bandit import BanditTrainer
-from policies.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from policies.training.checkpoint import CheckpointError, TrainingCheckpoint, load_checkpoint
 from policies.training.dqn import DqnSettings, DqnTrainer
 from policies.training.trainer import Trainer
 
@@ -80,7 +80,7 @@ def train(
         rewards += trainer.run_round(int(seeds[number]), number / total)
         if checkpoint is not None:
             state = trainer.state()
-            Checkpoint(identity, str(plan), number + 1, rewards, state).save(checkpoint)
+            TrainingCheckpoint(identity, str(plan), number + 1, rewards, state).save(checkpoint)
         on_episodes(ROUND)
     return _without_columns(trainer.layers(), environment.hidden), rewards
 
