@@ -9,9 +9,9 @@ class PromptFeatures:
     """Counts over a prompt's text.
 
     `step_cues` and `reasoning_cues` count words such as "then" and "why". `distinct_ratio` is the
-    share (0..1) of distinct words, `mean_word` the mean length of words in characters. `language` is
-    an ISO 639-1 code, or "" if unknown. `verbs`, `noun_chunks` and `dependency_span` (mean number
-    of words between a word and its head) are None if the backend does not parse.
+    share (0..1) of distinct words and `mean_word` the mean length of words in characters.
+    `language` is an ISO 639-1 code, or "" if unknown. `verbs`, `noun_chunks` and `dependency_span`
+    (mean number of words between a word and its head) are None if the backend does not parse.
     """
 
     words: int

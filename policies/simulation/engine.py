@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from policies.candidates import queue_seconds
@@ -51,6 +52,29 @@ class SimulatedRequest:
         return self.last_step < other.last_step
 
 
+@dataclass(slots=True)
+class _WaitingSums:
+    """Sums over the requests that wait: by variant their number; tokens and seconds to read their
+    prompts, and the expected tokens of their answers."""
+
+    counts: list[int]
+    tokens: int = 0
+    seconds: float = 0.0
+    expected: float = 0.0
+
+    def add(self, request: SimulatedRequest, rate: float, times: int) -> None:
+        """Add a request, or remove it with `times` of -1. `rate` is in seconds per prompt token."""
+        self.counts[request.action] += times
+        self.tokens += times * request.prompt
+        self.seconds += times * request.prompt * rate
+        self.expected += times * request.expected
+
+
+def _widest(stream: tuple[float, ...], counts: list[int]) -> float:
+    """Return the largest `stream` of the variants that have a request; 0 if none has."""
+    return max((s for s, count in zip(stream, counts, strict=True) if count), default=0.0)
+
+
 class RunningStep(NamedTuple):
     """Seconds of a step that the running requests account for beside a new one.
 
@@ -82,7 +106,7 @@ class SimulatedEngine:
         self.waiting: deque[SimulatedRequest] = deque()
         self.prefilling: list[SimulatedRequest] = []
         self.decoding: list[SimulatedRequest] = []  # a heap by their last step
-        self._waiting_seconds, self._waiting_tokens = 0.0, 0  # to read, of all that wait
+        self._waiting = _WaitingSums([0] * len(rates.row))
         self.steps_done = 0
         # Sums over the requests that decode: seconds a step, and how many there are by variant.
         self._row_seconds = 0.0
@@ -106,8 +130,7 @@ class SimulatedEngine:
         request.prompt_left = request.prompt
         request.expected = min(request.expected, request.output)
         self.kv_promised += request.cached
-        self._waiting_tokens += request.prompt
-        self._waiting_seconds += request.prompt * self.rates.prompt[request.action]
+        self._waiting.add(request, self.rates.prompt[request.action], 1)
         self.waiting.append(request)
 
     def advance(self, until: float) -> None:
@@ -130,49 +153,47 @@ class SimulatedEngine:
         """Run until nothing is left."""
         self.advance(math.inf)
 
-    def predict_wait(self) -> float:
+    def predict_wait(self, running: RunningStep) -> float:
         """Return the seconds in the queue predicted for a new request, as the controller does."""
-        rates, slots, waiting = self.rates, self.limits.max_running, self.waiting
-        seconds, tokens, widest = self._waiting_seconds, self._waiting_tokens, 0.0
-        # Plain loops and comparisons: this is a good part of the time of an episode.
-        for queue in (self.prefilling, waiting):
-            for request in queue:
-                if queue is not waiting:
-                    seconds += request.prompt_left * rates.prompt[request.action]
-                    tokens += request.prompt_left
-                stream = rates.stream[request.action]
-                widest = stream if stream > widest else widest
-        reading = self._read_seconds(self.running_step(), widest, tokens, seconds)
-        count = self.running + len(waiting)
+        # Sums, plain loops and comparisons: this is a good part of the time of an episode.
+        rates, slots, waiting = self.rates, self.limits.max_running, self._waiting
+        seconds, tokens, row_steps = waiting.seconds, waiting.tokens, waiting.expected
+        widest = _widest(rates.stream, waiting.counts) if tokens else 0.0
+        for request in self.prefilling:
+            seconds += request.prompt_left * rates.prompt[request.action]
+            tokens += request.prompt_left
+            row_steps += request.expected
+        reading = self._read_seconds(running, widest, tokens, seconds)
+        count = self.running + len(self.waiting)
         if count < slots:
             return reading
-        row_steps, done = 0.0, self.steps_done
+        done = self.steps_done
         for request in self.decoding:
             left = request.last_step - done
             row_steps += left if left < request.expected else request.expected
-        stream, rows = self._stream, self._row_seconds + self._cached_seconds
-        free = slots - len(self.decoding)
-        for queue in (self.prefilling, waiting):
-            for request in queue:
-                row_steps += request.expected
-                if free > 0:
-                    free -= 1
-                    action, read = request.action, request.prompt - request.prompt_left
-                    stream = rates.stream[action] if rates.stream[action] > stream else stream
-                    rows += rates.row[action] + read * rates.cached[action]
+        stream, rows = self._running_sums()
+        for request in islice(self.waiting, max(0, slots - self.running)):
+            action = request.action
+            stream = rates.stream[action] if rates.stream[action] > stream else stream
+            rows += rates.row[action]
         return queue_seconds(count, slots, row_steps, stream + rows) + reading
 
     def running_step(self) -> RunningStep:
         """Return what a step takes for the running requests, one less where no slot is free."""
+        stream, rows = self._running_sums()
+        if self.running >= self.limits.max_running:
+            rows *= (self.limits.max_running - 1) / self.running
+        return RunningStep(stream, rows)
+
+    def _running_sums(self) -> tuple[float, float]:
+        """Return `stream` and `rows` of a `RunningStep` for all running requests."""
         rates = self.rates
         stream, rows = self._stream, self._row_seconds + self._cached_seconds
         for request in self.prefilling:
             action, read = request.action, request.prompt - request.prompt_left
             stream = rates.stream[action] if rates.stream[action] > stream else stream
             rows += rates.row[action] + read * rates.cached[action]
-        if self.running >= self.limits.max_running:
-            rows *= (self.limits.max_running - 1) / self.running
-        return RunningStep(stream, rows)
+        return stream, rows
 
     def predict_prefill(self, running: RunningStep, action: int, tokens: int) -> float:
         """Return the seconds predicted to read a prompt of `tokens` beside what runs."""
@@ -198,12 +219,11 @@ class SimulatedEngine:
         while free > 0 and self.waiting:
             request = self.waiting.popleft()
             request.started = self.clock
-            self._waiting_tokens -= request.prompt
-            self._waiting_seconds -= request.prompt * self.rates.prompt[request.action]
+            self._waiting.add(request, self.rates.prompt[request.action], -1)
             self.prefilling.append(request)
             free -= 1
         if not self.waiting:
-            self._waiting_seconds = 0.0  # no rounding errors add up
+            self._waiting.seconds = self._waiting.expected = 0.0  # rounding errors do not add up
 
     def _prefill_step(self) -> None:
         """Take one step that reads prompts."""
@@ -272,8 +292,7 @@ class SimulatedEngine:
             self._counts[request.action] -= 1
             self.kv_promised -= request.cached
             if not self._counts[request.action]:
-                streams = zip(self._counts, rates.stream, strict=True)
-                self._stream = max((s for count, s in streams if count), default=0.0)
+                self._stream = _widest(rates.stream, self._counts)
             self._on_finished(request, self.clock)
         if not decoding:
             self._row_seconds = self._cached_seconds = self._cached_growth = 0.0

@@ -96,9 +96,9 @@ class SimulatedServer:
         request.expected_output = known.answer_length.expected(arrival.output)
         request.work = self._work(0, arrival.prompt, int(request.expected_output))
         known.observe_arrival(request.work, self.engine.idle)
-        request.wait = self.engine.predict_wait() * known.wait_bias.factor
-        self._predicted_waits[self._next] = request.wait
         self._running = self.engine.running_step()
+        request.wait = self.engine.predict_wait(self._running) * known.wait_bias.factor
+        self._predicted_waits[self._next] = request.wait
         return True
 
     def take(self, action: int | None) -> None:
@@ -220,8 +220,11 @@ class SimulatedServer:
 
     def _largest_cache(self) -> int | None:
         """Return the tokens of the current request's largest cache that fits; None if none does."""
-        tokens, free = RequestTokens(*self._request.arrival[1:]), self._kv_free()
-        sizes = map(tokens.cached, self._budgets)
+        _, prompt, output = self._request.arrival
+        tokens, free = prompt + output, self._kv_free()
+        if tokens <= free:
+            return tokens
+        sizes = (min(tokens, budget) for budget in self._budgets if budget is not None)
         return next((size for size in sizes if size <= free), None)
 
     def _hot(self) -> bool | None:

@@ -12,7 +12,7 @@ from policies.training.trainer import TrainerState
 
 
 class BanditTrainer:
-    """A `Trainer` of one linear model for each choice (arm).
+    """A `PolicyTrainer` of one linear model for each choice (arm).
 
     A round has `episodes` episodes. While it learns, `alpha` widths of an arm's confidence interval
     are added to its predicted reward.
@@ -26,7 +26,7 @@ class BanditTrainer:
         self._weighted_rewards = np.zeros((arms, inputs))
 
     def run_round(self, seed: int, progress: float) -> list[float]:
-        """Learn for a round. See `Trainer`."""
+        """Learn for a round. See `PolicyTrainer`."""
         seeds = np.random.default_rng(seed).integers(2**31, size=self._episodes)
         return [self._run_episode(int(one)) for one in seeds]
 

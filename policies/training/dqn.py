@@ -35,7 +35,7 @@ class DqnSettings:
 
 
 class DqnTrainer:
-    """A `Trainer` around Stable-Baselines3's `DQN`. A round has `episodes` episodes."""
+    """A `PolicyTrainer` around Stable-Baselines3's `DQN`. A round has `episodes` episodes."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class DqnTrainer:
         )
 
     def run_round(self, seed: int, progress: float) -> list[float]:
-        """Learn for a round. See `Trainer`."""
+        """Learn for a round. See `PolicyTrainer`."""
         model, settings = self._model, self._settings
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # more threads only slow small matrices down

@@ -18,7 +18,7 @@ from policies.simulation.traffic import Arrival
 from policies.training.bandit import BanditTrainer
 from policies.training.checkpoint import CheckpointError, TrainingCheckpoint, load_checkpoint
 from policies.training.dqn import DqnSettings, DqnTrainer
-from policies.training.trainer import Trainer
+from policies.training.trainer import PolicyTrainer
 
 ROUND = 10
 """Episodes between checkpoints."""
@@ -85,7 +85,7 @@ def train(
     return _without_columns(trainer.layers(), environment.hidden), rewards
 
 
-def _resume(trainer: Trainer, path: Path | None, identity: str) -> tuple[int, list[float]]:
+def _resume(trainer: PolicyTrainer, path: Path | None, identity: str) -> tuple[int, list[float]]:
     """Restore a trainer from its checkpoint, if there is one; return rounds done and rewards."""
     checkpoint = None if path is None else load_checkpoint(path, identity)
     if checkpoint is None:
@@ -98,7 +98,7 @@ def _resume(trainer: Trainer, path: Path | None, identity: str) -> tuple[int, li
     return checkpoint.rounds, list(checkpoint.rewards)
 
 
-def _trainer(environment: TrafficEnvironment, plan: TrainingPlan) -> Trainer:
+def _trainer(environment: TrafficEnvironment, plan: TrainingPlan) -> PolicyTrainer:
     if plan.kind == "bandit":
         return BanditTrainer(environment, ROUND)
     return DqnTrainer(environment, plan.dqn, ROUND, plan.seed)

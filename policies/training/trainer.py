@@ -10,7 +10,7 @@ TrainerState = dict[str, np.ndarray]
 """Arrays by name, of any shape."""
 
 
-class Trainer(Protocol):
+class PolicyTrainer(Protocol):
     """Learns in rounds of some episodes. Between rounds, `state` holds all of it."""
 
     def run_round(self, seed: int, progress: float) -> list[float]:

@@ -1,34 +1,24 @@
 """A trained policy comes back as it was saved, and only where it belongs."""
 
 import json
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from policies.bundle import PolicyBundle, PolicyError, load_policy
-from policies.features import choice_names, feature_names
 from policies.learned import LearnedPolicy
+from tests.support.network import FEATURES, random_network
 from tests.support.paper import VARIANTS
-
-FEATURES, CHOICES = len(feature_names(VARIANTS)), len(choice_names(VARIANTS))
-
-
-def network(seed=0):
-    chance = np.random.default_rng(seed)
-    sizes = (FEATURES, 16, CHOICES)
-    return tuple(
-        (
-            chance.standard_normal((wide, narrow)).astype(np.float32),
-            chance.standard_normal(wide).astype(np.float32),
-        )
-        for narrow, wide in pairwise(sizes)
-    )
 
 
 def saved(folder, **changes):
-    made = {"fingerprint": "model", "variants": VARIANTS, "promoted": True, "layers": network()}
+    made = {
+        "fingerprint": "model",
+        "variants": VARIANTS,
+        "promoted": True,
+        "layers": random_network(),
+    }
     PolicyBundle(**{"kind": "dqn", "training": {}, "report": {}, **made, **changes}).save(folder)
     return folder
 
@@ -36,7 +26,7 @@ def saved(folder, **changes):
 def test_round_trip_and_the_numbers_are_torchs(tmp_path):
     policy = load_policy(saved(tmp_path), "model", VARIANTS)
     points = np.random.default_rng(1).random((20, FEATURES), np.float32)
-    (w0, b0), (w1, b1) = (tuple(map(torch.from_numpy, layer)) for layer in network())
+    (w0, b0), (w1, b1) = (tuple(map(torch.from_numpy, layer)) for layer in random_network())
     wanted = torch.relu(torch.from_numpy(points) @ w0.T + b0) @ w1.T + b1
     np.testing.assert_allclose(policy.values(points), wanted, rtol=1e-4, atol=1e-4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
@@ -48,8 +38,16 @@ def test_round_trip_and_the_numbers_are_torchs(tmp_path):
         ({"fingerprint": "other"}, "another model"),
         ({"variants": ("base", "half", "third")}, "other variants"),
         ({"promoted": False}, "did not beat"),
-        ({"layers": network()[:1]}, "damaged"),
-        ({"layers": (*network()[:1], (network()[1][0] * np.nan, network()[1][1]))}, "damaged"),
+        ({"layers": random_network()[:1]}, "damaged"),
+        (
+            {
+                "layers": (
+                    *random_network()[:1],
+                    (random_network()[1][0] * np.nan, random_network()[1][1]),
+                )
+            },
+            "damaged",
+        ),
     ],
 )
 def test_a_policy_that_does_not_belong_is_refused(tmp_path, changes, says):
@@ -92,9 +90,9 @@ def test_what_is_missing_or_wrong_is_named(tmp_path, changes, says):
 @pytest.mark.parametrize(
     "layers",
     [
-        tuple((weight.astype(np.float64), bias) for weight, bias in network()),
-        ((network()[0][0], network()[0][1] + np.float32("inf")), network()[1]),
-        ((network()[0][0], network()[0][1][:, None]), network()[1]),
+        tuple((weight.astype(np.float64), bias) for weight, bias in random_network()),
+        ((random_network()[0][0], random_network()[0][1] + np.float32("inf")), random_network()[1]),
+        ((random_network()[0][0], random_network()[0][1][:, None]), random_network()[1]),
     ],
 )
 def test_networks_that_are_none(tmp_path, layers):
@@ -105,7 +103,7 @@ def test_networks_that_are_none(tmp_path, layers):
 def test_half_of_another_policy_is_refused(tmp_path):
     """Written over, but for the file that says what it is: a crash between the two."""
     saved(tmp_path / "one")
-    saved(tmp_path / "other", layers=network(1))
+    saved(tmp_path / "other", layers=random_network(1))
     name = "policy.safetensors"
     (tmp_path / "one" / name).write_bytes((tmp_path / "other" / name).read_bytes())
     with pytest.raises(PolicyError, match="not the file"):

@@ -19,8 +19,8 @@ BASE = Action("base")
 SIZES = [("base", 0.0, 1.0), ("ffn-87.5", 0.2, 0.92), ("depth-24", 0.9, 0.8), ("ffn-50", 1.7, 0.7)]
 
 
-def candidate(name, loss, cost, kv=None, blocked=None, ttft=0.1, tpot=0.02):
-    return Candidate(Action(name, kv), loss, cost, ttft, tpot * cost, blocked, 3.0 * cost)
+def candidate(name, loss, cost, kv=None, blocked=None, ttft=0.1):
+    return Candidate(Action(name, kv), loss, cost, ttft, 0.02 * cost, blocked, 3.0 * cost)
 
 
 def observe(wait=0.0, candidates=None, battery=None, demand=0.0, rank=1.0, **objectives):

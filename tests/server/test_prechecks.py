@@ -12,8 +12,8 @@ from server.engine.config import ModelConfig
 from server.engine.loading.configured_model import load_configured_model
 from server.prechecks import check_settings
 from server.settings import Settings
-from tests.policies.test_bundle import network
 from tests.support.commands import one_line, trimtab
+from tests.support.network import random_network
 
 NOWHERE = "no-such-model"  # whatever is said of it was not said first
 
@@ -43,7 +43,7 @@ def test_policies(artefact, tmp_path):
             policy="static:ffn-67")  # fmt: skip
     refused("policy.json", artefact=artefact, policy=str(tmp_path))
     variants = ("base", "ffn-67", "ffn-34")
-    made = {"kind": "dqn", "variants": variants, "layers": network()}
+    made = {"kind": "dqn", "variants": variants, "layers": random_network()}
     made |= {"training": {}, "report": {}}
     folder = tmp_path / "policy"
     PolicyBundle(fingerprint="another", promoted=True, **made).save(folder)

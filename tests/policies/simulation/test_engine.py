@@ -111,10 +111,11 @@ def test_the_predicted_wait_is_about_the_wait():
     for index in range(40):
         engine.submit(SimulatedRequest(index, 0, 0.0, 16, 20, 36, expected=20.0))
     engine.advance(0.05)
-    predicted, last = engine.predict_wait(), SimulatedRequest(40, 0, engine.clock, 16, 20, 36)
+    predicted = engine.predict_wait(engine.running_step())
+    last = SimulatedRequest(40, 0, engine.clock, 16, 20, 36)
     engine.submit(last)
     engine.finish()
     assert last.started - last.arrived == pytest.approx(predicted, rel=0.2)
-    assert engine.predict_wait() == 0.0
+    assert engine.predict_wait(engine.running_step()) == 0.0
     assert engine.kv_promised == 0
     assert math.isclose(engine._row_seconds, 0.0)
