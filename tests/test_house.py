@@ -62,11 +62,12 @@ def test_files_are_short():
 
 @unfinished
 def test_functions_are_short():
-    lengths = {
-        f"{path}:{function.name}": function.end_lineno - function.lineno + 1
-        for path, tree in all_files().items()
-        for function in functions(tree)
-    }
+    """Of commands only the body counts: their parameters are the options, with their help."""
+    lengths = {}
+    for path, tree in all_files().items():
+        for function in functions(tree):
+            first = function.body[0] if path.is_relative_to("server/cli") else function
+            lengths[f"{path}:{function.name}"] = function.end_lineno - first.lineno + 1
     assert {name: count for name, count in lengths.items() if count > MAX_FUNCTION_LINES} == {}
 
 

@@ -25,7 +25,7 @@ _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the same field
 
 
-class _Generation(Extension):
+class _GenerationTag(Extension):
     """The `{% generation %}` tag, which marks the assistant's text for training; ignored here."""
 
     tags = {"generation"}  # noqa: RUF012, as jinja2 has it
@@ -78,7 +78,7 @@ def _to_json(
 def environment() -> ImmutableSandboxedEnvironment:
     """Return the environment in which templates are compiled."""
     sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
     sandbox.filters["tojson"] = _to_json
     sandbox.globals["raise_exception"] = _raise
