@@ -138,12 +138,12 @@ def _select(
                 "mixed GPU models: set CUDA_DEVICE_ORDER=PCI_BUS_ID or choose by UUID"
             )
         if entry.isdigit():
-            found = devices[int(entry) : int(entry) + 1]
+            matches = devices[int(entry) : int(entry) + 1]
         elif entry.startswith("MIG-"):
-            found = [_Device(nvml, nvml.nvmlDeviceGetHandleByUUID(entry))]
+            matches = [_Device(nvml, nvml.nvmlDeviceGetHandleByUUID(entry))]
         else:
-            found = [device for device in devices if entry and device.uuid.startswith(entry)]
-        if len(found) != 1:
+            matches = [device for device in devices if entry and device.uuid.startswith(entry)]
+        if len(matches) != 1:
             break  # As in CUDA: devices after an invalid entry are not visible.
-        chosen += found
+        chosen += matches
     return chosen

@@ -31,11 +31,11 @@ class ThermalReader:
     def read(self) -> dict[str, Reading]:
         """Return the readings. See `Reader`."""
         low, high = _PLAUSIBLE_CELSIUS
-        found = []
+        celsius = []
         for file, source in self._files:
             millidegrees = read_int(file)
             if millidegrees is not None and low < millidegrees / 1000 < high:
-                found.append((millidegrees / 1000, source))
-        if not found:
+                celsius.append((millidegrees / 1000, source))
+        if not celsius:
             return {"temperature_celsius": missing("thermal", "no temperature sensor")}
-        return {"temperature_celsius": present(*max(found))}
+        return {"temperature_celsius": present(*max(celsius))}
