@@ -154,14 +154,20 @@ def reference_logits(path: Path, ids: list[int]) -> np.ndarray:
     eps = keys["attention.layer_norm_rms_epsilon"]
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weights[f"{name}.weight"]
+        return _rms_norm(x, weights[f"{name}.weight"], eps)
 
     x = weights["token_embd.weight"][ids] * (math.sqrt(HIDDEN) if gemma else 1)
     for layer in range(keys["block_count"]):
         at = f"blk.{layer}"
         slides = gemma and layer % keys["attention.sliding_window_pattern"] == 0
         turned = _rope(keys, weights, architecture, len(ids), slides)
-        attended = _attention(norm(x, f"{at}.attn_norm"), at, weights, norm, turned, keys, slides)
+        window = keys["attention.sliding_window"] if slides else len(ids)
+        part = {
+            name.removeprefix(f"{at}."): weight
+            for name, weight in weights.items()
+            if name.startswith(f"{at}.")
+        }
+        attended = _attention(norm(x, f"{at}.attn_norm"), part, turned, window, eps)
         x = x + (norm(attended, f"{at}.post_attention_norm") if gemma else attended)
         y = norm(x, f"{at}.ffn_norm")
         gate = y @ weights[f"{at}.ffn_gate.weight"].T
@@ -176,31 +182,35 @@ def _gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def _rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+
+
 def _attention(
     x: np.ndarray,
-    at: str,
     weights: Tensors,
-    norm: Callable[[np.ndarray, str], np.ndarray],
     turned: Callable[[np.ndarray], np.ndarray],
-    keys: dict[str, Any],
-    slides: bool,
+    window: int,
+    eps: float,
 ) -> np.ndarray:
+    """The attention of one layer with these weights, `[tokens, hidden]` to the same."""
+
     def heads(name: str) -> np.ndarray:
-        y = x @ weights[f"{at}.{name}.weight"].T + weights.get(f"{at}.{name}.bias", 0.0)
+        y = x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
         y = y.reshape(len(x), -1, HEAD_DIM).swapaxes(0, 1)
-        if f"{at}.{name}_norm.weight" in weights:
-            y = norm(y, f"{at}.{name}_norm")
+        if f"{name}_norm.weight" in weights:
+            y = _rms_norm(y, weights[f"{name}_norm.weight"], eps)
         return y if name == "attn_v" else turned(y)
 
     q, k, v = heads("attn_q"), heads("attn_k"), heads("attn_v")
     k, v = (np.repeat(t, HEADS // KV_HEADS, axis=0) for t in (k, v))
     scores = q @ k.swapaxes(1, 2) / math.sqrt(HEAD_DIM)
     past = np.arange(len(x))[:, None] - np.arange(len(x))
-    seen = (past >= 0) & (past < (keys["attention.sliding_window"] if slides else len(x)))
+    seen = (past >= 0) & (past < window)
     scores = np.where(seen, scores, -np.inf)
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     mixed = shares / shares.sum(-1, keepdims=True) @ v
-    return mixed.swapaxes(0, 1).reshape(len(x), -1) @ weights[f"{at}.attn_output.weight"].T
+    return mixed.swapaxes(0, 1).reshape(len(x), -1) @ weights["attn_output.weight"].T
 
 
 def _rope(
