@@ -69,6 +69,7 @@ def scores(deltas: list[Delta]) -> list[tuple[int, float]]:
     return [(one.token, one.logprob) for one in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_answer_is_the_same_whenever_it_was_preempted(kind):
     _, expected, steps = drive(kind, None)

@@ -28,6 +28,7 @@ def fresh(**limits):
     return runner, variants_of(runner.decoder.weights)
 
 
+@pytest.mark.slow
 def test_preemption_under_memory_pressure_does_not_change_an_answer():
     prompts = [[i, i + 1, i + 2] for i in range(3, 9)]
     expected = [reference(tiny_model(), prompt, 100) for prompt in prompts]

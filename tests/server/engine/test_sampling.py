@@ -32,6 +32,7 @@ def expected(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     return probabilities / probabilities.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "params",
     [

@@ -21,6 +21,7 @@ def base_logits(runner, prompt):
     return logits
 
 
+@pytest.mark.slow
 def test_base_logits_are_bit_identical_after_a_thousand_switches():
     runner = runner_of(weights_of(tiny_model()))
     variants = list(variants_of(runner.decoder.weights).values())

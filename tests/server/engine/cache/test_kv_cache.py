@@ -102,6 +102,7 @@ def drive(
     return torch.cat(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PyTorchDecoder, GraphDecoder])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
 @pytest.mark.parametrize(
@@ -203,6 +204,7 @@ def test_a_prompt_larger_than_the_free_cache_is_read_within_its_budget():
     assert runner.scheduler.cache.arena.used == 0
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_while_a_budgeted_answer_grows():
     runner = runner_of(weights_of(tiny_model()), capacity=256)
     base = variants_of(runner.decoder.weights)["base"]

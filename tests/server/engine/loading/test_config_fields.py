@@ -86,6 +86,7 @@ def test_the_table_has_every_family_and_every_field():
         assert {field.name for field in fields(config)} - known == set(), family
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "case"), CASES)
 def test_a_field_changes_what_transformers_computes_or_is_refused(
     family: str, case: Case, plain: dict[str, torch.Tensor], tmp_path: Path

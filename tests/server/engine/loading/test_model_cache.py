@@ -121,6 +121,7 @@ def test_what_killed_builds_left_is_removed(tmp_path: Path):
     assert left == {".hidden", "mine-abcd1234"}
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_nothing_after_the_next_start(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
     path = write_gguf(tmp_path / "tiny.gguf")

@@ -131,6 +131,7 @@ def test_code_of_its_own_is_not_run_nor_asked_about(tmp_path: Path, file: str):
             load(folder)
 
 
+@pytest.mark.slow
 def test_the_command_asks_nothing(tmp_path: Path):
     folder = save_tiny(tmp_path / "tiny")
     config = json.loads((folder / "config.json").read_text())

@@ -130,6 +130,7 @@ def drafter_of(name: str, agreement: float, cost: float) -> Drafter:
     return Drafter(variants_of(weights_of(tiny_model()))[name], agreement, cost)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not native_library.is_available(), reason="the native kernels are not built")
 @pytest.mark.parametrize(("native", "name"), [(True, "base"), (True, "mixed"), (False, "ffn-75")])
 def test_what_a_variant_guesses_changes_no_answer(native, name):
