@@ -1,11 +1,13 @@
 """`trimtab evaluate` as a user runs it, on a tiny model."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from pruners.artefact.folder import load_artefact
+from pruners.architecture import LocatedModel, locate
+from pruners.artefact.folder import Artefact, load_artefact
 from pruners.builder.pipeline import build
 from pruners.builder.recipe import Recipe
 from pruners.builder.steps import BuildRows
@@ -41,69 +43,99 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     return root
 
 
-def test_writes_the_table_and_a_report(made):
-    root, artefact = made, made / "artefact"
+@pytest.fixture(scope="module")
+def evaluated(made: Path) -> Artefact:
+    """The artefact after the command has measured everything, on five rows of WikiText's format."""
     done = trimtab(
-        "evaluate", "--model", root / "mine", "--artefact", artefact,
-        "--text", root / "wiki.test.raw", "--window", 64, "--limit", 320, "--kv-prompt", 40,
-        "--tasks", root / "animals.jsonl", "--json", root / "copy.json",
+        "evaluate", "--model", made / "mine", "--artefact", made / "artefact",
+        "--text", made / "wiki.test.raw", "--window", 64, "--limit", 320, "--kv-prompt", 40,
+        "--tasks", made / "animals.jsonl", "--json", made / "copy.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert not list(root.glob(".artefact*"))
-    found = load_artefact(artefact)
-    table, names = found.table, {v.name for v in found.variants}
-    assert json.loads((root / "copy.json").read_text()) == json.loads(
-        (artefact / "table.json").read_text()
-    )
+    assert not list(made.glob(".artefact*"))
+    return load_artefact(made / "artefact")
 
-    model = load_transformers(root / "mine", torch.float32)
-    rows = read_corpus(str(root / "wiki.test.raw")).rows(load_tokenizer(root / "mine"), 64, 320)
+
+@pytest.fixture(scope="module")
+def located(made: Path) -> LocatedModel:
+    return locate(load_transformers(made / "mine", torch.float32))
+
+
+@pytest.fixture(scope="module")
+def rows(made: Path) -> list[torch.Tensor]:
+    """The rows that the command measures on."""
+    rows = read_corpus(str(made / "wiki.test.raw")).rows(load_tokenizer(made / "mine"), 64, 320)
     assert len(rows) == 5
-    loss = torch.stack(
-        [
-            torch.nn.functional.cross_entropy(model(row[None]).logits[0, :-1], row[1:])
-            for row in rows
-        ]
-    ).mean()
-    assert table.evaluation["base_perplexity"] == pytest.approx(loss.exp().item(), rel=1e-3)
-    assert table.evaluation["protocol"] == "WikiText-2"
-    assert table.evaluation["predictions"] == 5 * 63
+    return rows
 
-    from pruners.architecture import locate
 
-    decoder = locate(model)
-    assert table.kv_quality == measure_budgets(decoder, rows, (32,))
-    for spec in found.variants:
-        own = found.corrections.get(spec.name)
-        reader = variant_forward(
-            decoder, lambda s=spec, c=own: apply_mask(decoder, s, found.order, c)
+def names_of(artefact: Artefact) -> set[str]:
+    """Return the names of the base and of all variants."""
+    return {BASE, *(spec.name for spec in artefact.variants)}
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_the_table_is_also_written_where_json_says(made):
+    copy, table = (made / name for name in ("copy.json", "artefact/table.json"))
+    assert json.loads(copy.read_text()) == json.loads(table.read_text())
+
+
+def test_the_perplexity_is_that_of_the_model(evaluated, located, rows):
+    losses = [
+        torch.nn.functional.cross_entropy(located.model(row[None]).logits[0, :-1], row[1:])
+        for row in rows
+    ]
+    perplexity = torch.stack(losses).mean().exp().item()
+    evaluation = evaluated.table.evaluation
+    assert evaluation["base_perplexity"] == pytest.approx(perplexity, rel=1e-3)
+    assert evaluation["protocol"] == "WikiText-2"
+    assert evaluation["predictions"] == 5 * 63
+
+
+def test_the_quality_of_a_variant_is_that_of_its_mask(evaluated, located, rows):
+    for spec in evaluated.variants:
+        corrections = evaluated.corrections.get(spec.name)
+        forward = variant_forward(
+            located, lambda s=spec, c=corrections: apply_mask(located, s, evaluated.order, c)
         )
-        again = evaluate(decoder, {"x": reader}, rows).quality["x"]
-        assert again.kl == pytest.approx(table.quality[spec.name].kl, rel=1e-3)
+        again = evaluate(located, {"x": forward}, rows).quality["x"]
+        assert again.kl == pytest.approx(evaluated.table.quality[spec.name].kl, rel=1e-3)
 
-    assert set(table.tasks["animals"]) == {BASE, *names}
-    assert table.tasks["animals"][BASE].items == 2
-    assert table.tasks["animals"][BASE].same == 1
-    shares = {"25%", "50%", "75%"}
-    assert all(set(found_) == shares for found_ in table.eviction.values())
+
+def test_budgets_and_scorers_are_compared(evaluated, located, rows):
+    table = evaluated.table
+    assert table.kv_quality == measure_budgets(located, rows, (32,))
+    assert all(set(shares) == {"25%", "50%", "75%"} for shares in table.eviction.values())
     assert set(table.eviction) >= {"streaming", "key-norm", "key-diff", "snap"}
-    (speed,) = table.speed.values()
-    assert set(speed["decode"]) == {BASE, *names}
+
+
+def test_tasks_are_asked_of_every_variant(evaluated):
+    accuracies = evaluated.table.tasks["animals"]
+    assert set(accuracies) == names_of(evaluated)
+    assert accuracies[BASE].items == 2
+    assert accuracies[BASE].same == 1
+
+
+def test_times_memory_and_cost_are_of_every_variant(evaluated):
+    (speed,) = evaluated.table.speed.values()
+    names = names_of(evaluated)
+    assert set(speed["decode"]) == set(evaluated.table.cost) == names
     assert all(seconds > 0 for sizes in speed["decode"].values() for seconds in sizes.values())
     assert set(speed["kv"]) == {"32"}
     assert all(set(times) == {"whole", "kept"} for times in speed["kv"]["32"].values())
     assert speed["memory"]["peak"] >= speed["memory"]["before"] > 0
-    assert set(table.cost) == {BASE, *names}
 
-    assert all(set(answers) == {BASE, *names} for answers in table.samples.values())
-    report = (artefact / "report" / "report.md").read_text()
+
+def test_the_report_shows_every_variant_answer_and_plot(evaluated, made):
+    samples, names = evaluated.table.samples, names_of(evaluated)
+    report = (made / "artefact" / "report" / "report.md").read_text()
+    assert all(set(answers) == names for answers in samples.values())
     assert "Yield" in report
     assert "KV budgets: a step" in report
-    assert all(f"## {prompt}" in report for prompt in table.samples)
-    for name in names:
-        assert name in report
+    assert all(f"## {question}" in report for question in samples)
+    assert all(name in report for name in names)
     for plot in ("loss-bytes", "loss-flops", "loss-time", "widths"):
-        picture = (artefact / "report" / f"{plot}.png").read_bytes()
+        picture = (made / "artefact" / "report" / f"{plot}.png").read_bytes()
         assert picture.startswith(b"\x89PNG")
         assert f"]({plot}.png)" in report
 

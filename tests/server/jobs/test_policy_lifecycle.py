@@ -15,8 +15,8 @@ from server.jobs import profile as profile_job
 from server.jobs import prompt_losses
 from server.settings import Settings
 from server.testing import ServerProcess
-from tests.server.jobs.test_train_policy import KilledError, killed, run
 from tests.support.commands import one_line, trimtab
+from tests.support.train_policy import KilledError, killed, run
 
 pytestmark = pytest.mark.slow
 

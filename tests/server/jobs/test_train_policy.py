@@ -5,18 +5,17 @@ import shutil
 from dataclasses import replace
 
 import pytest
-import typer
 
 from policies.bundle import load_bundle
 from policies.simulation.profile import Origin, load_profile
 from policies.simulation.traffic import synthetic
 from pruners.data.corpus import read_corpus
-from pruners.support.errors import UserError
-from server.cli.main import cli
 from server.jobs import train_policy as train_policy_job
 from server.jobs import training_runs
 from server.jobs.profile import corpus_hash
 from tests.support.paper import profile
+from tests.support.train_policy import KilledError, contents, killed, run
+from tests.support.train_policy import train_policy_refused as refused
 
 pytestmark = pytest.mark.slow
 
@@ -25,30 +24,6 @@ OPTIONS = (
     "--reward", "thesis", "--lost", 0, "--requests", 240, "--ttft-ms", 700, "--max-running", 4,
     "--train-samples", 60, "--max-new-tokens", 90,
 )  # fmt: skip
-
-
-def run(*arguments):
-    cli([str(one) for one in arguments], standalone_mode=False)
-
-
-def refused(says, *arguments):
-    with pytest.raises((UserError, typer.TyperException)) as error:
-        run("train-policy", *arguments)
-    message = getattr(error.value, "format_message", error.value.__str__)()
-    assert says in message
-    assert "\n" not in message
-
-
-class KilledError(Exception):
-    """In place of a signal."""
-
-
-def killed(*rest):
-    raise KilledError
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
