@@ -109,6 +109,7 @@ def test_a_damaged_gguf_is_refused(tmp_path):
     one_line(trimtab("serve", "--model", bad), "broken.gguf")
 
 
+@pytest.mark.slow
 def test_build_then_serve_then_refuse_a_foreign_or_damaged_artefact(tmp_path):
     model = save_tiny(tmp_path / "mine", num_hidden_layers=8, max_position_embeddings=1024)
     out = tmp_path / "artefact"
