@@ -10,7 +10,14 @@ from server.engine.loading.source import DEFAULT_MODEL, resolve_model
 from server.testing import ServerProcess
 from tests.support.tiny import save_tiny
 
-SLOW_FIXTURES = {"default_model", "documented_server", "tiny_server", "varied_server", "browser"}
+SLOW_FIXTURES = {
+    "browser",
+    "default_model",
+    "documented_server",
+    "evaluated",
+    "tiny_server",
+    "varied_server",
+}
 """Whatever uses these is marked `slow`: they load the default model or start a process."""
 
 
