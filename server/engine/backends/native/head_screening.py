@@ -29,9 +29,9 @@ class HeadScreen:
 
     With `z` the inputs in their new `order` times `factor`, an output's coarse value is
     `mean . x + scale * (codes - centre) . z`. Its error is less than `spread` times the root of
-    `sum(doubt * squares of z + loss * squares of what rounding z loses)` over its input blocks, or
-    less than the largest of `worst * z`, where one input dominates. `mean`, `order` and `factor`
-    are `[inputs]`, `scale` and `spread` `[outputs]`, `planes`, `doubt`, `loss` and `worst`
+    `sum(code_error * z^2 + input_error * (z - rounded z)^2)` over its input blocks, or
+    less than the largest of `max_error * z`, where one input dominates. `mean`, `order` and `factor`
+    are `[inputs]`, `scale` and `spread` `[outputs]`, `planes`, `code_error`, `input_error` and `max_error`
     `[input blocks]`, `data` bytes.
     """
 
@@ -42,9 +42,9 @@ class HeadScreen:
     mean: Tensor
     scale: Tensor
     spread: Tensor
-    doubt: Tensor
-    loss: Tensor
-    worst: Tensor
+    code_error: Tensor
+    input_error: Tensor
+    max_error: Tensor
 
     def tensors(self) -> list[Tensor]:
         """Return every resident tensor, in the order of the kernels' structure."""
@@ -65,7 +65,7 @@ def build_head_screen(codes: Codes, hidden: Tensor) -> HeadScreen:
     step = torch.tensor([_STEPS[count] for count in planes]).repeat_interleave(GROUP)
     factor = variance.sqrt()[order] * step
     highest = torch.tensor([4.0**count - 1 for count in planes]).repeat_interleave(GROUP)
-    data, scales, errors, sizes, worst = [], [], [], [], []
+    data, scales, errors, sizes, max_errors = [], [], [], [], []
     for chunk in _chunks(codes):
         wanted = (chunk - mean)[:, order] / factor.clamp_min(1e-30)
         scale = (wanted * step).square().mean(1, keepdim=True).sqrt()
@@ -76,11 +76,11 @@ def build_head_screen(codes: Codes, hidden: Tensor) -> HeadScreen:
         scales.append(scale[:, 0])
         error = (coded - wanted).unflatten(1, (-1, GROUP))
         errors.append(error.square().mean(2))
-        worst.append(error.abs().amax((0, 2)))
+        max_errors.append(error.abs().amax((0, 2)))
         sizes.append(coded.square().unflatten(1, (-1, GROUP)).mean(2).sum(0))
-    lost = torch.cat(errors)  # [outputs, input blocks]
-    doubt = lost.mean(0)
-    spread = (lost / doubt.clamp_min(1e-30)).mean(1).sqrt()
+    squared_errors = torch.cat(errors)  # [outputs, input blocks]
+    mean_error = squared_errors.mean(0)
+    spread = (squared_errors / mean_error.clamp_min(1e-30)).mean(1).sqrt()
     return HeadScreen(
         torch.cat(data),
         torch.tensor(planes, dtype=torch.int32),
@@ -89,9 +89,9 @@ def build_head_screen(codes: Codes, hidden: Tensor) -> HeadScreen:
         mean,
         F.pad(torch.cat(scales), (0, -outputs % BLOCK)),
         F.pad(spread, (0, -outputs % BLOCK)),
-        _DEVIATIONS**2 * doubt,
+        _DEVIATIONS**2 * mean_error,
         _DEVIATIONS**2 * torch.stack(sizes).sum(0) / outputs,
-        _WORST_FACTOR * torch.stack(worst).amax(0),
+        _WORST_FACTOR * torch.stack(max_errors).amax(0),
     )
 
 

@@ -101,7 +101,7 @@ def test_coarse_values_are_within_their_bound_of_error():
     scale, planes = screen.scale[:3000], screen.planes.repeat_interleave(32)
     exact = codes.values() @ x.T - (screen.mean[:150] @ x.T)
     coarse = scale[:, None] * ((coarse_codes(screen, 3000) - (4.0**planes - 1) / 2) @ z.T)
-    bound = (z.square().unflatten(1, (-1, 32)).sum(2) @ screen.doubt).sqrt()
+    bound = (z.square().unflatten(1, (-1, 32)).sum(2) @ screen.code_error).sqrt()
     bound = bound * screen.spread[:3000, None]
     assert 0.4 < ((exact - coarse).abs() / bound).max() < 0.9  # safe, and small enough to be of use
 
