@@ -29,10 +29,10 @@ class HeadScreen:
 
     With `z` the inputs in their new `order` times `factor`, an output's coarse value is
     `mean . x + scale * (codes - centre) . z`. Its error is less than `spread` times the root of
-    `sum(code_error * z^2 + input_error * (z - rounded z)^2)` over its input blocks, or
-    less than the largest of `max_error * z`, where one input dominates. `mean`, `order` and `factor`
-    are `[inputs]`, `scale` and `spread` `[outputs]`, `planes`, `code_error`, `input_error` and `max_error`
-    `[input blocks]`, `data` bytes.
+    `sum(code_error * z^2 + input_error * (z - rounded z)^2)` over its input blocks, or less than
+    the largest of `max_error * z`, where one input dominates. `mean`, `order` and `factor` are
+    `[inputs]`, `scale` and `spread` `[outputs]`, `planes` and the three errors `[input blocks]`,
+    `data` bytes.
     """
 
     data: Tensor
