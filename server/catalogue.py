@@ -23,7 +23,7 @@ def build_catalogue(
     return Catalogue(
         variants=model.variants,
         kv_budgets=tuple(budget for budget in kv_budgets if budget < model.weights.context),
-        # Answers to real prompts say more than the table's text, where both were measured.
+        # Where both were measured, losses on real prompts count, not those on the table's text.
         variant_loss=measured if predictor is None else {**measured, **predictor.level},
         kv_loss={budget: quality.kl for budget, quality in table.kv_quality.items()},
     )

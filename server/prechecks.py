@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a model is loaded, which may take minutes."""
+"""Checks the settings before a model is loaded, which may take minutes."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise `UserError` for a part of the server that these settings cannot have.
+    """Raise `UserError` if a part of the server cannot be made with these settings.
 
-    What is quick comes first: the policy is looked at without importing PyTorch.
+    The policy is checked first, since that does not import PyTorch.
     """
     folder = settings.artefact or shipped_artefact(model_name(settings.model))
     if folder is not None and not folder.is_dir():
         raise SettingsError(f"there is no artefact {folder}; make one with `trimtab build`")
     fingerprint, variants = (None, [BASE]) if folder is None else declared_variants(folder)
     named_policy(settings.policy, variants, fingerprint, settings.force)
-    # Imported here: all of them need PyTorch.
+    # Imported here, since all of them import PyTorch.
     from controller.audit import AuditLog
     from controller.sensitivity import load_sensitivity
     from pruners.kv import KV_SCORERS
@@ -39,12 +39,16 @@ def check_settings(settings: Settings) -> None:
 
 
 def open_analyzer(
-    settings: Settings, fell_back: Callable[[str], None] = lambda name: None
+    settings: Settings, on_fallback: Callable[[str], None] = lambda name: None
 ) -> "Analyzer":
-    """Return the analyzer of the settings. Raises `SettingsError` if a package is missing."""
+    """Return the analyzer of the settings.
+
+    `on_fallback` is called with the name of a backend that had no time. Raises `SettingsError` if a
+    package is missing.
+    """
     from controller import Analyzer
 
     try:
-        return Analyzer(settings.analyzer, fell_back)
+        return Analyzer(settings.analyzer, on_fallback)
     except (ImportError, OSError) as error:
         raise SettingsError(f"analyzer '{settings.analyzer}': {error}") from error

@@ -1,4 +1,4 @@
-"""What a server cannot have is said before its model is looked for."""
+"""Check that wrong settings are refused before the model is looked for."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from server.settings import Settings
 from tests.support.commands import one_line, trimtab
 from tests.support.network import random_network
 
-NOWHERE = "no-such-model"  # whatever is said of it was not said first
+NOWHERE = "no-such-model"  # an error that does not name it came first
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_settings_that_fit_pass(artefact, tmp_path):
         check_settings(Settings(model=NOWHERE, artefact=artefact, policy=policy, audit_log=log))
 
 
-def test_policies(artefact, tmp_path):
+def test_a_policy_that_cannot_be_served_is_refused(artefact, tmp_path):
     refused("no policy 'NOPE'", policy="NOPE")
     refused("static:ffn-67", artefact=artefact, policy="static:nope")
     refused("no policy 'static:ffn-67'; there are: rule, random, static:base,",
@@ -54,7 +54,7 @@ def test_policies(artefact, tmp_path):
     check_settings(Settings(model=NOWHERE, artefact=artefact, policy=str(folder), force=True))
 
 
-def test_parts(artefact, tmp_path, monkeypatch):
+def test_parts_that_cannot_be_made_are_refused(artefact, tmp_path, monkeypatch):
     refused("there is no artefact", artefact=tmp_path / "none")
     refused("variants.json", artefact=tmp_path)
     refused("no kv_scorer 'nope'", kv_scorer="nope")

@@ -149,7 +149,7 @@ def test_a_quality_floor_is_kept_or_the_request_is_refused(host):
     assert ask(host, SHORT, max_loss=0.0).json()["trimtab"]["variant"] == "base"
 
 
-def test_readings_that_are_missing_are_told_apart_from_nought(host):
+def test_missing_readings_are_not_taken_for_zero(host):
     host.now = replace(BARE, battery_charge_ratio=missing("test", "no battery"))
     metrics = httpx.get(f"{host.url}/metrics").text
     status = httpx.get(f"{host.url}/trimtab/status").json()

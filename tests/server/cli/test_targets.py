@@ -1,4 +1,4 @@
-"""No command deletes what is not its own: refused before the work, in one line, with code 2."""
+"""Check that no command deletes what is not its own: it is refused in one line, with code 2."""
 
 import json
 import sys
@@ -127,7 +127,7 @@ TARGETS = {
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
 @pytest.mark.parametrize("command", FOLDERS.values(), ids=FOLDERS.keys())
-def test_a_folder_that_is_not_the_commands_own(place, monkeypatch, capsys, command, target):
+def test_a_folder_with_other_content_is_refused(place, monkeypatch, capsys, command, target):
     path = target(Path("target"))
     before = everything(place)
     assert str(path) in run(monkeypatch, capsys, command, path)
@@ -135,7 +135,7 @@ def test_a_folder_that_is_not_the_commands_own(place, monkeypatch, capsys, comma
 
 
 @pytest.mark.parametrize("command", ["build", "recover"])
-def test_a_checkpoints_place_that_is_taken(place, monkeypatch, capsys, command):
+def test_a_checkpoint_folder_with_other_content_is_refused(place, monkeypatch, capsys, command):
     path = someone_elses_checkpoint(Path("target"))
     before = everything(place)
     assert "is no checkpoint" in run(monkeypatch, capsys, FOLDERS[command], path)
@@ -144,7 +144,7 @@ def test_a_checkpoints_place_that_is_taken(place, monkeypatch, capsys, command):
 
 @pytest.mark.parametrize("command", FOLDERS.values(), ids=FOLDERS.keys())
 @pytest.mark.parametrize("target", ["new", "deep/in/new", "empty"])
-def test_a_folder_that_may_be_written_is_not_touched_before_the_work(
+def test_a_folder_is_not_changed_before_the_work_begins(
     place, monkeypatch, capsys, command, target
 ):
     Path("empty").mkdir()
@@ -174,7 +174,7 @@ JSON_TARGETS = {
 
 @pytest.mark.parametrize("target", JSON_TARGETS.values(), ids=JSON_TARGETS.keys())
 @pytest.mark.parametrize("command", FILES.values(), ids=FILES.keys())
-def test_a_file_that_is_not_the_commands_own(place, monkeypatch, capsys, command, target):
+def test_a_file_with_other_content_is_refused(place, monkeypatch, capsys, command, target):
     path = target(Path("target"))
     before = everything(place)
     assert str(path if path.parent.is_dir() else path.parent) in run(

@@ -37,7 +37,7 @@ def server(varied_folders):
 
 
 @pytest.fixture
-def exam(tmp_path):
+def harness(tmp_path):
     questions = [
         {"query": f"word {n} is", "choices": ["one", "two words", "a third"], "gold": n % 3}
         for n in range(12)
@@ -49,16 +49,16 @@ def exam(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["base", "ffn-34"])
-def test_merged_and_served_agree(server, varied_folders, exam, variant):
+def test_a_merged_and_a_served_variant_have_equal_results(server, varied_folders, harness, variant):
     model, artefact = varied_folders
-    merged = run_harness(str(model), artefact, variant, exam)["mine"]
-    served = run_harness_on_server(server.url, str(model), variant, exam)["mine"]
+    merged = run_harness(str(model), artefact, variant, harness)["mine"]
+    served = run_harness_on_server(server.url, str(model), variant, harness)["mine"]
     assert merged["acc,none"] == served["acc,none"]
 
 
-def test_what_is_not_there_is_one_line(varied_folders, exam):
+def test_an_unknown_task_or_server_is_refused_in_one_line(varied_folders, harness):
     model, artefact = varied_folders
     with pytest.raises(HarnessError, match="no task 'nonsense'"):
         run_harness(str(model), artefact, "base", HarnessRequest(("nonsense",)))
     with pytest.raises(HarnessError, match="no server answers"):
-        run_harness_on_server("http://127.0.0.1:9", str(model), "base", exam)
+        run_harness_on_server("http://127.0.0.1:9", str(model), "base", harness)

@@ -66,7 +66,7 @@ def test_the_profile_knows_every_prompt_and_variant(profile):
     assert found.joules is None or min(found.joules) > 0
 
 
-def test_times_alone_are_measured_again(profile, varied_folders):
+def test_without_prompts_only_the_times_are_measured_again(profile, varied_folders):
     model, artefact = varied_folders
     before = load_profile(profile)
     done = trimtab("profile", "--model", model, "--artefact", artefact, "--out", profile)
@@ -86,7 +86,7 @@ def test_the_report_and_the_bundle_are_there(trained):
     assert "2 trainings" in (trained / "report.md").read_text()
 
 
-def test_held_out_prompts_are_swept_for_a_test(trained, varied_folders, tmp_path):
+def test_a_test_measures_the_prompts_that_it_is_given(trained, varied_folders, tmp_path):
     model, artefact = varied_folders
     prompts = tmp_path / "held.jsonl"
     known = [f"word {n} and word {n % 7} " * (1 + n % 3) for n in range(10)]
@@ -97,10 +97,10 @@ def test_held_out_prompts_are_swept_for_a_test(trained, varied_folders, tmp_path
     run("train-policy", "--mode", "test", "--out", trained, *given)
     assert all(path.read_bytes() == body for path, body in before.items())
     learned = set(json.loads((trained / "policy.json").read_text())["training"]["learned"])
-    swept = load_profile(trained / "test" / "profile")
-    assert swept.model == "mine"
-    assert (swept.origin.name, swept.origin.limit) == ("held.jsonl", 500)
-    fresh = sum(name not in learned for name in swept.prompts.names)
+    batches_answered = load_profile(trained / "test" / "profile")
+    assert batches_answered.model == "mine"
+    assert (batches_answered.origin.name, batches_answered.origin.limit) == ("held.jsonl", 500)
+    fresh = sum(name not in learned for name in batches_answered.prompts.names)
     assert 40 <= fresh < 50
     about = json.loads((trained / "test" / "report.json").read_text())["about"]
     assert f"{fresh} of the 50 prompts of held.jsonl" in about
@@ -109,7 +109,7 @@ def test_held_out_prompts_are_swept_for_a_test(trained, varied_folders, tmp_path
 
 def test_an_interrupted_profile_goes_on_only_with_the_same(varied_folders, tmp_path, monkeypatch):
     model, artefact = varied_folders
-    out, swept = tmp_path / "profile", []
+    out, batches_answered = tmp_path / "profile", []
     texts = {"one": [f"word {n}" for n in range(40)], "other": [f"more {n}" for n in range(40)]}
     for name, lines in texts.items():
         body = "".join(json.dumps({"prompt": line}) + "\n" for line in lines)
@@ -118,21 +118,21 @@ def test_an_interrupted_profile_goes_on_only_with_the_same(varied_folders, tmp_p
     answer_all = prompt_losses.answer_all
 
     def counted(*rest):
-        swept.append(1)
+        batches_answered.append(1)
         return answer_all(*rest)
 
     monkeypatch.setattr(prompt_losses, "answer_all", counted)
     monkeypatch.setattr(profile_job, "_with_timing", killed)
     for name, batches in (("one", 3), ("one", 0), ("other", 3)):
-        swept.clear()
+        batches_answered.clear()
         with pytest.raises(KilledError):
             run("profile", *given, "--prompts", tmp_path / f"{name}.jsonl")
-        assert len(swept) == batches, name
+        assert len(batches_answered) == batches, name
         assert not out.exists()
-    swept.clear()
+    batches_answered.clear()
     with pytest.raises(KilledError):
         run("profile", *given, "--prompts", tmp_path / "other.jsonl", "--weights", "int8")
-    assert swept, "another precision answers otherwise"
+    assert batches_answered, "another precision answers otherwise"
 
 
 def test_a_profile_replaces_only_a_profile(varied_folders, tmp_path):
@@ -149,7 +149,7 @@ def test_a_profile_replaces_only_a_profile(varied_folders, tmp_path):
     assert prompts.read_text() == "word"
 
 
-def test_it_is_served_if_promoted_or_forced_and_judged_from_its_log(
+def test_a_policy_is_served_if_promoted_or_forced_and_estimated_from_its_log(
     trained, varied_folders, tmp_path
 ):
     model, artefact = varied_folders
@@ -182,7 +182,7 @@ def test_it_is_served_if_promoted_or_forced_and_judged_from_its_log(
     one_line(trimtab("estimate", "--log", audit, "--policy", "nonsense"), "no policy 'nonsense'")
 
 
-def test_what_is_missing_is_said(tmp_path, varied_folders):
+def test_what_is_missing_is_named_in_one_line(tmp_path, varied_folders):
     model, _ = varied_folders
     out, prompts = tmp_path / "x", tmp_path / "few.txt"
     prompts.write_text("one prompt")

@@ -42,7 +42,7 @@ def recover(root, *options: object):
     )  # fmt: skip
 
 
-def test_trains_serves_and_exports(root):
+def test_a_variant_is_trained_served_and_exported(root):
     before = load_artefact(root / "artefact")
     done = recover(root, "--out", root / "better", "--variants", WIDTH, "--rank", 4)
     assert done.returncode == 0, done.stderr
@@ -91,7 +91,7 @@ def test_trains_serves_and_exports(root):
     torch.testing.assert_close(found_logits, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_norms_of_all_variants_in_place_twice_over(root):
+def test_norms_of_all_variants_are_trained_in_place_twice(root):
     for seed in (0, 1):
         done = recover(root, "--tier", "norms", "--rate", "2e-2", "--seed", seed)
         assert done.returncode == 0, done.stderr
@@ -109,12 +109,12 @@ def test_norms_of_all_variants_in_place_twice_over(root):
         (("--text", "nothing.txt"), "nothing.txt"),
     ],
 )
-def test_what_does_not_fit_is_one_line(root, options, message):
+def test_a_request_that_does_not_fit_is_refused_in_one_line(root, options, message):
     done = recover(root, *options)
     one_line(done, message)
 
 
-def test_learns_what_prompts_say_of_losses(root):
+def test_sensitivity_learns_losses_from_prompts(root):
     text = "the quick brown fox jumps over the lazy dog"
     lines = [text[i % 9 : i % 9 + 5 + 3 * (i % 4)] * (1 + i % 3) for i in range(48)]
     (root / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": x}) for x in lines))
@@ -131,7 +131,7 @@ def test_learns_what_prompts_say_of_losses(root):
     one_line(trimtab("sensitivity", *options, "--prompts", root / "few.jsonl"), "40 are needed")
 
 
-def test_exporting_what_is_not_there_is_one_line(root):
+def test_exporting_an_unknown_variant_is_refused_in_one_line(root):
     done = trimtab(
         "export",
         "x",

@@ -13,7 +13,7 @@ def seconds(spec: VariantSpec) -> float:
     return 0.5 + sum(0.25 * bool(g) + 0.1 * g for g in spec.kv_groups) + 0.01 * sum(spec.ffn)
 
 
-def test_steps_are_taken_apart_into_blocks(monkeypatch, tmp_path):
+def test_the_latency_of_blocks_adds_up_to_that_of_a_step(monkeypatch, tmp_path):
     model = load_model(save_tiny(tmp_path / "tiny"), "tiny", "fp32")
     shape = model.weights.shape
     monkeypatch.setattr(
@@ -26,12 +26,12 @@ def test_steps_are_taken_apart_into_blocks(monkeypatch, tmp_path):
         assert latency(spec) == pytest.approx(seconds(spec))
 
 
-def test_real_steps_take_time(tmp_path):
+def test_measured_latency_is_positive(tmp_path):
     model = load_model(save_tiny(tmp_path / "tiny"), "tiny", "fp32")
     assert step_timing.block_latency(model, repeats=1)(base_spec(model.weights.shape)) > 0
 
 
-def test_between_widths_and_over_noise():
+def test_latency_is_interpolated_between_widths_and_never_falls_with_width():
     latency = LatencyCost(
         1.0, {"attention": {2: 0.4, 1: 0.5, 0: 0.0}, "mlp": {64: 0.6, 32: 0.2, 0: 0}}
     )

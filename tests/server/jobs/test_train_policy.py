@@ -29,7 +29,7 @@ OPTIONS = (
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Prompts, a profile that was made of them, a trace, and a policy that learned from both."""
-    root = tmp_path_factory.mktemp("school")
+    root = tmp_path_factory.mktemp("workspace")
     (root / "prompts.txt").write_text("some prompts\n")
     (root / "others.txt").write_text("other prompts\n")
     origin = Origin("prompts.txt", corpus_hash(read_corpus(str(root / "prompts.txt"))), 100, 48)
@@ -45,9 +45,9 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture
-def school(root, tmp_path):
+def workspace(root, tmp_path):
     """The same to play with; the trace lies where it was."""
-    return shutil.copytree(root, tmp_path / "school")
+    return shutil.copytree(root, tmp_path / "workspace")
 
 
 def test_the_bundle_says_what_was_trained_with(root):
@@ -64,10 +64,10 @@ def test_the_bundle_says_what_was_trained_with(root):
     assert not (root / "policy" / "checkpoint").exists()
 
 
-def test_a_test_is_the_training_s_own_and_overwrites_nothing(school):
-    out = school / "policy"
+def test_a_test_repeats_the_training_s_test_and_overwrites_nothing(workspace):
+    out = workspace / "policy"
     before = contents(out)
-    run("train-policy", "--mode", "test", "--out", out, "--profile", school / "profile")
+    run("train-policy", "--mode", "test", "--out", out, "--profile", workspace / "profile")
     assert before.items() <= contents(out).items()
     assert sorted(p.name for p in (out / "test").iterdir()) == [
         "report.json", "report.md", "report.png",
@@ -77,8 +77,8 @@ def test_a_test_is_the_training_s_own_and_overwrites_nothing(school):
     assert tested["verdict"] == trained["verdict"]
     assert tested["about"] == trained["about"]
     assert "reward 'thesis', a lost request is worth 0," in tested["about"]
-    run("train-policy", "--mode", "test", "--out", out, "--profile", school / "profile",
-        "--trace", school / "trace.jsonl", *OPTIONS)  # fmt: skip
+    run("train-policy", "--mode", "test", "--out", out, "--profile", workspace / "profile",
+        "--trace", workspace / "trace.jsonl", *OPTIONS)  # fmt: skip
     assert len(list(out.rglob("*"))) == len(before) + 4, "equal options are no contradiction"
 
 
@@ -112,18 +112,18 @@ def test_what_contradicts_a_training_is_refused_by_name(root, options, says):
     assert contents(root) == before
 
 
-def test_a_trace_may_have_moved_but_not_changed(school):
-    out, trace = school / "policy", school / "moved.jsonl"
-    (school / "trace.jsonl").rename(trace)
+def test_a_trace_may_have_moved_but_not_changed(workspace):
+    out, trace = workspace / "policy", workspace / "moved.jsonl"
+    (workspace / "trace.jsonl").rename(trace)
     body = json.loads((out / "policy.json").read_text())
-    body["training"]["lesson"]["trace"]["path"] = str(school / "trace.jsonl")
+    body["training"]["lesson"]["trace"]["path"] = str(workspace / "trace.jsonl")
     (out / "policy.json").write_text(json.dumps(body))
-    given = ("--mode", "test", "--out", out, "--profile", school / "profile")
+    given = ("--mode", "test", "--out", out, "--profile", workspace / "profile")
     refused("cannot read the trace", *given)
     trace.write_text(trace.read_text() + "\n")
     refused("--trace", *given, "--trace", trace)
     trace.write_text(trace.read_text()[:-1])
-    elsewhere = school / "elsewhere"
+    elsewhere = workspace / "elsewhere"
     run("train-policy", *given, "--trace", trace, "--results", elsewhere)
     assert (elsewhere / "report.md").exists()
     assert not (out / "test").exists()
@@ -133,13 +133,13 @@ def test_a_trace_may_have_moved_but_not_changed(school):
     refused("what it was trained with is not whole (lesson.seeds)", *given)
 
 
-def test_a_profile_that_is_not_the_training_s_is_refused(school):
-    replace(profile(90), device="another").save(school / "timed")
-    given = ("--mode", "test", "--out", school / "policy", "--profile", school / "timed")
+def test_a_profile_that_is_not_the_training_s_is_refused(workspace):
+    replace(profile(90), device="another").save(workspace / "timed")
+    given = ("--mode", "test", "--out", workspace / "policy", "--profile", workspace / "timed")
     refused("is not the profile that the policy was trained with", *given)
 
 
-def test_prompts_of_a_test_make_a_held_out_profile(school, monkeypatch):
+def test_prompts_of_a_test_make_a_held_out_profile(workspace, monkeypatch):
     made = []
 
     def make_profile(settings, folder, corpus, limit, tokens):
@@ -152,52 +152,54 @@ def test_prompts_of_a_test_make_a_held_out_profile(school, monkeypatch):
         made.append((settings.max_running, limit, tokens))
         return load_profile(folder)
 
-    tried = []
+    tested_prompts = []
 
     class Watched(training_runs.PolicyEvaluation):
         def __init__(self, profile, traffic, prompts, *rest):
-            tried.append([profile.prompts.names[row] for row in prompts])
+            tested_prompts.append([profile.prompts.names[row] for row in prompts])
             super().__init__(profile, traffic, prompts, *rest)
 
     monkeypatch.setattr(train_policy_job, "make_profile", make_profile)
     monkeypatch.setattr(train_policy_job, "_check_variants", lambda options, out: None)
     monkeypatch.setattr(training_runs, "PolicyEvaluation", Watched)
-    out = school / "policy"
+    out = workspace / "policy"
     given = ("--mode", "test", "--out", out)
     before = contents(out)
-    refused("is what the policy was trained with", *given, "--prompts", school / "prompts.txt")
+    refused("is what the policy was trained with", *given, "--prompts", workspace / "prompts.txt")
     assert not made
-    run("train-policy", *given, "--prompts", school / "others.txt")
+    run("train-policy", *given, "--prompts", workspace / "others.txt")
     assert made == [(4, 60, 48)]
     learned = set(load_bundle(out).training["learned"])
-    assert tried[0] == [f"{n:016x}" for n in range(50, 150) if f"{n:016x}" not in learned]
+    assert tested_prompts[0] == [f"{n:016x}" for n in range(50, 150) if f"{n:016x}" not in learned]
     assert before.items() <= contents(out).items()
     about = json.loads((out / "test" / "report.json").read_text())["about"]
-    assert f"{len(tried[0])} of the 100 prompts of others.txt, none of them learned" in about
-    run("train-policy", *given, "--prompts", school / "others.txt")
+    assert (
+        f"{len(tested_prompts[0])} of the 100 prompts of others.txt, none of them learned" in about
+    )
+    run("train-policy", *given, "--prompts", workspace / "others.txt")
     assert len(made) == 1, "the same prompts are not swept again"
-    (school / "others.txt").write_text("yet others")
-    refused("was made from others.txt", *given, "--prompts", school / "others.txt")
+    (workspace / "others.txt").write_text("yet others")
+    refused("was made from others.txt", *given, "--prompts", workspace / "others.txt")
 
 
-def test_a_held_out_profile_is_of_the_same_variants(school, varied_folders):
+def test_a_held_out_profile_is_of_the_same_variants(workspace, varied_folders):
     model, artefact = varied_folders
-    given = ("--mode", "test", "--out", school / "policy", "--model", model)
+    given = ("--mode", "test", "--out", workspace / "policy", "--model", model)
     refused("was trained for another model", *given, "--artefact", artefact,
-            "--prompts", school / "others.txt")  # fmt: skip
+            "--prompts", workspace / "others.txt")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["work", "policy", "profile"])
-def test_results_replace_nothing_but_results(school, name):
-    (school / "work").mkdir()
-    (school / "work" / "report.json").write_text('{"schema": 1}')
-    (school / "work" / "thesis.tex").write_text("mine")
-    before = contents(school)
+def test_results_replace_nothing_but_results(workspace, name):
+    (workspace / "work").mkdir()
+    (workspace / "work" / "report.json").write_text('{"schema": 1}')
+    (workspace / "work" / "thesis.tex").write_text("mine")
+    before = contents(workspace)
     refused(
-        str(school / name), "--mode", "test", "--out", school / "policy",
-        "--profile", school / "profile", "--results", school / name,
+        str(workspace / name), "--mode", "test", "--out", workspace / "policy",
+        "--profile", workspace / "profile", "--results", workspace / name,
     )  # fmt: skip
-    assert contents(school) == before
+    assert contents(workspace) == before
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_results_replace_nothing_but_results(school, name):
         (("--artefact", "nowhere"), "nowhere"),
     ],
 )
-def test_training_refuses_before_it_works(root, tmp_path, options, says):
+def test_wrong_options_are_refused_before_work_begins(root, tmp_path, options, says):
     out = tmp_path / "out"
     refused(says, "--out", out, "--profile", root / "profile", *options)
     assert not out.exists()
@@ -241,7 +243,7 @@ def test_a_folder_that_is_no_policy_s_is_left_alone(root, tmp_path):
     refused("is a file", "--out", out / "report.md", "--profile", root / "profile", *OPTIONS)
 
 
-def test_checkpoints(root, tmp_path, monkeypatch):
+def test_checkpoints_of_the_same_training_are_used_and_others_refused(root, tmp_path, monkeypatch):
     out, given = tmp_path / "out", ("--profile", root / "profile")
     policy = root / "policy"
     for finished in (policy, policy / "policy.safetensors"):
