@@ -30,7 +30,7 @@ from server.engine.backends.native.model import head_screen_struct, matrix_struc
 from server.engine.backends.native.packed_weights import PackedLayer, PackedWeights
 from server.engine.backends.native.packing import PackedMatrix, pack, quantise
 from server.engine.cache.kv_cache import KVCache
-from server.jobs.step_timing import decode_step
+from server.jobs.step_timing import decode_timer
 from telemetry.machine import describe
 
 ROWS = (1, 8, 32)
@@ -204,7 +204,7 @@ def _attentions(isa: str) -> dict[str, Kernel]:
             size = numbers * (shape.head_dim * dtype.itemsize + (4 if name == "int8" else 0))
             multiply_adds = numbers * shape.queries_per_group * shape.head_dim
             kernels[f"attention, {name} cache, {rows} rows x {cached}"] = Kernel(
-                decode_step(decoder, base_spec(shape), rows, cached),
+                decode_timer(decoder, base_spec(shape), rows, cached),
                 size,
                 multiply_adds,
                 "bf16" if isa == "avx512bf16" else "fp32",

@@ -92,23 +92,23 @@ def estimate(
     from policies.offpolicy import LogError, estimate_value, read_log
     from policies.registry import named_policy
 
-    found = read_log(log, lost)
-    logged = found.decisions
-    if found.torn:
-        typer.echo(f"{found.torn} torn lines were left out", err=True)
-    if not logged:
+    audit = read_log(log, lost)
+    decisions = audit.decisions
+    if audit.torn:
+        typer.echo(f"{audit.torn} torn lines were left out", err=True)
+    if not decisions:
         raise LogError(f"{', '.join(map(str, log))} holds no decision")
-    seen = logged[-1].observation.candidates
-    variants = list(dict.fromkeys(c.action.variant for c in seen))
+    candidates = decisions[-1].observation.candidates
+    variants = list(dict.fromkeys(c.action.variant for c in candidates))
     target = named_policy(policy_name, variants, None, force=True)
-    worth = estimate_value(logged, target, lost, clip)
-    typer.echo(f"{target.name}: {worth.decisions} decisions, {worth.effective:.0f} effective")
-    for name, value, (low, high) in (
-        ("SNIPS", worth.snips, worth.snips_95),
-        ("doubly robust", worth.doubly_robust, worth.doubly_robust_95),
+    value = estimate_value(decisions, target, lost, clip)
+    typer.echo(f"{target.name}: {value.decisions} decisions, {value.effective:.0f} effective")
+    for name, mean, (low, high) in (
+        ("SNIPS", value.snips, value.snips_95),
+        ("doubly robust", value.doubly_robust, value.doubly_robust_95),
     ):
-        typer.echo(f"{name}: {value:.4f} a request, 95 %: {low:.4f} to {high:.4f}")
-    typer.echo(f"largest weight {worth.largest:.1f}, clipped at {clip:g}")
+        typer.echo(f"{name}: {mean:.4f} a request, 95 %: {low:.4f} to {high:.4f}")
+    typer.echo(f"largest weight {value.largest:.1f}, clipped at {clip:g}")
 
 
 @app.command("train-policy")
