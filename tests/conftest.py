@@ -8,7 +8,8 @@ import torch
 
 from server.engine.loading.source import DEFAULT_MODEL, resolve_model
 from server.testing import ServerProcess
-from tests.support.tiny import save_tiny
+from tests.support.models import PRUNED_FAMILIES
+from tests.support.tiny import FAMILIES, save_tiny
 
 SLOW_FIXTURES = {
     "browser",
@@ -21,11 +22,18 @@ SLOW_FIXTURES = {
 """Whatever uses these is marked `slow`: they load the default model or start a process."""
 
 
+TYPICAL_FAMILIES = {"llama", "llama-gqa"}
+"""A test of many model families is `slow` for all but these."""
+OTHER_FAMILIES = {*FAMILIES, *PRUNED_FAMILIES} - TYPICAL_FAMILIES
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures that they use."""
+    """Mark tests by the fixtures and the model families that they use."""
     for item in items:
         names = set(getattr(item, "fixturenames", ()))
-        if names & SLOW_FIXTURES:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        families = {value for value in parameters if isinstance(value, str)} & OTHER_FAMILIES
+        if names & SLOW_FIXTURES or families:
             item.add_marker(pytest.mark.slow)
         if "browser" in names:
             item.add_marker(pytest.mark.browser)

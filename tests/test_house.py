@@ -27,10 +27,14 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @cache
+def parsed_folder(folder: str) -> dict[Path, ast.Module]:
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    return {path.relative_to(ROOT): ast.parse(path.read_text()) for path in paths}
+
+
 def parsed(*folders: str) -> dict[Path, ast.Module]:
     """Return the syntax tree of every Python file below these folders, by path from the root."""
-    paths = (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
-    return {path.relative_to(ROOT): ast.parse(path.read_text()) for path in paths}
+    return {path: tree for folder in folders for path, tree in parsed_folder(folder).items()}
 
 
 def all_files() -> dict[Path, ast.Module]:
@@ -41,13 +45,16 @@ def functions(tree: ast.Module) -> Iterator[Function]:
     return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
-def imported_names(tree: ast.AST) -> Iterator[str]:
-    """Yield the dotted name of everything that a module imports, `from a import b` as `a.b`."""
+@cache
+def imported_names(tree: ast.AST) -> tuple[str, ...]:
+    """Return the dotted name of everything that a module imports, `from a import b` as `a.b`."""
+    found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(found)
 
 
 def test_files_are_short():

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.support.machine_limits import measure_limits
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_limits_are_those_of_a_computer():
     limits = measure_limits(threads=1)

@@ -83,6 +83,7 @@ def test_nltk_counts_words_and_sentences_without_downloads():
     assert NltkBackend().analyze("").sentences == 0
 
 
+@pytest.mark.slow
 def test_spacy_parses(spacy_backend):
     found = spacy_backend.analyze("The old keeper wrote a long letter and left the lighthouse.")
     assert found.verbs == 2
@@ -92,6 +93,7 @@ def test_spacy_parses(spacy_backend):
     assert spacy_backend.analyze("").verbs == 0
 
 
+@pytest.mark.slow
 def test_a_backend_without_time_gives_way_and_that_is_counted(monkeypatch):
     monkeypatch.setitem(analyzer.BACKENDS, "spacy", lambda: SpacyBackend(budget=0.0))
     gave_way = []
@@ -101,6 +103,7 @@ def test_a_backend_without_time_gives_way_and_that_is_counted(monkeypatch):
     assert gave_way == ["spacy"], "the second time it was known"
 
 
+@pytest.mark.slow
 def test_spacy_tries_again_when_its_last_try_is_long_ago():
     backend = SpacyBackend(budget=0.05)
     backend._per_word = 1.0  # a second, as on a machine that was very busy

@@ -31,6 +31,7 @@ def losses(features, noise: float, seed: int = 1) -> dict[str, list[float]]:
     }
 
 
+@pytest.mark.slow
 def test_it_finds_what_makes_a_prompt_sensitive_and_says_what_it_is_worth():
     features = prompts()
     lost = losses(features, noise=0.02)

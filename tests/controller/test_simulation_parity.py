@@ -141,6 +141,7 @@ def label_values(observation, field: str) -> dict[str, float]:
     return {c.action.label: getattr(c, field) for c in observation.candidates}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("load", [0.2, 0.9, 1.6])
 def test_server_and_simulation_predict_alike(load, seed):

@@ -159,6 +159,7 @@ def test_a_variable_that_nothing_reads_is_named_with_the_nearest():
     ]
 
 
+@pytest.mark.slow
 def test_every_variable_that_code_reads_is_known():
     root = Path(server.__file__).parent.parent
     for folder in ("server", "controller", "policies", "pruners", "telemetry"):

@@ -114,6 +114,7 @@ def test_a_field_that_does_not_exist_is_a_failure_of_that_reader_alone(run):
     assert snapshot.load_1m.value == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_reader_that_blocks_delays_nobody_and_freezes_no_other(run, caplog, at):
     blocking, counting = Blocking(), Counting()
@@ -137,6 +138,7 @@ def test_a_reader_that_blocks_delays_nobody_and_freezes_no_other(run, caplog, at
     assert sum(t.name == "telemetry" for t in threading.enumerate()) == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_blocks_later_is_left_alone_too(run):
     blocking, counting = Blocking(), Counting()
     blocking.free.set()
@@ -152,6 +154,7 @@ def test_a_reader_that_blocks_later_is_left_alone_too(run):
     blocking.free.set()
 
 
+@pytest.mark.slow
 def test_stop_does_not_wait_for_a_reader(run):
     one, other = Blocking(), Blocking()
     sampler = run(one, other)

@@ -73,6 +73,7 @@ def test_quality_is_what_the_profile_measured_not_what_was_predicted():
         assert one.quality == pytest.approx(math.exp(-server.profile.prompts.loss[row, 2]))
 
 
+@pytest.mark.slow
 def test_the_rule_keeps_what_dense_serving_loses():
     shares = {}
     for policy in (StaticPolicy("base"), StaticPolicy("base", refuses=True), RulePolicy()):

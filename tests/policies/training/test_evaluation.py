@@ -47,6 +47,7 @@ def test_all_policies_go_through_the_same(trial, runs):
     assert [r.reward for r in runs["dqn"]] == [r.reward for r in runs["static:tenth"]]
 
 
+@pytest.mark.slow
 def test_the_worse_one_is_not_promoted_and_an_equal_one_neither(runs):
     worse, equal = decide_promotion(runs, "dqn"), decide_promotion(runs, "twin")
     assert not worse["promoted"]
@@ -58,6 +59,7 @@ def test_the_worse_one_is_not_promoted_and_an_equal_one_neither(runs):
     assert better["over_rule"][0] > 0
 
 
+@pytest.mark.slow
 def test_the_rule_is_near_the_oracle_and_above_dense(trial, runs):
     found = summarize(trial, runs)["policies"]
     for load in ("0.5", "1.5"):
@@ -68,6 +70,7 @@ def test_the_rule_is_near_the_oracle_and_above_dense(trial, runs):
     assert found["rule"]["0.5"]["quality"] > 0.99
 
 
+@pytest.mark.slow
 def test_figures_are_sums_over_all_requests(trial, runs):
     found = summarize(trial, runs)["policies"]["refusing:base"]["1.5"]
     outcomes = [one for run in runs["refusing:base"] if run.load == 1.5 for one in run.outcomes]
@@ -76,6 +79,7 @@ def test_figures_are_sums_over_all_requests(trial, runs):
     assert found["quality_lost_half"] == pytest.approx(met - 0.5 * (1 - met))
 
 
+@pytest.mark.slow
 def test_the_interval_is_of_pairs(runs):
     low, high = reward_interval(runs["rule"], runs["static:tenth"])
     assert low < np.mean(
@@ -84,6 +88,7 @@ def test_the_interval_is_of_pairs(runs):
     assert reward_interval(runs["rule"], runs["rule"]) == (0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_the_regret_is_over_trainings_and_runs(runs):
     """Of one training as good as the rule and one that is not, the interval reaches to both."""
     found = decide_promotion(runs, "twin", ["dqn"])
@@ -97,6 +102,7 @@ def test_the_regret_is_over_trainings_and_runs(runs):
     )
 
 
+@pytest.mark.slow
 def test_the_fluid_bound_by_hand():
     assert fluid_bound([1.0, 0.5], [1.0, 0.6], 0.5, 0.0) == (1.0, {0: 1.0})
     value, mix = fluid_bound([1.0, 0.5], [1.0, 0.8], 1.5, 0.0)
@@ -107,6 +113,7 @@ def test_the_fluid_bound_by_hand():
     assert fluid_bound([1.0, 0.5], [1.0, 0.3], 2.0, -1.0)[1] == {1: 1.0}
 
 
+@pytest.mark.slow
 def test_the_fluid_bound_when_so_many_are_to_be_answered():
     assert fluid_bound([1.0, 0.5], [1.0, 0.3], 2.0, 0.0, served=0.4)[1] == {None: 0.5, 0: 0.5}
     value, mix = fluid_bound([1.0, 0.5], [1.0, 0.3], 2.0, 0.0, served=0.8)
@@ -118,6 +125,7 @@ def test_the_fluid_bound_when_so_many_are_to_be_answered():
     assert value == pytest.approx(0.5 * 0.3 - 0.5 * 0.5)
 
 
+@pytest.mark.slow
 def test_the_report_is_from_the_raw_runs(trial, runs, tmp_path):
     found = {**summarize(trial, runs), "verdict": decide_promotion(runs, "dqn"), "about": "paper"}
     write_report(tmp_path, trial.profile, found, runs, "dqn", [1.0, 2.0])

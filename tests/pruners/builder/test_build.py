@@ -147,6 +147,7 @@ def test_what_another_variant_beats_is_left_out():
         assert (name in best.provenance["beaten"]) == beaten
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["sequential", "materialised"])
 def test_each_variant_may_be_fitted_for_itself(way: str):
     recipe = dataclasses.replace(RECIPE, calibration_tokens=1200, selection_tokens=300)
@@ -159,6 +160,7 @@ def test_each_variant_may_be_fitted_for_itself(way: str):
         assert RefitCorrection in kinds
 
 
+@pytest.mark.slow
 def test_candidates_are_searched_by_their_measured_loss():
     plain = build_tiny(recipe=dataclasses.replace(RECIPE, shares=(0.6,)))
     found = build_tiny(recipe=dataclasses.replace(RECIPE, shares=(0.6,), search=4))

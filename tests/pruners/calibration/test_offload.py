@@ -65,6 +65,7 @@ def test_a_layer_moves_back_after_a_failed_call(moves):
     assert [device for _, device in moves] == [OTHER_DEVICE, torch.device("cpu")]
 
 
+@pytest.mark.slow
 def test_offloading_does_not_change_the_artefact():
     rows = BuildRows(random_rows(6, (40,)), random_rows(2, (30,), seed=4), "random", "other")
     here, away = (

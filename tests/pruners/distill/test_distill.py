@@ -101,6 +101,7 @@ def test_the_gradient_is_that_of_autograd():
     torch.testing.assert_close(hidden.grad, again.grad)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_step(monkeypatch):
     located, order, specs, own = setting()
     training = TrainingOptions("lora", rank=4, batch_tokens=512)
@@ -123,6 +124,7 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_result(tmp_path, monkeypatch):
     located, order, specs, own = setting()
     training = TrainingOptions("lora", rank=4, batch_tokens=128, check=2)

@@ -43,6 +43,7 @@ def test_a_merged_slice_answers_as_the_corrected_mask(tmp_path: Path, family: st
     check_slice(tmp_path / "slice", located, MIXED, corrections)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [UNIFORM, DEPTH], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_pretrained_alone_reads_equal_widths_and_fewer_layers(tmp_path, kind: str, spec):

@@ -81,6 +81,7 @@ def swap_weights(folder: Path, spec: VariantSpec, name: str) -> None:
     (other / name).replace(folder / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "damage", "message"),
     [

@@ -34,6 +34,7 @@ def test_metrics_are_answered_while_draining():
     assert send_request("/metrics", access=OPEN, draining=True).status_code == 200
 
 
+@pytest.mark.slow
 def test_bodies_together_are_bounded_until_they_are_answered():
     """So many at once that the next byte is too much; then there is room again."""
 

@@ -52,6 +52,7 @@ def test_the_version_is_that_of_the_package():
     assert done.stdout == f"trimtab {metadata.version('trimtab')}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"]])
 def test_help_and_version_need_neither_torch_nor_the_http_stack(arguments):
     code = f"""

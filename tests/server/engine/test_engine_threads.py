@@ -79,6 +79,7 @@ async def submit_until(deadline: float, engine: Engine) -> tuple[int, list[Finis
     return submitted, reasons
 
 
+@pytest.mark.slow
 def test_readers_see_consistent_figures_while_the_engine_steps(often_switching_threads):
     runner = runner_of(weights_of(tiny_model()), capacity=512, running=4)
     engine = Engine(runner, TOKENIZER, EngineOptions(100, 100_000))

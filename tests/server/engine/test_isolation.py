@@ -177,6 +177,7 @@ def break_room(sequence):
     sequence.__class__ = type("Broken", (type(sequence),), {"slots_to_start": property(broken)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [break_sampler, break_text, break_emit, break_room])
 def test_what_is_done_for_one_request_costs_that_one_only(damage):
     expected = undisturbed(False)
@@ -193,6 +194,7 @@ def test_what_is_done_for_one_request_costs_that_one_only(damage):
     assert runner.scheduler.cache.arena.used == runner.scheduler.cache.prefixes.slots
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("more", [{}, {"sampling": SAMPLED}, {"logprobs": 2}, {"min_tokens": 2}])
 def test_what_is_no_number_is_never_sampled(native, more, monkeypatch):
@@ -216,6 +218,7 @@ def test_what_is_no_number_is_never_sampled(native, more, monkeypatch):
     assert texts(rest) == expected
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("token", [-1, VOCAB, 2**31 - 1])
 def test_a_token_behind_the_vocabulary_ends_only_its_own_request(native, token):

@@ -95,6 +95,7 @@ def test_an_answer_is_the_same_whenever_it_was_preempted(kind):
     assert preemptions >= len(moments) - 2, "guesses may have saved the last steps"
 
 
+@pytest.mark.slow
 def test_two_preemptions_while_it_is_computed_again_change_nothing():
     for kind in ("scored", "budget", "narrowed"):
         expected = drive(kind, None)[1]

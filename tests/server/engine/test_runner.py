@@ -102,6 +102,7 @@ def test_prompt_and_token_logprobs_equal_transformers():
         assert item.top[0] == (item.token, item.logprob)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["waiting", "mid-prompt", "decoding", "drafted", "preempted"])
 def test_a_cancelled_answer_holds_nothing_after_one_step(state):
     runner, variants = fresh(running=1 if state == "waiting" else 8, step_tokens=16)
@@ -128,6 +129,7 @@ def test_a_cancelled_answer_holds_nothing_after_one_step(state):
     assert runner.scheduler.cache.arena.used == runner.scheduler.cache.prefixes.slots
 
 
+@pytest.mark.slow
 def test_many_cancelled_ones_in_the_line_are_gone_in_one_step():
     runner, variants = fresh(running=2)
     base = variants["base"]
@@ -210,6 +212,7 @@ def test_finish_reasons():
     assert piece not in string.text
 
 
+@pytest.mark.slow
 def test_a_budget_and_a_preemption_together_still_end():
     runner, variants = fresh(capacity=256)
     budget = make_eviction(48)

@@ -100,6 +100,7 @@ EXTREMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXTREMES)
 @pytest.mark.parametrize("temperature", [0.0, 1e-46, 0.01, 1.0, 100.0])
 def test_at_both_ends_of_every_parameter_there_is_a_token(name, temperature):

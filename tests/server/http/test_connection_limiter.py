@@ -4,6 +4,8 @@ import contextlib
 import logging
 import time
 
+import pytest
+
 from tests.support.raw_http import (
     GET,
     closing,
@@ -15,6 +17,7 @@ from tests.support.raw_http import (
 )
 
 
+@pytest.mark.slow
 def test_at_the_limit_the_longest_idle_connections_are_closed_and_busy_ones_are_not(caplog):
     with caplog.at_level(logging.WARNING, logger="server"), serving(max_connections=20) as app:
         busy = [connect(app, b"GET /2 HTTP/1.1\r\nConnection: close\r\n\r\n") for _ in range(3)]
@@ -35,6 +38,7 @@ def test_at_the_limit_the_longest_idle_connections_are_closed_and_busy_ones_are_
     assert "all 20 connections are in use" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_new_connection_gets_503_while_all_others_are_busy():
     with serving(max_connections=3) as app:
         busy = [connect(app, b"GET /1 HTTP/1.1\r\nConnection: close\r\n\r\n") for _ in range(3)]

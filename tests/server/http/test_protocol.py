@@ -82,6 +82,7 @@ def test_a_request_within_the_limits_arrives_whole(app, request_, body, part_byt
     assert answer.endswith(b"\r\n\r\n" + body)
 
 
+@pytest.mark.slow
 def test_a_request_that_takes_too_long_is_refused(caplog):
     with serving(header=0.3, body=0.4, idle=0.3) as app:
         silent, blank, head, body, kept = (
@@ -126,6 +127,7 @@ DISCONNECTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipelined", [0, 1, 4, 100])
 @pytest.mark.parametrize("disconnect", DISCONNECTS)
 @pytest.mark.parametrize("apart", [False, True])

@@ -32,6 +32,7 @@ VARIABLES = {
 """Values that would change every result, or stop a server."""
 
 
+@pytest.mark.slow
 def test_importing_the_jobs_loads_neither_the_application_nor_the_settings():
     code = """
 import importlib, pkgutil, sys
@@ -53,6 +54,7 @@ def test_no_job_and_no_offline_command_reads_settings_or_variables(path: Path):
     assert "os.environ" not in text
 
 
+@pytest.mark.slow
 def test_a_job_computes_the_same_under_any_variable(tiny_folder, tmp_path, monkeypatch):
     def computed(name):
         with Progress(disable=True) as progress:

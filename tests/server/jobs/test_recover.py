@@ -19,6 +19,8 @@ from tests.support.commands import one_line, trimtab
 from tests.support.models import random_rows
 from tests.support.tiny import save_tiny
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe(ffn_keep=(0.67,), skip_layers=(1,), shares=(), kv_budgets=(), rank=4, keep_all=True)
 WIDTH, DEPTH = "ffn-67", "depth-2"
 

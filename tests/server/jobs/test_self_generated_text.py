@@ -1,5 +1,6 @@
 """Text that a model writes itself: as many rows as are asked for, whatever is kept already."""
 
+import pytest
 import torch
 from rich.progress import Progress
 
@@ -8,6 +9,7 @@ from server.jobs.self_generated_text import SelfGeneratedText
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 
+@pytest.mark.slow
 def test_rows_are_kept_and_never_too_few_or_too_many(tiny_folder, tmp_path):
     def rows(count: int, length: int = 40, seed: int = 1) -> list[torch.Tensor]:
         with Progress(disable=True) as progress:

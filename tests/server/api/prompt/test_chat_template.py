@@ -115,6 +115,7 @@ def hostile_template():
     template.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [

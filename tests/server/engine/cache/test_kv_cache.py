@@ -125,6 +125,7 @@ def test_a_budget_equals_masking_the_dropped_tokens(family, prompt, crowded, kin
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=3e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 @pytest.mark.parametrize("scorer", KV_SCORERS)
@@ -141,6 +142,7 @@ def test_the_engine_evicts_what_the_builder_measured(family: str, scorer: str):
     torch.testing.assert_close(found, decoder.head(hidden)[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.skipif(not native_library.is_available(), reason="the native kernels are not built")
 @pytest.mark.parametrize("scorer", KV_SCORERS)

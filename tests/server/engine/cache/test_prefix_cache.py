@@ -99,6 +99,7 @@ def test_what_a_preempted_answer_computed_itself_is_no_cached_prompt(runner):
     assert recorder.tokens == expected
 
 
+@pytest.mark.slow
 def test_prefixes_give_way_to_sequences_the_oldest_first(runner):
     cache = runner.scheduler.cache
     for start in range(12):

@@ -49,6 +49,7 @@ def reference(path: Path) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "keys", "factors"),
     [

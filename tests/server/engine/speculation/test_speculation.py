@@ -43,6 +43,7 @@ def answers(made: Runner, **more) -> tuple[list[list[int]], list[int], int]:
     return [r.tokens for _, r in pairs], [s.lookup.accepted for s, _ in pairs], steps
 
 
+@pytest.mark.slow
 def test_greedy_answers_equal_transformers():
     made = runner(True)
     base = variants_of(made.decoder.weights)["base"]

@@ -49,6 +49,7 @@ ALL_4 = {"qkv": 4, "o": 4, "gate_up": 4, "down": 4}
 ALL_8 = {"qkv": 8, "o": 8, "gate_up": 8, "down": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("types", "precision", "bits"),
     [
