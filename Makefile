@@ -21,8 +21,9 @@ test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest
 
 # The quick loop: all but tests that are marked slow or browser; they need no model and no network.
+# One thread: for tiny models more threads only wait for each other.
 test-fast: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser"
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
