@@ -8,8 +8,6 @@ import torch
 
 from server.engine.loading.source import DEFAULT_MODEL, resolve_model
 from server.testing import ServerProcess
-from tests.support.models import PRUNED_FAMILIES
-from tests.support.tiny import FAMILIES, save_tiny
 
 SLOW_FIXTURES = {
     "browser",
@@ -22,9 +20,11 @@ SLOW_FIXTURES = {
 """Whatever uses these is marked `slow`: they load the default model or start a process."""
 
 
-TYPICAL_FAMILIES = {"llama", "llama-gqa"}
-"""A test of many model families is `slow` for all but these."""
-OTHER_FAMILIES = {*FAMILIES, *PRUNED_FAMILIES} - TYPICAL_FAMILIES
+OTHER_FAMILIES = {
+    *("bert", "gemma3", "gpt2", "llama-bias", "llama-mha", "llama3-rope"),
+    *("mistral", "opt", "opt-350m", "qwen2", "qwen3"),
+}
+"""A test of many model families is `slow` for these; `llama` and `llama-gqa` are typical."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,6 +57,8 @@ def default_model() -> Path:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a tiny random Llama with a tokenizer."""
+    from tests.support.tiny import save_tiny  # it imports transformers, which takes seconds
+
     return save_tiny(tmp_path_factory.mktemp("tiny") / "tiny-llama")
 
 
