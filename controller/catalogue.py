@@ -1,9 +1,9 @@
 """All actions of a server, and their measured losses."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from policies import Action
-from policies.candidates import add_kv_loss
 from pruners.variant import BASE, VariantSpec
 
 
@@ -25,12 +25,14 @@ class Catalogue:
         budgets = (None, *sorted(self.kv_budgets, reverse=True))
         return [Action(name, budget) for name in self.variants for budget in budgets]
 
-    def loss(self, action: Action, tokens: int, relative: float = 1.0) -> float | None:
-        """Return the predicted loss in nats per token; None if it was never measured.
+    def variant_losses(self, relative: Mapping[str, float]) -> dict[str, float | None]:
+        """Return each variant's predicted loss in nats per token; None if it was never measured.
 
-        `tokens` is what the cache would come to hold without a budget. `relative` is the variant's
-        expected loss on this prompt over its mean loss.
+        `relative` holds a variant's expected loss on this prompt over its mean loss, where that is
+        not 1.
         """
-        loss = 0.0 if action.variant == BASE else self.variant_loss.get(action.variant)
-        loss = None if loss is None else relative * loss
-        return add_kv_loss(loss, self.kv_loss, action.kv_budget, tokens)
+        losses: dict[str, float | None] = {}
+        for name in self.variants:
+            loss = 0.0 if name == BASE else self.variant_loss.get(name)
+            losses[name] = None if loss is None else relative.get(name, 1.0) * loss
+        return losses

@@ -13,8 +13,8 @@ from controller.quality_guard import QualityGuard
 from controller.sensitivity import Sensitivity
 from controller.shield import Shield, ShieldSettings
 from controller.step_time_model import StepTimeModel
-from policies import Action, Candidate, Constraint, Objectives, Observation
-from policies.candidates import RequestTokens, build_candidates
+from policies import Action, Candidate, Objectives, Observation
+from policies.candidates import RequestTokens, add_kv_loss, build_candidates
 from policies.estimators import RequestEstimators
 from policies.observation import HOT_CELSIUS
 from pruners.variant import BASE
@@ -161,25 +161,26 @@ class Observer:
             moment.status,
             moment.snapshot,
             self.estimators.answer_length.expected,
+            moment.objectives.max_loss,
         )
         relative = {} if self._sensitivity is None else self._sensitivity.relative(request.features)
+        variant_losses = self._catalogue.variant_losses(relative)
+        corrections = {name: self.quality_guard.loss_correction(name) for name in variants}
+        kv_loss, total = self._catalogue.kv_loss, tokens.total
 
         def loss_of(action: Action) -> float | None:
-            ratio = relative.get(action.variant, 1.0)
-            loss = self._catalogue.loss(action, tokens.total, ratio)
-            if loss is None:
-                return None
-            return loss + self.quality_guard.loss_correction(action.variant)
-
-        def blocked_by(cached: int, loss: float | None) -> Constraint | None:
-            return shield.blocked_by(cached, loss, moment.objectives.max_loss)
+            name, budget = action.variant, action.kv_budget
+            loss = variant_losses[name]
+            if budget is not None:
+                loss = add_kv_loss(loss, kv_loss, budget, total)
+            return None if loss is None else loss + corrections[name]
 
         pinned = request.preferences.pinned
         actions = self._actions
         if pinned is not None and pinned not in actions:
             actions = [*actions, pinned]
         forecasts = moment.forecast.by_variant(variants.values(), tokens, request.reusable)
-        return build_candidates(actions, forecasts, tokens, loss_of, blocked_by)
+        return build_candidates(actions, forecasts, tokens, loss_of, shield.blocked_by)
 
 
 def _is_hot(snapshot: Snapshot) -> bool | None:

@@ -30,9 +30,14 @@ class Shield:
         status: EngineStatus,
         snapshot: Snapshot,
         expected_output: Callable[[int], float],
+        max_loss: float | None,
     ) -> None:
-        """`expected_output` returns the expected tokens of an answer from its `max_tokens`."""
+        """`expected_output` returns the expected tokens of an answer from its `max_tokens`.
+
+        `max_loss` is the request's quality floor, in nats per token; None for none.
+        """
         self._settings = settings
+        self._max_loss = max_loss
         # The caches of running and waiting requests will grow; only the rest is free.
         promised = sum(
             min(s.cache_limit, s.cached + s.prompt_left + int(expected_output(s.output_most)))
@@ -43,14 +48,12 @@ class Shield:
         available = snapshot.memory_available_bytes.value
         self._memory = available / total if total and available is not None else None
 
-    def blocked_by(
-        self, kv_tokens: int, loss: float | None, max_loss: float | None
-    ) -> Constraint | None:
+    def blocked_by(self, kv_tokens: int, loss: float | None) -> Constraint | None:
         """Return the constraint that forbids a cache of `kv_tokens` or a predicted loss; or None.
 
-        `loss` and `max_loss` are in nats per token.
+        `loss` is in nats per token.
         """
-        constraint = check_constraints(kv_tokens, self._kv_free, loss, max_loss)
+        constraint = check_constraints(kv_tokens, self._kv_free, loss, self._max_loss)
         if constraint is not None:
             return constraint
         low = self._memory is not None and self._memory < self._settings.memory_low

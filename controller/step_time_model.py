@@ -54,9 +54,10 @@ class StepCounter:
         """Return the counts of a step over `rows` that samples `sampled` tokens."""
         head = self._shape.hidden * self._shape.vocab
         multiplied, cached, present = sampled * head, 0, set()
+        sizes = self._sizes
         for variant, tokens, attended in rows:
             if tokens:
-                size = self.size(variant)
+                size = sizes.get(variant.name) or self.size(variant)
                 multiplied += tokens * size.multiplied
                 cached += attended * size.cached
                 present.add(variant.name)

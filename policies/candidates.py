@@ -18,10 +18,6 @@ class RequestTokens(NamedTuple):
         """Tokens that the cache comes to hold without a budget."""
         return self.prompt + self.output
 
-    def cached(self, kv_budget: int | None) -> int:
-        """Return the tokens that the cache comes to hold with a budget, or with None."""
-        return self.total if kv_budget is None else min(self.total, kv_budget)
-
 
 @dataclass(frozen=True, slots=True)
 class VariantForecast:
@@ -52,10 +48,10 @@ def build_candidates(
     `forecasts` are by variant; `loss_of` returns an action's predicted loss in nats per token, or
     None; `blocked_by` returns what forbids an action, from its cached tokens and its loss.
     """
-    candidates = []
+    candidates, total = [], tokens.total
     for action in actions:
         forecast, budget = forecasts[action.variant], action.kv_budget
-        cached, loss = tokens.cached(budget), loss_of(action)
+        cached, loss = total if budget is None else min(total, budget), loss_of(action)
         ttft = forecast.ttft if budget is None else forecast.ttft_uncached
         tpot = forecast.tpot + cached * forecast.tpot_per_cached
         candidates.append(
