@@ -114,8 +114,8 @@ class AttentionBlock : public SubBlock {
     const float* value =
         b_.qkv.get() + row * qkv_ + group * group_ + (model_.queries + 1) * model_.head_dim;
     const int64_t at = ((int64_t)index * model_.groups + group) * cache_.slots + batch_.slots[row];
-    write_cache(cache_.keys, cache_.key_scales, at, key);
-    write_cache(cache_.values, cache_.value_scales, at, value);
+    write_cache(cache_.keys, cache_.key_scales, at, key, model_.head_dim);
+    write_cache(cache_.values, cache_.value_scales, at, value, model_.head_dim);
   }
 
   // Record the queries of one row and KV group before rotation, for evictions that use them.
@@ -151,24 +151,6 @@ class AttentionBlock : public SubBlock {
       }
     });
     pool_.barrier();
-  }
-
-  // Write one head as bf16, or as int8 with its scale.
-  void write_cache(void* store, float* scales, int64_t at, const float* x) const {
-    const int dim = model_.head_dim;
-    if (scales) {
-      float highest = 0;
-      for (int d = 0; d < dim; ++d) highest = fabsf(x[d]) > highest ? fabsf(x[d]) : highest;
-      scales[at] = highest / 127.0f;
-      const float inverse = highest > 0 ? 127.0f / highest : 0.0f;
-      int8_t* out = (int8_t*)store + at * dim;
-      for (int d = 0; d < dim; ++d) out[d] = (int8_t)lrintf(x[d] * inverse);
-    } else {
-      uint16_t* out = (uint16_t*)store + at * dim;
-      int d = 0;
-      for (; d + 8 <= dim; d += 8) float8_to_bf16(out + d, load8(x + d));
-      for (; d < dim; ++d) out[d] = float_to_bf16(x[d]);
-    }
   }
 
   // Return the partial result of a task and query head: max, sum, values [head_dim].
