@@ -43,12 +43,9 @@ def open_analyzer(
 ) -> "Analyzer":
     """Return the analyzer of the settings.
 
-    `on_fallback` is called with the name of a backend that had no time. Raises `SettingsError` if a
-    package is missing.
+    `on_fallback` is called with the name of a backend that had no time. Raises `AnalyzerError` if
+    a package is missing.
     """
     from controller import Analyzer
 
-    try:
-        return Analyzer(settings.analyzer, on_fallback)
-    except (ImportError, OSError) as error:
-        raise SettingsError(f"analyzer '{settings.analyzer}': {error}") from error
+    return Analyzer(settings.analyzer, on_fallback)

@@ -7,6 +7,7 @@ from controller.analyzer.features import Backend, PromptFeatures
 from controller.analyzer.patterns import PatternBackend
 from controller.analyzer.with_nltk import NltkBackend
 from controller.analyzer.with_spacy import SpacyBackend
+from pruners.support.errors import UserError
 
 _CACHE_SIZE = 1024
 """Prompts whose features are cached."""
@@ -21,19 +22,26 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 """By name, the slowest first. Each falls back to those behind it."""
 
 
+class AnalyzerError(UserError):
+    """What an analyzer needs is not installed. One clear line."""
+
+
 class Analyzer:
     """Computes the features of prompts. Used by one thread at a time."""
 
     def __init__(
-        self, backend: str = "patterns", fell_back: Callable[[str], None] = lambda name: None
+        self, backend: str = "patterns", on_fallback: Callable[[str], None] = lambda name: None
     ) -> None:
-        """`fell_back` is called with the name of each backend that has no time for a prompt.
+        """`on_fallback` is called with the name of each backend that has no time for a prompt.
 
-        Raises `ImportError` if what the backend needs is not installed.
+        Raises `AnalyzerError` if what the backend needs is not installed.
         """
         names = list(BACKENDS)
-        self._backends = [BACKENDS[name]() for name in names[names.index(backend) :]]
-        self._fell_back = fell_back
+        try:
+            self._backends = [BACKENDS[name]() for name in names[names.index(backend) :]]
+        except (ImportError, OSError) as error:
+            raise AnalyzerError(f"analyzer '{backend}': {error}") from error
+        self._on_fallback = on_fallback
         self._cache: OrderedDict[str, PromptFeatures] = OrderedDict()
 
     def __call__(self, text: str) -> PromptFeatures:
@@ -54,5 +62,5 @@ class Analyzer:
             features = backend.analyze(text)
             if features is not None:
                 return features
-            self._fell_back(backend.name)
+            self._on_fallback(backend.name)
         raise AssertionError("the pattern backend never gives up")

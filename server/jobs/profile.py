@@ -54,9 +54,11 @@ def make_profile(
     """Measure all variants on prompts and on this device, and write the folder of the profile.
 
     An interrupted call goes on where it stopped, from a folder beside `out`. Raises
-    `ProfilingError`, `TooFewPromptsError`, `SourceError`, `ArtefactError` or `ModelSourceError`.
+    `ProfilingError`, `AnalyzerError`, `TooFewPromptsError`, `SourceError`, `ArtefactError` or
+    `ModelSourceError`.
     """
     check_folder(out, PROFILE)
+    analyze = Analyzer(config.analyzer)
     model = load_configured_model(config.model)
     if model.artefact is None or len(model.variants) == 1:
         raise ProfilingError(f"{model.name} has no variants to profile; see `trimtab build`")
@@ -70,7 +72,9 @@ def make_profile(
     with Checkpoint(checkpoint_folder(out, "profile"), identity) as checkpoint:
         with progress_bars() as progress:
             losses = measure_losses(model, prompts, answer_tokens, checkpoint, progress)
-            known = _describe_prompts(model, config, prompts, losses)
+            features = [analyze(prompt.text) for prompt in prompts]
+            predicted = _predicted_losses(model, config, features)
+            known = _describe_prompts(prompts, losses, features, predicted)
             profile = _with_timing(model, config, origin, known, progress)
         profile.save(out)
     return profile
@@ -158,19 +162,17 @@ def _with_timing(
 
 
 def _describe_prompts(
-    model: LoadedModel,
-    config: ProfileConfig,
     prompts: list[EncodedPrompt],
     losses: list[PromptLosses],
+    features: list[PromptFeatures],
+    predicted: np.ndarray,
 ) -> Prompts:
-    analyze = Analyzer(config.analyzer)
-    features = [analyze(prompt.text) for prompt in prompts]
     return Prompts(
         names=tuple(prompt.name for prompt in prompts),
         tokens=np.array([len(prompt.tokens) for prompt in prompts]),
         answer=np.array([one.answer for one in losses]),
         complexity=np.array([one.complexity for one in features], np.float32),
-        predicted=_predicted_losses(model, config, features),
+        predicted=predicted,
         loss=np.array([one.kl for one in losses], np.float32),
         surprise=np.array([one.nll for one in losses], np.float32),
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from controller.analyzer import BACKENDS, Analyzer, PromptFeatures
+from controller.analyzer import BACKENDS, Analyzer, AnalyzerError, PromptFeatures
 from controller.cross_validation import cross_validate
 from controller.sensitivity import FILE, Sensitivity, fit
 from pruners.artefact.folder import load_artefact
@@ -34,8 +34,9 @@ def learn_sensitivity(
     The base answers each prompt at temperature 1; a variant's loss is its KL to the base over the
     answer. The predictor uses the features that `analyzer` sees; its report covers all installed
     backends. An interrupted call goes on where it stopped. Raises `TooFewPromptsError`,
-    `SourceError`, `ArtefactError` or `ModelSourceError`.
+    `AnalyzerError`, `SourceError`, `ArtefactError` or `ModelSourceError`.
     """
+    Analyzer(analyzer)  # so that a missing package is noticed before the work
     artefact = load_artefact(folder)
     check_file(folder / FILE)
     loaded = load_model(resolve_model(model), artefact.model_name, artefact=artefact)
@@ -66,7 +67,7 @@ def _features(prompts: Sequence[EncodedPrompt]) -> dict[str, list[PromptFeatures
     for backend in reversed(BACKENDS):
         try:
             analyze = Analyzer(backend)
-        except ImportError:
+        except AnalyzerError:
             continue
         features[backend] = [analyze(prompt.text) for prompt in prompts]
     return features

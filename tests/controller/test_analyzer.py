@@ -6,7 +6,7 @@ import time
 import pytest
 
 from controller import Analyzer
-from controller.analyzer import analyzer
+from controller.analyzer import AnalyzerError, analyzer
 from controller.analyzer.with_nltk import NltkBackend
 from controller.analyzer.with_spacy import SpacyBackend
 
@@ -115,9 +115,9 @@ def test_spacy_tries_again_when_its_last_try_is_long_ago():
     assert backend._per_word < 1.0
 
 
-def test_what_is_not_installed_is_an_import_error(monkeypatch):
+def test_what_is_not_installed_is_a_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(ImportError):
+    with pytest.raises(AnalyzerError, match="analyzer 'spacy'"):
         Analyzer("spacy")
     assert Analyzer("patterns")("hello there").words == 2
 
