@@ -17,6 +17,7 @@ skips blocks. The rooms, in the order in which they may import each other:
 - `recovery`: corrections in closed form.
 - `distill`: corrections by training.
 - `kv`: which cached tokens stay when a KV budget is full.
+- `reading`: how many layers each token of a prompt runs through.
 - `builder`: the pipeline from a recipe to an artefact.
 
 Importing `pruners` loads none of them.

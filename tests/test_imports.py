@@ -27,6 +27,7 @@ ROOMS = (
     "recovery",
     "distill",
     "kv",
+    "reading",
     "builder",
 )
 """Folders and modules of `pruners`; each imports only itself and those before it."""
