@@ -45,15 +45,25 @@ class Constraint(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A variant and, unless None, a KV budget: the most tokens that the answer's cache may hold."""
+    """A variant that writes, a reader of the prompt, and a KV budget.
+
+    `kv_budget` is the most tokens that the answer's cache may hold; None: no limit. `reader` is the
+    name of a reader; None: the prompt is read in full.
+    """
 
     variant: str
     kv_budget: int | None = None
+    reader: str | None = None
 
     @property
     def label(self) -> str:
-        """The action as text, for example `mix-80` or `mix-80+kv-512`."""
-        return self.variant if self.kv_budget is None else f"{self.variant}+kv-{self.kv_budget}"
+        """The action as text, for example `base`, `base+read-70` or `mix-80+read-70+kv-512`."""
+        parts = [self.variant]
+        if self.reader is not None:
+            parts.append(self.reader)
+        if self.kv_budget is not None:
+            parts.append(f"kv-{self.kv_budget}")
+        return "+".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

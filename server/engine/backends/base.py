@@ -20,12 +20,18 @@ class Segment:
     `outputs` is the number of last tokens whose hidden states are needed; None stands for all. The
     hidden states of the other tokens may be wrong: the last layer only caches their keys and
     values.
+
+    `shallow` says which tokens run through the layers below `depth` only; linear maps of their
+    hidden states there fill the cache of the layers above. None: all run through all layers.
+    A shallow token is never among the `outputs`.
     """
 
     tokens: list[int]
     cache: SequenceCache
     variant: VariantSpec
     outputs: int | None = None
+    shallow: list[bool] | None = None
+    depth: int = 0
 
 
 def check_rows(tokens: list[int], last_position: int, vocabulary: int, rope: CosSinTables) -> None:
