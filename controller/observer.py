@@ -17,27 +17,32 @@ from policies import Action, Candidate, Objectives, Observation
 from policies.candidates import RequestTokens, add_kv_loss, build_candidates
 from policies.estimators import RequestEstimators
 from policies.observation import HOT_CELSIUS
+from pruners.reading.reader import FULL
 from pruners.variant import BASE
 from telemetry import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class RequestPreferences:
-    """What a request asks of the controller: objectives, and an action by name.
+    """What a request asks of the controller: objectives, and an action or parts of it by name.
 
-    A named `variant` or `kv_budget` (tokens) is a pin: it wins over the policy.
+    A named `variant` or `kv_budget` (tokens) is a pin: it wins over the policy. `reader` is the
+    name of a reader, `pruners.reading.reader.FULL` for none; None leaves it to the policy, or to a
+    pin, which reads in full.
     """
 
     objectives: Objectives = field(default_factory=Objectives)
     variant: str | None = None
     kv_budget: int | None = None
+    reader: str | None = None
 
     @property
     def pinned(self) -> Action | None:
         """The action that the request names; None if it names none. The default is the base."""
         if self.variant is None and self.kv_budget is None:
             return None
-        return Action(BASE if self.variant is None else self.variant, self.kv_budget)
+        reader = None if self.reader == FULL else self.reader
+        return Action(BASE if self.variant is None else self.variant, self.kv_budget, reader)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from controller import RequestPreferences
 from policies import Action, Objectives
 from pruners.kv import make_eviction
+from pruners.reading.reader import FULL
 from server.api.errors import ApiError
 from server.api.prompt.processor import TokenizedPrompt
 from server.api.schemas import SamplingBody, TrimtabHints
@@ -95,7 +96,7 @@ class RequestBuilder:
             parsed,
             longest,
             max_tokens,
-            self._preferences(body.trimtab, parsed.variant),
+            self._preferences(body.trimtab, parsed),
             _stop_rules(body),
         )
 
@@ -156,9 +157,9 @@ class RequestBuilder:
         if unknown is not None:
             raise ApiError(400, f"{field}: no token {unknown}; the vocabulary has {vocab}", field)
 
-    def _preferences(self, hints: TrimtabHints, model_suffix: str | None) -> RequestPreferences:
+    def _preferences(self, hints: TrimtabHints, parsed: ParsedRequest) -> RequestPreferences:
         """Return what a request asks of the controller; hints win over the model's name."""
-        variant = model_suffix if hints.variant is None else hints.variant
+        variant = parsed.variant if hints.variant is None else hints.variant
         if variant is not None and variant not in self.model.variants:
             known = ", ".join(self.model.variants)
             raise ApiError(400, f"no variant '{variant}'; there are: {known}", "trimtab.variant")
@@ -168,7 +169,23 @@ class RequestBuilder:
             max_loss=hints.max_loss,
             deadline=_seconds(hints.deadline_ms),
         )
-        return RequestPreferences(objectives, variant, hints.kv_budget)
+        return RequestPreferences(objectives, variant, hints.kv_budget, self._reader(hints, parsed))
+
+    def _reader(self, hints: TrimtabHints, parsed: ParsedRequest) -> str | None:
+        """Return the reader that a request names, None for any. Raise `ApiError` 400.
+
+        Only a prompt that is read in full has log-probabilities.
+        """
+        wanted = hints.read
+        if wanted is not None and wanted != FULL and wanted not in self.model.readers:
+            known = ", ".join([FULL, *self.model.readers])
+            raise ApiError(400, f"no reader '{wanted}'; there are: {known}", "trimtab.read")
+        if not parsed.prompt_logprobs:
+            return wanted
+        if wanted not in (None, FULL):
+            message = f"a prompt with log-probabilities is read in full, not by '{wanted}'"
+            raise ApiError(400, message, "trimtab.read")
+        return FULL
 
     def _sampling(self, body: SamplingBody, index: int) -> SamplingParams:
         """Return one answer's sampling parameters.

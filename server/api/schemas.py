@@ -49,16 +49,18 @@ AnyPrompt = Annotated[
 class TrimtabHints(BaseModel):
     """What a request may ask of the controller: pins, objectives, a bound on the loss.
 
-    `variant` and `kv_budget` (cached tokens) pin the action. `max_loss` is in nats per token
-    against the base. `narrow` allows a narrower variant within the answer. Names of control
-    tokens in a prompt or message act as control tokens, as in other servers; with `plain_text`
-    they are text, so that what users write cannot end their turn or begin another one.
+    `variant` and `kv_budget` (cached tokens) pin the action. `read` names the reader of the prompt,
+    or `full`. `max_loss` is in nats per token against the base. `narrow` allows a narrower variant
+    within the answer. Names of control tokens in a prompt or message act as control tokens, as in
+    other servers; with `plain_text` they are text, so that what users write cannot end their turn
+    or begin another one.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     variant: str | None = None
     kv_budget: Count | None = Field(default=None, ge=32)
+    read: str | None = None
     ttft_ms: float | None = Field(default=None, gt=0)
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from transformers import (
 from pruners.architecture import SERVED_FAMILIES, LocatedModel, UnsupportedModelError, locate
 from pruners.artefact.folder import Artefact
 from pruners.correction import Correction
+from pruners.reading.reader import PromptReader
 from pruners.support.fingerprint import fingerprint
 from pruners.variant import Block, VariantSpec, base_spec
 from server.engine.backends.base import BlockCorrections, Decoder, ModelBackend, Weights
@@ -59,7 +60,7 @@ class LoadedModel:
     """A base in serving layout with its tokenizer and its variants, of which `base` is the first.
 
     `fingerprint` identifies the base's parameters. `sampling_defaults` are the model's own sampling
-    parameters. The corrections of `artefact` are in `backend` only.
+    parameters. `readers` are by name. The corrections of `artefact` are in `backend` only.
     """
 
     name: str
@@ -70,6 +71,7 @@ class LoadedModel:
     variants: dict[str, VariantSpec]
     artefact: Artefact | None
     sampling_defaults: dict[str, float]
+    readers: dict[str, PromptReader] = field(default_factory=dict)
 
     @property
     def weights(self) -> Weights:

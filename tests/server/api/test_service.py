@@ -1,11 +1,13 @@
 """What the service hands on to the controller, the engine and the log, all stand-ins here."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from policies import Action, Reason
+from pruners.reading.reader import FULL
 from server.api.errors import ApiError
 from server.api.prompt.processor import TokenizedPrompt
 from server.api.request_builder import ParsedRequest, RequestBuilder
@@ -72,6 +74,7 @@ class _RequestLog:
 def _service(engine, controller):
     model = SimpleNamespace(
         variants={"base": "the base", "small": "the small one"},
+        readers={"read-70": "a reader"},
         sampling_defaults={},
         eos_token_ids=frozenset(),
         weights=SimpleNamespace(shape=SimpleNamespace(vocab=100)),
@@ -104,6 +107,7 @@ def test_each_prompt_brings_what_is_cached_of_it_for_the_chosen_variant():
         ({"min_tokens": 5}, 4, 2),
         ({"n": 9}, 4, 2),
         ({"trimtab": {"variant": "none"}}, 4, 2),
+        ({"trimtab": {"read": "none"}}, 4, 2),
         ({}, 63, 2),
         ({}, None, 64),
         ({}, 4, 0),
@@ -117,6 +121,42 @@ def test_nothing_is_decided_for_an_invalid_request(body, max_tokens, prompt_toke
     assert raised.value.status == 400
     assert (controller.decisions, engine.requests) == (0, [])
     assert (service.request_log.decisions, service.request_log.ends) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("hints", "scored", "reader", "pinned"),
+    [
+        ({}, False, None, None),
+        ({"read": "read-70"}, False, "read-70", None),
+        ({"read": "full"}, False, FULL, None),
+        (
+            {"read": "read-70", "variant": "small"},
+            False,
+            "read-70",
+            Action("small", None, "read-70"),
+        ),
+        ({"read": "full", "kv_budget": 64}, False, FULL, Action("base", 64)),
+        ({}, True, FULL, None),
+        ({"read": "full"}, True, FULL, None),
+    ],
+)
+def test_the_controller_is_told_how_the_prompt_is_to_be_read(hints, scored, reader, pinned):
+    controller = _Controller()
+    parsed = replace(_parsed(trimtab=hints), prompt_logprobs=scored)
+    _service(_Engine(), controller).start(parsed, "request")
+    preferences = controller.arrival.preferences
+    assert (preferences.reader, preferences.pinned) == (reader, pinned)
+
+
+@pytest.mark.parametrize(
+    ("reader", "scored", "said"), [("deep", False, "full, read-70"), ("read-70", True, "in full")]
+)
+def test_a_reader_that_cannot_be_had_is_named_with_what_can(reader, scored, said):
+    parsed = replace(_parsed(trimtab={"read": reader}), prompt_logprobs=scored)
+    with pytest.raises(ApiError, match=said) as raised:
+        _service(_Engine(), _Controller()).start(parsed, "request")
+    assert (raised.value.status, raised.value.param) == (400, "trimtab.read")
+    assert f"'{reader}'" in raised.value.message
 
 
 @pytest.mark.parametrize(
