@@ -21,13 +21,13 @@ ROOMS = (
     "calibration",
     "realization",
     "importance",
+    "kv",
+    "reading",
     "artefact",
     "evaluation",
     "allocation",
     "recovery",
     "distill",
-    "kv",
-    "reading",
     "builder",
 )
 """Folders and modules of `pruners`; each imports only itself and those before it."""

@@ -2,7 +2,8 @@
 
 `variants.json` holds specs and provenance, `order.safetensors` the importance order of each layer,
 `corrections.safetensors` the corrections of all variants (a tensor that several share once),
-`table.json` the measurements.
+`readers.json` and `readers.safetensors` the readers and their maps, if there are any, `table.json`
+the measurements.
 """
 
 import hashlib
@@ -13,18 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from pruners.architecture import Shape
 from pruners.artefact.stored_corrections import (
-    decode_tensors,
     encode_corrections,
     find_mismatch,
+    read_corrections,
+)
+from pruners.artefact.stored_orders import read_orders
+from pruners.artefact.stored_readers import (
+    MAPS,
+    READERS,
+    check_readers,
+    load_readers,
+    readers_digest,
+    save_readers,
 )
 from pruners.artefact.table import SCHEMA, Table, TableError, read_table
-from pruners.correction import Correction, from_tensors, to_tensors
+from pruners.correction import Correction, to_tensors
 from pruners.data.readers import ReadError, read_json
+from pruners.reading.maps import KVMaps
+from pruners.reading.reader import FULL, PromptReader
 from pruners.realization.order import Order
 from pruners.support.errors import UserError
 from pruners.support.files import FolderKind, replace_folder, write_json
@@ -36,13 +47,13 @@ ARTEFACT = FolderKind(
     "artefact",
     markers=("variants.json",),
     allowed=(
-        "variants.json", "table.json", _ORDER, _CORRECTIONS, "sensitivity.json", "report/",
-        "report/report.md", "report/*.png",
+        "variants.json", "table.json", _ORDER, _CORRECTIONS, READERS, MAPS, "sensitivity.json",
+        "report/", "report/report.md", "report/*.png",
     ),
 )  # fmt: skip
 """What may lie in the folder, including what other commands add to it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_RESERVED = (BASE, "refuse")  # actions of policies: the unpruned model, and no answer
+_RESERVED = (BASE, FULL, "refuse")  # the unpruned model, a prompt read in full, and no answer
 
 
 class ArtefactError(UserError):
@@ -55,7 +66,8 @@ class Artefact:
 
     `ffn_order` is int32 `[layers, ffn]`, `kv_order` int32 `[layers, kv_groups]`: indices of units,
     the most important first. `corrections` are by variant, and fit the units that the order puts
-    first. `provenance` says how the artefact was made.
+    first. `readers` are by name, `maps` by depth, for the depths that readers have; both are empty
+    for an artefact without readers. `provenance` says how the artefact was made.
     """
 
     model_name: str
@@ -66,6 +78,8 @@ class Artefact:
     variants: tuple[VariantSpec, ...]
     table: Table
     corrections: dict[str, dict[Block, Correction]] = field(default_factory=dict)
+    readers: dict[str, PromptReader] = field(default_factory=dict)
+    maps: dict[int, KVMaps] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,8 +91,10 @@ class Artefact:
         """Write the folder under a temporary name and rename it, replacing an earlier artefact.
 
         Raises `TargetError` for anything else that is in the way, `TableError` for measurements
-        that could not be read again.
+        that could not be read again, `ValueError` for readers that could not.
         """
+        _check_reader_names(self)
+        check_readers(self.readers, self.maps, self.shape)
         order = {
             "ffn_order": self.ffn_order.to(torch.int32).contiguous(),
             "kv_order": self.kv_order.to(torch.int32).contiguous(),
@@ -102,6 +118,8 @@ class Artefact:
             save_file(order, staging / _ORDER)
             if self.corrections:
                 save_file(stored, staging / _CORRECTIONS, self._binding())
+            if self.readers:
+                save_readers(staging, self.fingerprint, self.readers, self.maps)
             write_json(staging / "variants.json", variants)
             self.table.save(staging / "table.json")
 
@@ -114,6 +132,8 @@ class Artefact:
             for key, tensor in to_tensors(blocks).items():
                 digest.update(f"{name}/{key}".encode())
                 digest.update(tensor.float().numpy().tobytes())
+        if self.readers:
+            digest.update(readers_digest(self.readers, self.maps).encode())
         return digest.hexdigest()[:32]
 
     def check_base(self, identity: str) -> None:
@@ -168,7 +188,11 @@ def load_artefact(folder: Path) -> Artefact:
         measurements = read_table(table)
     except TableError as error:
         raise ArtefactError(f"artefact {folder} is damaged: table.json: {error}") from error
-    ffn_order, kv_order = _read_orders(folder, file.model.shape)
+    try:
+        ffn_order, kv_order = read_orders(folder / _ORDER, file.model.shape)
+        readers, maps = load_readers(folder, file.model.fingerprint, file.model.shape)
+    except ValueError as error:
+        raise ArtefactError(f"artefact {folder}: {error}") from error
     artefact = Artefact(
         model_name=file.model.name,
         fingerprint=file.model.fingerprint,
@@ -177,6 +201,8 @@ def load_artefact(folder: Path) -> Artefact:
         kv_order=kv_order,
         variants=file.variants,
         table=measurements,
+        readers=readers,
+        maps=maps,
         provenance=file.provenance,
     )
     try:
@@ -198,28 +224,6 @@ def _read_object(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _read_orders(folder: Path, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the orders of neurons and of KV groups, int32, a permutation in every layer."""
-    try:
-        orders = load_file(folder / _ORDER)
-    except FileNotFoundError as error:
-        raise ArtefactError(f"artefact {folder}: {_ORDER} is missing") from error
-    except (SafetensorError, OSError) as error:
-        raise ArtefactError(f"artefact {folder} is damaged: {_ORDER}: {error}") from error
-    widths = {"ffn_order": shape.ffn, "kv_order": shape.kv_groups}
-    if orders.keys() != widths.keys():
-        raise ArtefactError(f"artefact {folder}: {_ORDER} holds {', '.join(sorted(orders))}")
-    for name, width in widths.items():
-        order = orders[name]
-        if order.dtype != torch.int32 or tuple(order.shape) != (shape.layers, width):
-            raise ArtefactError(
-                f"artefact {folder}: {name} is {order.dtype} of shape {tuple(order.shape)}"
-            )
-        if not torch.equal(order.sort(dim=1).values.long(), torch.arange(width).expand_as(order)):
-            raise ArtefactError(f"artefact {folder}: {name} is not a permutation in every layer")
-    return orders["ffn_order"], orders["kv_order"]
-
-
 def _check(artefact: Artefact, corrected: Mapping[str, object]) -> None:
     """Raise `ValueError` for variants that do not fit the model, each other or the table."""
     shape, table = artefact.shape, artefact.table
@@ -235,6 +239,7 @@ def _check(artefact: Artefact, corrected: Mapping[str, object]) -> None:
             raise ValueError(f"two variants are named '{spec.name}'")
         names.add(spec.name)
         spec.check(shape)
+    _check_reader_names(artefact)
     for what, known, rows in (
         ("quality", names, table.quality),
         ("cost", {BASE, *names}, table.cost),
@@ -243,10 +248,25 @@ def _check(artefact: Artefact, corrected: Mapping[str, object]) -> None:
         unknown = sorted(set(rows) - known)
         if unknown:
             raise ValueError(f"{what}.{unknown[0]} is of no variant")
+    for what, rows in (
+        ("reader_quality", table.reader_quality),
+        ("reader_cost", table.reader_cost),
+    ):
+        unknown = sorted(set(rows) - artefact.readers.keys())
+        if unknown:
+            raise ValueError(f"{what}.{unknown[0]} is of no reader")
     for what, measured in (("quality", set(table.quality)), ("cost", set(table.cost))):
         missing = sorted(names - measured)
         if missing:
             raise ValueError(f"variant '{missing[0]}' has no measured {what}")
+
+
+def _check_reader_names(artefact: Artefact) -> None:
+    """Raise `ValueError` for readers that a request or an action could not name."""
+    taken = {*_RESERVED, *(spec.name for spec in artefact.variants)}
+    for name in artefact.readers:
+        if not _NAME.fullmatch(name) or name in taken:
+            raise ValueError(f"{name!r} cannot be the name of a reader")
 
 
 def _read_corrections(
@@ -256,28 +276,10 @@ def _read_corrections(
 
     Raises `ArtefactError` for those of another artefact, and for damaged or not finite ones.
     """
-    if not corrected:
-        return {}
-    stored: dict[str, dict[str, torch.Tensor]] = {variant: {} for variant in corrected}
     try:
-        with safe_open(folder / _CORRECTIONS, framework="pt") as file:
-            if file.metadata() != artefact._binding():
-                raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} belongs to another one")
-            keys = file.keys()
-            for key in keys:
-                variant, _, name = key.partition("/")
-                stored[variant][name] = file.get_tensor(key)
-        owned = {variant: decode_tensors(tensors) for variant, tensors in stored.items()}
-        corrections = {
-            variant: from_tensors(
-                owned[variant] | {name: owned[owner][name] for name, owner in shared.items()}
-            )
-            for variant, shared in corrected.items()
-        }
-    except FileNotFoundError as error:
-        raise ArtefactError(f"artefact {folder}: {_CORRECTIONS} is missing") from error
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise ArtefactError(f"artefact {folder} is damaged: {_CORRECTIONS}: {error}") from error
+        corrections = read_corrections(folder / _CORRECTIONS, corrected, artefact._binding())
+    except ValueError as error:
+        raise ArtefactError(f"artefact {folder}: {error}") from error
     specs = {spec.name: spec for spec in artefact.variants}
     for variant, blocks in corrections.items():
         for block, correction in blocks.items():

@@ -1,11 +1,13 @@
 """Corrections as an artefact stores them: each shared tensor once, low ranks in 8 bits."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from pruners.architecture import Shape
-from pruners.correction import Correction, LowRankCorrection, to_tensors
+from pruners.correction import Correction, LowRankCorrection, from_tensors, to_tensors
 from pruners.variant import Block, VariantSpec
 
 _RANK_AXIS = {"up": 1, "down": 0}
@@ -70,6 +72,39 @@ def decode_tensors(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
             raise ValueError(f"{name} is of {tensor.dtype}")
         decoded[name] = tensor
     return decoded
+
+
+def read_corrections(
+    path: Path, corrected: Mapping[str, Mapping[str, str]], binding: Mapping[str, str]
+) -> dict[str, dict[Block, Correction]]:
+    """Return the corrections of every variant in `corrected`, which has the owners of shared ones.
+
+    Raises `ValueError` for a file that is missing, damaged, or bound to something else.
+    """
+    if not corrected:
+        return {}
+    stored: dict[str, dict[str, torch.Tensor]] = {variant: {} for variant in corrected}
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = file.metadata()
+            keys = file.keys()
+            for key in keys:
+                variant, _, name = key.partition("/")
+                stored[variant][name] = file.get_tensor(key)
+        owned = {variant: decode_tensors(tensors) for variant, tensors in stored.items()}
+        corrections = {
+            variant: from_tensors(
+                owned[variant] | {name: owned[owner][name] for name, owner in shared.items()}
+            )
+            for variant, shared in corrected.items()
+        }
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.name} is missing") from error
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if found != binding:
+        raise ValueError(f"{path.name} belongs to another artefact")
+    return corrections
 
 
 def find_mismatch(

@@ -1,4 +1,4 @@
-"""What was measured of an artefact's variants: `table.json`."""
+"""What was measured of an artefact's variants and readers: `table.json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,6 +12,8 @@ from pruners.support.files import write_json
 from pruners.support.validation import EXACT, Count, Finite, Positive, Share, Size, validate
 
 SCHEMA = 3
+_OF_READERS = ("reader_quality", "reader_cost", "reading_tasks")
+"""Parts that a file may lack: it has them once readers are measured."""
 
 
 class TableError(UserError):
@@ -68,6 +70,37 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class ReaderQuality:
+    """Answers of the base to prompts that a reader has read, against the base's own.
+
+    `kl` is KL(base || base after the reader) in nats per answer token, the mean over `prompts`
+    prompts, `half_width` half of its 95 % interval over prompts, `agreement` the share of answer
+    tokens whose top-1 prediction is the base's.
+    """
+
+    kl: Finite
+    half_width: Annotated[Finite, Field(ge=0)]
+    agreement: Share
+    prompts: Size
+    __pydantic_config__ = EXACT
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderCost:
+    """What a reader takes, apart from time.
+
+    `share` is the share of the base's multiply-adds for reading the prompts of `reader_quality`,
+    `parameters` the numbers of its maps, `bytes` what they take as stored (8 bits a number, a
+    scale a row). Readers of one depth have one set of maps.
+    """
+
+    share: Positive
+    parameters: Count
+    bytes: Count
+    __pydantic_config__ = EXACT
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """Everything that was measured.
 
@@ -76,6 +109,11 @@ class Table:
     task and variant, `speed` by device (seconds), `samples` by prompt and variant (greedy answers).
     The last four are empty until `trimtab evaluate` fills them. `cost`, `tasks`, `speed` and
     `samples` hold the base too.
+
+    `reader_quality` is by reader and by the prompt's length in tokens, as `256-1024` (256 up to but
+    not 1,024) and `all`; `reader_cost` by reader; `reading_tasks` by task, such as `passkey-1000`,
+    and by what reads the prompt or answers: `base`, a reader or a variant. `trimtab evaluate` fills
+    them. They are left out of the file while they are empty.
     """
 
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +124,9 @@ class Table:
     tasks: dict[str, dict[str, Accuracy]] = field(default_factory=dict)
     speed: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: dict[str, dict[str, str]] = field(default_factory=dict)
+    reader_quality: dict[str, dict[str, ReaderQuality]] = field(default_factory=dict)
+    reader_cost: dict[str, ReaderCost] = field(default_factory=dict)
+    reading_tasks: dict[str, dict[str, Accuracy]] = field(default_factory=dict)
     __pydantic_config__ = EXACT
 
     def save(self, path: Path) -> None:
@@ -95,7 +136,8 @@ class Table:
         """
         value = TypeAdapter(Table).dump_python(self, by_alias=True, warnings=False)
         _checked(value)
-        write_json(path, {"schema": SCHEMA, **value})
+        kept = {name: part for name, part in value.items() if part or name not in _OF_READERS}
+        write_json(path, {"schema": SCHEMA, **kept})
 
 
 def read_table(value: Mapping[str, Any]) -> Table:
@@ -103,7 +145,7 @@ def read_table(value: Mapping[str, Any]) -> Table:
 
     Raises `TableError`, which names the entry.
     """
-    missing = [one.name for one in fields(Table) if one.name not in value]
+    missing = [one.name for one in fields(Table) if one.name not in {*value, *_OF_READERS}]
     if missing:
         raise TableError(f"{missing[0]} is missing")
     return _checked({name: part for name, part in value.items() if name != "schema"})

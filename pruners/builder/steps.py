@@ -23,9 +23,9 @@ from pruners.builder.recipe import BuildError, Recipe
 from pruners.builder.selection import SelectedCorrections, Selection, count_parameters_read
 from pruners.correction import Corrections, from_tensors, to_tensors
 from pruners.data.rows import held_out_rows, sample_rows
+from pruners.evaluation.budget_quality import measure_budgets
 from pruners.evaluation.evaluate import Evaluation, evaluate, masked_variants
 from pruners.importance import make_scorer
-from pruners.kv.budget_quality import measure_budgets
 from pruners.realization.order import Order
 from pruners.realization.variant_set import VariantSet
 from pruners.recovery import RecoveryOptions, recover

@@ -59,5 +59,7 @@ def features(hidden: Tensor) -> Tensor:
 
 
 def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    scales = weight.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-    return (weight / scales).round().to(torch.int8), scales
+    """Return codes and scales; scales of 17 bits, so that what they stand for gives them again."""
+    fraction, exponent = torch.frexp(weight.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127)
+    scales = torch.ldexp((fraction * 2**17).round() / 2**17, exponent)
+    return (weight / scales).round().to(torch.int8).contiguous(), scales

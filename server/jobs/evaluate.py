@@ -15,11 +15,11 @@ from pruners.calibration.layer_replay import final_hidden
 from pruners.data.corpus import Corpus, SourceError
 from pruners.data.rows import hash_rows
 from pruners.evaluation.accuracy import measure_accuracy
+from pruners.evaluation.budget_quality import measure_budgets
 from pruners.evaluation.evaluate import VariantForward, evaluate, masked_variants
 from pruners.evaluation.report import REPORT, write_report
 from pruners.evaluation.tasks import Task, TaskError, read_task
 from pruners.kv import KV_SCORERS, Eviction
-from pruners.kv.budget_quality import measure_budgets
 from pruners.kv.transformers_cache import forward_with_eviction
 from pruners.realization.variant_set import VariantSet
 from pruners.support.checkpoint import Checkpoint

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from pruners.architecture import Shape
 from pruners.artefact.folder import Artefact
-from pruners.artefact.table import Accuracy, Cost, Quality, Table
+from pruners.artefact.table import Accuracy, Cost, Quality, ReaderCost, ReaderQuality, Table
 from pruners.correction import Correction, InputCorrection, LowRankCorrection, RefitCorrection
+from pruners.reading.maps import KVMaps
+from pruners.reading.reader import PromptReader
 from pruners.variant import Block, VariantSpec, depth_spec, intersect, width_spec
 
 SHAPE = Shape(layers=3, hidden=64, heads=4, kv_groups=2, head_dim=16, ffn=96, vocab=97)
@@ -42,6 +45,36 @@ def example_artefact() -> Artefact:
             samples={"How?": {"base": "So."}},
         ),
         provenance={"recipe": {"seed": 0}},
+    )
+
+
+def artefact_with_readers() -> Artefact:
+    """Return the example with readers of two depths, two of them with the same maps."""
+    generator = torch.Generator().manual_seed(1)
+    readers = (
+        PromptReader("read-80", 2),
+        PromptReader("read-60", 1, last=8, names=True),
+        PromptReader("read-50", 1),
+    )
+    artefact = example_artefact()
+    measured = {
+        "256-1024": ReaderQuality(0.04, 0.01, 0.9, 8),
+        "all": ReaderQuality(0.05, 0.0, 1.0, 9),
+    }
+    table = replace(
+        artefact.table,
+        reader_quality={"read-80": measured},
+        reader_cost={"read-80": ReaderCost(0.8, 4160, 4416)},
+        reading_tasks={"passkey-200": {"read-80": Accuracy(10, 0.9, None, 0.1, 1.0)}},
+    )
+    return replace(
+        artefact,
+        table=table,
+        readers={reader.name: reader for reader in readers},
+        maps={
+            depth: KVMaps(depth, torch.randn(3 - depth, 64, 65, generator=generator)).quantised()
+            for depth in (1, 2)
+        },
     )
 
 
@@ -96,3 +129,15 @@ def edit_order(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]
     order = load_file(folder / "order.safetensors")
     change(order)
     save_file(order, folder / "order.safetensors")
+
+
+def edit_maps(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], object], **binding: str
+) -> None:
+    """Change readers' stored maps in place, and the entries of their header that are named."""
+    path = folder / "readers.safetensors"
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {**header, **binding})

@@ -12,8 +12,8 @@ from pruners.builder.pipeline import build
 from pruners.builder.recipe import Recipe
 from pruners.builder.steps import BuildRows
 from pruners.data.corpus import read_corpus
+from pruners.evaluation.budget_quality import measure_budgets
 from pruners.evaluation.evaluate import evaluate, variant_forward
-from pruners.kv.budget_quality import measure_budgets
 from pruners.realization.mask import apply_mask
 from pruners.variant import BASE
 from server.engine.loading.load import load_tokenizer, load_transformers
