@@ -43,17 +43,18 @@ class Forecast:
         self,
         variants: Iterable[VariantSpec],
         tokens: RequestTokens,
-        cached_prefix: Mapping[str, int],
+        cached_prefix: Mapping[tuple[str, str | None], int],
     ) -> dict[str, VariantForecast]:
         """Return the forecast for a request by each variant, the base first.
 
-        `cached_prefix` are the prompt tokens in the prefix cache, by the variant's name.
+        `cached_prefix` are the prompt tokens in the prefix cache, by the names of the variant and
+        of the reader (None: in full).
         """
         times = self._step_times
         forecasts, base_work = {}, 0.0
         sampled = 1 + sum(count for _, count, _ in self._others)
         for variant in variants:
-            cached = cached_prefix.get(variant.name, 0)
+            cached = cached_prefix.get((variant.name, None), 0)
             ttft = ttft_uncached = self.wait + self._prefill([(variant, tokens.prompt)])
             if cached:
                 ttft = self.wait + self._prefill([(variant, tokens.prompt - cached)])

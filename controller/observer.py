@@ -49,14 +49,15 @@ class RequestPreferences:
 class IncomingRequest:
     """A request as the controller sees it.
 
-    `reusable` are the prompt tokens that the prefix cache holds, by the variant's name.
+    `reusable` are the prompt tokens that the prefix cache holds, by the names of the variant and of
+    the reader (None: in full).
     """
 
     features: PromptFeatures
     prompt_tokens: int
     max_tokens: int
     preferences: RequestPreferences = field(default_factory=RequestPreferences)
-    reusable: Mapping[str, int] = field(default_factory=dict)
+    reusable: Mapping[tuple[str, str | None], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class Observer:
         """Return what the policy is shown. The request counts as arriving now."""
         moment, known = self._read_moment(request), self.estimators
         base = self._catalogue.variants[BASE]
-        work = moment.forecast.work(base, moment.tokens, request.reusable.get(BASE, 0))
+        work = moment.forecast.work(base, moment.tokens, request.reusable.get((BASE, None), 0))
         known.observe_arrival(work, idle=not moment.status.sequences)
         rank = known.sizes.rank(work)
         held, held_seconds = known.dwell.current(moment.objectives, rank)

@@ -105,15 +105,16 @@ class RequestBuilder:
         valid: ValidatedRequest,
         action: Action,
         request_id: str,
-        reusable: Sequence[Mapping[str, int]],
+        reusable: Sequence[Mapping[tuple[str, str | None], int]],
     ) -> list[GenerationRequest]:
         """Make one request of the engine for each answer, those of one prompt in a row.
 
-        `reusable` tells for each prompt how many of its tokens a variant has cached, by the
-        variant's name.
+        `reusable` tells for each prompt how many of its tokens are cached, by the names of the
+        variant and of the reader (None: in full).
         """
         parsed, body, budget = valid.parsed, valid.parsed.body, action.kv_budget
         eviction = None if budget is None else make_eviction(budget, self._kv_scorer)
+        reader = None if action.reader is None else self.model.readers[action.reader]
         requests = []
         for index in range(len(parsed.prompts) * parsed.choices):
             prompt = index // parsed.choices
@@ -129,7 +130,8 @@ class RequestBuilder:
                 min_tokens=body.min_tokens,
                 logprobs=parsed.logprobs,
                 prompt_logprobs=parsed.prompt_logprobs,
-                reusable=reusable[prompt].get(action.variant, 0),
+                reusable=reusable[prompt].get((action.variant, action.reader), 0),
+                reader=reader,
             )
             requests.append(request)
         return requests

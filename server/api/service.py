@@ -107,7 +107,10 @@ class Service:
         self.request_log.log_answer(active, generation, reason)
 
     def _decide(
-        self, valid: ValidatedRequest, request_id: str, reusable: Mapping[str, int]
+        self,
+        valid: ValidatedRequest,
+        request_id: str,
+        reusable: Mapping[tuple[str, str | None], int],
     ) -> ActiveRequest:
         """Ask the controller for one decision for all answers, by the longest prompt."""
         prompts = valid.parsed.prompts
@@ -128,7 +131,10 @@ class Service:
         )
 
     def _submit(
-        self, valid: ValidatedRequest, active: ActiveRequest, reusable: list[dict[str, int]]
+        self,
+        valid: ValidatedRequest,
+        active: ActiveRequest,
+        reusable: list[dict[tuple[str, str | None], int]],
     ) -> None:
         """Queue all answers.
 

@@ -29,6 +29,8 @@ def check(request: GenerationRequest, vocabulary: int, context: int) -> None:
     _check_ids("the EOS ids", request.eos_token_ids, vocabulary)
     _check_ids("logit_bias", request.sampling.logit_bias, vocabulary)
     check_sampling(request.sampling)
+    if request.prompt_logprobs and request.reader is not None:
+        raise InvalidRequestError("a prompt with log-probabilities is read in full, by no reader")
 
 
 def _check_ids(where: str, ids: Collection[int], vocabulary: int) -> None:

@@ -125,9 +125,15 @@ class Engine:
             self._wake.notify()
         return generation
 
-    def reusable(self, prompt: Iterable[int]) -> dict[str, int]:
-        """Return how many tokens of a prompt the prefix cache has, by the names of variants."""
-        return self._runner.scheduler.cache.prefixes.reusable(tuple(prompt))
+    def reusable(self, prompt: Iterable[int]) -> dict[tuple[str, str | None], int]:
+        """Return how many tokens of a prompt need not be read, since the prefix cache has them.
+
+        Keys are the names of a variant and of a reader; None stands for reading in full. A reader
+        may start from what was read as deep or deeper, so it has as many as None or more. What is
+        left out has none.
+        """
+        scheduler = self._runner.scheduler
+        return scheduler.cache.prefixes.reusable(tuple(prompt), scheduler.reading)
 
     def status(self) -> EngineStatus:
         """Return a snapshot of the queue, the running answers and the cache."""

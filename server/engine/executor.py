@@ -124,9 +124,10 @@ def _segment(item: ScheduledTokens) -> Segment:
     sequence = item.sequence
     assert sequence.cache is not None
     tokens = sequence.next_tokens(item.count - len(item.drafts)) + list(item.drafts)
+    shallow, depth = sequence.next_shallow(item.count)
     outputs: int | None = 1 + len(item.drafts)
     if sequence.request.prompt_logprobs and not sequence.output:
         outputs = None
     elif sequence.pending + len(item.drafts) > len(tokens):
         outputs = 0
-    return Segment(tokens, sequence.cache, item.variant, outputs)
+    return Segment(tokens, sequence.cache, item.variant, outputs, shallow, depth)

@@ -7,6 +7,7 @@ import torch
 from pruners.artefact.table import Table
 from server.engine.config import EngineConfig, EngineConfigError
 from server.engine.loading.load import LoadedModel, open_decoder
+from server.engine.reading_depth import ReadingDepths
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.speculation.drafting import choose_drafter
@@ -38,8 +39,13 @@ def build_runner(model: LoadedModel, config: EngineConfig, free_bytes: float | N
             f"{size}, which cannot be allocated; set kv_tokens lower"
         ) from error
     limits = SchedulerLimits(config.max_running, config.step_tokens, config.speculate)
+    reading = ReadingDepths(weights.shape.layers, model.readers.values())
     table = Table() if model.artefact is None else model.artefact.table
-    return Runner(decoder, Scheduler(decoder.cache, limits), choose_drafter(model.variants, table))
+    return Runner(
+        decoder,
+        Scheduler(decoder.cache, limits, reading),
+        choose_drafter(model.variants, table),
+    )
 
 
 def _cache_slots(

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from pruners.variant import VariantSpec
 from server.engine.cache.kv_cache import KVCache
+from server.engine.cache.prefix_cache import WantedPrefix
 from server.engine.cache.sequence_cache import SequenceCache
+from server.engine.reading_depth import ReadingDepths
 from server.engine.sequence import Sequence
 from server.engine.speculation.step_cost import StepCost
 
@@ -44,12 +46,16 @@ class Scheduler:
 
     Owned by the engine's thread, but for `snapshot`. `failed_admissions` are sequences that could
     not be admitted because of an error; whoever steps takes them out. `cost` is the model of what a
-    decode step costs.
+    decode step costs. `reading` says how deep prompts are read; by default no reader is told which
+    tokens are names.
     """
 
-    def __init__(self, cache: KVCache, limits: SchedulerLimits) -> None:
+    def __init__(
+        self, cache: KVCache, limits: SchedulerLimits, reading: ReadingDepths | None = None
+    ) -> None:
         self.cache = cache
         self.limits = limits
+        self.reading = reading or ReadingDepths(cache.shape.layers)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.failed_admissions: list[tuple[Sequence, Exception]] = []
@@ -197,7 +203,7 @@ class Scheduler:
             fits = cache.reserve(sequence.slots_to_start)
             if not fits and not self._reserve_budget(sequence, cache):
                 return False
-            self._reuse_prefix(sequence, cache)
+            self._start_reading(sequence, cache)
         except BaseException:
             cache.close()
             raise
@@ -213,13 +219,22 @@ class Scheduler:
         cache.evict_while_reading = cache.reserve(min(sequence.slots_to_start, slots))
         return cache.evict_while_reading
 
-    def _reuse_prefix(self, sequence: Sequence, cache: SequenceCache) -> None:
-        """Start from the prefix cache, unless every position has to be computed."""
-        if sequence.request.takes_prefix and not sequence.cache_is_mixed:
-            prefixes = self.cache.prefixes
-            copied = prefixes.copy_longest(sequence.request.variant, sequence.history, cache)
-            if sequence.started_at is None:  # after a preemption the prefix is its own
-                sequence.reused = copied
+    def _start_reading(self, sequence: Sequence, cache: SequenceCache) -> None:
+        """Start from the prefix cache, unless every position has to be computed.
+
+        The first time, find out how deep the rest of the prompt is read.
+        """
+        request, again = sequence.request, sequence.started_at is not None
+        if again:
+            depths = sequence.history_depths
+        else:
+            depths = self.reading.of(request.prompt, request.reader)
+        copied = b""
+        if request.takes_prefix and not sequence.cache_is_mixed:
+            wanted = WantedPrefix(request.variant, sequence.history, depths, exact=again)
+            copied = self.cache.prefixes.copy_longest(wanted, cache)
+        if not again:  # after a preemption the prefix is its own
+            sequence.start_reading(depths, copied)
 
     def _release(self, sequence: Sequence, reuse: bool = True) -> None:
         cache, sequence.cache = sequence.cache, None
@@ -227,6 +242,7 @@ class Scheduler:
         if cache is None:
             return
         if reuse and not sequence.cache_is_mixed:
-            self.cache.prefixes.store(sequence.request.variant, sequence.history, cache)
+            variant, depths = sequence.request.variant, sequence.history_depths
+            self.cache.prefixes.store(variant, sequence.history, depths, cache)
         else:
             cache.close()

@@ -7,9 +7,11 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from pruners.kv import Eviction
+from pruners.reading.reader import PromptReader
 from pruners.variant import VariantSpec
 from server.engine.cache.sequence_cache import SequenceCache
 from server.engine.detokenizer import Detokenizer, StopRules
+from server.engine.reading_depth import FULL_DEPTH, full_depths
 from server.engine.sampling import SamplingParams, TokenSampler
 from server.engine.speculation.prompt_lookup import PromptLookup
 
@@ -40,10 +42,11 @@ class TokenLogprob:
 class GenerationRequest:
     """The parameters of one answer. `admission.check` tells which values are allowed.
 
-    With `max_tokens` 0 the prompt is read, and scored if `prompt_logprobs` is set, and nothing is
-    written. `eos_token_ids` is empty for requests that ignore them. `logprobs` is the number of
-    alternatives for each written token. `reusable` is the number of tokens of the prompt that the
-    prefix cache had when the request came.
+    `reader` says which tokens of the prompt run through its lower layers only; None: all of them
+    are read in full. With `max_tokens` 0 the prompt is read, and scored if `prompt_logprobs` is
+    set, and nothing is written. `eos_token_ids` is empty for requests that ignore them. `logprobs`
+    is the number of alternatives for each written token. `reusable` is the number of tokens of the
+    prompt that the prefix cache had for the variant and the reader when the request came.
     """
 
     request_id: str
@@ -58,6 +61,7 @@ class GenerationRequest:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     reusable: int = 0
+    reader: PromptReader | None = None
 
     @property
     def takes_prefix(self) -> bool:
@@ -101,7 +105,9 @@ class Sequence:
 
     `history` is the prompt and the tokens written since. `variant` is the requested variant, which
     narrowing changes at any time; `effective_variant` is the one that the current step uses.
-    `reused` is the number of tokens that came from the prefix cache. `needs_argmax_only` says that
+    `depths` is how deep each token of the prompt is read (see `ReadingDepths`), which is known once
+    it has started; tokens of the answer run through all layers. `reused` is the number of tokens
+    that came from the prefix cache. `needs_argmax_only` says that
     the likeliest token is all that the request needs of a distribution. Times are seconds of
     `time.monotonic`.
     """
@@ -123,6 +129,8 @@ class Sequence:
         self.cancelled = False
         self.ended = False
         self.reused = 0
+        self.depths = full_depths(len(request.prompt))
+        self._depth_changes: list[int] = []  # first tokens that are read less or more deep
         self._recompute_end = 0  # tokens that were computed before a preemption
         self._variants_used = [(0, request.variant)]  # with the first token that each computed
         min_tokens_apply = request.min_tokens > 0 and bool(self.end_token_ids)
@@ -177,6 +185,7 @@ class Sequence:
         """
         done, prompt = self.computed, len(self.request.prompt)
         ends = [len(self.history), *(first for first, _ in self._variants_used)]
+        ends += self._depth_changes
         if self._variants_used[-1][1] != self.effective_variant:
             ends.append(self._recompute_end)
         budget = self.request.kv_budget
@@ -187,6 +196,37 @@ class Sequence:
             first_due = max(1, budget.budget - budget.interval - cached + 1)
             ends.append(done + first_due + (prompt - done - first_due) % budget.interval)
         return min(end for end in ends if end > done) - done
+
+    def start_reading(self, depths: bytes, copied: bytes) -> None:
+        """Fix how deep each token of the prompt is read, before the first step.
+
+        `depths` is what its reader asks for. The first tokens are copied from the prefix cache,
+        where they may have been read deeper. Should they have to be read after a preemption, they
+        are read as deep, in steps of their own if that is another depth than the reader's.
+        """
+        self.reused = len(copied)
+        self.depths = copied + depths[len(copied) :]
+        latest = None
+        for place, depth in enumerate(self.depths) if len(set(self.depths)) > 2 else ():
+            if depth not in (FULL_DEPTH, latest):
+                self._depth_changes.append(place)
+                latest = depth
+
+    @property
+    def history_depths(self) -> bytes:
+        """Return how deep each token of the history is read."""
+        return self.depths + full_depths(len(self.history) - len(self.depths))
+
+    def next_shallow(self, count: int) -> tuple[list[bool] | None, int]:
+        """Return which of the next `count` tokens are shallow, and their depth in layers.
+
+        None if all of them run through all layers.
+        """
+        depths = self.depths[self.computed : self.computed + count]
+        depth = min(depths, default=FULL_DEPTH)
+        if depth == FULL_DEPTH:
+            return None, 0
+        return [one == depth for one in depths] + [False] * (count - len(depths)), depth
 
     def next_tokens(self, count: int) -> list[int]:
         """Return the next `count` tokens to process."""

@@ -25,7 +25,9 @@ def test_a_long_prompt_that_the_base_has_cached_is_no_reason_to_cut(host):
     controller, prompt = host.controller(ttft=0.05), 900
     said = Analyzer()("What is this?")
     afresh = controller.decide(IncomingRequest(said, prompt, 100))
-    cached = controller.decide(IncomingRequest(said, prompt, 100, reusable={BASE: prompt - 10}))
+    cached = controller.decide(
+        IncomingRequest(said, prompt, 100, reusable={(BASE, None): prompt - 10})
+    )
     assert afresh.reason == Reason.LEAST_BAD
     assert cached.action == Action("base")
     assert cached.chosen.ttft < 0.05 < afresh.chosen.ttft

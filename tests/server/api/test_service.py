@@ -17,7 +17,11 @@ from server.engine.admission import InvalidRequestError
 from server.engine.engine import QueueFullError
 from server.engine.sequence import Delta, FinishReason
 
-_CACHED = {2: {"base": 1, "small": 2}, 3: {"small": 3}, 1: {}}  # by the length of the prompt
+_CACHED = {  # by the length of the prompt
+    2: {("base", None): 1, ("base", "read-70"): 2, ("small", None): 2},
+    3: {("small", None): 3},
+    1: {},
+}
 
 
 class _Generation:
@@ -44,8 +48,8 @@ class _Engine:
 
 
 class _Controller:
-    def __init__(self, reason=Reason.TTFT):
-        self.decisions, self.reason = 0, reason
+    def __init__(self, reason=Reason.TTFT, action=Action("small")):  # noqa: B008
+        self.decisions, self.reason, self.action = 0, reason, action
 
     def decide(self, arrival):
         self.arrival = arrival
@@ -53,7 +57,7 @@ class _Controller:
         observation = SimpleNamespace(wait=7.0)
         refused = self.reason in (Reason.LATE, Reason.FLOOR)
         return SimpleNamespace(
-            action=Action("small"), reason=self.reason, refused=refused, observation=observation
+            action=self.action, reason=self.reason, refused=refused, observation=observation
         )
 
 
@@ -121,6 +125,14 @@ def test_nothing_is_decided_for_an_invalid_request(body, max_tokens, prompt_toke
     assert raised.value.status == 400
     assert (controller.decisions, engine.requests) == (0, [])
     assert (service.request_log.decisions, service.request_log.ends) == (0, [])
+
+
+def test_the_engine_gets_the_reader_of_the_action_and_what_is_cached_for_it():
+    action = Action("base", reader="read-70")
+    engine = _Engine()
+    _service(engine, _Controller(action=action)).start(_parsed(2), "request")
+    (request,) = engine.requests
+    assert (request.reader, request.reusable) == ("a reader", 2)
 
 
 @pytest.mark.parametrize(

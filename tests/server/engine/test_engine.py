@@ -59,7 +59,7 @@ def test_what_a_waiting_prompt_has_cached_already_is_not_to_be_read(monkeypatch)
     run(runner)
     monkeypatch.setattr(runner, "step", lambda on_step: bool(time.sleep(0.01)))
     engine = Engine(runner, TOKENIZER, EngineOptions(4, 1000))
-    reusable = engine.reusable(prompt)["base"]
+    reusable = engine.reusable(prompt)["base", None]
     assert reusable == 40
 
     async def ask() -> Sequence:

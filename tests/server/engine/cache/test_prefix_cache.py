@@ -46,16 +46,16 @@ def test_another_variant_shares_nothing(runner):
 
 
 def test_what_can_be_reused_is_known_beforehand(runner):
-    prefixes = runner.scheduler.cache.prefixes
-    assert prefixes.reusable(PROMPT) == {}
+    prefixes, reading = runner.scheduler.cache.prefixes, runner.scheduler.reading
+    assert prefixes.reusable(PROMPT, reading) == {}
     answer(runner, PROMPT[:30] + [7] * 10)
     answer(runner, PROMPT[:40])
     answer(runner, PROMPT[:50], "ffn-50")
-    known = prefixes.reusable(PROMPT)
-    assert set(known) == {"base", "ffn-50"}
-    assert answer(runner, PROMPT)[0].reused == known["base"] == 40
-    assert answer(runner, PROMPT, "ffn-50")[0].reused == known["ffn-50"] == 50
-    assert prefixes.reusable(PROMPT[1:]) == {}
+    known = prefixes.reusable(PROMPT, reading)
+    assert set(known) == {("base", None), ("ffn-50", None)}
+    assert answer(runner, PROMPT)[0].reused == known["base", None] == 40
+    assert answer(runner, PROMPT, "ffn-50")[0].reused == known["ffn-50", None] == 50
+    assert prefixes.reusable(PROMPT[1:], reading) == {}
 
 
 def test_a_budget_neither_gives_nor_takes(runner):

@@ -1,0 +1,45 @@
+"""How deep each token of a prompt is read, as the engine keeps it: one byte a token."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from pruners.reading.reader import PromptReader
+
+FULL_DEPTH = 255
+"""The depth of a token that runs through all layers. Any other depth is a number of layers."""
+
+
+class ReadingDepths:
+    """Works out how deep the tokens of prompts are read. Any thread may call it.
+
+    `layers` is the model's number of layers. `readers` are the served ones by name; None stands for
+    reading in full. `name_tokens` bool `[vocab]` says which tokens are of numbers or capitalised
+    words, for readers that ask for them.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        readers: Iterable[PromptReader] = (),
+        name_tokens: Tensor | None = None,
+    ) -> None:
+        self.readers: dict[str | None, PromptReader | None] = {None: None}
+        self.readers.update((reader.name, reader) for reader in readers)
+        self._layers = layers
+        self._name_tokens = name_tokens
+
+    def of(self, prompt: Sequence[int], reader: PromptReader | None) -> bytes:
+        """Return the depth of each token of a prompt. Raise `ValueError` for no served reader."""
+        if reader is None or reader.depth >= min(self._layers, FULL_DEPTH):
+            return full_depths(len(prompt))
+        if reader.attended:
+            raise ValueError(f"reader {reader.name}: what the prompt's end attends to is not known")
+        shallow = reader.shallow(torch.tensor(prompt), self._name_tokens)
+        return shallow.numpy().tobytes().translate(bytes([FULL_DEPTH, reader.depth]) + bytes(254))
+
+
+def full_depths(tokens: int) -> bytes:
+    """Return the depths of tokens that are read in full."""
+    return bytes([FULL_DEPTH]) * tokens
