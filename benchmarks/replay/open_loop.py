@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from pruners.reading.reader import FULL
 from server.engine.config import EngineConfig
 
 TIMEOUT = 60.0  # seconds after which a client gives up
@@ -33,11 +34,15 @@ class ScheduledRequest:
 
 @dataclass(slots=True)
 class TimedAnswer:
-    """What the client got. Times are seconds from when the request was due; None: it never came."""
+    """What the client got. Times are seconds from when the request was due; None: it never came.
+
+    `variant` wrote the answer, and `reader` read the prompt.
+    """
 
     request: ScheduledRequest
     status: int = 0
     variant: str = "base"
+    reader: str = FULL
     ttft: float | None = None
     seconds: float | None = None
     tokens: int = 0
@@ -104,6 +109,7 @@ def _take_line(found: TimedAnswer, line: bytes, due: float) -> None:
     chunk: dict[str, Any] = json.loads(line[6:])
     if "trimtab" in chunk:
         found.variant = chunk["trimtab"]["variant"]
+        found.reader = chunk["trimtab"].get("read", FULL)
     for choice in chunk.get("choices", ()):
         piece = choice.get("delta", {}).get("content")
         if piece:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.replay.comparison import Cell
 from benchmarks.replay.open_loop import (
     SLOTS,
     Objective,
@@ -21,8 +22,6 @@ from benchmarks.replay.open_loop import (
 from benchmarks.replay.servers import serving
 from benchmarks.replay.trace import PROBED, probe_requests, window
 
-Cell = tuple[float, str]
-"""The load that is wanted, over the base's capacity, and the policy."""
 STEADY = 0.2
 """A run is done again, once, if the base's speed changed by this share meanwhile."""
 

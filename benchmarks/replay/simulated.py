@@ -1,25 +1,40 @@
-"""The same traffic through the simulation, at the speed that the base had around each run."""
+"""The same traffic through the simulation, at the speed that the base had around each run.
 
+`python -m benchmarks.replay.simulated --profile PROFILE --trace FILE` runs policies in simulated
+traffic alone, without any server, and prints the table of policies that the live replay prints.
+"""
+
+import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.replay.comparison import Cell, RunResult, compare, print_comparison
 from benchmarks.replay.open_loop import SLOTS, Objective, ReplayRun, ScheduledRequest
-from benchmarks.replay.run import Cell
+from benchmarks.replay.servers import WITHOUT_READERS
+from benchmarks.support.results import option_parser, options_as_json, save_result
 from policies import Objectives
 from policies.registry import UnknownPolicyError, named_policy
 from policies.simulation.engine import EngineLimits, SimulatedEngine, SimulatedRequest
-from policies.simulation.profile import Profile
+from policies.simulation.outcome import Outcome
+from policies.simulation.profile import Profile, load_profile
 from policies.simulation.server import Scenario, SimulatedServer, replay
-from policies.simulation.traffic import Arrival
+from policies.simulation.traffic import Arrival, Lengths, at_load, read_trace, scaled, synthetic
 from policies.training.fluid_bound import quality_bounds
 
 Figures = Mapping[Cell, Sequence[Mapping[str, float]]]
+POLICIES = {
+    "prompts": ("rule", "static:base", "refusing:base", "static:mix-50", "random"),
+    "own": ("rule", "rule without readers", "refusing:base", "static:base"),
+}
+"""Those that are run unless others are named, by how lengths are scaled."""
 COMPARED = ("ttft_mean", "tokens_per_second", "attained")
 
 
@@ -36,32 +51,45 @@ def base_rate(profile: Profile, requests: Sequence[ScheduledRequest]) -> float:
 
 
 def simulate(
-    profile: Profile, run: ReplayRun, policy: str, objective: Objective, seed: int
-) -> dict[str, float] | None:
-    """Return what the simulation says of a run, or None for a server that is not Trimtab."""
-    try:
-        chosen = named_policy(policy, profile.variants, profile.fingerprint, force=True)
-    except UnknownPolicyError:
-        return None
-    arrivals = [
-        Arrival(a.request.at, a.request.prompt_tokens, a.request.output) for a in run.answers
-    ]
+    profile: Profile, arrivals: Sequence[Arrival], policy: str, objective: Objective, seed: int
+) -> tuple[RunResult, list[Outcome]]:
+    """Return what becomes of each request under a policy. Raises `UnknownPolicyError`."""
+    if policy.endswith(WITHOUT_READERS):
+        policy, profile = policy.removesuffix(WITHOUT_READERS), replace(profile, readers=())
+    chosen = named_policy(policy, profile.variants, profile.fingerprint, force=True)
     count = len(profile.prompts.names)
     rows = np.random.default_rng(seed).integers(count, size=len(arrivals)).tolist()
     # The server knows of the first objective alone.
     scenario = Scenario(Objectives(ttft=objective.ttft, firm=True), seed=seed)
-    server = SimulatedServer(profile, arrivals, rows, scenario)
-    outcomes = replay(server, chosen)
-    served = [(a, o) for a, o in zip(arrivals, outcomes, strict=True) if o.action is not None]
+    outcomes = replay(SimulatedServer(profile, arrivals, rows, scenario), chosen)
     met = [
-        o.ttft <= objective.ttft and o.tpot <= objective.tpot and o.seconds <= objective.total
-        for _, o in served
+        o.action is not None
+        and o.ttft <= objective.ttft
+        and o.tpot <= objective.tpot
+        and o.seconds <= objective.total
+        for o in outcomes
     ]
+    quality = [math.exp(-o.loss) if good else 0.0 for o, good in zip(outcomes, met, strict=True)]
+    return RunResult([float(good) for good in met], quality), outcomes
+
+
+def _simulate_run(
+    profile: Profile, run: ReplayRun, policy: str, objective: Objective, seed: int
+) -> dict[str, float] | None:
+    """Return what the simulation says of a run, or None for a server that is not Trimtab."""
+    arrivals = [
+        Arrival(a.request.at, a.request.prompt_tokens, a.request.output) for a in run.answers
+    ]
+    try:
+        result, outcomes = simulate(profile, arrivals, policy, objective, seed)
+    except UnknownPolicyError:
+        return None
+    served = [(a, o) for a, o in zip(arrivals, outcomes, strict=True) if o.action is not None]
     return {
         "ttft_mean": fmean(o.ttft for _, o in served),
         "tokens_per_second": sum(o.output for _, o in served)
         / max(a.at + o.seconds for a, o in served),
-        "attained": sum(met) / len(arrivals),
+        "attained": fmean(result.met),
     }
 
 
@@ -90,7 +118,9 @@ def simulated(console: Console, profile: Profile, live_runs: LiveRuns) -> dict[s
         made = []
         for number, run in enumerate(repeats):
             rates = profile.rates.scaled(on_paper[number] / run.capacity)
-            made.append(simulate(replace(profile, rates=rates), run, policy, objective, number))
+            made.append(
+                _simulate_run(replace(profile, rates=rates), run, policy, objective, number)
+            )
         known = [one for one in made if one is not None]
         if not known:
             continue
@@ -127,3 +157,49 @@ def _bounds(console: Console, profile: Profile, live_runs: LiveRuns) -> dict[str
             for (load, policy), found in figures.items()
         },
     }
+
+
+def add_traffic_options(options: argparse.ArgumentParser) -> None:
+    """Add the options that live and simulated replays share."""
+    options.add_argument("--trace", type=Path, help="default: drawn arrivals")
+    options.add_argument(
+        "--lengths", choices=get_args(Lengths), default="prompts",
+        help="prompts: those of short chats; own: the trace's ratio of prompt to answer",
+    )  # fmt: skip
+    options.add_argument("--policies", nargs="+", help="default: by --lengths")
+    options.add_argument("--loads", nargs="+", type=float, default=[1.5, 2.0])
+    options.add_argument("--ttft", type=float, default=2.0)
+    options.add_argument("--tpot", type=float, default=0.1)
+    options.add_argument("--total", type=float, default=20.0)
+
+
+def main() -> None:
+    """Run policies in simulated traffic and print the table."""
+    options = option_parser(__doc__)
+    add_traffic_options(options)
+    options.add_argument("--profile", type=Path, required=True, help="by `trimtab profile`")
+    options.add_argument("--requests", type=int, default=300, help="of one run")
+    options.add_argument("--repeats", type=int, default=6)
+    arguments = options.parse_args()
+    profile = load_profile(arguments.profile)
+    count = arguments.requests * arguments.repeats
+    trace = synthetic(count, 0) if arguments.trace is None else read_trace(arguments.trace, count)
+    arrivals = scaled(trace, arguments.lengths)
+    objective = Objective(arguments.ttft, arguments.tpot, arguments.total)
+    runs: dict[Cell, list[RunResult]] = {}
+    for load in arguments.loads:
+        for policy in arguments.policies or POLICIES[arguments.lengths]:
+            for seed in range(arguments.repeats):
+                part = arrivals[arguments.requests * seed :][: arguments.requests]
+                due = at_load(part, load, profile.rates, SLOTS)
+                run, _ = simulate(profile, due, policy, objective, seed)
+                runs.setdefault((load, policy), []).append(run)
+    rows, console = compare(runs), Console(width=120)
+    print_comparison(console, rows, f"simulated, lengths: {arguments.lengths}")
+    result = {"arguments": options_as_json(arguments), "compared": rows}
+    path = save_result("replay-simulated", result, arguments.json)
+    console.print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

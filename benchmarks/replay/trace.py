@@ -1,33 +1,63 @@
 """The requests of a replay: a trace's arrivals and lengths, scaled to this machine."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from benchmarks.replay.long_prompts import prompts_of_lengths
 from benchmarks.replay.open_loop import ScheduledRequest
-from policies.simulation.traffic import read_trace, shortened, synthetic
+from policies.simulation.traffic import Arrival, Lengths, read_trace, scaled, synthetic
 from pruners.data.corpus import read_corpus
 from server.jobs.prompt_losses import read_prompts
 
-PROMPT, OUTPUT = 80, 60
-"""Median tokens of prompts and answers that the trace is scaled to."""
-MAX_OUTPUT, MAX_PROMPT = 200, 400  # tokens
+MAX_OUTPUT, MAX_PROMPT = 200, 400  # tokens, with lengths of short chats
 PROBED = 48
 """How many requests tell how fast the base is."""
 
 
-def trace_requests(
-    trace: Path | None, prompts: str, tokenizer: PreTrainedTokenizerBase, limit: int
+@dataclass(frozen=True, slots=True)
+class TraceSource:
+    """Where requests are from: a trace (None: drawn arrivals), how its `lengths` are scaled, and a
+    file or data set of `prompts`. At most `limit` requests are read."""
+
+    trace: Path | None
+    prompts: str
+    lengths: Lengths = "prompts"
+    limit: int = 4000
+
+    def arrivals(self) -> list[Arrival]:
+        """Return the arrivals with lengths that suit this machine. Raises `TrafficError`."""
+        read = (
+            synthetic(self.limit, 0) if self.trace is None else read_trace(self.trace, self.limit)
+        )
+        return scaled(read, self.lengths)
+
+    def requests(self, tokenizer: PreTrainedTokenizerBase) -> list[ScheduledRequest]:
+        """Return the requests with real prompts.
+
+        With lengths of short chats each has the prompt of the same rank by length. With the trace's
+        own, prompts are joined from several texts until they are as long as the trace says.
+        """
+        if self.lengths == "prompts":
+            return _ranked(self.arrivals(), self.prompts, tokenizer)
+        arrivals = self.arrivals()
+        made = prompts_of_lengths(self.prompts, [a.prompt for a in arrivals], tokenizer)
+        return [
+            ScheduledRequest(one.at, text, tokens, one.output)
+            for one, (text, tokens) in zip(arrivals, made, strict=True)
+        ]
+
+
+def _ranked(
+    arrivals: Sequence[Arrival], prompts: str, tokenizer: PreTrainedTokenizerBase
 ) -> list[ScheduledRequest]:
-    """Return the trace's requests, each with the real prompt of the same rank by length.
+    """Return the requests, each with the real prompt of the same rank by length.
 
     The tokens that all prompts begin with (the frame of a chat) are cached, and not counted.
     """
-    arrivals = synthetic(limit, 0) if trace is None else read_trace(trace, limit)
-    arrivals = shortened(arrivals, PROMPT, OUTPUT)
-    prompts_read = read_prompts(read_corpus(prompts), tokenizer, limit)
+    prompts_read = read_prompts(read_corpus(prompts), tokenizer, len(arrivals))
     first, last = min(one.tokens for one in prompts_read), max(one.tokens for one in prompts_read)
     frame = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
     sized = sorted((len(one.tokens) - frame, one.text) for one in prompts_read)

@@ -1,6 +1,7 @@
-"""The profile: each variant's losses on real prompts, and its speed on this device.
+"""The profile: losses of variants and readers on real prompts, and their speed on this device.
 
-Every prompt was answered by every variant, so that the outcome of any choice is known.
+Every prompt was answered by every variant, so that the outcome of any choice is known. What a
+reader loses is known by the prompt's length, and is added to that.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from policies.simulation.rates import Rates
+from policies.simulation.reader_profile import ReaderProfile, check_readers
 from pruners.data.readers import ReadError, read_json
 from pruners.support.errors import UserError
 from pruners.support.files import FolderKind, file_hash, replace_file, write_json
@@ -83,7 +85,8 @@ class Profile:
     its variants, `device` the fingerprint of the machine that `machine` describes. `bytes_read` are
     the bytes that each variant reads for a token, relative to the base. `kv_loss` is the loss of
     each KV budget in nats per token. `joules` are each variant's for a token, None if no sensor
-    measures energy. `measured` holds the medians that `rates` were fitted to.
+    measures energy. `measured` holds the medians that `rates` were fitted to. A profile of an
+    artefact without `readers` has none.
     """
 
     fingerprint: str
@@ -99,11 +102,14 @@ class Profile:
     kv_loss: dict[int, float]
     joules: tuple[float, ...] | None
     measured: dict[str, Any]
+    readers: tuple[ReaderProfile, ...] = ()
 
     @property
     def identity(self) -> str:
         """32 hexadecimal digits, equal for profiles in which every policy has the same outcomes."""
         known = {k: v for k, v in asdict(self).items() if k not in ("prompts", "measured")}
+        if not self.readers:
+            del known["readers"]  # as before there were any
         digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
         digest.update("\n".join(self.prompts.names).encode())
         for name in _COLUMNS:
@@ -143,6 +149,7 @@ class _Body:
     joules: tuple[Finite, ...] | None
     measured: dict[str, Any]
     numbers_sha256: str
+    readers: tuple[ReaderProfile, ...] = ()
     __pydantic_config__ = EXACT
 
 
@@ -189,6 +196,7 @@ def _check(body: _Body, numbers: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"{name} has {len(values)} entries for {variants} variants")
         if min(values) < 0:
             raise ValueError(f"{name} holds negative numbers")
+    check_readers(body.readers, body.variants)
     if not all(body.rates.work(action, 1, 1, 1) > 0 for action in range(variants)):
         raise ValueError("by its rates, work takes no time")
     if numbers.keys() != set(_COLUMNS):

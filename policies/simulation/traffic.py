@@ -2,16 +2,21 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from policies.simulation.rates import Rates
 from pruners.data.readers import read_csv, read_json_lines
 from pruners.support.errors import UserError
 
+Lengths = Literal["prompts", "own"]
+"""How a trace's lengths are scaled. See `scaled`."""
+_MEDIAN_PROMPT, _MEDIAN_OUTPUT = 80, 60  # tokens
+_MEDIAN_TOTAL, _LONGEST = 360, 1600  # tokens of prompt and answer together
+_MIN_PROMPT, _MIN_OUTPUT = 4, 2  # tokens
 _MIN_REQUESTS = 8
 
 
@@ -99,18 +104,48 @@ def _tokens(value: Any) -> int:  # noqa: ANN401
     return tokens
 
 
-def shortened(arrivals: Sequence[Arrival], prompt: int, output: int) -> list[Arrival]:
-    """Return the requests with lengths scaled to the medians `prompt` and `output`, in tokens.
+def scaled(arrivals: Sequence[Arrival], lengths: Lengths) -> list[Arrival]:
+    """Return the requests with lengths that suit a small machine; those of data centres do not.
 
-    Traces of data centres are too long for small machines.
+    `prompts`: prompts and answers are scaled each for itself, to medians that chats on small
+    machines have. `own`: both by one factor, so that the ratio of prompt to answer is the trace's.
     """
-    median = len(arrivals) // 2
-    prompts = prompt / max(1, sorted(a.prompt for a in arrivals)[median])
-    outputs = output / max(1, sorted(a.output for a in arrivals)[median])
+    if lengths == "own":
+        return scaled_together(arrivals, _MEDIAN_TOTAL, _LONGEST)
+    return shortened(arrivals, _MEDIAN_PROMPT, _MEDIAN_OUTPUT)
+
+
+def shortened(arrivals: Sequence[Arrival], prompt: int, output: int) -> list[Arrival]:
+    """Return the requests with lengths scaled to the medians `prompt` and `output`, in tokens."""
+    prompts = prompt / max(1, _median(a.prompt for a in arrivals))
+    outputs = output / max(1, _median(a.output for a in arrivals))
     return [
-        Arrival(a.at, max(4, int(a.prompt * prompts)), max(2, int(a.output * outputs)))
+        Arrival(
+            a.at, max(_MIN_PROMPT, int(a.prompt * prompts)),
+            max(_MIN_OUTPUT, int(a.output * outputs)),
+        )
         for a in arrivals
-    ]
+    ]  # fmt: skip
+
+
+def scaled_together(arrivals: Sequence[Arrival], total: float, longest: int) -> list[Arrival]:
+    """Return the requests with prompt and answer scaled by one factor, never made longer.
+
+    The median of prompt and answer together becomes at most `total` tokens. A request that would be
+    of more than `longest` tokens is scaled further, by a factor of its own.
+    """
+    factor = min(1.0, total / max(1, _median(a.prompt + a.output for a in arrivals)))
+    found = []
+    for at, prompt, output in arrivals:
+        own = min(factor, longest / max(1, prompt + output))
+        lengths = max(_MIN_PROMPT, int(own * prompt)), max(_MIN_OUTPUT, round(own * output))
+        found.append(Arrival(at, *lengths))
+    return found
+
+
+def _median(values: Iterable[int]) -> int:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]
 
 
 def at_load(arrivals: Sequence[Arrival], load: float, rates: Rates, rows: int) -> list[Arrival]:

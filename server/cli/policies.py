@@ -158,6 +158,13 @@ def train_policy(
             "are drawn at random."
         ),
     ] = None,
+    lengths: Annotated[
+        Literal["prompts", "own"],
+        typer.Option(
+            help="How a trace's lengths are scaled: prompts (prompts and answers each to those of "
+            "short chats) or own (both by one factor: the trace's own ratio)."
+        ),
+    ] = "prompts",
     requests: Annotated[int, typer.Option(min=24, help="Largest number of arrivals.")] = 6000,
     reward: Annotated[
         Literal["constraint", "thesis"],

@@ -14,12 +14,11 @@ from policies.simulation.environment import EpisodeSettings
 from policies.simulation.host import BATTERY, HOT, MAINS
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward, RewardName
-from policies.simulation.traffic import Arrival, read_trace, shortened, synthetic
+from policies.simulation.traffic import Arrival, Lengths, read_trace, scaled, synthetic
 from policies.training.train import ROUND, TrainingPlan, split_prompts
 from pruners.support.errors import UserError
 from pruners.support.files import file_hash
 
-_MEDIAN_PROMPT, _MEDIAN_OUTPUT = 80, 60  # tokens that a trace's lengths are scaled to
 MIN_PROMPTS = 5
 """Fewest prompts to learn from, and fewest to test with."""
 
@@ -50,8 +49,8 @@ class TrainingSpec(BaseModel):
     """How a policy is trained. Fields have the names of the options of `train-policy`.
 
     At most `train_samples` prompts of the profile are used, and answers have at most
-    `max_new_tokens` tokens. Without a `trace`, arrivals are drawn at random. `seeds` trainings are
-    compared, and the policy of the first is kept.
+    `max_new_tokens` tokens. Without a `trace`, arrivals are drawn at random; the `lengths` of a
+    trace are scaled. `seeds` trainings are compared, and the policy of the first is kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -61,6 +60,7 @@ class TrainingSpec(BaseModel):
     train_samples: int | None = Field(default=None, ge=1)
     max_new_tokens: int = Field(default=400, ge=1)
     trace: Trace | None = None
+    lengths: Lengths = "prompts"
     requests: int = Field(default=6000, ge=24)
     reward: RewardName = "constraint"
     lost: float = -0.5
@@ -111,7 +111,7 @@ class TrainingSpec(BaseModel):
                     f"the trace {self.trace.path} has changed; training used another"
                 )
             trace = read_trace(Path(self.trace.path), self.requests)
-            arrivals = shortened(trace, _MEDIAN_PROMPT, _MEDIAN_OUTPUT)
+            arrivals = scaled(trace, self.lengths)
         longest = self.max_new_tokens
         arrivals = [a._replace(output=min(a.output, longest)) for a in arrivals]
         cut = len(arrivals) * 2 // 3

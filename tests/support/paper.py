@@ -1,9 +1,10 @@
-"""A made-up profile: three variants whose losses and costs can be worked out by hand."""
+"""A made-up profile: variants and readers whose losses and costs can be worked out by hand."""
 
 import numpy as np
 
 from policies.simulation.profile import Origin, Profile, Prompts
 from policies.simulation.rates import Rates
+from policies.simulation.reader_profile import ReaderProfile
 
 VARIANTS = ("base", "half", "tenth")
 COSTS = (1.0, 0.6, 0.3)
@@ -14,9 +15,21 @@ RATES = Rates(
     prompt=tuple(0.0005 * cost for cost in COSTS),
     cached=tuple(1e-7 * cost for cost in COSTS),
 )
+READERS = (
+    ReaderProfile("quick", {128: 0.7 + 16 / 128, 1024: 0.7 + 16 / 1024}, {0: 0.02, 60: 0.05},
+                  {"passkey": 0.97}, True),
+    ReaderProfile("quicker", {128: 0.5 + 16 / 128, 1024: 0.5 + 16 / 1024}, {0: 0.1, 60: 0.2},
+                  {"passkey": 0.2}, False),
+)  # fmt: skip
+"""They take .7 and .5 of the time, and 16 tokens in full."""
 
 
-def profile(prompts: int = 100, noise: float = 0.3, rates: Rates = RATES) -> Profile:
+def profile(
+    prompts: int = 100,
+    noise: float = 0.3,
+    rates: Rates = RATES,
+    readers: tuple[ReaderProfile, ...] = (),
+) -> Profile:
     chance = np.random.default_rng(0)
     spread = np.exp(noise * chance.standard_normal((prompts, 1)))
     loss = (np.array(LOSSES) * spread).astype(np.float32)
@@ -42,4 +55,5 @@ def profile(prompts: int = 100, noise: float = 0.3, rates: Rates = RATES) -> Pro
         kv_loss={64: 0.05},
         joules=None,
         measured={},
+        readers=readers,
     )

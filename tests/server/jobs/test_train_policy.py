@@ -94,6 +94,7 @@ def test_a_test_repeats_the_training_s_test_and_overwrites_nothing(workspace):
         (("--max-new-tokens", 91), "--max-new-tokens 91"),
         (("--ttft-ms", 701), "--ttft-ms 701"),
         (("--max-running", 5), "--max-running 5"),
+        (("--lengths", "own"), "--lengths own: the policy was trained with prompts"),
         (("--kind", "dqn"), "--kind dqn"),
         (("--episodes", 20), "--episodes 20"),
         (("--seeds", 2), "--seeds 2"),
