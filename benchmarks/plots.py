@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import matplotlib
 
@@ -80,6 +81,28 @@ def draw_overload(path: Path, runs: Runs) -> None:
         axis.set(title=title, ylim=(0, 1.1))
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_losses_by_compute(path: Path, ways: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw loss against compute: for reading, and for the whole request; a colour a kind of way.
+
+    `ways` are those of a result of `benchmarks.reading`. The base is left out: it loses nothing.
+    """
+    kinds = list(dict.fromkeys(way["kind"] for way in ways.values() if way["kl"] > 0))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True)
+    for axis, share in zip(axes, ("reading", "request"), strict=True):
+        for colour, kind in enumerate(kinds):
+            found = {n: way for n, way in ways.items() if way["kind"] == kind and way["kl"] > 0}
+            x, y = ([way[name] for way in found.values()] for name in (share, "kl"))
+            halves = [way["half_width"] or 0.0 for way in found.values()]
+            axis.errorbar(x, y, halves, fmt="o", label=kind, color=f"C{colour}", capsize=2)
+            for name, left, up in zip(found, x, y, strict=True):
+                axis.annotate(name, (left, up), (4, 3), textcoords="offset points", fontsize=6)
+        axis.set(yscale="log", xlabel=f"{share}, share of the base's multiply-adds")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("KL to the base, nats per written token")
+    axes[0].legend(fontsize=8)
     _save(figure, path)
 
 

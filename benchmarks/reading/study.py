@@ -1,0 +1,86 @@
+"""What the benchmark runs on: the default model, its ways of reading, requests and tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.reading.examples import Example, read_examples
+from benchmarks.reading.tasks import Tasks
+from benchmarks.reading.ways import Way, compared_ways
+from pruners.architecture import LocatedModel, locate
+from pruners.reading.reader import name_tokens
+from pruners.realization.variant_set import VariantSet
+from pruners.support.errors import UserError
+from pruners.variant import BASE
+from server.engine.config import EngineConfig, ModelConfig
+from server.engine.loading.configured_model import load_configured_model
+from server.engine.loading.load import LoadedModel, load_transformers
+from server.engine.loading.source import DEFAULT_MODEL, resolve_model
+from server.engine.offline import answer_all
+from server.engine.runner_factory import build_runner
+from server.engine.sampling import SamplingParams
+from server.engine.sequence import GenerationRequest
+
+_RUNNING = 8  # answers that are written together
+
+
+class NoReadersError(UserError):
+    """The artefact holds no readers. The message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingStudy:
+    """A model, the ways that are compared on it, requests with the base's answers, and tasks."""
+
+    located: LocatedModel
+    ways: Sequence[Way]
+    examples: Sequence[Example]
+    tasks: Tasks
+
+
+def default_study(prompts: Path, counts: Mapping[str, int], answer_tokens: int) -> ReadingStudy:
+    """Return a study of the default model and its artefact on prompts with documents.
+
+    `counts` says how many prompts of each group of lengths. Raises `NoReadersError`, `PromptsError`
+    or `ReadError`.
+    """
+    model = load_configured_model(ModelConfig())
+    artefact, context = model.artefact, model.weights.context
+    if artefact is None or not artefact.readers:
+        raise NoReadersError(f"the artefact of {model.name} holds no readers; see `trimtab build`")
+    examples = read_examples(prompts, model.tokenizer, counts, longest=context - answer_tokens)
+    answered = _answered(model, examples, answer_tokens)
+    tasks: Tasks = {}
+    names = name_tokens(model.tokenizer, model.weights.shape.vocab)
+    located = locate(load_transformers(resolve_model(DEFAULT_MODEL), torch.float32))
+    variants = VariantSet(artefact.order, artefact.variants, artefact.corrections)
+    ways = compared_ways(located, variants, list(artefact.readers.values()), artefact.maps, names)
+    return ReadingStudy(located, ways, answered, tasks)
+
+
+def _answered(model: LoadedModel, examples: Sequence[Example], answer_tokens: int) -> list[Example]:
+    """Return the requests with the base's own answers, sampled at temperature 1."""
+    longest = max(example.length for example in examples) + answer_tokens
+    slots = _RUNNING * (longest + 64)
+    config = EngineConfig(max_running=_RUNNING, kv_tokens=slots, speculate=False)
+    runner = build_runner(model, config, None)
+    requests = [
+        GenerationRequest(
+            request_id=str(index),
+            prompt=example.prompt,
+            max_tokens=answer_tokens,
+            variant=model.variants[BASE],
+            sampling=SamplingParams(seed=index),
+            eos_token_ids=model.eos_token_ids,
+            min_tokens=2,
+        )
+        for index, example in enumerate(examples)
+    ]
+    return [
+        replace(example, answer=tuple(answer.output))
+        for example, answer in zip(
+            examples, answer_all(runner, model.tokenizer, requests), strict=True
+        )
+    ]
