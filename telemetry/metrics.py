@@ -1,5 +1,6 @@
 """The server's Prometheus metrics: counters, gauges and histograms."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,7 +58,8 @@ class FinishedRequest:
     """One request that ended, however it did.
 
     Lengths are in tokens, times in seconds. A time is None if there was none: no first token, no
-    second one, or a request that was refused.
+    second one, or a request that was refused. `reader` is the name of what read the prompt, `full`
+    for no reader; `read` counts its tokens by how they were read: `full`, `shallow` or `cached`.
     """
 
     variant: str
@@ -67,6 +69,8 @@ class FinishedRequest:
     ttft: float | None
     tpot: float | None
     duration: float | None
+    reader: str
+    read: Mapping[str, int]
 
 
 class ServerMetrics:
@@ -109,6 +113,14 @@ class ServerMetrics:
         self.request_duration = make.histogram(
             "request_duration_seconds", "Arrival to end of request.", _REQUEST_BUCKETS, "variant"
         )
+        self.reader_requests = make.counter(
+            "reader_requests_total", "Requests that ended, by the reader of their prompts.",
+            "reader", "outcome",
+        )  # fmt: skip
+        self.read_tokens = make.counter(
+            "read_tokens_total", "Prompt tokens, by how they were read: full, shallow or cached.",
+            "reader", "read",
+        )  # fmt: skip
         self.queue = make.histogram("queue_seconds", "Arrival to first scheduling.", _QUEUE_BUCKETS)
         self.step = make.histogram("step_seconds", "One engine step.", _TOKEN_BUCKETS)
         self.step_failures = make.counter(
@@ -130,8 +142,9 @@ class ServerMetrics:
             "analyzer_fallbacks_total", "Prompts that a backend had no time for.", "backend"
         )
         self.predicted_loss = make.histogram(
-            "predicted_loss_nats", "Predicted loss per token of the chosen variant.", _LOSS_BUCKETS
-        )
+            "predicted_loss_nats", "Predicted loss per token of the chosen action.",
+            _LOSS_BUCKETS, "reader",
+        )  # fmt: skip
         self.shield_masked = make.counter(
             "shield_masked_total", "Actions ruled out, by constraint.", "constraint"
         )
@@ -186,8 +199,9 @@ class ServerMetrics:
         self.weights_resident = make.gauge(
             "weights_resident_bytes", "Resident weights, kind base or variants.", "kind"
         )
-        # Exposed as trimtab_variant_info.
+        # Exposed as trimtab_variant_info and trimtab_reader_info.
         self.variant = make.info("variant", "What a variant is made of.", "variant")
+        self.reader = make.info("reader", "How deep a reader reads, and what it costs.", "reader")
 
     def count_failure(self, what: Literal["step", "request"]) -> None:
         """Count a step or a request that failed in the engine."""
@@ -199,6 +213,9 @@ class ServerMetrics:
         self.requests.labels(variant, request.outcome).inc()
         self.prompt_tokens.labels(variant).inc(request.prompt_tokens)
         self.generation_tokens.labels(variant).inc(request.output_tokens)
+        self.reader_requests.labels(request.reader, request.outcome).inc()
+        for how, tokens in request.read.items():
+            self.read_tokens.labels(request.reader, how).inc(tokens)
         for metric, seconds in (
             (self.time_to_first_token, request.ttft),
             (self.time_per_output_token, request.tpot),

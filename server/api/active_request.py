@@ -4,6 +4,9 @@ import asyncio
 from dataclasses import dataclass, field
 
 from controller import Decision, PromptFeatures
+from pruners.architecture import Shape
+from pruners.reading.reader import FULL
+from server.api.prompt_reading import PromptReading
 from server.engine.engine import Generation, Inbox
 
 
@@ -13,7 +16,7 @@ class ActiveRequest:
 
     `choices` is the number of answers to each prompt; those of one prompt stand together in
     `generations`. `unfinished` maps the generations that have not ended to their positions.
-    `text` is what the analyzer read, `features` what it found there.
+    `text` is what the analyzer read, `features` what it found there. `shape` is the base's.
     """
 
     request_id: str
@@ -23,6 +26,7 @@ class ActiveRequest:
     text: str
     prompt_tokens: int
     choices: int
+    shape: Shape
     generations: list[Generation] = field(default_factory=list)
     unfinished: dict[Generation, int] = field(default_factory=dict)
     inbox: Inbox = field(default_factory=asyncio.Queue)
@@ -37,12 +41,24 @@ class ActiveRequest:
         """Whether the engine writes none of the answers any more."""
         return all(generation.sequence.ended for generation in self.generations)
 
+    @property
+    def reader(self) -> str:
+        """The name of the reader of the prompts, `full` for none."""
+        return self.decision.action.reader or FULL
+
+    @property
+    def reading(self) -> PromptReading | None:
+        """How the prompts were read, each once; None until all of them have begun to be read."""
+        firsts = (generation.sequence for generation in self.generations[:: self.choices])
+        return PromptReading.of(firsts, self.shape)
+
     def disclosure(self) -> dict[str, object]:
-        """Return the `trimtab` object of the response: which variant answered, and why."""
+        """Return the `trimtab` object of the response: which action was chosen, and why."""
         chosen, observation = self.decision.chosen, self.decision.observation
         disclosed: dict[str, object] = {
             "variant": chosen.action.variant,
             "kv_budget": chosen.action.kv_budget,
+            "read": self.reader,
             "policy": self.decision.policy,
             "reason": self.decision.reason.value,
             "complexity": observation.complexity,
@@ -51,6 +67,10 @@ class ActiveRequest:
             "predicted_tpot_ms": round(1e3 * chosen.tpot, 2),
             "predicted_queue_ms": round(1e3 * observation.wait, 1),
         }
+        reading = self.reading
+        if reading is not None:
+            disclosed["read_tokens"] = reading.tokens
+            disclosed["read_compute"] = round(reading.compute, 4)
         sequences = [generation.sequence for generation in self.generations]
         narrowed = [sequence.variant.name for sequence in sequences if sequence.narrowed]
         if narrowed:  # the variants that answers ended with
@@ -58,5 +78,9 @@ class ActiveRequest:
         return disclosed
 
     def headers(self) -> dict[str, str]:
-        """Return the response headers that name the variant and the request."""
-        return {"X-Trimtab-Variant": self.decision.action.variant, "X-Request-Id": self.request_id}
+        """Return the response headers that name the variant, the reader and the request."""
+        return {
+            "X-Trimtab-Variant": self.decision.action.variant,
+            "X-Trimtab-Read": self.reader,
+            "X-Request-Id": self.request_id,
+        }

@@ -12,7 +12,9 @@ from typing import Any, TypeVarTuple
 from controller import Controller, Decision
 from controller.audit import AnswerRecord, AuditLog
 from policies import Objectives
+from pruners.reading.reader import FULL
 from server.api.active_request import ActiveRequest
+from server.api.prompt_reading import PromptReading
 from server.engine.engine import Generation
 from server.engine.sequence import FinishReason, Sequence
 from server.shadow.monitor import FinishedAnswer, ShadowMonitor
@@ -83,13 +85,15 @@ class RequestLog:
         metrics.decisions.labels(decision.action.variant, decision.reason.value).inc()
         metrics.decision_duration.observe(decision.seconds)
         if decision.chosen.loss is not None:
-            metrics.predicted_loss.observe(decision.chosen.loss)
+            reader = decision.action.reader or FULL
+            metrics.predicted_loss.labels(reader).observe(decision.chosen.loss)
         for constraint in decision.masked:
             metrics.shield_masked.labels(constraint).inc()
 
     def log_refusal(self, active: ActiveRequest) -> None:
         """Record that a request was refused after its decision."""
         self.metrics.requests.labels(active.decision.action.variant, "refused").inc()
+        self.metrics.reader_requests.labels(active.reader, "refused").inc()
         self._record(active, _unique_id(), active.request_id, {"finish_reason": "refused"})
 
     def log_answer(
@@ -99,10 +103,11 @@ class RequestLog:
         sequence = generation.sequence
         timing = AnswerTiming.of(sequence)
         complete = reason in (FinishReason.STOP, FinishReason.LENGTH)
-        self._count(active.decision, sequence, reason, timing)
+        reading = PromptReading.of([sequence], active.shape)
+        self._count(active.decision, sequence, reason, timing, reading)
         self._teach(active.decision, sequence, timing, complete)
         answer_id = _unique_id()
-        outcome = {
+        outcome: dict[str, Any] = {
             "finish_reason": reason.value,
             "prompt_tokens": len(sequence.request.prompt),
             "output_tokens": len(sequence.output),
@@ -111,6 +116,8 @@ class RequestLog:
             "seconds": timing.total,
             "last_variant": sequence.variant.name,
         }
+        if reading is not None:
+            outcome |= {"read_tokens": reading.tokens, "read_compute": reading.compute}
         self._record(active, answer_id, sequence.request.request_id, outcome)
         if complete:
             self._offer_to_shadow(answer_id, sequence)
@@ -143,7 +150,12 @@ class RequestLog:
             self._audit.close()
 
     def _count(
-        self, decision: Decision, sequence: Sequence, reason: FinishReason, timing: AnswerTiming
+        self,
+        decision: Decision,
+        sequence: Sequence,
+        reason: FinishReason,
+        timing: AnswerTiming,
+        reading: PromptReading | None,
     ) -> None:
         """Update the metrics of answers."""
         metrics, request = self.metrics, sequence.request
@@ -151,7 +163,15 @@ class RequestLog:
         variant = decision.action.variant
         metrics.count_request(
             FinishedRequest(
-                variant, reason.value, prompt, output, timing.ttft, timing.tpot, timing.total
+                variant,
+                reason.value,
+                prompt,
+                output,
+                timing.ttft,
+                timing.tpot,
+                timing.total,
+                reader=decision.action.reader or FULL,
+                read={} if reading is None else reading.tokens,
             )
         )
         if timing.waited is not None:
@@ -176,9 +196,9 @@ class RequestLog:
             self._controller.observe_answer(sequence.request.max_tokens, len(sequence.output))
 
     def _offer_to_shadow(self, answer_id: str, sequence: Sequence) -> None:
-        """Offer an answer that one variant wrote throughout, without a KV budget."""
+        """Offer an answer that one variant wrote throughout, read in full, without a KV budget."""
         request = sequence.request
-        if sequence.narrowed or request.kv_budget is not None:
+        if sequence.narrowed or request.kv_budget is not None or request.reader is not None:
             return
         answer = FinishedAnswer(answer_id, request.variant, request.prompt, tuple(sequence.output))
         self._shadow.offer(answer, _in_this_loop(self.log_shadow_result))
@@ -193,6 +213,7 @@ class RequestLog:
                 "id": request_id,
                 "time": time.time(),
                 "action": decision.action.label,
+                "read": active.reader,
                 "reason": decision.reason.value,
                 "complexity": decision.observation.complexity,
                 "predicted_loss": decision.chosen.loss,

@@ -128,6 +128,7 @@ class Service:
             text=text,
             prompt_tokens=sum(len(prompt.tokens) for prompt in prompts),
             choices=valid.parsed.choices,
+            shape=self.model.weights.shape,
         )
 
     def _submit(

@@ -59,7 +59,7 @@ def test_what_the_server_counts_is_shown_somewhere():
     registry = CollectorRegistry()
     ServerMetrics(registry)
     names = re.findall(r"^# TYPE (trimtab_\w+) ", render(registry)[0].decode(), re.MULTILINE)
-    quiet = {"trimtab_variant_info", "trimtab_policy_info"}
+    quiet = {"trimtab_variant_info", "trimtab_policy_info", "trimtab_reader_info"}
     for name in names:
         if not name.endswith("_created") and name not in quiet:
             assert name in shown, f"no panel shows {name}"

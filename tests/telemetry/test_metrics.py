@@ -22,6 +22,8 @@ SERVER_METRICS = {
     "trimtab_time_to_first_token_seconds": "histogram",
     "trimtab_time_per_output_token_seconds": "histogram",
     "trimtab_request_duration_seconds": "histogram",
+    "trimtab_reader_requests_total": "counter",
+    "trimtab_read_tokens_total": "counter",
     "trimtab_queue_seconds": "histogram",
     "trimtab_step_seconds": "histogram",
     "trimtab_decisions_total": "counter",
@@ -48,6 +50,7 @@ SERVER_METRICS = {
     "trimtab_kv_cache_usage_ratio": "gauge",
     "trimtab_weights_resident_bytes": "gauge",
     "trimtab_variant_info": "gauge",
+    "trimtab_reader_info": "gauge",
 }
 
 
@@ -79,14 +82,18 @@ def test_two_registries_share_nothing():
     assert other.get_sample_value("trimtab_requests_total", labels) is None
 
 
+def finished(outcome, prompt, output, times, reader="full", **read):
+    return FinishedRequest("w75", outcome, prompt, output, *times, reader=reader, read=read)
+
+
 def test_a_finished_request_moves_its_metrics_together():
     registry = CollectorRegistry()
     metrics = ServerMetrics(registry)
     for request in (
-        FinishedRequest("w75", "ok", 100, 20, ttft=0.05, tpot=0.004, duration=0.2),
-        FinishedRequest("w75", "cancelled", 10, 1, ttft=0.05, tpot=None, duration=0.1),
-        FinishedRequest("w75", "refused", 7, 0, ttft=None, tpot=None, duration=0.0),
-        FinishedRequest("w75", "refused", 0, 0, ttft=None, tpot=None, duration=None),
+        finished("ok", 100, 20, (0.05, 0.004, 0.2)),
+        finished("cancelled", 10, 1, (0.05, None, 0.1)),
+        finished("refused", 7, 0, (None, None, 0.0)),
+        finished("refused", 0, 0, (None, None, None)),
     ):
         metrics.count_request(request)
 
@@ -104,14 +111,33 @@ def test_a_finished_request_moves_its_metrics_together():
     assert value("request_duration_seconds_sum") == pytest.approx(0.3)
 
 
+def test_prompt_tokens_are_counted_by_reader_and_by_how_they_were_read():
+    registry = CollectorRegistry()
+    metrics, none = ServerMetrics(registry), (None, None, None)
+    metrics.count_request(finished("ok", 90, 1, none, "read-70", full=20, shallow=60, cached=10))
+    metrics.count_request(finished("ok", 30, 1, none, "read-70", full=25, shallow=5, cached=0))
+    metrics.count_request(finished("ok", 8, 1, none, full=8, shallow=0, cached=0))
+    metrics.count_request(finished("abort", 8, 0, none))
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"trimtab_{name}", labels)
+
+    tokens = {
+        (reader, read): value("read_tokens_total", reader=reader, read=read)
+        for reader in ("read-70", "full")
+        for read in ("full", "shallow", "cached")
+    }
+    assert list(tokens.values()) == [45, 65, 10, 8, 0, 0]
+    assert value("reader_requests_total", reader="read-70", outcome="ok") == 2
+    assert value("reader_requests_total", reader="full", outcome="abort") == 1
+
+
 def test_token_times_are_told_apart_below_ten_milliseconds():
     registry = CollectorRegistry()
-    ServerMetrics(registry).count_request(
-        FinishedRequest("base", "ok", 1, 2, ttft=0.003, tpot=0.0032, duration=1)
-    )
+    ServerMetrics(registry).count_request(finished("ok", 1, 2, (0.003, 0.0032, 1)))
 
     def below(le):
-        labels = {"variant": "base", "le": le}
+        labels = {"variant": "w75", "le": le}
         return registry.get_sample_value("trimtab_time_per_output_token_seconds_bucket", labels)
 
     assert (below("0.003"), below("0.004")) == (0, 1)

@@ -9,14 +9,19 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from policies import Action, Objectives, Reason
+from pruners.architecture import Shape
 from pruners.kv import make_eviction
+from pruners.reading.reader import PromptReader
 from server.api.request_log import RequestLog
+from server.engine.reading_depth import ReadingDepths
 from server.engine.sequence import FinishReason, GenerationRequest
 from server.shadow.teacher_forcing import TeacherForcedLoss
 from telemetry import ServerMetrics
 
 LOSS = TeacherForcedLoss(tokens=2, kl=0.5, max_kl=0.75, agreement=0.5, nll=1.0)
 SMALL = SimpleNamespace(name="small")
+SHAPE = Shape(layers=4, hidden=8, heads=2, kv_groups=1, head_dim=4, ffn=16, vocab=50)
+READER = PromptReader("read-60", depth=2, last=3)
 
 
 class _Guard:
@@ -60,22 +65,27 @@ def _request_log():
     return RequestLog(metrics, _Controller(), _Shadow(), snapshot=lambda: None)
 
 
-def _active(**objectives):
+def _active(reader=None, **objectives):
     observation = SimpleNamespace(objectives=Objectives(**objectives), complexity=0.5, wait=0.0)
     decision = SimpleNamespace(
-        action=Action("small"),
+        action=Action("small", None, reader),
         reason=Reason.TTFT,
         chosen=SimpleNamespace(loss=0.1),
         observation=observation,
     )
-    return SimpleNamespace(decision=decision, request_id="request")
+    return SimpleNamespace(
+        decision=decision, request_id="request", reader=reader or "full", shape=SHAPE
+    )
 
 
-def _generation(output=(5, 6), **fields):
-    request = GenerationRequest("request-0", (1, 2, 3), 8, SMALL, kv_budget=fields.pop("kv", None))
+def _generation(output=(5, 6), prompt=3, reader=None, **fields):
+    request = GenerationRequest(
+        "request-0", (1,) * prompt, 8, SMALL, kv_budget=fields.pop("kv", None), reader=reader
+    )
     now = time.monotonic()
     sequence = SimpleNamespace(
-        request=request, output=list(output), variant=SMALL, reused=1, arrived=now - 4,
+        request=request, depths=ReadingDepths(SHAPE.layers).of(request.prompt, reader),
+        output=list(output), variant=SMALL, reused=1, arrived=now - 4,
         started_at=now - 3, first_token_at=now - 2, last_token_at=now - 1,
         narrowed=False, lookup=SimpleNamespace(proposed=4, accepted=3),
     )  # fmt: skip
@@ -85,7 +95,9 @@ def _generation(output=(5, 6), **fields):
 
 def _end(request_log, generation, reason=FinishReason.STOP, **objectives):
     async def end():
-        request_log.log_answer(_active(**objectives), generation, reason)
+        reader = generation.sequence.request.reader
+        active = _active(None if reader is None else reader.name, **objectives)
+        request_log.log_answer(active, generation, reason)
 
     asyncio.run(end())
 
@@ -101,6 +113,41 @@ def test_an_answer_is_recorded_with_its_times_and_teaches_the_controller():
     assert recent["seconds"] == pytest.approx(4, abs=0.5)
     assert log._controller.lengths == [(8, 2)]
     assert log._controller.waits == [pytest.approx(1)]
+
+
+def test_an_answer_is_recorded_with_how_its_prompt_was_read():
+    log = _request_log()
+    _end(log, _generation(prompt=20, reader=READER))
+    (recent,) = log.recent
+    assert (recent["action"], recent["read"]) == ("small+read-60", "read-60")
+    assert recent["read_tokens"] == {"full": 6, "shallow": 13, "cached": 1}
+    assert 0.5 < recent["read_compute"] < 0.8
+    counted = log.metrics.read_tokens
+    assert counted.labels("read-60", "shallow")._value.get() == 13
+    assert counted.labels("read-60", "cached")._value.get() == 1
+    assert log.metrics.reader_requests.labels("read-60", "stop")._value.get() == 1
+
+
+def test_an_answer_that_never_began_says_nothing_of_its_reading():
+    log = _request_log()
+    never = {"started_at": None, "first_token_at": None, "last_token_at": None}
+    _end(log, _generation(reader=READER, **never), FinishReason.ABORT)
+    assert "read_tokens" not in log.recent[0]
+    assert log.metrics.reader_requests.labels("read-60", "abort")._value.get() == 1
+
+
+def test_a_decision_and_a_refusal_are_counted_by_reader():
+    log = _request_log()
+    for reader in (None, "read-60", "read-60"):
+        active = _active(reader)
+        active.decision.seconds, active.decision.masked = 0.001, ()
+        log.log_decision(active.decision)
+        log.log_refusal(active)
+    metrics = log.metrics
+    for reader, count in (("full", 1), ("read-60", 2)):
+        assert metrics.predicted_loss.labels(reader)._sum.get() == pytest.approx(0.1 * count)
+        assert metrics.reader_requests.labels(reader, "refused")._value.get() == count
+    assert [one["read"] for one in log.recent] == ["read-60", "read-60", "full"]
 
 
 @pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
@@ -123,8 +170,10 @@ def test_an_objective_is_met_by_a_token_in_time(ttft, output, first_token_at, me
     assert log.metrics.objectives.labels("ttft", met)._value.get() == 1
 
 
-@pytest.mark.parametrize("fields", [{"narrowed": True}, {"kv": make_eviction(32)}])
-def test_an_answer_of_two_variants_or_with_a_kv_budget_is_not_checked(fields):
+@pytest.mark.parametrize(
+    "fields", [{"narrowed": True}, {"kv": make_eviction(32)}, {"reader": READER}]
+)
+def test_an_answer_of_two_variants_a_reader_or_a_kv_budget_is_not_checked(fields):
     log = _request_log()
     _end(log, _generation(**fields))
     assert log._shadow.offered == []
