@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
+from server.api.reader_cards import reader_cards
 from server.api.service import Service
 from telemetry import Snapshot
 
@@ -39,7 +40,7 @@ def public_router() -> APIRouter:
 
 
 def router(service: Service, snapshot: Callable[[], Snapshot]) -> APIRouter:
-    """Return the route of `GET /trimtab/status`: host, queue, variants and the latest answers."""
+    """Return the route of `GET /trimtab/status`: host, queue, actions and the latest answers."""
     routes = APIRouter()
 
     @routes.get("/trimtab/status")
@@ -58,6 +59,7 @@ def router(service: Service, snapshot: Callable[[], Snapshot]) -> APIRouter:
                     "kv_ratio": load.kv_used / load.kv_capacity,
                 },
                 "variants": _variants(service),
+                "readers": reader_cards(service.model),
                 "recent": list(service.request_log.recent),
             }
         )

@@ -55,17 +55,38 @@ function gauges(status) {
   ];
 }
 
+const gauge = ([label, found]) =>
+  element("div", { className: "gauge" },
+    element("span", {}, text(label)),
+    found.missing === undefined
+      ? element("meter", { min: 0, max: 1, value: Math.min(1, found.share), ariaLabel: label })
+      : element("span", { className: "missing", title: found.missing }, text("no reading")),
+    element("span", {}, text(found.words ?? "")));
+
 function showGauges(status) {
-  $("gauges").replaceChildren(
-    ...gauges(status).map(([label, found]) =>
-      element("div", { className: "gauge" },
-        element("span", {}, text(label)),
-        found.missing === undefined
-          ? element("meter", { min: 0, max: 1, value: Math.min(1, found.share), ariaLabel: label })
-          : element("span", { className: "missing", title: found.missing }, text("no reading")),
-        element("span", {}, text(found.words ?? ""))),
-    ),
-  );
+  $("gauges").replaceChildren(...gauges(status).map(gauge));
+}
+
+// Which variants and readers the latest answers came from, each as a share of them.
+function showMix(status) {
+  const answers = status.recent.filter((one) => one.finish_reason !== "refused");
+  const show = (id, names, nameOf) =>
+    $(id).replaceChildren(
+      ...names.map((name) => {
+        const share = answers.filter((one) => nameOf(one) === name).length / (answers.length || 1);
+        return gauge([name, { share, words: percent(share) }]);
+      }),
+    );
+  show("written-by", status.variants.map((v) => v.name), (one) => one.action.split("+")[0]);
+  show("read-by", ["full", ...status.readers.map((r) => r.name)], (one) => one.read);
+}
+
+// How an answer's prompt was read: by what, and which share of the compute that took.
+function readBy(one) {
+  if (one.read_compute === undefined) return one.read;
+  const { shallow, cached } = one.read_tokens;
+  const parts = [...(shallow ? [`${shallow} tokens shallow`] : []), ...(cached ? [`${cached} cached`] : [])];
+  return parts.length ? `${one.read} (${parts.join(", ")}; ${percent(one.read_compute)} of the work)` : one.read;
 }
 
 function showPlot(status) {
@@ -100,10 +121,12 @@ function showRecent(status) {
   if (!status.recent.length) return;
   $("recent").replaceChildren(
     ...status.recent.slice(0, 12).map((one) => {
+      const writer = one.action.replace(`+${one.read}`, "");  // the reader has a column of its own
       const narrowed = one.last_variant && one.last_variant !== one.action.split("+")[0];
       const cells = [
         new Date(1e3 * one.time).toLocaleTimeString(),
-        narrowed ? `${one.action}, then ${one.last_variant}` : one.action,
+        narrowed ? `${writer}, then ${one.last_variant}` : writer,
+        readBy(one),
         one.reason.replaceAll("_", " "),
         one.output_tokens ?? "",
         seconds(one.ttft),
@@ -116,15 +139,19 @@ function showRecent(status) {
   );
 }
 
-let known = "";
-function showVariants(status) {
-  const names = status.variants.map((v) => v.name);
-  if (names.join() === known) return;
-  known = names.join();
-  $("variant").replaceChildren(
+const known = {};
+function offer(id, names) {
+  if (names.join() === known[id]) return;
+  known[id] = names.join();
+  $(id).replaceChildren(
     element("option", { value: "" }, text("chosen by the controller")),
     ...names.map((name) => element("option", { value: name }, text(name))),
   );
+}
+
+function showChoices(status) {
+  offer("variant", status.variants.map((v) => v.name));
+  offer("read", ["full", ...status.readers.map((r) => r.name)]);
 }
 
 async function refresh() {
@@ -135,7 +162,7 @@ async function refresh() {
     const status = await response.json();
     $("model").textContent = status.model;
     $("state").textContent = `policy ${status.policy}`;
-    for (const show of [showGauges, showPlot, showRecent, showVariants]) show(status);
+    for (const show of [showGauges, showPlot, showMix, showRecent, showChoices]) show(status);
     if ($("key").value) sessionStorage.setItem("trimtab-key", $("key").value);
   } catch (error) {
     $("state").textContent = `no connection: ${error.message}`;
@@ -160,7 +187,7 @@ function wanted() {
   const trimtab = { ttft_ms: ttft };
   if (tpot) trimtab.tpot_ms = tpot;
   if (loss < 2) trimtab.max_loss = loss;
-  if ($("variant").value) trimtab.variant = $("variant").value;
+  for (const id of ["variant", "read"]) if ($(id).value) trimtab[id] = $(id).value;
   return {
     messages: [{ role: "user", content: $("prompt").value }],
     max_tokens: Number($("tokens").value),
@@ -172,6 +199,7 @@ function wanted() {
 function showDecision(decision) {
   const lines = {
     variant: decision.narrowed_to ? `${decision.variant}, then ${decision.narrowed_to}` : decision.variant,
+    read: readBy(decision),
     why: decision.reason.replaceAll("_", " "),
     "KV budget": decision.kv_budget ?? "none",
     "predicted loss": decision.predicted_loss === null ? "not measured" : `${decision.predicted_loss.toFixed(3)} nats a token`,

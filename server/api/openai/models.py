@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the model, and each variant under a name of its own."""
+"""`GET /v1/models`: the model, and each variant under a name of its own, with the readers."""
 
 import time
 
@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from server.api.errors import ApiError
+from server.api.reader_cards import reader_cards
 from server.api.service import Service
 
 
@@ -14,6 +15,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
     started = int(time.time())
     model = service.model
+    readers = reader_cards(model)
 
     def card(name: str, variant: str) -> dict[str, object]:
         quality = model.artefact.table.quality.get(variant) if model.artefact is not None else None
@@ -29,6 +31,7 @@ def router(service: Service) -> APIRouter:
                 "parameters": model.variants[variant].parameters(model.weights.shape),
                 "kl": None if quality is None else quality.kl,
                 "agreement": None if quality is None else quality.agreement,
+                "readers": readers,
             },
         }
 

@@ -43,6 +43,7 @@ def test_the_page_is_open_and_all_of_it_is_served_here(varied_server):
         assert httpx.get(f"{varied_server.url}/{name}").status_code == 200
     status = httpx.get(f"{varied_server.url}/trimtab/status").json()
     assert [variant["name"] for variant in status["variants"]] == ["base", "ffn-67", "ffn-34"]
+    assert status["readers"] == []
     for reading in status["host"].values():
         assert (reading["value"] is None) == bool(reading["reason"])
 
@@ -51,19 +52,45 @@ def test_the_page_is_open_and_all_of_it_is_served_here(varied_server):
 def test_a_pinned_answer_arrives_with_its_decision(varied_server, browser):
     browser.get(varied_server.url)
     until(browser, "document.querySelectorAll('#variant option').length === 4")
+    until(browser, "document.querySelectorAll('#read option').length === 2")
     assert until(browser, "document.querySelectorAll('#gauges meter').length >= 3")
     browser.execute_script(
         "document.getElementById('prompt').value = 'hello';"
-        "variant.value = 'ffn-67'; tokens.value = 16;"
+        "variant.value = 'ffn-67'; read.value = 'full'; tokens.value = 16;"
         "document.getElementById('ask').requestSubmit()"
     )
     until(browser, "!send.disabled && answer.textContent.length > 0")
     shown = browser.execute_script("return decision.textContent")
     assert "ffn-67" in shown
     assert "pinned" in shown
+    assert "readfull" in shown, "the reader and its label"
     until(browser, "document.querySelector('#recent tr td:nth-child(2)')?.textContent === 'ffn-67'")
+    until(browser, "document.querySelector('#recent tr td:nth-child(3)')?.textContent === 'full'")
     until(browser, "document.querySelectorAll('#plot circle.live').length === 1")
     assert browser.execute_script("return document.querySelectorAll('#plot circle').length") == 4
+
+
+@in_a_browser
+def test_the_mix_has_a_share_for_each_variant_and_each_reader(varied_server, browser):
+    for variant in ("ffn-67", "base"):
+        body = {"prompt": "hello", "max_tokens": 4, "trimtab": {"variant": variant}}
+        assert httpx.post(f"{varied_server.url}/generate", json=body).status_code == 200
+    recent = httpx.get(f"{varied_server.url}/trimtab/status").json()["recent"]
+    answers = [one for one in recent if one["finish_reason"] != "refused"]
+    names = ["base", "ffn-67", "ffn-34"]
+    counts = [sum(one["action"].split("+")[0] == name for one in answers) for name in names]
+    browser.get(varied_server.url)
+    until(browser, "document.querySelectorAll('#read-by .gauge').length === 1")
+
+    def shown(column):
+        script = (
+            f"return [...document.querySelectorAll('#{column} .gauge')].map(row => row.innerText)"
+        )
+        return [row.split() for row in browser.execute_script(script)]
+
+    shares = [str(int(100 * count / len(answers) + 0.5)) for count in counts]
+    assert shown("written-by") == [[n, s, "%"] for n, s in zip(names, shares, strict=True)]
+    assert shown("read-by") == [["full", "100", "%"]]
 
 
 @in_a_browser
