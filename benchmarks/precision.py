@@ -46,7 +46,7 @@ def compare(precision: Precision, rows: list[Tensor]) -> dict[str, float]:
     dense = load_model(source, DEFAULT_MODEL, "fp32")
     assert isinstance(dense.weights, PyTorchWeights)
     weights = round_weights(dense.weights, BITS[precision])
-    rounded = replace(dense, backend=PyTorchBackend(weights, {}))
+    rounded = replace(dense, backend=PyTorchBackend(weights, {}, {}))
     expected, found = log_probabilities(rounded, rows), log_probabilities(native, rows)
     return {
         "kl": float((expected.exp() * (expected - found)).sum(-1).mean()),

@@ -207,6 +207,8 @@ def set_constant_metrics(model: LoadedModel, metrics: ServerMetrics) -> None:
     correction_bytes = sum(tensor.nbytes for part in corrections for tensor in part.tensors())
     metrics.weights_resident.labels("base").set(base_bytes)
     metrics.weights_resident.labels("variants").set(correction_bytes)
+    map_bytes = sum(tensor.nbytes for maps in model.maps.values() for tensor in maps.tensors())
+    metrics.weights_resident.labels("readers").set(map_bytes)
     base_parameters = model.variants[BASE].parameters(shape)
     for name, variant in model.variants.items():
         share = variant.parameters(shape) / base_parameters

@@ -197,7 +197,7 @@ class ServerMetrics:
             "kv_cache_usage_ratio", "Used share of the KV cache, 0 to 1."
         )
         self.weights_resident = make.gauge(
-            "weights_resident_bytes", "Resident weights, kind base or variants.", "kind"
+            "weights_resident_bytes", "Resident weights, kind base, variants or readers.", "kind"
         )
         # Exposed as trimtab_variant_info and trimtab_reader_info.
         self.variant = make.info("variant", "What a variant is made of.", "variant")

@@ -8,12 +8,15 @@ from server.engine.backends.base import Decoder, Segment
 from server.engine.backends.native.decoder import NativeDecoder
 from server.engine.backends.native.library import NativeEngine
 from server.engine.backends.native.packed_corrections import pack_corrections
+from server.engine.backends.native.packed_maps import pack_maps
 from server.engine.backends.native.packed_weights import pack_weights, round_weights
 from server.engine.backends.pytorch.corrections import convert_corrections
 from server.engine.backends.pytorch.decoder import PyTorchDecoder
+from server.engine.backends.pytorch.kv_maps import convert_maps
 from server.engine.cache.kv_cache import KVCache
 from tests.support.corrections import corrections_by_name, specs_of
 from tests.support.driving import weights_of
+from tests.support.reading import served_order, tiny_maps
 from tests.support.tiny import VOCAB, tiny_model
 
 CPU = torch.device("cpu")
@@ -35,22 +38,30 @@ def reference_and_native(
     family: str,
     bits: int,
     cache_dtype: torch.dtype = torch.bfloat16,
-    head_dim: int = 16,
+    **changes: object,
 ) -> tuple[PyTorchDecoder, NativeDecoder, dict[str, VariantSpec]]:
     """Return PyTorch's decoder on rounded weights, the native one, and the variants of both.
 
-    Both have the same corrections.
+    Both have the same corrections and maps. `changes` are of the model's configuration.
     """
-    rounded = round_weights(weights_of(tiny_model(family, head_dim=head_dim)), bits)
-    packed = pack_weights(weights_of(tiny_model(family, head_dim=head_dim)), bits)
+    rounded = round_weights(weights_of(tiny_model(family, **changes)), bits)
+    packed = pack_weights(weights_of(tiny_model(family, **changes)), bits)
+    maps = tiny_maps(packed.shape)
+    order = served_order(packed.shape)
     shape = packed.shape
     specs = specs_of(shape)
     corrections = corrections_by_name(specs, shape)
     reference = PyTorchDecoder(
-        rounded, KVCache(shape, 2048, torch.float32, CPU), convert_corrections(rounded, corrections)
+        rounded,
+        KVCache(shape, 2048, torch.float32, CPU),
+        convert_corrections(rounded, corrections),
+        convert_maps(rounded, maps, order),
     )
     native = NativeDecoder(
-        packed, KVCache(shape, 2048, cache_dtype, CPU), pack_corrections(packed, corrections)
+        packed,
+        KVCache(shape, 2048, cache_dtype, CPU),
+        pack_corrections(packed, corrections),
+        pack_maps(shape, maps, order),
     )
     return reference, native, specs
 

@@ -1,6 +1,6 @@
 """What the engine needs of a backend: weights, and a decoder that runs segments through them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +32,29 @@ class Segment:
     outputs: int | None = None
     shallow: list[bool] | None = None
     depth: int = 0
+
+
+def check_shallow(segments: Sequence[Segment], depths: Collection[int]) -> bool:
+    """Return whether any token is shallow.
+
+    Raise `ValueError` for shallow tokens that cannot be: `depths` are those of which there are
+    maps.
+    """
+    found = False
+    for segment in segments:
+        if segment.shallow is None:
+            continue
+        if len(segment.shallow) != len(segment.tokens):
+            raise ValueError(f"{len(segment.shallow)} marks for {len(segment.tokens)} tokens")
+        if not any(segment.shallow):
+            continue
+        found = True
+        if segment.depth not in depths:
+            raise ValueError(f"no maps for shallow tokens of depth {segment.depth}")
+        outputs = len(segment.tokens) if segment.outputs is None else segment.outputs
+        if any(segment.shallow[len(segment.shallow) - outputs :]):
+            raise ValueError("the hidden state of a shallow token is asked for")
+    return found
 
 
 def check_rows(tokens: list[int], last_position: int, vocabulary: int, rope: CosSinTables) -> None:
@@ -130,7 +153,8 @@ class Decoder(Protocol):
         """Return hidden states `[rows, hidden]` after the final norm; cache keys and values.
 
         Rows follow the tokens of the segments in order. Each segment's `cache` is advanced. Raises
-        `IndexError` for a token or a position that the model does not have.
+        `IndexError` for a token or a position that the model does not have, and `ValueError`,
+        before anything changes, for shallow tokens of a depth without maps or among the outputs.
         """
         ...
 
@@ -151,7 +175,7 @@ BlockCorrections = Mapping[Block, Mapping[str, TensorHolder]]
 
 
 class ModelBackend(Protocol):
-    """A base and its variants' corrections in one backend's layout."""
+    """A base, its variants' corrections and its readers' maps in one backend's layout."""
 
     @property
     def weights(self) -> Weights:
@@ -161,6 +185,11 @@ class ModelBackend(Protocol):
     @property
     def corrections(self) -> BlockCorrections:
         """Return what variants add to the base."""
+        ...
+
+    @property
+    def maps(self) -> Mapping[int, TensorHolder]:
+        """Return what readers add to the base: the maps of keys and values, by depth."""
         ...
 
     def open_decoder(self, slots: int, cache_dtype: torch.dtype) -> Decoder:

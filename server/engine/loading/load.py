@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,20 +21,27 @@ from transformers import (
 
 from pruners.architecture import SERVED_FAMILIES, LocatedModel, UnsupportedModelError, locate
 from pruners.artefact.folder import Artefact
-from pruners.correction import Correction
-from pruners.reading.reader import PromptReader
+from pruners.reading.reader import PromptReader, name_tokens
 from pruners.support.fingerprint import fingerprint
-from pruners.variant import Block, VariantSpec, base_spec
-from server.engine.backends.base import BlockCorrections, Decoder, ModelBackend, Weights
+from pruners.variant import VariantSpec, base_spec
+from server.engine.backends.base import (
+    BlockCorrections,
+    Decoder,
+    ModelBackend,
+    TensorHolder,
+    Weights,
+)
 from server.engine.backends.native import library as native_library
 from server.engine.backends.native.backend import NativeBackend
 from server.engine.backends.native.decoder import add_head_screen
 from server.engine.backends.native.packed_corrections import pack_corrections
+from server.engine.backends.native.packed_maps import pack_maps
 from server.engine.backends.native.packed_weights import pack_weights, round_weights
 from server.engine.backends.native.source_precision import source_bits
 from server.engine.backends.pytorch.backend import PyTorchBackend
 from server.engine.backends.pytorch.convert import check_served, convert_weights
 from server.engine.backends.pytorch.corrections import convert_corrections
+from server.engine.backends.pytorch.kv_maps import convert_maps
 from server.engine.backends.pytorch.weights import PyTorchWeights
 from server.engine.loading.generation_config import (
     check_embedded,
@@ -60,7 +68,9 @@ class LoadedModel:
     """A base in serving layout with its tokenizer and its variants, of which `base` is the first.
 
     `fingerprint` identifies the base's parameters. `sampling_defaults` are the model's own sampling
-    parameters. `readers` are by name. The corrections of `artefact` are in `backend` only.
+    parameters. `readers` are by name; `name_tokens` bool `[vocab]` says which tokens are of numbers
+    or capitalised words, if a reader asks for it. The corrections and the maps of `artefact` are in
+    `backend` only.
     """
 
     name: str
@@ -72,6 +82,7 @@ class LoadedModel:
     artefact: Artefact | None
     sampling_defaults: dict[str, float]
     readers: dict[str, PromptReader] = field(default_factory=dict)
+    name_tokens: Tensor | None = None
 
     @property
     def weights(self) -> Weights:
@@ -82,6 +93,11 @@ class LoadedModel:
     def corrections(self) -> BlockCorrections:
         """Return what variants add to the base, by block and the variant's name."""
         return self.backend.corrections
+
+    @property
+    def maps(self) -> Mapping[int, TensorHolder]:
+        """Return what readers add to the base, by depth."""
+        return self.backend.maps
 
 
 def preferred_device() -> torch.device:
@@ -195,16 +211,19 @@ def load_model(
         longest if context is None else min(longest, context),
     ).to(device)
     specs = [base_spec(weights.shape), *(() if artefact is None else artefact.variants)]
-    corrections = {} if artefact is None else artefact.corrections
+    readers = {} if artefact is None else artefact.readers
+    asked = any(reader.names for reader in readers.values())
     return LoadedModel(
         name=name,
         fingerprint=identity,
-        backend=_open_backend(weights, resolved, precision == "auto", corrections),
+        backend=_open_backend(weights, resolved, precision == "auto", artefact),
         tokenizer=tokenizer,
         eos_token_ids=ends,
         variants={spec.name: spec for spec in specs},
-        artefact=None if artefact is None else replace(artefact, corrections={}),
+        artefact=None if artefact is None else replace(artefact, corrections={}, maps={}),
         sampling_defaults=defaults,
+        readers=readers,
+        name_tokens=name_tokens(tokenizer, weights.shape.vocab) if asked else None,
     )
 
 
@@ -239,22 +258,26 @@ def _resolve_precision(
 
 
 def _open_backend(
-    weights: PyTorchWeights,
-    precision: Precision,
-    exact: bool,
-    corrections: Mapping[str, Mapping[Block, Correction]],
+    weights: PyTorchWeights, precision: Precision, exact: bool, artefact: Artefact | None
 ) -> ModelBackend:
     """Return the backend for a precision; with `exact` only exact matrices have 4 bits."""
+    corrections = {} if artefact is None else artefact.corrections
+    maps, order = ({}, None) if artefact is None else (artefact.maps, artefact.kv_order)
+
+    def in_pytorch(base: PyTorchWeights) -> PyTorchBackend:
+        converted = convert_maps(base, maps, order)
+        return PyTorchBackend(base, convert_corrections(base, corrections), converted)
+
     if precision not in BITS:
-        return PyTorchBackend(weights, convert_corrections(weights, corrections))
+        return in_pytorch(weights)
     bits = BITS[precision]
     if _has_native_kernels():
         packed = pack_weights(weights, bits, exact)
         add_head_screen(packed)
-        return NativeBackend(packed, pack_corrections(packed, corrections))
+        packed_maps = pack_maps(packed.shape, maps, order)
+        return NativeBackend(packed, pack_corrections(packed, corrections), packed_maps)
     log.warning("no native kernels: PyTorch computes with the %d-bit values in fp32", bits)
-    rounded = round_weights(weights, bits, exact)
-    return PyTorchBackend(rounded, convert_corrections(rounded, corrections))
+    return in_pytorch(round_weights(weights, bits, exact))
 
 
 def _has_native_kernels() -> bool:

@@ -6,16 +6,18 @@ import torch
 
 from server.engine.backends.native.decoder import NativeDecoder
 from server.engine.backends.native.packed_corrections import PackedCorrections
+from server.engine.backends.native.packed_maps import PackedMapsByDepth
 from server.engine.backends.native.packed_weights import PackedWeights
 from server.engine.cache.kv_cache import KVCache
 
 
 @dataclass(frozen=True, slots=True)
 class NativeBackend:
-    """Packed weights and corrections (see `base.ModelBackend`)."""
+    """Packed weights, corrections and maps (see `base.ModelBackend`)."""
 
     weights: PackedWeights
     corrections: PackedCorrections
+    maps: PackedMapsByDepth
 
     def open_decoder(self, slots: int, cache_dtype: torch.dtype) -> NativeDecoder:
         """Return a decoder over a new cache of `slots` tokens in bf16 or int8.
@@ -24,4 +26,4 @@ class NativeBackend:
         """
         weights = self.weights
         cache = KVCache(weights.shape, slots, cache_dtype, weights.device)
-        return NativeDecoder(weights, cache, self.corrections)
+        return NativeDecoder(weights, cache, self.corrections, self.maps)

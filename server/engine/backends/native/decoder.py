@@ -1,20 +1,19 @@
 """The forward pass over packed weights: one native call for all layers of a ragged batch."""
 
-from array import array
-
 import torch
 from torch import Tensor
 
-from pruners.kv import RECENT_QUERIES
 from pruners.variant import base_spec
-from server.engine.backends.base import Segment, check_rows
+from server.engine.backends.base import Segment
+from server.engine.backends.native.batch import NativeBatch
 from server.engine.backends.native.head_screening import build_head_screen
 from server.engine.backends.native.library import NativeEngine
 from server.engine.backends.native.model import NativeModel
 from server.engine.backends.native.packed_corrections import PackedCorrections
+from server.engine.backends.native.packed_maps import PackedMapsByDepth
 from server.engine.backends.native.packed_weights import MAX_SCREENED_ROWS, PackedWeights
 from server.engine.backends.native.packing import unpack
-from server.engine.backends.native.structures import BatchStruct, CacheStruct, address_of
+from server.engine.backends.native.structures import CacheStruct, address_of
 from server.engine.cache.kv_cache import KVCache
 
 _SAMPLE_TOKENS = 64  # from all over the vocabulary
@@ -30,11 +29,15 @@ class NativeDecoder:
     torch_threads: int | None = 1
 
     def __init__(
-        self, weights: PackedWeights, cache: KVCache, corrections: PackedCorrections | None = None
+        self,
+        weights: PackedWeights,
+        cache: KVCache,
+        corrections: PackedCorrections | None = None,
+        maps: PackedMapsByDepth | None = None,
     ) -> None:
         self.weights = weights
         self.cache = cache
-        self._model = NativeModel(weights, corrections or {})
+        self._model = NativeModel(weights, corrections or {}, maps or {})
         self.threads = torch.get_num_threads()
         self._engine = NativeEngine(self.threads)
         self._cache = CacheStruct(
@@ -50,42 +53,12 @@ class NativeDecoder:
 
         Rows follow the tokens of the segments in order. Each segment's `cache` is advanced. Raises
         `IndexError` for a token or a position that the model does not have, and `ValueError` for a
-        variant that is wider than the base.
+        variant that is wider than the base, and for shallow tokens of a depth without maps or among
+        the outputs.
         """
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        first, starts, lengths, outputs = [0], [], [], []
-        row_positions, queries, strides = ([0] * len(segments) for _ in range(3))
-        for index, segment in enumerate(segments):
-            cache, count = segment.cache, len(segment.tokens)
-            tokens += segment.tokens
-            positions += range(cache.processed, cache.processed + count)
-            slots += cache.slots(count)
-            cache.advance(count)
-            first.append(first[-1] + count)
-            starts.append(cache.start)
-            lengths.append(cache.cached)
-            outputs.append(count if segment.outputs is None else segment.outputs)
-            if cache.positions is not None:
-                row_positions[index] = cache.positions.data_ptr()
-                strides[index] = cache.positions.shape[1]
-            if cache.queries is not None:
-                queries[index] = cache.queries.data_ptr()
-        check_rows(tokens, max(positions), self.weights.shape.vocab, self.weights.rope)
-        variants = [self._model.variant(segment.variant) for segment in segments]
-        arrays = [  # in the structure's order; they live until the step is done
-            *(array("i", values) for values in (tokens, positions, slots, first, outputs)),
-            array("Q", variants),
-            *(array("i", values) for values in (starts, lengths)),
-            array("Q", row_positions),
-            array("i", strides),
-            array("Q", queries),
-        ]
-        addresses = [values.buffer_info()[0] for values in arrays]
-        batch = BatchStruct(len(tokens), len(segments), *addresses, RECENT_QUERIES)
-        hidden = torch.empty(len(tokens), self.weights.shape.hidden)
-        self._engine.step(self._model.model, self._cache, batch, hidden)
+        batch = NativeBatch(segments, self._model)
+        hidden = torch.empty(batch.struct.rows, self.weights.shape.hidden)
+        self._engine.step(self._model.model, self._cache, batch.struct, hidden)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

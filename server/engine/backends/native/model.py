@@ -9,6 +9,7 @@ from server.engine.backends.native.packed_corrections import (
     PackedCorrections,
     PackedInputCorrection,
 )
+from server.engine.backends.native.packed_maps import PackedMapsByDepth
 from server.engine.backends.native.packed_weights import PackedLayer, PackedWeights
 from server.engine.backends.native.packing import PackedMatrix
 from server.engine.backends.native.structures import (
@@ -16,6 +17,7 @@ from server.engine.backends.native.structures import (
     CorrectionStruct,
     HeadScreenStruct,
     InputCorrectionStruct,
+    KVMapsStruct,
     LayerStruct,
     MatrixStruct,
     ModelStruct,
@@ -28,14 +30,22 @@ CorrectionPointers = ctypes.Array["ctypes._Pointer[CorrectionStruct]"]
 
 
 class NativeModel:
-    """The structures of a base and its variants. It keeps alive what they point at.
+    """The structures of a base, its variants and its maps. It keeps alive what they point at.
 
     `model` has all layers, `head` the output head, and `head_screen` its coarse copy, if any.
+    `maps` are those of readers by depth.
     """
 
-    def __init__(self, weights: PackedWeights, corrections: PackedCorrections) -> None:
+    def __init__(
+        self, weights: PackedWeights, corrections: PackedCorrections, maps: PackedMapsByDepth
+    ) -> None:
         self.weights = weights
         self._corrections = corrections
+        self._packed_maps = maps
+        self.maps = {
+            depth: KVMapsStruct(matrix_struct(packed.matrix), depth)
+            for depth, packed in maps.items()
+        }
         self._alive: list[object] = []
         self._variants: dict[VariantSpec, int] = {}
         shape = weights.shape

@@ -98,6 +98,12 @@ class VariantStruct(Structure):
     )
 
 
+class KVMapsStruct(Structure):
+    """`TrimKVMaps`: maps to the keys and values of the layers from a depth on."""
+
+    _fields_ = (("matrix", MatrixStruct), ("depth", c_int32))
+
+
 class CacheStruct(Structure):
     """`TrimCache`: the keys and values of all sequences."""
 
@@ -122,6 +128,7 @@ class BatchStruct(Structure):
         *((name, c_void_p) for name in ("slot_positions", "slot_positions_stride")),
         ("recent_queries", c_void_p),
         ("query_window", c_int32),
+        *((name, c_void_p) for name in ("shallow", "maps")),
     )
 
 
@@ -133,6 +140,7 @@ STRUCTURES: tuple[type[Structure], ...] = (
     LayerStruct,
     ModelStruct,
     VariantStruct,
+    KVMapsStruct,
     CacheStruct,
     BatchStruct,
 )

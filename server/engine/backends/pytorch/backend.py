@@ -7,16 +7,18 @@ import torch
 from server.engine.backends.pytorch.corrections import PyTorchCorrections
 from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.backends.pytorch.graph_decoder import GraphDecoder
+from server.engine.backends.pytorch.kv_maps import PyTorchMapsByDepth
 from server.engine.backends.pytorch.weights import PyTorchWeights
 from server.engine.cache.kv_cache import KVCache
 
 
 @dataclass(frozen=True, slots=True)
 class PyTorchBackend:
-    """Weights and corrections in PyTorch tensors (see `base.ModelBackend`)."""
+    """Weights, corrections and maps in PyTorch tensors (see `base.ModelBackend`)."""
 
     weights: PyTorchWeights
     corrections: PyTorchCorrections
+    maps: PyTorchMapsByDepth
 
     def open_decoder(self, slots: int, cache_dtype: torch.dtype) -> PyTorchDecoder:
         """Return a decoder over a new cache of `slots` tokens; on a GPU one with CUDA graphs.
@@ -27,4 +29,4 @@ class PyTorchBackend:
         recorded = weights.device.type != "cpu"
         cache = KVCache(weights.shape, slots, cache_dtype, weights.device, spare=int(recorded))
         decoder = GraphDecoder if recorded else PyTorchDecoder
-        return decoder(weights, cache, self.corrections)
+        return decoder(weights, cache, self.corrections, self.maps)

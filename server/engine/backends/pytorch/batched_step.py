@@ -40,6 +40,9 @@ class BatchedStep:
         self._gathered = (self._starts[:, None] + inside).flatten()
         self._masks.clear()
 
+    def end_rows(self, layer: int) -> None:
+        """Return None: sequences with shallow tokens take no part in such steps."""
+
     def record_queries(self, queries: Tensor, rows: RowSubset, layer: int, groups: slice) -> None:
         """Do nothing: sequences whose queries are kept take no part in such steps."""
 

@@ -12,12 +12,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.variant import Block
-from server.engine.backends.base import Segment
+from server.engine.backends.base import Segment, check_shallow
 from server.engine.backends.pytorch.block import RangeCorrections, SubBlock, run_sub_block
 from server.engine.backends.pytorch.corrections import PyTorchCorrections
+from server.engine.backends.pytorch.kv_maps import PyTorchMapsByDepth
 from server.engine.backends.pytorch.nested_widths import WidthRange, width_ranges
 from server.engine.backends.pytorch.ragged_step import RaggedStep
-from server.engine.backends.pytorch.step import LayerCache, Step
+from server.engine.backends.pytorch.step import EndingRows, LayerCache, Step
 from server.engine.backends.pytorch.weights import LayerWeights, PyTorchWeights
 from server.engine.cache.kv_cache import KVCache
 
@@ -41,30 +42,64 @@ class PyTorchDecoder:
         weights: PyTorchWeights,
         cache: KVCache,
         corrections: PyTorchCorrections | None = None,
+        maps: PyTorchMapsByDepth | None = None,
     ) -> None:
         self.weights = weights
         self.cache = cache
         self._corrections = corrections or {}
+        self._maps = maps or {}
 
     @torch.inference_mode()
     def forward(self, segments: list[Segment]) -> Tensor:
         """Return hidden states `[rows, hidden]` after the final norm; cache keys and values.
 
         Rows follow the tokens of the segments in order. Each segment's `cache` is advanced. Raises
-        `IndexError` for a token or a position that the model does not have.
+        `IndexError` for a token or a position that the model does not have, and `ValueError` for
+        shallow tokens of a depth without maps or among the outputs.
         """
+        check_shallow(segments, self._maps)
         return self.run(RaggedStep(segments, self.weights))
 
     def run(self, step: Step) -> Tensor:
-        """Return hidden states `[rows, hidden]` after the final norm for the rows of a step."""
+        """Return hidden states `[rows, hidden]` after the final norm for the rows of a step.
+
+        Those of shallow rows are zeros.
+        """
         weights = self.weights
+        kept: Tensor | None = None  # the rows that are left
         x = F.embedding(step.tokens, weights.embed)
+        rows = len(x)
         if weights.embed_scale != 1.0:
             x = x * weights.embed_scale
         for index, layer in enumerate(weights.layers):
+            ending = step.end_rows(index)
+            if ending is not None:
+                self._write_mapped(index, x[ending.rows], ending)
+                x, step = x[ending.kept], ending.others
+                kept = ending.kept if kept is None else kept[ending.kept]
+                if not len(x):
+                    break
             for block in self._sub_blocks(step, index, layer):
                 x = run_sub_block(x, step.subsets, block)
-        return weights.final_norm(x)
+        final = weights.final_norm(x)
+        if kept is None:
+            return final
+        return final.new_zeros(rows, final.shape[1]).index_copy_(0, kept, final)
+
+    def _write_mapped(self, depth: int, x: Tensor, ending: EndingRows) -> None:
+        """Write the keys and values of hidden states `[rows, hidden]` from layer `depth` on."""
+        shape, maps = self.weights.shape, self._maps[depth]
+        inputs = maps.features(x)
+        for index, project in enumerate(maps.layers, start=depth):
+            layer = self.weights.layers[index]
+            heads = project(inputs).view(len(x), shape.kv_groups, 2, shape.head_dim)
+            keys, values = heads[:, :, :1], heads[:, :, 1]
+            if layer.qk_norm is not None:
+                keys = layer.qk_norm.of_last()(keys)
+            cos, sin = ending.rope[layer.rope]
+            keys = keys * cos + keys.roll(shape.head_dim // 2, -1) * sin
+            self.cache.keys[index].index_copy_(1, ending.slots, keys[:, :, 0].transpose(0, 1))
+            self.cache.values[index].index_copy_(1, ending.slots, values.transpose(0, 1))
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from pruners.variant import VariantSpec
-from server.engine.backends.base import Segment, check_rows
+from server.engine.backends.base import Segment, check_rows, check_shallow
 from server.engine.backends.pytorch.batched_step import BatchedStep
 from server.engine.backends.pytorch.corrections import PyTorchCorrections
 from server.engine.backends.pytorch.decoder import PyTorchDecoder
+from server.engine.backends.pytorch.kv_maps import PyTorchMapsByDepth
 from server.engine.backends.pytorch.weights import PyTorchWeights
 from server.engine.cache.kv_cache import KVCache
 
@@ -35,10 +36,10 @@ RowInputs = tuple[int, int, int, int, int]
 class GraphDecoder(PyTorchDecoder):
     """A PyTorch decoder in which decoding rows go in one recorded step for each variant.
 
-    Prompts are computed as ragged steps, and so are sequences whose queries are kept for their
-    eviction, or whose sliding windows need the true positions after an eviction. On a CPU steps of
-    the same shapes are computed without being recorded. The cache needs a spare slot, for the rows
-    that fill a batch up to a power of two.
+    Prompts and shallow tokens are computed as ragged steps, and so are sequences whose queries are
+    kept for their eviction, or whose sliding windows need the true positions after an eviction. On
+    a CPU steps of the same shapes are computed without being recorded. The cache needs a spare
+    slot, for the rows that fill a batch up to a power of two.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class GraphDecoder(PyTorchDecoder):
         weights: PyTorchWeights,
         cache: KVCache,
         corrections: PyTorchCorrections | None = None,
+        maps: PyTorchMapsByDepth | None = None,
     ) -> None:
-        super().__init__(weights, cache, corrections)
+        super().__init__(weights, cache, corrections, maps)
         spare = cache.arena.capacity  # the slot behind the arena belongs to no sequence
         self._padding: RowInputs = (0, 0, spare, spare, 1)
         self._windowed = any(layer.window is not None for layer in weights.layers)
@@ -59,8 +61,10 @@ class GraphDecoder(PyTorchDecoder):
         """Return hidden states `[rows, hidden]` after the final norm; cache keys and values.
 
         Rows follow the tokens of the segments in order. Each segment's `cache` is advanced. Raises
-        `IndexError` for a token or a position that the model does not have.
+        `IndexError` for a token or a position that the model does not have, and `ValueError` for
+        shallow tokens of a depth without maps or among the outputs.
         """
+        check_shallow(segments, self._maps)
         batches: dict[VariantSpec | None, list[int]] = {}
         for index, segment in enumerate(segments):
             variant = segment.variant if self._can_record(segment) else None
@@ -77,7 +81,7 @@ class GraphDecoder(PyTorchDecoder):
 
     def _can_record(self, segment: Segment) -> bool:
         cache = segment.cache
-        if len(segment.tokens) > 1 or cache.queries is not None:
+        if len(segment.tokens) > 1 or cache.queries is not None or any(segment.shallow or ()):
             return False
         return cache.positions is None or not self._windowed
 

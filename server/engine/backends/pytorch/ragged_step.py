@@ -1,5 +1,7 @@
 """A step over segments: prompt chunks and decoded tokens, each with its own sequence's cache."""
 
+from copy import copy
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from pruners.kv import RECENT_QUERIES
 from server.engine.backends.base import Segment, check_rows
 from server.engine.backends.pytorch.nested_widths import RowSubset, RowSubsets
-from server.engine.backends.pytorch.step import LayerCache
+from server.engine.backends.pytorch.step import EndingRows, LayerCache
 from server.engine.backends.pytorch.weights import PyTorchWeights
 
 
@@ -37,6 +39,46 @@ class RaggedStep:
         self.rope = weights.rope_at(self._positions.to(device))
         self._masks: dict[tuple[int, int | None, int | None], Tensor | None] = {}
         self._device = device
+        self._ends: Tensor | None = None  # the first layer without the row, or -1
+        if any(segment.shallow for segment in segments):
+            marks = [s.shallow or [False] * len(s.tokens) for s in segments]
+            pairs = zip(segments, marks, strict=True)
+            ends = [s.depth if mark else -1 for s, own in pairs for mark in own]
+            self._ends = torch.tensor(ends)
+
+    def end_rows(self, layer: int) -> EndingRows | None:
+        """Take out the rows that do not run through `layer`; None if there are none.
+
+        Queries that are kept for evictions are zeros for them from there on.
+        """
+        if self._ends is None or not bool((ending := self._ends == layer).any()):
+            return None
+        for span in self.subsets.all.spans:
+            cache = self._segments[span.segment].cache
+            if cache.queries is not None:
+                at = self._positions[span.begin : span.end][ending[span.begin : span.end]]
+                at = at[at >= cache.processed - RECENT_QUERIES].to(cache.queries.device)
+                cache.queries[layer:, at % RECENT_QUERIES] = 0
+        rows = ending.nonzero()[:, 0].to(self._device)
+        rope = {kind: (cos[rows], sin[rows]) for kind, (cos, sin) in self.rope.items()}
+        kept = (~ending).nonzero()[:, 0]
+        return EndingRows(rows, self.slots[rows], rope, kept.to(self._device), self._of_rows(kept))
+
+    def _of_rows(self, kept: Tensor) -> "RaggedStep":
+        """Return the step of some rows only, int64 indices in rising order."""
+        step = copy(self)
+        spans = self.subsets.all.spans
+        counts = [int(((kept >= s.begin) & (kept < s.end)).sum()) for s in spans]
+        step._segments = [s for s, n in zip(self._segments, counts, strict=True) if n]
+        variants = [segment.variant for segment in step._segments]
+        step.subsets = RowSubsets([n for n in counts if n], variants, self._device)
+        step._positions = self._positions[kept]
+        step._ends = None if self._ends is None else self._ends[kept]
+        rows = kept.to(self._device)
+        step.tokens, step.slots = self.tokens[rows], self.slots[rows]
+        step.rope = {kind: (cos[rows], sin[rows]) for kind, (cos, sin) in self.rope.items()}
+        step._masks = {}
+        return step
 
     def record_queries(self, queries: Tensor, rows: RowSubset, layer: int, groups: slice) -> None:
         """Keep the latest queries of sequences whose eviction looks at them.
@@ -47,11 +89,12 @@ class RaggedStep:
             kept = self._segments[span.segment].cache.queries
             if kept is None:
                 continue
-            end = self.subsets.all.spans[span.segment].end
-            begin = max(span.begin, span.end - RECENT_QUERIES)
-            at = self._positions[end - (span.end - begin) : end].to(kept.device) % RECENT_QUERIES
-            latest = queries[begin : span.end].flatten(1)
+            every = self.subsets.all.spans[span.segment]
+            at = self._positions[every.begin : every.end]
+            at = at[at >= self._segments[span.segment].cache.processed - RECENT_QUERIES]
+            latest = queries[span.end - len(at) : span.end].flatten(1)
             width = queries.shape[2] * queries.shape[3]
+            at = at.to(kept.device) % RECENT_QUERIES
             kept[layer][at, groups.start * width : groups.stop * width] = latest.to(kept.dtype)
 
     def attend(self, queries: Tensor, rows: RowSubset, cached: LayerCache) -> Tensor:

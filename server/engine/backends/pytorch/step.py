@@ -24,6 +24,21 @@ class LayerCache:
     scale: float
 
 
+@dataclass(frozen=True, slots=True)
+class EndingRows:
+    """The shallow rows of a step that end at a layer, and the step of all others.
+
+    `rows` and `kept` are where those that end and the others stand in the step, int64 indices.
+    `slots` and `rope` are those of the rows that end (see `Step`).
+    """
+
+    rows: Tensor
+    slots: Tensor
+    rope: dict[str | None, tuple[Tensor, Tensor]]
+    kept: Tensor
+    others: "Step"
+
+
 class Step(Protocol):
     """Rows that go through the decoder together, one token each.
 
@@ -35,6 +50,13 @@ class Step(Protocol):
     slots: Tensor
     subsets: RowSubsets
     rope: dict[str | None, tuple[Tensor, Tensor]]
+
+    def end_rows(self, layer: int) -> EndingRows | None:
+        """Take out the rows that do not run through `layer`; None if there are none.
+
+        Queries that are kept for evictions are zeros for them from there on.
+        """
+        ...
 
     def record_queries(self, queries: Tensor, rows: RowSubset, layer: int, groups: slice) -> None:
         """Keep queries for evictions that look at them.

@@ -31,6 +31,10 @@ class RMSNorm:
         """Return a copy on another device."""
         return RMSNorm(self.weight.to(device), self.eps, self.dtype)
 
+    def of_last(self) -> "RMSNorm":
+        """Return the norm of the last vector only, for a weight `[vectors, size]`."""
+        return RMSNorm(self.weight[-1:], self.eps, self.dtype)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x`, `[..., size]`; the result has the norm's `dtype`."""
         x32 = x.float()

@@ -1,10 +1,13 @@
 """Which precision a model is served in, with the native kernels and without them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from pruners.reading.reader import name_tokens
+from pruners.support.fingerprint import fingerprint
 from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
 from server.engine.backends.native.decoder import NativeDecoder
@@ -14,9 +17,13 @@ from server.engine.config import EngineConfig, EngineConfigError
 from server.engine.loading import load as loading
 from server.engine.loading.load import load_model, load_transformers, open_decoder
 from server.engine.runner_factory import build_runner
+from tests.support.artefacts import artefact_with_readers
+from tests.support.native import kl
+from tests.support.reading import LAST, logits_in_chunks, marks_of, reader_of, transformers_logits
 from tests.support.tiny import save_tiny
 
 NATIVE = native_library.is_available()
+needs_native = pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
 PROMPT = list(range(20, 60))
 
 
@@ -39,7 +46,7 @@ def logits(model) -> torch.Tensor:
     return decoder.logits(decoder.forward([Segment(PROMPT, cache, spec)])).log_softmax(-1)
 
 
-@pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+@needs_native
 @pytest.mark.parametrize("bits", [4, 8])
 def test_auto_keeps_what_the_source_holds(tmp_path: Path, bits: int):
     model = load_model(quantised_folder(tmp_path / "tiny", bits), "tiny")
@@ -86,3 +93,34 @@ def test_a_cache_that_finds_no_memory_is_one_line(
     model = load_model(tiny_folder, "tiny", "fp32")
     with pytest.raises(EngineConfigError, match=said):
         build_runner(model, EngineConfig(kv_tokens=tokens), free_bytes)
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=needs_native)])
+def test_readers_come_from_the_artefact_in_the_order_of_its_groups(tmp_path: Path, precision: str):
+    folder = save_tiny(tmp_path / "tiny")
+    source = load_transformers(folder, torch.float32)
+    artefact = replace(artefact_with_readers(), fingerprint=fingerprint(source))
+    model = load_model(folder, "tiny", precision, artefact)
+    assert model.readers == artefact.readers
+    assert model.maps.keys() == {1, 2}
+    assert model.artefact is not None
+    assert not model.artefact.maps
+    size = sum(tensor.nbytes for maps in model.maps.values() for tensor in maps.tensors())
+    numbers = sum(maps.weight.numel() for maps in artefact.maps.values())
+    assert numbers < size < 1.2 * numbers if precision == "int8" else size == 4 * numbers
+    expected = name_tokens(model.tokenizer, model.weights.shape.vocab)
+    assert torch.equal(model.name_tokens, expected)
+    reader, names = reader_of(1)
+    wanted = transformers_logits(source, artefact.maps[1], reader, PROMPT, len(PROMPT))
+    decoder, marks = open_decoder(model, 256), marks_of(reader, names, PROMPT, 0)
+    found = logits_in_chunks(decoder, model.variants["base"], PROMPT, marks, 1, [17])[-LAST:]
+    assert kl(wanted, found) < (1e-2 if precision == "int8" else 1e-6)
+
+
+def test_name_tokens_are_for_readers_that_ask_for_them(tmp_path: Path):
+    folder = save_tiny(tmp_path / "tiny")
+    source = load_transformers(folder, torch.float32)
+    artefact = artefact_with_readers()
+    readers = {name: one for name, one in artefact.readers.items() if not one.names}
+    artefact = replace(artefact, fingerprint=fingerprint(source), readers=readers)
+    assert load_model(folder, "tiny", "fp32", artefact).name_tokens is None

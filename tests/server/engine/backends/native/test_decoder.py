@@ -7,7 +7,7 @@ import torch
 
 from pruners.variant import base_spec
 from server.engine.backends.base import Segment
-from server.engine.backends.native import decoder as native_decoder
+from server.engine.backends.native import batch as native_batch
 from server.engine.backends.native.decoder import NativeDecoder, add_head_screen
 from server.engine.backends.native.library import NativeEngine, is_available
 from server.engine.backends.native.packed_weights import pack_weights
@@ -32,7 +32,7 @@ each_bits = pytest.mark.parametrize("bits", [4, 8])
 @each_bits
 @pytest.mark.parametrize("token", [-1, -(2**31), VOCAB, 2**31 - 1])
 def test_a_token_outside_the_vocabulary_reads_nothing(isa, bits, token, monkeypatch):
-    monkeypatch.setattr(native_decoder, "check_rows", lambda *_: None)
+    monkeypatch.setattr(native_batch, "check_rows", lambda *_: None)
     packed = pack_weights(weights_of(tiny_model()), bits)
     decoder = NativeDecoder(packed, KVCache(packed.shape, 256, torch.bfloat16, CPU))
     decoder._engine = NativeEngine(2, isa)

@@ -54,6 +54,8 @@ namespace TRIM_ISA {
 #include "common/low_rank-inl.h"
 #include "common/sub_block-inl.h"
 #include "common/write_cache-inl.h"
+#include "common/kv_writer-inl.h"
+#include "common/kv_maps-inl.h"
 #include "common/attention_block-inl.h"
 #include "common/step-inl.h"
 #include "common/argmax-inl.h"

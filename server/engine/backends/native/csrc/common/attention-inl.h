@@ -10,11 +10,13 @@
 constexpr int kChunk = 128;
 constexpr int kSlots = 16;  // whose keys are transposed at a time: one tile
 
-// A piece of work: consecutive new tokens of one segment, for one KV group.
+// A piece of work: some new tokens of one segment, for one KV group.
 struct AttentionTask {
-  int32_t segment, group, row, tokens;
-  int32_t chunk;    // the only chunk to compute, or -1 for all
-  int64_t partial;  // index of the partial results, if there is only one chunk
+  int32_t segment, group;
+  int32_t first, tokens;        // where the rows of the tokens are in a list, in rising order
+  int32_t first_layer, layers;  // the layers first_layer..layers in which these rows attend
+  int32_t chunk;                // the only chunk to compute, or -1 for all
+  int64_t partial;              // index of the partial results, if there is only one chunk
 };
 
 // The partial result of one query over some slots.

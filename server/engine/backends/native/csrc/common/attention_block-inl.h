@@ -1,23 +1,16 @@
 // The attention sub-block of a step: projection, rotation, cache, softmax, output projection.
 //
-// A row of `qkv` holds, for each KV group, its query heads, its key and its value:
-//
-//   [groups][queries + 2][head_dim]
-//
 // The work is cut in tasks. A segment with one token, which is the case when an answer is written,
 // is split over the chunks of its cached tokens, so that several threads share one token. A segment
-// with more tokens is split over its tokens.
+// with more tokens is split over its tokens. Shallow ones end at a layer, so the tokens from there on
+// are split anew.
 
-class AttentionBlock : public SubBlock {
+class AttentionBlock : public KVMapper {
  public:
   AttentionBlock(const TrimModel& model, const TrimCache& cache, const TrimBatch& batch,
                  Buffers& buffers, ThreadPool& pool)
-      : SubBlock(model, batch, buffers, pool),
-        cache_(cache),
-        group_((model.queries + 2) * model.head_dim),
-        qkv_(round_up((int64_t)model.groups * group_, 16)),
+      : KVMapper(model, cache, batch, buffers, pool),
         output_((int64_t)model.groups * model.queries * round_up(model.head_dim, 16)) {
-    b_.qkv.reserve(batch.rows * qkv_);
     b_.attention_output.reserve(batch.rows * output_);
     b_.heads.resize(batch.rows, (int64_t)model.groups * model.queries * model.head_dim);
     make_tasks();
@@ -43,26 +36,43 @@ class AttentionBlock : public SubBlock {
  private:
   void make_tasks() {
     b_.partial_ranges.assign(batch_.rows, {0, 0});
-    const int tokens_per_task = model_.queries >= 48 ? 1 : 48 / model_.queries;
+    task_rows_.resize(batch_.rows);
+    for (int r = 0; r < batch_.rows; ++r) task_rows_[r] = r;
     int64_t partials = 0;
     for (int s = 0; s < batch_.segments; ++s) {
       const int first = batch_.row_offsets[s], tokens = batch_.row_offsets[s + 1] - first;
       const int chunks = (batch_.cache_length[s] + kChunk - 1) / kChunk;
+      const TrimKVMaps* maps = batch_.maps ? batch_.maps[s] : nullptr;
+      const int depth = maps ? maps->depth : model_.layers;
       if (tokens == 1) {
         b_.partial_ranges[first] = {partials, chunks};
         for (int g = 0; g < model_.groups; ++g)
           for (int c = 0; c < chunks; ++c)
-            tasks_.push_back({s, g, first, 1, c, partials + (int64_t)g * chunks + c});
+            tasks_.push_back({s, g, first, 1, 0, depth, c, partials + (int64_t)g * chunks + c});
         partials += (int64_t)model_.groups * chunks;
         continue;
       }
       has_prompts_ = true;
-      for (int t = 0; t < tokens; t += tokens_per_task)
-        for (int g = 0; g < model_.groups; ++g)
-          tasks_.push_back({s, g, first + t,
-                            t + tokens_per_task < tokens ? tokens_per_task : tokens - t, -1, 0});
+      add_prompt_tasks(s, first, tokens, 0, depth);
+      if (!maps) continue;
+      const int listed = (int)task_rows_.size();
+      for (int r = first; r < first + tokens; ++r)
+        if (!batch_.shallow[r]) task_rows_.push_back(r);
+      add_prompt_tasks(s, listed, (int)task_rows_.size() - listed, depth, model_.layers);
     }
     b_.partials.reserve(partials * model_.queries * (round_up(model_.head_dim, 16) + 2));
+  }
+
+  // Cut the attention of the rows task_rows_[first..first + tokens) of a prompt in tasks. The rows
+  // of a task are less than a chunk apart, since all of them are computed for each chunk.
+  void add_prompt_tasks(int segment, int first, int tokens, int first_layer, int layers) {
+    const int most = model_.queries >= 48 ? 1 : 48 / model_.queries;
+    for (int t = 0, n; t < tokens; t += n) {
+      const int32_t* rows = task_rows_.data() + first + t;
+      for (n = 1; n < most && t + n < tokens && rows[n] - rows[n - 1] < kChunk; ++n) {}
+      for (int g = 0; g < model_.groups; ++g)
+        tasks_.push_back({segment, g, first + t, n, first_layer, layers, -1, 0});
+    }
   }
 
   void project(int index, const ActiveRows& active, const ProjectionInputs& inputs) {
@@ -87,72 +97,6 @@ class AttentionBlock : public SubBlock {
     pool_.barrier();
   }
 
-  // out[queries + 1][head_dim] = the queries and the key of one row and KV group after their norm,
-  // if there is one, and with rotary position embedding.
-  void norm_and_rotate(int index, int64_t row, int64_t group, float* out) const {
-    const TrimLayer& layer = model_.layer[index];
-    const int dim = model_.head_dim, half = dim / 2;
-    const float* heads = b_.qkv.get() + row * qkv_ + group * group_;
-    const float* cos = layer.cos + (int64_t)batch_.positions[row] * dim;
-    const float* sin = layer.sin + (int64_t)batch_.positions[row] * dim;
-    for (int h = 0; h <= model_.queries; ++h, heads += dim, out += dim) {
-      const float* x = heads;
-      if (layer.qk_norm) {
-        norm(heads, layer.qk_norm + h * dim, dim, out);
-        x = out;
-      }
-      for (int d = 0; d < half; ++d) {
-        const float low = x[d], high = x[d + half];
-        out[d] = low * cos[d] + high * sin[d];
-        out[d + half] = high * cos[d + half] + low * sin[d + half];
-      }
-    }
-  }
-
-  // Write the key and the value of one row and KV group into the cache.
-  void cache_token(int index, int64_t row, int64_t group, const float* key) const {
-    const float* value =
-        b_.qkv.get() + row * qkv_ + group * group_ + (model_.queries + 1) * model_.head_dim;
-    const int64_t at = ((int64_t)index * model_.groups + group) * cache_.slots + batch_.slots[row];
-    write_cache(cache_.keys, cache_.key_scales, at, key, model_.head_dim);
-    write_cache(cache_.values, cache_.value_scales, at, value, model_.head_dim);
-  }
-
-  // Record the queries of one row and KV group before rotation, for evictions that use them.
-  void record_queries(int index, int64_t row, int64_t group) const {
-    float* recent = batch_.recent_queries[b_.segment_of_row.get()[row]];
-    if (!recent) return;
-    const int dim = model_.head_dim;
-    const int64_t place =
-        (int64_t)index * batch_.query_window + batch_.positions[row] % batch_.query_window;
-    float* out = recent + (place * model_.groups + group) * model_.queries * dim;
-    const float* heads = b_.qkv.get() + row * qkv_ + group * group_;
-    for (int h = 0; h < model_.queries; ++h, heads += dim, out += dim) {
-      if (model_.layer[index].qk_norm)
-        norm(heads, model_.layer[index].qk_norm + h * dim, dim, out);
-      else
-        memcpy(out, heads, dim * sizeof(float));
-    }
-  }
-
-  // Rotate and cache the rows of segments with more than one token, in place. They attend to each
-  // other, so all must be cached before attention starts. Other rows: see `run_task`.
-  void rotate_and_cache_prompts(int index, const ActiveRows& active) {
-    pool_.share(active.count, pool_.grain(active.count), [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
-        const int64_t r = active.row.get()[i];
-        if (b_.partial_ranges[r].count) continue;
-        for (int g = 0; g < active.width.get()[i]; ++g) {
-          float* heads = b_.qkv.get() + r * qkv_ + g * group_;
-          record_queries(index, r, g);
-          norm_and_rotate(index, r, g, heads);
-          cache_token(index, r, g, heads + model_.queries * model_.head_dim);
-        }
-      }
-    });
-    pool_.barrier();
-  }
-
   // Return the partial result of a task and query head: max, sum, values [head_dim].
   float* partial(int64_t task, int query) const {
     const int64_t padded = round_up(model_.head_dim, 16);
@@ -169,8 +113,10 @@ class AttentionBlock : public SubBlock {
     pool_.share(tasks, has_prompts_ ? 1 : pool_.grain(tasks), [&](int64_t from, int64_t to) {
       for (int64_t t = from; t < to; ++t) {
         const AttentionTask& task = tasks_[t];
+        if (index < task.first_layer || index >= task.layers) continue;
         if (task.group >= width(task.segment, index, kAttention)) continue;
-        const bool needed = task.row + task.tokens > first_output(task.segment);
+        const int last_row = task_rows_[task.first + task.tokens - 1];
+        const bool needed = last_row >= first_output(task.segment);
         if (needed || task.chunk >= 0 || !is_last(index)) run_task(index, task, local);
       }
     });
@@ -189,20 +135,21 @@ class AttentionBlock : public SubBlock {
     std::vector<PartialSoftmax> current(rows), sum(rows);
     float* values = local.attention_output.reserve(rows * padded);
     const int s = task.segment;
+    const int32_t* task_rows = task_rows_.data() + task.first;
     const int64_t length = batch_.cache_length[s];
     const float* rotated = nullptr;
     if (task.chunk >= 0) {
       float* heads = local.line.reserve((queries + 1) * dim);
-      norm_and_rotate(index, task.row, task.group, heads);
-      const int64_t slot = batch_.slots[task.row] - batch_.cache_start[s];
+      norm_and_rotate(index, *task_rows, task.group, heads);
+      const int64_t slot = batch_.slots[*task_rows] - batch_.cache_start[s];
       if (slot / kChunk == task.chunk) {
-        record_queries(index, task.row, task.group);
-        cache_token(index, task.row, task.group, heads + queries * dim);
+        record_queries(index, *task_rows, task.group);
+        cache_token(index, *task_rows, task.group, heads + queries * dim);
       }
       rotated = heads;
     }
     for (int r = 0; r < rows; ++r) {
-      const int64_t row = task.row + r / queries;
+      const int64_t row = task_rows[r / queries];
       q[r] = rotated ? rotated + r * dim
                      : b_.qkv.get() + row * qkv_ + task.group * group_ + r % queries * dim;
       position[r] = batch_.positions[row];
@@ -235,7 +182,7 @@ class AttentionBlock : public SubBlock {
     for (int r = 0; r < rows; ++r) {
       current[r].values = values + r * padded;
       sum[r] = {-INFINITY, 0.0f,
-                output(task.row + r / queries, (int64_t)task.group * queries + r % queries)};
+                output(task_rows[r / queries], (int64_t)task.group * queries + r % queries)};
     }
     for (int64_t c = 0; c * kChunk < length; ++c) {
       if (ordered && c * kChunk > position[rows - 1]) break;  // all later than these tokens
@@ -280,8 +227,8 @@ class AttentionBlock : public SubBlock {
     return out;
   }
 
-  const TrimCache& cache_;
-  const int64_t group_, qkv_, output_;
+  const int64_t output_;
   std::vector<AttentionTask> tasks_;
+  std::vector<int32_t> task_rows_;  // the rows of the tasks
   bool has_prompts_ = false;
 };

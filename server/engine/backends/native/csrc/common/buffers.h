@@ -78,7 +78,7 @@ struct CorrectionRun {
   const TrimCorrection* correction;
 };
 
-// The rows of a batch that do not skip a sub-block, the widest first, in whole segments.
+// The rows of a batch that do not skip a sub-block, the widest first, segment by segment.
 struct ActiveRows {
   Scratch<int32_t> row, width;  // [count]; `width` in units of the sub-block
   std::vector<CorrectionRun> runs;
@@ -130,6 +130,7 @@ struct Buffers {
   QuantisedRows input_low_rank;  // inner products of input corrections
   QuantisedRows low_rank;        // inner products of corrections
   QuantisedRows screening;       // inputs of head screening
+  QuantisedRows features;        // inputs of maps, by shallow row
   Scratch<CoarseRow> coarse;
   std::vector<PartialRange> partial_ranges;
   std::vector<ThreadBuffers> threads;  // by thread

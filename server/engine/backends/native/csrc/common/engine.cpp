@@ -24,8 +24,9 @@ namespace {
 
 constexpr int32_t kStructSizes[] = {
     sizeof(TrimMatrix),     sizeof(TrimHeadScreen), sizeof(TrimInputCorrection),
-    sizeof(TrimCorrection), sizeof(TrimLayer),         sizeof(TrimModel),
-    sizeof(TrimVariant),    sizeof(TrimCache),         sizeof(TrimBatch)};
+    sizeof(TrimCorrection), sizeof(TrimLayer),      sizeof(TrimModel),
+    sizeof(TrimVariant),    sizeof(TrimKVMaps),     sizeof(TrimCache),
+    sizeof(TrimBatch)};
 constexpr int32_t kStructs = sizeof(kStructSizes) / sizeof(kStructSizes[0]);
 
 // Return the kernels that run on this processor, the fastest first.

@@ -20,6 +20,7 @@ class Step : public AttentionBlock {
       });
       pool_.barrier();
       for (int i = 0; i < model_.layers; ++i) {
+        map_shallow_rows(i, local);
         attention(i, local);
         mlp(i, local);
       }

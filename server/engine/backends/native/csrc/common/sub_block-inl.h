@@ -42,15 +42,21 @@ class SubBlock {
   }
 
  protected:
-  // out[0..width) = rms_norm(x) * weight.
-  void norm(const float* x, const float* weight, int64_t width, float* out) const {
+  // Return 1 / sqrt(mean(x^2) + eps) for x[0..width).
+  float inverse_rms(const float* x, int64_t width, float eps) const {
     v8f squares = splat(0);
     float rest = 0;
     int64_t i = 0;
     for (; i + 8 <= width; i += 8) squares = Isa::fma(load8(x + i), load8(x + i), squares);
     for (; i < width; ++i) rest += x[i] * x[i];
-    const float factor = 1.0f / sqrtf((sum8(squares) + rest) / width + model_.eps);
-    for (i = 0; i + 8 <= width; i += 8) store8(out + i, load8(x + i) * factor * load8(weight + i));
+    return 1.0f / sqrtf((sum8(squares) + rest) / width + eps);
+  }
+
+  // out[0..width) = rms_norm(x) * weight.
+  void norm(const float* x, const float* weight, int64_t width, float* out) const {
+    const float factor = inverse_rms(x, width, model_.eps);
+    int64_t i = 0;
+    for (; i + 8 <= width; i += 8) store8(out + i, load8(x + i) * factor * load8(weight + i));
     for (; i < width; ++i) out[i] = x[i] * factor * weight[i];
   }
 
@@ -59,7 +65,12 @@ class SubBlock {
     return batch_.row_offsets[segment + 1] - batch_.output_rows[segment];
   }
 
-  // Find the rows that do not skip a sub-block, the widest first, in whole segments and otherwise
+  // Return whether a segment's shallow rows do not run through a layer.
+  bool has_ended_rows(int segment, int layer) const {
+    return batch_.maps && batch_.maps[segment] && layer >= batch_.maps[segment]->depth;
+  }
+
+  // Find the rows that do not skip a sub-block, the widest first, segment by segment and otherwise
   // in the order of the batch. With `outputs_only`, only rows whose result is needed.
   void find_active_rows(int layer, BlockKind kind, ActiveRows& out,
                         bool outputs_only = false) const {
@@ -81,8 +92,10 @@ class SubBlock {
         const TrimCorrection* correction = kind == kAttention ? v.attention[layer] : v.mlp[layer];
         if (out.runs.empty() || out.runs.back().correction != correction)
           out.runs.push_back({out.count, out.count, correction});
+        const bool ended = has_ended_rows(s, layer);
         for (int r = outputs_only ? first_output(s) : batch_.row_offsets[s];
              r < batch_.row_offsets[s + 1]; ++r) {
+          if (ended && batch_.shallow[r]) continue;
           out.row.get()[out.count] = r;
           out.width.get()[out.count++] = widest;
         }
@@ -251,7 +264,9 @@ class SubBlock {
     for (int64_t r = 0; r < batch_.rows; ++r) {
       const TrimCorrection* own = correction(r, index, kind);
       if (!own || !own->bias) continue;
-      const bool is_active = width(b_.segment_of_row.get()[r], index, kind) > 0;
+      const int segment = b_.segment_of_row.get()[r];
+      if (has_ended_rows(segment, index) && batch_.shallow[r]) continue;
+      const bool is_active = width(segment, index, kind) > 0;
       add((is_active ? target : b_.residual.get()) + r * hidden_ + begin, own->bias, begin, end);
     }
     const int32_t* rows = active.row.get();

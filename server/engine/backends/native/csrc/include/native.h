@@ -112,6 +112,17 @@ typedef struct {
   const TrimCorrection *const *attention, *const *mlp;  // [layers]
 } TrimVariant;
 
+// Linear maps from hidden states h at the input of layer `depth` to the keys (before their norm and
+// rotation) and the values of the layers from there on:
+//
+//   matrix(h / sqrt(mean(h^2) + 1e-6))
+//
+// The outputs are [layers - depth][groups][key, value, padding to a multiple of 16].
+typedef struct {
+  TrimMatrix matrix;  // output-major
+  int32_t depth;
+} TrimKVMaps;
+
 // Cached keys and values, [layers][groups][slots][head_dim]: bf16, or int8 with a scale per head.
 typedef struct {
   void *keys, *values;
@@ -135,6 +146,10 @@ typedef struct {
   // [layers][query_window][groups * queries * head_dim]
   float* const* recent_queries;
   int32_t query_window;
+  // Which rows are shallow, and the maps of their segments: such a row runs through the layers below
+  // `depth`, and maps fill its keys and values above. Its result is not computed.
+  const uint8_t* shallow;         // [rows]; null if there are no maps
+  const TrimKVMaps* const* maps;  // [segments], or null; null for a segment without shallow rows
 } TrimBatch;
 
 typedef struct TrimEngine TrimEngine;
