@@ -1,19 +1,31 @@
 """What the engine reports to the controller: its requests, and how long each step took."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pruners.variant import VariantSpec
 
 StepPart = tuple[VariantSpec, int, int]
 """The rows of one variant in a step: the variant, the tokens that are processed, and the cached
-tokens that these attend to."""
+tokens that these attend to. Shallow tokens of prompts are rows of their own: their variant is the
+`shallow_part` of the one that reads the rest."""
+
+
+@lru_cache(maxsize=4096)
+def shallow_part(variant: VariantSpec, depth: int) -> VariantSpec:
+    """Return what a shallow token runs through: the first `depth` layers of a variant."""
+    above = (0,) * (len(variant.ffn) - depth)
+    return VariantSpec(
+        f"{variant.name}/{depth}", variant.kv_groups[:depth] + above, variant.ffn[:depth] + above
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceStatus:
     """One request in the engine. All counts are tokens.
 
-    `prompt_left` are not read yet. `output_most` is the answer's limit (`max_tokens`), and
+    `prompt_left` are not read yet; `shallow_left` of these run through the first `depth` layers
+    only. `output_most` is the answer's limit (`max_tokens`), and
     `output_left` what is left of it. `cached` are in the KV cache, which may come to hold
     `cache_limit`.
     """
@@ -25,6 +37,8 @@ class SequenceStatus:
     output_left: int
     cached: int
     cache_limit: int
+    shallow_left: int = 0
+    depth: int = 0
 
 
 @dataclass(frozen=True, slots=True)

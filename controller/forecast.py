@@ -1,8 +1,10 @@
 """What a new request would meet: its time in the queue, to its first token and per token."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-from controller.engine_status import EngineStatus, StepPart
+from controller.engine_status import EngineStatus, SequenceStatus, StepPart, shallow_part
+from controller.reading import IncomingPrompt, PromptTokens, ServedChoice
 from controller.step_time_model import StepTimes
 from policies.candidates import RequestTokens, VariantForecast, queue_seconds
 from pruners.variant import VariantSpec
@@ -15,6 +17,15 @@ def _merge(rows: Iterable[StepPart]) -> list[StepPart]:
         before = merged.get(variant, (0, 0))
         merged[variant] = before[0] + tokens, before[1] + cached
     return [(variant, *both) for variant, both in merged.items()]
+
+
+class _Writing(NamedTuple):
+    """Of one variant, seconds: a decode step, what each cached token adds to it, and the answer's
+    share of full batches."""
+
+    step: float
+    per_cached: float
+    work: float
 
 
 class Forecast:
@@ -39,51 +50,72 @@ class Forecast:
         self._others = _merge((s.variant, 1, s.cached) for s in others)
         self.wait = wait_factor * self._predict_wait(expected_output)
 
-    def by_variant(
+    def by_choice(
         self,
-        variants: Iterable[VariantSpec],
+        choices: Iterable[ServedChoice],
         tokens: RequestTokens,
-        cached_prefix: Mapping[tuple[str, str | None], int],
+        prompt: IncomingPrompt,
+        work: float,
     ) -> dict[str, VariantForecast]:
-        """Return the forecast for a request by each variant, the base first.
+        """Return the forecast for a request by each choice, by its label.
 
-        `cached_prefix` are the prompt tokens in the prefix cache, by the names of the variant and
-        of the reader (None: in full).
+        `work` is the request's by the base in full, see `work`.
         """
-        times = self._step_times
-        forecasts, base_work = {}, 0.0
-        sampled = 1 + sum(count for _, count, _ in self._others)
-        for variant in variants:
-            cached = cached_prefix.get((variant.name, None), 0)
-            ttft = ttft_uncached = self.wait + self._prefill([(variant, tokens.prompt)])
+        forecasts: dict[str, VariantForecast] = {}
+        writing: dict[str, _Writing] = {}
+        rates: dict[str, float] = {}
+        for choice in choices:
+            variant = choice.variant
+            written = writing.get(variant.name)
+            if written is None:
+                written = writing[variant.name] = self._writing(variant, tokens)
+            cached = prompt.cached(choice)
+            left = whole = prompt.left(choice, 0)
+            ttft = ttft_uncached = self.wait + self._prefill(_parts(choice, whole))
             if cached:
-                ttft = self.wait + self._prefill([(variant, tokens.prompt - cached)])
-            work = self.work(variant, tokens, cached)
-            base_work = base_work or max(work, 1e-9)
-            forecasts[variant.name] = VariantForecast(
+                left = prompt.left(choice, cached)
+                ttft = self.wait + self._prefill(_parts(choice, left))
+            read = sum(count * self._rate(part, rates) for part, count in _parts(choice, left))
+            forecasts[choice.label] = VariantForecast(
                 ttft=ttft,
                 ttft_uncached=ttft_uncached,
-                tpot=times.seconds([*self._others, (variant, 1, 0)], sampled),
-                tpot_per_cached=times.per_cached(variant),
-                cost=work / base_work,
+                tpot=written.step,
+                tpot_per_cached=written.per_cached,
+                cost=(read + written.work) / max(work, 1e-9),
             )
         return forecasts
 
-    def work(self, variant: VariantSpec, tokens: RequestTokens, cached: int) -> float:
-        """Return the seconds that a request takes of a machine with full batches of a variant.
+    def work(self, base: VariantSpec, tokens: RequestTokens, cached: int) -> float:
+        """Return the seconds that a request takes of a machine with full batches of the base.
 
         `cached` tokens of the prompt are in the prefix cache. Steps take as long as at present, so
         that other load on the host counts.
         """
-        seconds, full = self._step_times.seconds, self._status.max_running
-        chunk = self._status.step_tokens
-        prompt = (tokens.prompt - cached) * seconds([(variant, chunk, 0)], 1) / chunk
+        read = (tokens.prompt - cached) * self._rate(base, {})
+        return read + self._writing(base, tokens).work
+
+    def _writing(self, variant: VariantSpec, tokens: RequestTokens) -> _Writing:
+        times, full = self._step_times, self._status.max_running
+        sampled = 1 + sum(count for _, count, _ in self._others)
         attended = full * (tokens.prompt + tokens.output // 2)
-        return prompt + tokens.output * seconds([(variant, full, attended)], full) / full
+        full_step = times.seconds([(variant, full, attended)], full)
+        return _Writing(
+            step=times.seconds([*self._others, (variant, 1, 0)], sampled),
+            per_cached=times.per_cached(variant),
+            work=tokens.output * full_step / full,
+        )
+
+    def _rate(self, part: VariantSpec, known: dict[str, float]) -> float:
+        """Return the seconds to read a prompt token in full steps; `known` are earlier results."""
+        rate = known.get(part.name)
+        if rate is None:
+            chunk = self._status.step_tokens
+            rate = known[part.name] = self._step_times.seconds([(part, chunk, 0)], 1) / chunk
+        return rate
 
     def _predict_wait(self, expected_output: Callable[[int], float]) -> float:
         status = self._status
-        reading = self._prefill([(s.variant, s.prompt_left) for s in status.sequences])
+        reading = self._prefill([part for s in status.sequences for part in _unread(s)])
         if len(status.sequences) < status.max_running:
             return reading
         row_steps = sum(
@@ -96,10 +128,29 @@ class Forecast:
         return queue_seconds(requests, slots, row_steps, step) + reading
 
     def _prefill(self, prompts: list[tuple[VariantSpec, int]]) -> float:
-        """Return the seconds to read `prompts` (variants and tokens) beside what runs."""
+        """Return the seconds to read `prompts` beside what runs.
+
+        They are tokens, with what these run through: a variant or its `shallow_part`.
+        """
         total = sum(tokens for _, tokens in prompts)
         if not total:
             return 0.0
         steps = -(-total // self._status.step_tokens)
         part = _merge((variant, -(-tokens // steps), 0) for variant, tokens in prompts)
         return steps * self._step_times.seconds([*self._others, *part], 1)
+
+
+def _parts(choice: ServedChoice, prompt: PromptTokens) -> list[tuple[VariantSpec, int]]:
+    """Return the tokens of a prompt with what they run through."""
+    if choice.shallow is None:
+        return [(choice.variant, prompt.full)]
+    return [(choice.variant, prompt.full), (choice.shallow, prompt.shallow)]
+
+
+def _unread(sequence: SequenceStatus) -> list[tuple[VariantSpec, int]]:
+    """Return the unread tokens of a sequence's prompt with what they run through."""
+    shallow, variant = sequence.shallow_left, sequence.variant
+    if not shallow:
+        return [(variant, sequence.prompt_left)]
+    lower = shallow_part(variant, sequence.depth)
+    return [(variant, sequence.prompt_left - shallow), (lower, shallow)]

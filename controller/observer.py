@@ -2,19 +2,22 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from controller.analyzer import PromptFeatures
 from controller.catalogue import Catalogue
 from controller.engine_status import EngineStatus
 from controller.forecast import Forecast
 from controller.quality_guard import QualityGuard
+from controller.reading import IncomingPrompt, ServedChoice
 from controller.sensitivity import Sensitivity
 from controller.shield import Shield, ShieldSettings
 from controller.step_time_model import StepTimeModel
 from policies import Action, Candidate, Objectives, Observation
-from policies.candidates import RequestTokens, add_kv_loss, build_candidates
+from policies.candidates import RequestTokens, add_kv_loss, add_reader_loss, build_candidates
 from policies.estimators import RequestEstimators
 from policies.observation import HOT_CELSIUS
 from pruners.reading.reader import FULL
@@ -26,9 +29,9 @@ from telemetry import Snapshot
 class RequestPreferences:
     """What a request asks of the controller: objectives, and an action or parts of it by name.
 
-    A named `variant` or `kv_budget` (tokens) is a pin: it wins over the policy. `reader` is the
-    name of a reader, `pruners.reading.reader.FULL` for none; None leaves it to the policy, or to a
-    pin, which reads in full.
+    A named `variant` or `kv_budget` (tokens) is a pin: it wins over the policy, and the prompt is
+    read in full unless a `reader` is named as well. A `reader` alone, a reader's name or `full`,
+    leaves the rest to the policy.
     """
 
     objectives: Objectives = field(default_factory=Objectives)
@@ -41,16 +44,16 @@ class RequestPreferences:
         """The action that the request names; None if it names none. The default is the base."""
         if self.variant is None and self.kv_budget is None:
             return None
-        reader = None if self.reader == FULL else self.reader
-        return Action(BASE if self.variant is None else self.variant, self.kv_budget, reader)
+        variant = BASE if self.variant is None else self.variant
+        return Action(variant, self.kv_budget, None if self.reader == FULL else self.reader)
 
 
 @dataclass(frozen=True, slots=True)
 class IncomingRequest:
     """A request as the controller sees it.
 
-    `reusable` are the prompt tokens that the prefix cache holds, by the names of the variant and of
-    the reader (None: in full).
+    `reusable` and `full_from` are as `IncomingPrompt` has them. Readers that are missing in
+    `full_from` are not used, so that a request without it is read in full.
     """
 
     features: PromptFeatures
@@ -58,6 +61,14 @@ class IncomingRequest:
     max_tokens: int
     preferences: RequestPreferences = field(default_factory=RequestPreferences)
     reusable: Mapping[tuple[str, str | None], int] = field(default_factory=dict)
+    full_from: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def allows(self, action: Action) -> bool:
+        """Return whether an action's reader is known for the prompt, and the one that is named."""
+        reader, named = action.reader, self.preferences.reader
+        if named is not None and reader != (None if named == FULL else named):
+            return False
+        return reader is None or reader in self.full_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +103,7 @@ class _Moment:
     forecast: Forecast
     objectives: Objectives
     tokens: RequestTokens
+    work: float  # of the request by the base in full, in seconds of full batches
 
 
 class Observer:
@@ -112,21 +124,20 @@ class Observer:
         """Without a `sensitivity`, a variant's predicted loss is its mean loss for every prompt."""
         self._catalogue = catalogue
         self._actions = catalogue.actions()
+        self._choices = {a.choice: catalogue.choice(a.variant, a.reader) for a in self._actions}
         self._step_time_model = step_time_model
         self._sources = sources
         self._settings = settings
         self._sensitivity = sensitivity
-        self.quality_guard = QualityGuard(catalogue.variant_loss)
+        self.quality_guard = QualityGuard(catalogue.expected_losses())
         self.estimators = RequestEstimators(sources.clock)
         self._random = random.Random()
 
     def observe(self, request: IncomingRequest) -> Observation:
         """Return what the policy is shown. The request counts as arriving now."""
         moment, known = self._read_moment(request), self.estimators
-        base = self._catalogue.variants[BASE]
-        work = moment.forecast.work(base, moment.tokens, request.reusable.get((BASE, None), 0))
-        known.observe_arrival(work, idle=not moment.status.sequences)
-        rank = known.sizes.rank(work)
+        known.observe_arrival(moment.work, idle=not moment.status.sequences)
+        rank = known.sizes.rank(moment.work)
         held, held_seconds = known.dwell.current(moment.objectives, rank)
         battery = moment.snapshot.on_battery.value
         return Observation(
@@ -152,16 +163,19 @@ class Observer:
         forecast = Forecast(
             self._step_time_model.now, status, expected_output, known.wait_bias.factor
         )
+        tokens = RequestTokens(request.prompt_tokens, int(expected_output(request.max_tokens)))
+        base, cached = self._catalogue.variants[BASE], request.reusable.get((BASE, None), 0)
         return _Moment(
             status,
             self._sources.telemetry(),
             forecast,
             _with_defaults(request.preferences.objectives, self._settings.objectives),
-            RequestTokens(request.prompt_tokens, int(expected_output(request.max_tokens))),
+            tokens,
+            forecast.work(base, tokens, cached),
         )
 
     def _candidates(self, request: IncomingRequest, moment: _Moment) -> tuple[Candidate, ...]:
-        tokens, variants = moment.tokens, self._catalogue.variants
+        tokens, catalogue = moment.tokens, self._catalogue
         shield = Shield(
             self._settings.shield,
             moment.status,
@@ -169,24 +183,49 @@ class Observer:
             self.estimators.answer_length.expected,
             moment.objectives.max_loss,
         )
-        relative = {} if self._sensitivity is None else self._sensitivity.relative(request.features)
-        variant_losses = self._catalogue.variant_losses(relative)
-        corrections = {name: self.quality_guard.loss_correction(name) for name in variants}
-        kv_loss, total = self._catalogue.kv_loss, tokens.total
+        actions = [action for action in self._actions if request.allows(action)]
+        pinned = request.preferences.pinned
+        if pinned is not None and pinned not in actions:
+            actions.append(pinned)
+        choices = self._chosen(actions)
+        losses = self._losses(request, choices)
+        kv_loss, total = catalogue.kv_loss, tokens.total
 
         def loss_of(action: Action) -> float | None:
-            name, budget = action.variant, action.kv_budget
-            loss = variant_losses[name]
-            if budget is not None:
-                loss = add_kv_loss(loss, kv_loss, budget, total)
-            return None if loss is None else loss + corrections[name]
+            loss, budget = losses[action.choice], action.kv_budget
+            return loss if budget is None else add_kv_loss(loss, kv_loss, budget, total)
 
-        pinned = request.preferences.pinned
-        actions = self._actions
-        if pinned is not None and pinned not in actions:
-            actions = [*actions, pinned]
-        forecasts = moment.forecast.by_variant(variants.values(), tokens, request.reusable)
-        return build_candidates(actions, forecasts, tokens, loss_of, shield.blocked_by)
+        prompt = IncomingPrompt(request.prompt_tokens, request.reusable, request.full_from)
+        forecasts = moment.forecast.by_choice(choices.values(), tokens, prompt, moment.work)
+        return build_candidates(
+            actions, forecasts, tokens, loss_of, shield.blocked_by, catalogue.keep_tasks
+        )
+
+    def _chosen(self, actions: Iterable[Action]) -> dict[str, ServedChoice]:
+        """Return the choices of actions by label."""
+        known, chosen = self._choices, {}
+        for action in actions:
+            label = action.choice
+            if label not in chosen:
+                chosen[label] = known.get(label) or self._catalogue.choice(
+                    action.variant, action.reader
+                )
+        return chosen
+
+    def _losses(
+        self, request: IncomingRequest, choices: Mapping[str, ServedChoice]
+    ) -> dict[str, float | None]:
+        """Return the predicted loss of each choice on this prompt, in nats per token."""
+        relative = {} if self._sensitivity is None else self._sensitivity.relative(request.features)
+        writing = self._catalogue.variant_losses(relative)
+        reading = self._catalogue.reader_losses(request.prompt_tokens, relative)
+        losses, correction_of = {}, self.quality_guard.loss_correction
+        for label, choice in choices.items():
+            loss = writing[choice.variant.name]
+            if choice.reader is not None:
+                loss = add_reader_loss(loss, reading[choice.reader])
+            losses[label] = None if loss is None else loss + correction_of(label)
+        return losses
 
 
 def _is_hot(snapshot: Snapshot) -> bool | None:

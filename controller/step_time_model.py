@@ -42,7 +42,10 @@ class StepCounter:
     """
 
     def __init__(self, shape: Shape, own_weights: Mapping[str, int]) -> None:
-        """`own_weights` are the numbers that a variant reads beside the shared weights, by name."""
+        """`own_weights` are the numbers that a variant reads beside the shared weights, by name.
+
+        For what shallow tokens run through (`shallow_part`), the maps are among them.
+        """
         self._shape = shape
         self._own_weights = own_weights
         # By names, which hash quickly.

@@ -1,6 +1,6 @@
 """From predictions to candidates: the formulas that server and simulation share."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class RequestTokens(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VariantForecast:
-    """What is predicted for one request by one variant, whatever its KV budget.
+    """What is predicted for one request by one choice (variant and reader), whatever its budget.
 
     `ttft`: seconds to the first token, with the time in the queue. `ttft_uncached`: the same if no
     part of the prompt is in the prefix cache, which a request with a KV budget cannot use. `tpot`:
@@ -42,15 +42,19 @@ def build_candidates(
     tokens: RequestTokens,
     loss_of: Callable[[Action], float | None],
     blocked_by: Callable[[int, float | None], Constraint | None],
+    keep_tasks: Collection[str],
 ) -> tuple[Candidate, ...]:
     """Return a candidate for each action.
 
-    `forecasts` are by variant; `loss_of` returns an action's predicted loss in nats per token, or
-    None; `blocked_by` returns what forbids an action, from its cached tokens and its loss.
+    `forecasts` are by choice (`Action.choice`); `loss_of` returns an action's predicted loss in
+    nats per token, or None; `blocked_by` returns what forbids an action, from its cached tokens and
+    its loss. `keep_tasks` are the choices that were measured to keep the reading tasks, the base
+    among them; a budget that evicts anything does not.
     """
     candidates, total = [], tokens.total
     for action in actions:
-        forecast, budget = forecasts[action.variant], action.kv_budget
+        choice, budget = action.choice, action.kv_budget
+        forecast = forecasts[choice]
         cached, loss = total if budget is None else min(total, budget), loss_of(action)
         ttft = forecast.ttft if budget is None else forecast.ttft_uncached
         tpot = forecast.tpot + cached * forecast.tpot_per_cached
@@ -63,15 +67,25 @@ def build_candidates(
                 tpot=tpot,
                 total=ttft + tpot * tokens.output,
                 blocked=blocked_by(cached, loss),
+                keeps_tasks=cached == total and choice in keep_tasks,
             )
         )
     return tuple(candidates)
 
 
+def add_reader_loss(loss: float | None, reader_loss: float | None) -> float | None:
+    """Return a variant's loss plus that of a reader, in nats per token.
+
+    Losses of writing, reading and evicting are taken to add up. None if one of the two was never
+    measured.
+    """
+    return None if loss is None or reader_loss is None else loss + reader_loss
+
+
 def add_kv_loss(
     loss: float | None, kv_loss: Mapping[int, float], kv_budget: int | None, tokens: int
 ) -> float | None:
-    """Return a variant's loss plus that of a KV budget, in nats per token.
+    """Return a choice's loss plus that of a KV budget, in nats per token.
 
     The budget costs nothing for a cache of up to `kv_budget` tokens; `tokens` is what the cache
     would hold without it. None if one of the two losses was never measured.

@@ -20,8 +20,8 @@ class ExploringPolicy:
         self._policy, self._epsilon = policy, epsilon
 
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
-        """Return an action and the reason. A random choice is a variant with its largest cache
-        that is not blocked or, for a request that is too late, a refusal."""
+        """Return an action and the reason. A random choice is a variant and a reader with the
+        largest cache that is not blocked or, for a request that is too late, a refusal."""
         options = _random_options(observation)
         if not options or observation.draw >= self._epsilon:
             return self._policy.choose(observation)
@@ -61,6 +61,6 @@ def choice_label(action: Action, reason: Reason) -> str:
 
 def _random_options(observation: Observation) -> list[Action | None]:
     """Return what a random choice is drawn from, with equal chances; None is a refusal."""
-    variants = dict.fromkeys(c.action.variant for c in observation.candidates if c.blocked is None)
-    options: list[Action | None] = [largest_cache(observation, v).action for v in variants]
+    choices = dict.fromkeys(c.action.choice for c in observation.candidates if c.blocked is None)
+    options: list[Action | None] = [largest_cache(observation, c).action for c in choices]
     return [*options, None] if options and may_refuse(observation) else options

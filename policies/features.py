@@ -68,9 +68,7 @@ def choice_names(variants: Sequence[str]) -> tuple[str, ...]:
 def observation_vector(observation: Observation, variants: Sequence[str]) -> np.ndarray:
     """Return the features of an observation, `[features]` in float32."""
     base = observation.candidates[0]
-    losses = {
-        c.action.variant: c.loss for c in observation.candidates if c.action.kv_budget is None
-    }
+    losses = {c.action.choice: c.loss for c in observation.candidates if c.action.kv_budget is None}
     return feature_vector(
         FeatureInputs(
             objectives=observation.objectives,
@@ -114,7 +112,7 @@ def feature_vector(inputs: FeatureInputs) -> np.ndarray:
 
 def open_choices(observation: Observation, variants: Sequence[str]) -> np.ndarray:
     """Return `[choices]` of bool: variants that are not blocked, and whether refusing is open."""
-    free = {c.action.variant for c in observation.candidates if c.blocked is None}
+    free = {c.action.choice for c in observation.candidates if c.blocked is None}
     return np.array([*(name in free for name in variants), may_refuse(observation)])
 
 
@@ -136,14 +134,15 @@ def is_too_late(objectives: Objectives, wait: float, rank: Callable[[], float]) 
     return wait > (MAX_WAIT - (MAX_WAIT - MAX_WAIT_LARGEST) * above_half) * ttft
 
 
-def largest_cache(observation: Observation, variant: str) -> Candidate:
-    """Return the variant's candidate with the largest cache that is not blocked.
+def largest_cache(observation: Observation, choice: str) -> Candidate:
+    """Return the candidate of a choice (`Action.choice`) with the largest cache not blocked.
 
-    If all are blocked, the one with the largest cache.
+    If all are blocked, the one with the largest cache. If the request leaves no such choice because
+    it names a reader, the first candidate.
     """
-    own = [c for c in observation.candidates if c.action.variant == variant]
+    own = [c for c in observation.candidates if c.action.choice == choice]
     free = [c for c in own if c.blocked is None]
-    return (free or own)[0]
+    return (free or own or observation.candidates)[0]
 
 
 def cheapest_action(observation: Observation) -> Action:

@@ -18,9 +18,11 @@ def choose_with_hysteresis(
 
     A pure function, so that a logged decision can be replayed. A pinned action is taken as it is.
     After a change of variant, the new one stays for `dwell` seconds, unless the shield blocks it or
-    the choice was random. If the reason is in `REFUSED`, the request is turned away: it would only
-    make a queue longer that is too long already. The reason is then `Reason.FLOOR` if the request's
-    quality floor blocks smaller variants.
+    the choice was random. Readers may change from one request to the next, since they give answers
+    no style of their own; a variant that stays reads as the policy would, where it can. If the
+    reason is in `REFUSED`, the request is turned away: it would only make a queue longer that is
+    too long already. The reason is then `Reason.FLOOR` if the request's quality floor blocks
+    smaller variants.
     """
     if observation.pinned is not None:
         return observation.pinned, Reason.PINNED
@@ -39,7 +41,8 @@ def choose_with_hysteresis(
     ]
     if not same_variant:
         return action, reason
-    return min(same_variant, key=loss_or_infinity).action, Reason.DWELL
+    same_reader = [c for c in same_variant if c.action.reader == action.reader]
+    return min(same_reader or same_variant, key=loss_or_infinity).action, Reason.DWELL
 
 
 def _wait_exceeds_ttft(observation: Observation) -> bool:

@@ -36,8 +36,8 @@ class LearnedPolicy:
         """Return the best open choice; if none is open, the base with its smallest cache."""
         is_open = open_choices(observation, self.variants)
         if not is_open.any():
-            base = observation.candidates[0].action.variant
-            of_base = [c for c in observation.candidates if c.action.variant == base]
+            base = observation.candidates[0].action.choice
+            of_base = [c for c in observation.candidates if c.action.choice == base]
             return of_base[-1].action, Reason.LEAST_BAD
         values = self.values(observation_vector(observation, self.variants))
         best = int(np.where(is_open, values, -np.inf).argmax())

@@ -56,14 +56,14 @@ class Action:
     reader: str | None = None
 
     @property
+    def choice(self) -> str:
+        """Variant and reader as text, whatever the KV budget: `base`, `base+read-70`."""
+        return self.variant if self.reader is None else f"{self.variant}+{self.reader}"
+
+    @property
     def label(self) -> str:
         """The action as text, for example `base`, `base+read-70` or `mix-80+read-70+kv-512`."""
-        parts = [self.variant]
-        if self.reader is not None:
-            parts.append(self.reader)
-        if self.kv_budget is not None:
-            parts.append(f"kv-{self.kv_budget}")
-        return "+".join(parts)
+        return self.choice if self.kv_budget is None else f"{self.choice}+kv-{self.kv_budget}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,8 @@ class Candidate:
     `loss` is in nats per token against the base, None if it was never measured. `cost` is the time
     that the request takes of a machine with full batches, over that by the base. `ttft`, `tpot` and
     `total` (to the end of the answer) are in seconds. `blocked` is the shield's constraint, None if
-    the action is allowed.
+    the action is allowed. `keeps_tasks` says that what stands in the prompt is found as by the base
+    (reading tasks, such as looking up a passkey), by measurement.
     """
 
     action: Action
@@ -99,6 +100,7 @@ class Candidate:
     tpot: float
     blocked: Constraint | None = None
     total: float = 0.0
+    keeps_tasks: bool = True
 
     def keeps(self, objectives: Objectives) -> bool:
         """Return whether all objectives for times are predicted to be kept."""
@@ -117,8 +119,9 @@ def loss_or_infinity(candidate: Candidate) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Everything that a decision depends on. The first candidate is the base without a budget.
+    """Everything that a decision depends on.
 
+    The first candidate is the base without a budget, in full unless the request names a reader.
     `wait` is the predicted time in the queue in seconds. Readings of the host are None where
     missing; `hot` says that the host is too hot, or slows down because of heat. `pinned` is the
     action that the request names. `held` is the variant that similar requests get at present,
@@ -147,6 +150,7 @@ class Observation:
 def read_observation(value: Mapping[str, Any]) -> Observation:
     """Return the observation that `dataclasses.asdict` made `value` of.
 
+    Logs from before there were readers lack some keys, which then have their defaults.
     Raises `KeyError`, `TypeError` or `ValueError` if it is something else.
     """
 

@@ -35,6 +35,9 @@ class RuleSettings:
 class RulePolicy:
     """Degrades answers no more than arriving work and queue require.
 
+    What keeps the reading tasks goes first: anything else, such as a reader that overlooks
+    passkeys, is used only where nothing that keeps them is in time and cheap enough.
+
     The mean cost of requests may be `(1 + gain * (target - wait / ttft)) / load`, relative to the
     base. The target queue is short enough for requests to be in time, and long enough to keep the
     machine busy. Only variants on the concave hull are used. Of the two around the mean cost, small
@@ -59,17 +62,20 @@ class RulePolicy:
                 c for c in observation.candidates if c.blocked is not Constraint.QUALITY_FLOOR
             ]
             return min(over_floor, key=_cache_then_loss).action, Reason.LEAST_BAD
-        affordable, reason = self._affordable(allowed, observation)
-        if not affordable:
+        fallback: Sequence[Candidate] = ()
+        for group in _by_tasks(allowed):
+            affordable, reason = self._affordable(group, observation)
+            in_time = [c for c in affordable if c.keeps(observation.objectives)]
+            if in_time:
+                best = min(in_time, key=loss_or_infinity)
+                if best is base:
+                    return best.action, Reason.BASE_FITS
+                return best.action, reason or _why_not_base(base, observation)
+            fallback = fallback or affordable
+        if not fallback:
             return min(allowed, key=_cost_then_loss).action, Reason.LEAST_BAD
-        in_time = [c for c in affordable if c.keeps(observation.objectives)]
-        if not in_time:
-            # An objective that no action can keep is no reason to lose quality as well.
-            return min(affordable, key=loss_or_infinity).action, Reason.LEAST_BAD
-        best = min(in_time, key=loss_or_infinity)
-        if best is base:
-            return best.action, Reason.BASE_FITS
-        return best.action, reason or _why_not_base(base, observation)
+        # An objective that no action can keep is no reason to lose quality as well.
+        return min(fallback, key=loss_or_infinity).action, Reason.LEAST_BAD
 
     def _affordable(
         self, allowed: Sequence[Candidate], observation: Observation
@@ -108,6 +114,12 @@ class RulePolicy:
             if observation.rank < share:
                 return [*below, above[0]]
         return below
+
+
+def _by_tasks(allowed: Sequence[Candidate]) -> list[Sequence[Candidate]]:
+    """Return what is tried in turn: the candidates that keep the reading tasks, then all."""
+    keeping = [c for c in allowed if c.keeps_tasks]
+    return [keeping, allowed] if 0 < len(keeping) < len(allowed) else [allowed]
 
 
 def _why_not_base(base: Candidate, observation: Observation) -> Reason:

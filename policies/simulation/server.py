@@ -22,6 +22,7 @@ from policies.simulation.host import MAINS, HostScenario, SimulatedHost
 from policies.simulation.outcome import Outcome
 from policies.simulation.profile import Profile
 from policies.simulation.traffic import Arrival
+from pruners.variant import BASE
 
 DWELL_SECONDS = 1.0
 """The server's default."""
@@ -179,6 +180,7 @@ class SimulatedServer:
             lambda cached, loss: check_constraints(
                 cached, self._kv_free(), loss, self.objectives.max_loss
             ),
+            (BASE,),
         )
         rank, charge = known.sizes.rank(request.work), self.host.charge
         held, held_seconds = known.dwell.current(self.objectives, rank)

@@ -116,9 +116,16 @@ class Service:
         prompts = valid.parsed.prompts
         text = max((prompt.text for prompt in prompts), key=len)
         features = self._analyzer(text)
-        prompt_tokens = len(valid.longest_prompt.tokens)
+        tokens = valid.longest_prompt.tokens
         decision = self.controller.decide(
-            IncomingRequest(features, prompt_tokens, valid.max_tokens, valid.preferences, reusable)
+            IncomingRequest(
+                features,
+                len(tokens),
+                valid.max_tokens,
+                valid.preferences,
+                reusable,
+                self.controller.catalogue.full_from(tokens),
+            )
         )
         return ActiveRequest(
             request_id=request_id,

@@ -4,6 +4,7 @@ import pytest
 
 from controller import EngineStatus, SequenceStatus
 from controller.forecast import Forecast
+from controller.reading import IncomingPrompt, ServedChoice
 from policies.candidates import RequestTokens
 from tests.support.step_times import BASE, HALF, SHALLOW, fitted_model
 
@@ -20,7 +21,11 @@ def at_most(tokens):
 
 def forecasts(forecast, variants, prompt, cached_prefix=None):
     tokens = RequestTokens(prompt, 100)
-    return list(forecast.by_variant(variants, tokens, cached_prefix or {}).values())
+    choices = [ServedChoice(variant) for variant in variants]
+    reusable = {(name, None): count for name, count in (cached_prefix or {}).items()}
+    work = forecast.work(BASE, tokens, reusable.get((BASE.name, None), 0))
+    incoming = IncomingPrompt(prompt, reusable)
+    return list(forecast.by_choice(choices, tokens, incoming, work).values())
 
 
 def test_nobody_waits_while_a_slot_is_free():

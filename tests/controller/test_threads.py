@@ -13,6 +13,7 @@ from controller import SequenceStatus, StepRecord
 from controller.engine_status import EngineStatus
 from controller.forecast import Forecast
 from controller.quality_guard import QualityGuard
+from controller.reading import IncomingPrompt, ServedChoice
 from policies.candidates import RequestTokens
 from tests.support.controlled_host import ControlledHost, decide
 from tests.support.step_times import BASE, HALF, SHALLOW, fitted_model, measured_step
@@ -20,6 +21,7 @@ from tests.support.step_times import BASE, HALF, SHALLOW, fitted_model, measured
 SECONDS = 0.4
 TOKENS = RequestTokens(300, 100)
 VARIANTS = (BASE, HALF, SHALLOW)
+CHOICES = [ServedChoice(variant) for variant in VARIANTS]
 STEPS = [
     measured_step([(variant, rows, 50 * rows)], rows) for variant in VARIANTS for rows in (1, 4, 64)
 ]
@@ -77,8 +79,9 @@ def test_a_forecast_does_not_change_while_steps_are_observed():
 
     def read() -> None:
         forecast = Forecast(model.now, STATUS, lambda limit: min(limit, 90))
-        first = forecast.by_variant(VARIANTS, TOKENS, {})
-        second = forecast.by_variant(VARIANTS, TOKENS, {})
+        prompt = IncomingPrompt(TOKENS.prompt)
+        first = forecast.by_choice(CHOICES, TOKENS, prompt, 1.0)
+        second = forecast.by_choice(CHOICES, TOKENS, prompt, 1.0)
         assert first == second
         assert all(
             math.isfinite(value) and value > 0

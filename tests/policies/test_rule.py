@@ -1,6 +1,7 @@
 """The rule policy as a pure function: what it sees decides what it answers."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -13,7 +14,9 @@ from policies import (
     Reason,
     RulePolicy,
     StaticPolicy,
+    read_observation,
 )
+from policies.hysteresis import choose_with_hysteresis
 
 BASE = Action("base")
 SIZES = [("base", 0.0, 1.0), ("ffn-87.5", 0.2, 0.92), ("depth-24", 0.9, 0.8), ("ffn-50", 1.7, 0.7)]
@@ -169,3 +172,65 @@ def test_a_deadline_is_kept_by_the_least_cut_that_does():
 def test_heat_and_thrift_cut_as_a_low_battery_does(change, reason):
     assert RulePolicy().choose(replace(observe(), **change)) == (Action("depth-24"), reason)
     assert RulePolicy().choose(replace(observe(), hot=False)) == (BASE, Reason.BASE_FITS)
+
+
+READERS = [
+    (Action("base"), 0.0, 1.0, 0.9, True),
+    (Action("base", None, "read-70"), 0.03, 0.75, 0.6, True),
+    (Action("base", None, "read-40"), 0.02, 0.5, 0.3, False),  # loses less, but not on tasks
+    (Action("mix-80"), 0.8, 0.8, 0.7, False),
+]
+
+
+def with_readers(**changes):
+    return observe(
+        candidates=[
+            Candidate(action, loss, cost, ttft, 0.02, None, 1.0, keeps)
+            for action, loss, cost, ttft, keeps in READERS
+        ],
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "action", "reason"),
+    [
+        ({}, Action("base"), Reason.BASE_FITS),
+        ({"ttft": 0.7}, Action("base", None, "read-70"), Reason.TTFT),
+        ({"ttft": 0.5}, Action("base", None, "read-40"), Reason.TTFT),
+        ({"ttft": 0.1}, Action("base"), Reason.LEAST_BAD),
+        ({"wait": 0.25, "demand": 1.2}, Action("base", None, "read-70"), Reason.QUEUE),
+        ({"wait": 0.25, "demand": 1.2, "rank": 0.2}, Action("base"), Reason.BASE_FITS),
+        ({"wait": 0.25, "demand": 1.9}, Action("base", None, "read-40"), Reason.QUEUE),
+        ({"battery": 0.2}, Action("base", None, "read-70"), Reason.BATTERY),
+    ],
+)
+def test_what_keeps_tasks_goes_before_what_loses_less(seen, action, reason):
+    assert RulePolicy().choose(with_readers(**seen)) == (action, reason)
+
+
+def test_a_variant_that_stays_reads_as_the_policy_wants():
+    """At a queue the policy wants mix-80; the base, which dwells, reads by its reader instead."""
+    wanted = Action("mix-80", None, "read-40")
+    cheap = Candidate(wanted, 0.82, 0.4, 0.3, 0.02, keeps_tasks=False)
+    seen = with_readers(wait=0.25, demand=2.4)
+    seen = replace(seen, candidates=(*seen.candidates, cheap), held="base", held_seconds=0.5)
+    assert choose_with_hysteresis(seen, RulePolicy(), 0.0) == (wanted, Reason.QUEUE)
+    kept = choose_with_hysteresis(seen, RulePolicy(), 1.0)
+    assert kept == (Action("base", None, "read-40"), Reason.DWELL)
+    held = replace(with_readers(ttft=0.7), held="base", held_seconds=0.0)
+    assert choose_with_hysteresis(held, RulePolicy(), 1.0)[1] is Reason.TTFT, "readers do not dwell"
+    without = replace(seen, candidates=(*seen.candidates[:2], cheap))
+    assert choose_with_hysteresis(without, RulePolicy(), 1.0) == (Action("base"), Reason.DWELL)
+
+
+def test_static_takes_a_variant_with_its_reader():
+    assert StaticPolicy("base+read-40").choose(with_readers())[0] == Action("base", None, "read-40")
+
+
+def test_a_log_from_before_there_were_readers_is_read():
+    seen = observe()
+    record = json.loads(json.dumps(asdict(seen)))
+    for candidate in record["candidates"]:
+        del candidate["keeps_tasks"], candidate["action"]["reader"]
+    assert read_observation(record) == seen

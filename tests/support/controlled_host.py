@@ -12,8 +12,10 @@ from controller import (
     SequenceStatus,
     StatusSources,
 )
+from controller.reading import ServedReader
 from controller.sensitivity import Sensitivity
 from policies import Objectives, RulePolicy
+from pruners.reading.reader import PromptReader
 from pruners.variant import BASE as BASE_NAME
 from telemetry import Snapshot, present
 from tests.support.step_times import BASE, HALF, SHALLOW, fitted_model
@@ -54,6 +56,12 @@ class ControlledHost:
             kv_budgets=(512,),
             variant_loss={"ffn-50": 1.5, "depth-9": 0.7},
             kv_loss={512: 0.1},
+            readers={
+                "read-70": ServedReader(PromptReader("read-70", 8), 0.03),
+                "read-40": ServedReader(PromptReader("read-40", 4), 0.2, ((256, 0.3), (1024, 0.1))),
+            },
+            pairs=(("depth-9", "read-40"),),
+            keep_tasks=frozenset([BASE_NAME, "base+read-70"]),
         )
         controller = Controller(
             catalogue,

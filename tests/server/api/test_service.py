@@ -50,6 +50,7 @@ class _Engine:
 class _Controller:
     def __init__(self, reason=Reason.TTFT, action=Action("small")):  # noqa: B008
         self.decisions, self.reason, self.action = 0, reason, action
+        self.catalogue = SimpleNamespace(full_from=lambda tokens: {"read-70": len(tokens)})
 
     def decide(self, arrival):
         self.arrival = arrival
@@ -101,6 +102,7 @@ def test_each_prompt_brings_what_is_cached_of_it_for_the_chosen_variant():
     assert [request.reusable for request in engine.requests] == [2, 2, 3, 3, 0, 0]
     assert controller.arrival.reusable == _CACHED[3], "of the longest prompt"
     assert controller.arrival.prompt_tokens == 3
+    assert controller.arrival.full_from == {"read-70": 3}
 
 
 @pytest.mark.parametrize(
