@@ -73,6 +73,7 @@ def _run(steps: BuildSteps, model_name: str) -> Artefact:
     evaluation = steps.measure_quality(variants)
     every = (base_spec(located.shape), *specs)
     cost = {s.name: compute_cost(s, variants.corrections_of(s), located) for s in every}
+    fitted = steps.fit_readers()
     points = _points(steps, every, cost, evaluation.quality)
     names = [n for n in (points if recipe.keep_all else pareto_front(points)) if n != BASE]
     return Artefact(
@@ -90,7 +91,11 @@ def _run(steps: BuildSteps, model_name: str) -> Artefact:
             quality={name: evaluation.quality[name] for name in names},
             kv_quality=steps.measure_kv_budgets(),
             cost={name: cost[name] for name in (BASE, *names)},
+            reader_quality=fitted.quality,
+            reader_cost=fitted.cost,
         ),
+        readers=fitted.readers,
+        maps=fitted.maps,
         provenance={
             "versions": {name: _version(name) for name in ("trimtab", "torch", "transformers")},
             "recipe": asdict(recipe),
@@ -103,6 +108,7 @@ def _run(steps: BuildSteps, model_name: str) -> Artefact:
                 for name, (_, kl) in points.items()
                 if name not in (BASE, *names)
             },
+            **fitted.provenance(),
         },
     )
 

@@ -1,13 +1,15 @@
 """What to build."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pruners.allocation import ffn_levels, kv_levels
 from pruners.architecture import Shape
 from pruners.importance import make_scorer
 from pruners.kv import make_eviction
+from pruners.kv.base import SINK_TOKENS
+from pruners.reading.reader import PromptReader
 from pruners.support.errors import UserError
 from pruners.variant import Part, VariantSpec, depth_spec, intersect, width_spec
 
@@ -17,6 +19,58 @@ class BuildError(UserError):
 
 
 Budget = Literal["bytes", "latency"]
+_TYPICAL_PROMPT = 512  # tokens; readers are named after what they take of it
+_NAMES_SHARE = 0.2  # of usual text are numbers and capitalised words
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderPlan:
+    """A reader to fit: `depth` in layers, or below 1 as a share of the model's layers.
+
+    `last` tokens and, with `names`, numbers and capitalised words are read in full. Without a
+    `name` it is called after its share of the base's multiply-adds for a typical prompt, such as
+    `read-70`.
+    """
+
+    depth: float
+    last: int = 16
+    names: bool = False
+    name: str | None = None
+
+    def make(self, shape: Shape) -> PromptReader:
+        """Return the reader for a model of this shape. Raises `BuildError`."""
+        depth = self.depth
+        if 0 < depth < 1:
+            depth = min(max(round(depth * shape.layers), 1), shape.layers - 1)
+        if not 0 < depth < shape.layers or depth != int(depth) or self.last < 1:
+            raise BuildError(
+                f"recipe: a reader of depth {self.depth:g} with {self.last} last tokens does not "
+                f"go with the model's {shape.layers} layers"
+            )
+        full = SINK_TOKENS + self.last
+        full += self.names * round(_NAMES_SHARE * (_TYPICAL_PROMPT - full))
+        reader = PromptReader("", int(depth), self.last, self.names)
+        share = reader.cost(shape, _TYPICAL_PROMPT, min(full, _TYPICAL_PROMPT))
+        return replace(reader, name=self.name or f"read-{100 * share:.0f}")
+
+
+def make_readers(plans: Sequence[ReaderPlan], shape: Shape) -> dict[str, PromptReader]:
+    """Return the readers of a model by name; none for a model of one layer.
+
+    Plans that come to the same reader are one. Raises `BuildError`.
+    """
+    found: dict[str, PromptReader] = {}
+    for plan in plans if shape.layers > 1 else ():
+        reader = plan.make(shape)
+        if any(replace(reader, name=name) == one for name, one in found.items()):
+            continue
+        if reader.name in found:
+            raise BuildError(f"recipe: two readers are named '{reader.name}'; name them yourself")
+        found[reader.name] = reader
+    return found
+
+
+DEFAULT_READERS = (ReaderPlan(2 / 3), ReaderPlan(0.4, names=True), ReaderPlan(1 / 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +88,7 @@ class Recipe:
     variant; with `materialised`, a variant gets refitted matrices of its own. `kv_budgets` are in
     tokens, measured on the base over rows of twice their length. `calibration_tokens` rank units
     and fit corrections; `selection_tokens` of rows that no fit sees choose layers and widths.
+    `readers` are fitted on `reader_tokens`; those that are the same in a shallow model are one.
     """
 
     ffn_keep: tuple[float, ...] = ()
@@ -50,6 +105,8 @@ class Recipe:
     kv_budgets: tuple[int, ...] = (1024, 512, 256)
     calibration_tokens: int = 16_384
     selection_tokens: int = 2_048
+    readers: tuple[ReaderPlan, ...] = DEFAULT_READERS
+    reader_tokens: int = 32_768
     seed: int = 0
 
     def check(self, shape: Shape) -> None:
@@ -74,6 +131,9 @@ class Recipe:
             raise BuildError("recipe: calibration and selection need at least 2 tokens")
         if self.rank < 0 or self.search < 0:
             raise BuildError("recipe: rank and search cannot be negative")
+        make_readers(self.readers, shape)
+        if self.reader_tokens < 256:
+            raise BuildError("recipe: readers need at least 256 tokens")
 
     def deepest(self) -> int:
         """Return the largest number of layers that a variant skips."""

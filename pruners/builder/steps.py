@@ -19,7 +19,8 @@ from pruners.allocation import (
 from pruners.allocation.depth import order_layers_to_skip
 from pruners.architecture import LocatedModel
 from pruners.artefact.table import Quality
-from pruners.builder.recipe import BuildError, Recipe
+from pruners.builder.readers import FittedReaders, ReadingText, fit_readers
+from pruners.builder.recipe import BuildError, Recipe, make_readers
 from pruners.builder.selection import SelectedCorrections, Selection, count_parameters_read
 from pruners.correction import Corrections, from_tensors, to_tensors
 from pruners.data.rows import held_out_rows, sample_rows
@@ -37,12 +38,16 @@ from pruners.variant import VariantSpec, base_spec
 
 @dataclass(frozen=True, slots=True)
 class BuildRows:
-    """Calibration and held-out rows (1-D token ids, ragged or not), and in words what they are."""
+    """Calibration and held-out rows (1-D token ids, ragged or not), and in words what they are.
+
+    Readers are fitted on `reading`; without it there are none.
+    """
 
     calibration: Sequence[torch.Tensor]
     held_out: Sequence[torch.Tensor]
     calibration_source: str
     held_out_source: str
+    reading: ReadingText | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +213,16 @@ class BuildSteps:
             self.rows.held_out,
             progress=self.options.progress,
             checkpoint=self.options.checkpoint,
+        )
+
+    def fit_readers(self) -> FittedReaders:
+        """Return the recipe's readers; none without text for them, or for an encoder."""
+        text = self.rows.reading
+        if text is None or not self.located.causal:
+            return FittedReaders()
+        readers = make_readers(self.recipe.readers, self.located.shape)
+        return fit_readers(
+            self.located, readers, text, self.options.checkpoint, self.options.progress
         )
 
     def measure_kv_budgets(self) -> dict[int, Quality]:

@@ -11,6 +11,8 @@ from server.engine.loading.source import DEFAULT_MODEL
 if TYPE_CHECKING:
     import torch
 
+    from pruners.builder.recipe import ReaderPlan
+
 _TEXT = "a text, .jsonl or .csv file, or hf:NAME[:SPLIT[:COLUMN]] for a Hugging Face data set"
 
 
@@ -34,6 +36,17 @@ Analyzer = Annotated[
     Literal["patterns", "nltk", "spacy"],
     typer.Option(help="What analyzes prompts; it should be what the server uses."),
 ]
+Readers = Annotated[
+    str | None,
+    typer.Option(
+        help="How prompts may be read: the layers that a token runs through, or below 1 their "
+        "share; `+names` reads numbers and capitalised words in full. Without: "
+        "0.667,0.4+names,0.333."
+    ),
+]
+ReaderTokens = Annotated[
+    int | None, typer.Option(min=256, help="Tokens to fit readers on. Without: 32768.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 
 
@@ -52,6 +65,24 @@ def parse_shares(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise UsageError(f"--shares {text} is no list of shares such as 0.9,0.7") from error
+
+
+def parse_readers(text: str) -> "tuple[ReaderPlan, ...]":
+    """Return the readers in a list such as `20,10+names`. Raises `UsageError`."""
+    from pruners.builder.recipe import ReaderPlan
+
+    found = []
+    for part in parse_names(text):
+        depth, plus, kind = part.partition("+")
+        try:
+            if plus and kind != "names":
+                raise ValueError
+            found.append(ReaderPlan(float(depth), names=bool(plus)))
+        except ValueError as error:
+            raise UsageError(
+                f"--readers {text} is no list of layers such as 20,10+names"
+            ) from error
+    return tuple(found)
 
 
 def parse_device(name: str) -> "torch.device":

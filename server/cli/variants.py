@@ -1,4 +1,4 @@
-"""The commands that make variants: build, recover and export."""
+"""The commands that make variants and readers: build, readers, recover and export."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,9 +10,12 @@ from server.cli.options import (
     ArtefactFolder,
     Model,
     OptionalArtefactFolder,
+    Readers,
+    ReaderTokens,
     Seed,
     parse_device,
     parse_names,
+    parse_readers,
     parse_shares,
 )
 from server.engine.loading.source import DEFAULT_MODEL
@@ -79,13 +82,15 @@ def build(
     keep_all: Annotated[
         bool, typer.Option(help="Keep variants that cost more and lose more than others, too.")
     ] = False,
+    readers: Readers = None,
+    reader_tokens: ReaderTokens = None,
     device: Annotated[
         str | None,
         typer.Option(help="Device that computes one layer at a time, such as cuda. Without: cpu."),
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Rank, cut, correct and measure variants of a model, into a folder that the server reads.
+    """Make variants and readers of a model and measure them, into a folder that the server reads.
 
     An interrupted build goes on where it stopped.
     """
@@ -99,6 +104,8 @@ def build(
         "budget": budget,
         "importance": importance,
         "rank": rank,
+        "readers": None if readers is None else parse_readers(readers),
+        "reader_tokens": reader_tokens,
     }
     recipe = Recipe(
         search=search,
@@ -111,7 +118,50 @@ def build(
     corpus = None if text is None else read_corpus(text)
     layer_device = None if device is None else parse_device(device)
     artefact = build_artefact(model, out, corpus, recipe, layer_device)
-    typer.echo(f"{out}: {len(artefact.variants)} variants of {artefact.model_name}")
+    typer.echo(
+        f"{out}: {len(artefact.variants)} variants and {len(artefact.readers)} readers of "
+        f"{artefact.model_name}"
+    )
+
+
+@app.command("readers")
+def fit_readers(
+    artefact: ArtefactFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write. Without: the artefact's own.")
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    readers: Readers = None,
+    tokens: ReaderTokens = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to fit on. Without: text that the model itself writes. " + TEXT_HELP
+        ),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Fit and measure the readers of an artefact, in place of those that it has.
+
+    An interrupted call goes on where it stopped.
+    """
+    from pruners.data.corpus import read_corpus
+    from server.jobs.readers import ReadersRequest, replace_readers
+
+    given: dict[str, Any] = {
+        "plans": None if readers is None else parse_readers(readers),
+        "tokens": tokens,
+        "corpus": None if text is None else read_corpus(text),
+    }
+    request = ReadersRequest(
+        seed=seed, **{name: value for name, value in given.items() if value is not None}
+    )
+    made = replace_readers(model, artefact, out or artefact, request)
+    for name, quality in made.table.reader_quality.items():
+        cost, whole = made.table.reader_cost[name], quality["all"]
+        typer.echo(
+            f"{name}: {cost.share:.2f} of the reading, KL {whole.kl:.3f} ±{whole.half_width:.3f}"
+        )
 
 
 @app.command()

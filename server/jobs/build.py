@@ -1,11 +1,12 @@
 """`trimtab build`: makes an artefact of a model, calibrated on given or self-generated text."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase
 
 from pruners.allocation import LatencyCost
 from pruners.architecture import locate
@@ -28,6 +29,7 @@ from server.engine.loading.load import (
 )
 from server.engine.loading.source import model_name, resolve_model
 from server.jobs.job_setup import SELF_GENERATED, TokenRows, checkpoint_folder
+from server.jobs.readers import GivenText, ReadersRequest, make_reading_text
 from server.jobs.self_generated_text import SelfGeneratedText
 from server.jobs.step_timing import block_latency
 
@@ -89,11 +91,13 @@ def _corpus_rows(source: Path, corpus: Corpus, recipe: Recipe) -> BuildRows:
     calibration_row, held_out_row = _row_tokens(recipe)
     tokenizer = load_tokenizer(source)
     first, rest = corpus.split(_CALIBRATION_SHARE)
-    return _build_rows(
+    rows = _build_rows(
         first.rows(tokenizer, calibration_row, recipe.calibration_tokens),
         rest.rows(tokenizer, held_out_row, _HELD_OUT_ROWS * held_out_row),
         corpus.name,
     )
+    given = first.rows(tokenizer, held_out_row, recipe.reader_tokens)
+    return _with_reading_text(rows, given, tokenizer, source, recipe)
 
 
 def _self_generated_rows(
@@ -105,7 +109,22 @@ def _self_generated_rows(
     count = _HELD_OUT_ROWS + -(-recipe.calibration_tokens // held_out_row)
     rows = text.rows(count, held_out_row, recipe.seed)
     calibration = [part for row in rows[_HELD_OUT_ROWS:] for part in row.split(calibration_row)]
-    return _build_rows(calibration, rows[:_HELD_OUT_ROWS], SELF_GENERATED)
+    built = _build_rows(calibration, rows[:_HELD_OUT_ROWS], SELF_GENERATED)
+    given = rows[_HELD_OUT_ROWS:]
+    return _with_reading_text(built, given, load_tokenizer(source), source, recipe)
+
+
+def _with_reading_text(
+    rows: BuildRows,
+    given: TokenRows,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Path,
+    recipe: Recipe,
+) -> BuildRows:
+    vocab = locate(load_outline(source)).shape.vocab
+    text = GivenText(given, list(rows.held_out), rows.calibration_source)
+    request = ReadersRequest(recipe.readers, recipe.reader_tokens, seed=recipe.seed)
+    return replace(rows, reading=make_reading_text(tokenizer, vocab, text, request))
 
 
 def _build_rows(calibration: TokenRows, held_out: TokenRows, name: str) -> BuildRows:

@@ -197,6 +197,7 @@ def _with_measurements(
         tasks={},  # they were of the corrections before; `trimtab evaluate` measures them again
         speed={},
         samples={},
+        reading_tasks={},
     )
     return replace(artefact, table=table)
 

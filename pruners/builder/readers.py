@@ -1,0 +1,79 @@
+"""Readers of an artefact: their maps are fitted, and what they lose is measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from pruners.architecture import LocatedModel
+from pruners.artefact.table import ReaderCost, ReaderQuality
+from pruners.data.rows import describe_rows
+from pruners.evaluation.reading_quality import PromptAnswer, ReaderSet, measure_readers
+from pruners.reading.fit import fit_maps
+from pruners.reading.maps import KVMaps, from_tensors
+from pruners.reading.reader import PromptReader
+from pruners.support.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingText:
+    """What readers are fitted on and measured on.
+
+    `rows` are 1-D token ids, which `source` describes; `answers` are of other text. `names` says
+    which tokens are numbers or capitalised words, bool `[vocab]`.
+    """
+
+    rows: Sequence[torch.Tensor]
+    answers: Sequence[PromptAnswer]
+    names: torch.Tensor
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class FittedReaders:
+    """Readers by name, their maps by depth as stored, and what was measured; by default none."""
+
+    readers: dict[str, PromptReader] = field(default_factory=dict)
+    maps: dict[int, KVMaps] = field(default_factory=dict)
+    quality: dict[str, dict[str, ReaderQuality]] = field(default_factory=dict)
+    cost: dict[str, ReaderCost] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return the entry of an artefact's provenance: the text that they were fitted on."""
+        return {"readers": self.text} if self.readers else {}
+
+
+def fit_readers(
+    located: LocatedModel,
+    readers: dict[str, PromptReader],
+    text: ReadingText,
+    checkpoint: Checkpoint,
+    progress: Progress | None = None,
+) -> FittedReaders:
+    """Fit the maps of all readers and measure what they lose, in 8 bits as they are stored.
+
+    Nothing is measured on fewer than two answers. What is finished is in the checkpoint. Raises
+    `ValueError` for a reader that does not fit.
+    """
+    if not readers:
+        return FittedReaders()
+    depths = sorted({reader.depth for reader in readers.values()})
+
+    def compute() -> dict[str, torch.Tensor]:
+        state = checkpoint.file_path("reader sums.safetensors")
+        fitted = fit_maps(located, text.rows, depths, progress=progress, state=state)
+        tensors: dict[str, torch.Tensor] = {}
+        for maps in fitted.values():
+            tensors |= maps.to_tensors()
+        return tensors
+
+    maps = from_tensors(checkpoint.get_or_compute_tensors(f"reader maps {depths}", compute))
+    described = describe_rows(text.rows, text.source)
+    if len(text.answers) < 2:
+        return FittedReaders(readers, maps, text=described)
+    reader_set = ReaderSet(readers, maps, text.names)
+    measured = measure_readers(located, reader_set, text.answers, checkpoint, progress)
+    return FittedReaders(readers, maps, measured.quality, measured.cost, described)

@@ -1,0 +1,115 @@
+"""`trimtab readers` and the readers of `trimtab build` as a user runs them, on a tiny model."""
+
+import json
+
+import pytest
+import torch
+
+from pruners.artefact.folder import load_artefact
+from pruners.builder.pipeline import build
+from pruners.builder.recipe import Recipe
+from pruners.builder.steps import BuildRows
+from server.engine.loading.load import load_transformers
+from server.jobs import readers as job
+from tests.support.commands import one_line, trimtab
+from tests.support.models import random_rows
+from tests.support.tiny import save_tiny
+
+RECIPE = Recipe(ffn_keep=(0.67,), shares=(), kv_budgets=(), rank=4, keep_all=True)
+TEXT = "the quick brown fox jumps over the lazy dog "
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory):
+    """A tiny model, an artefact of it without readers, and a text."""
+    root = tmp_path_factory.mktemp("reading")
+    folder = save_tiny(root / "mine")
+    rows = BuildRows(random_rows(6, (40,)), random_rows(2, (70,), seed=4), "random", "other")
+    build(load_transformers(folder, torch.float32), "mine", rows, RECIPE).save(root / "artefact")
+    texts = [{"text": TEXT * (4 + number)} for number in range(40)]
+    (root / "text.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIMTAB_CACHE", str(root / "cache"))
+        yield root
+
+
+def fit(root, *options: object):
+    return trimtab(
+        "readers", "--model", root / "mine", "--artefact", root / "artefact", "--tokens", 1500,
+        *options,
+    )  # fmt: skip
+
+
+def test_readers_are_added_and_replaced_and_all_else_stays(root):
+    done = fit(root, "--text", root / "text.jsonl", "--out", root / "read")
+    assert done.returncode == 0, done.stderr
+    before, found = load_artefact(root / "artefact"), load_artefact(root / "read")
+    assert [one.depth for one in found.readers.values()] == [2, 1, 1]
+    assert found.maps.keys() == {1, 2}
+    assert found.table.reader_quality.keys() == found.table.reader_cost.keys()
+    assert found.table.quality == before.table.quality
+    assert found.variants == before.variants
+    assert "text.jsonl" in found.provenance["readers"]["source"]
+    assert len(done.stdout.splitlines()) == 3
+    assert not list(root.glob(".read*"))
+
+    again = trimtab(
+        "readers", "--model", root / "mine", "--artefact", root / "read", "--readers", "2+names",
+        "--tokens", 1500, "--text", root / "text.jsonl",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    replaced = load_artefact(root / "read")
+    (only,) = replaced.readers.values()
+    assert (only.depth, only.names) == (2, True)
+    assert replaced.maps.keys() == {2}
+    assert torch.equal(replaced.maps[2].weight, found.maps[2].weight)
+
+
+def test_the_base_writes_the_text_if_there_is_none(root, monkeypatch):
+    monkeypatch.setattr(job, "_ROW_TOKENS", 300)
+    done = fit(root, "--readers", "2", "--out", root / "own")
+    assert done.returncode == 0, done.stderr
+    found = load_artefact(root / "own")
+    assert "sampled from the base" in found.provenance["readers"]["source"]
+    assert next(iter(found.table.reader_quality.values()))["all"].prompts >= 8
+
+
+def test_build_fits_readers(root):
+    done = trimtab(
+        "build", "--model", root / "mine", "--out", root / "built", "--text", root / "text.jsonl",
+        "--tokens", 600, "--shares", "0.8", "--readers", "2,1+names", "--reader-tokens", 1500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 readers" in done.stdout
+    found = load_artefact(root / "built")
+    assert [one.names for one in found.readers.values()] == [False, True]
+    assert found.table.reader_quality.keys() == found.readers.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--readers", "3"], "does not go with the model's 3 layers"),
+        (["--readers", "nan"], "a reader of depth nan"),
+        (["--readers", "inf"], "a reader of depth inf"),
+        (["--readers", "two"], "--readers two is no list of layers"),
+        (["--readers", "2+more"], "no list of layers"),
+        (["--artefact", "nothing"], "nothing"),
+        (["--text", "nothing.txt"], "nothing.txt"),
+        (["--tokens", "12"], "256"),
+    ],
+)
+def test_refuses_in_one_line(root, options, says):
+    done = trimtab(
+        "readers", "--model", root / "mine", "--artefact", root / "artefact", "--out",
+        root / "none", *options,
+    )  # fmt: skip
+    one_line(done, says)
+    assert not list(root.glob("none*"))
+    assert not list(root.glob(".none*"))
+
+
+def test_refuses_an_artefact_of_another_model(root, tmp_path):
+    other = save_tiny(tmp_path / "other", seed=1)
+    done = trimtab("readers", "--model", other, "--artefact", root / "artefact")
+    one_line(done, "built for 'mine'")
