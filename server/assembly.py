@@ -4,6 +4,7 @@ Nothing here knows of HTTP; `server/app.py` adds the routes.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 from prometheus_client import CollectorRegistry
 
@@ -15,6 +16,7 @@ from controller import (
     StepTimeModel,
 )
 from controller.audit import AuditLog
+from controller.engine_status import shallow_part
 from policies import ExploringPolicy, Objectives, Policy
 from policies.registry import named_policy
 from pruners.artefact.table import Table
@@ -149,7 +151,7 @@ def build_controller(
     """Return the controller of the settings; its step-time model is not fitted yet."""
     predictor = open_sensitivity(model, settings.artefact)
     return Controller(
-        build_catalogue(model, settings.kv_budgets, predictor),
+        build_catalogue(model, settings.kv_budgets, predictor, settings.tasks_floor),
         step_time_model(model),
         make_policy(model, settings),
         StatusSources(engine.status, monitoring.snapshot),
@@ -174,11 +176,17 @@ def default_objectives(settings: Settings) -> Objectives:
 
 
 def step_time_model(model: LoadedModel) -> StepTimeModel:
-    """Return a model of how long steps take, not fitted, that knows what each variant reads."""
-    table = Table() if model.artefact is None else model.artefact.table
-    return StepTimeModel(
-        model.weights.shape, {name: cost.correction_parameters for name, cost in table.cost.items()}
-    )
+    """Return a model of how long steps take, not fitted, that knows what each variant reads.
+
+    A shallow token also multiplies the maps of its reader.
+    """
+    table, shape = Table() if model.artefact is None else model.artefact.table, model.weights.shape
+    own = {name: cost.correction_parameters for name, cost in table.cost.items()}
+    for reader, variant in product(model.readers.values(), model.variants.values()):
+        maps = (shape.layers - reader.depth) * shape.hidden * 2 * shape.kv_groups * shape.head_dim
+        corrections = own.get(variant.name, 0) * reader.depth // shape.layers
+        own[shallow_part(variant, reader.depth).name] = maps + corrections
+    return StepTimeModel(shape, own)
 
 
 def make_policy(model: LoadedModel, settings: Settings) -> Policy:

@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     refuse_late: bool = False
     """Whether to answer with status 503 if the queue is too long for `ttft_ms`; large requests are
     refused first."""
+    tasks_floor: float = Field(default=0.9, ge=0, le=1)
+    """Share of what the base finds in prompts, in passkeys and look-ups, that a reader has to find
+    to be used before anything else is."""
     save_energy: bool = False
     """Whether to decide as if the battery were low, always."""
     analyzer: Literal["patterns", "nltk", "spacy"] = "patterns"
