@@ -229,6 +229,7 @@ class Scheduler:
             depths = sequence.history_depths
         else:
             depths = self.reading.of(request.prompt, request.reader)
+        cache.depths = depths
         copied = b""
         if request.takes_prefix and not sequence.cache_is_mixed:
             wanted = WantedPrefix(request.variant, sequence.history, depths, exact=again)

@@ -1,9 +1,11 @@
 """Drops tokens from a sequence's cache to keep its KV budget: after the prompt, then at intervals.
 
-A prompt that does not fit as a whole is evicted from after every chunk, too.
+A prompt that does not fit as a whole is evicted from after every chunk, too. Layers through which
+the latest token of the prompt did not run have no query to choose by: they keep the latest tokens.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pruners.architecture import Shape
-from pruners.kv import RECENT_QUERIES, CachedTokens, Eviction
+from pruners.kv import RECENT_QUERIES, CachedTokens, Eviction, StreamingLLM
 from pruners.variant import VariantSpec
 from server.engine.cache.sequence_cache import SequenceCache
 
@@ -76,17 +78,18 @@ def _slots_to_retain(
 ) -> Tensor:
     """Return slots to retain, int64 `[layers, count]`.
 
-    Layers of the same rotary kind and width are scored together.
+    Layers of the same rotary kind and width that have the same queries are scored together.
     """
     shape = tables.shape
     # A scorer that looks at positions only is given empty keys, since reading them takes time.
     keys, values = cache.read() if eviction.scorer.needs_keys else cache.read(0)
     queries = _latest_queries(cache, shape)
     retained = torch.empty(shape.layers, count, dtype=torch.long)
-    alike: dict[tuple[str | None, int], list[int]] = {}
+    alike: dict[tuple[str | None, int, int], list[int]] = {}
     for index, kind in enumerate(tables.rope_kinds):
-        alike.setdefault((kind, variant.kv_groups[index]), []).append(index)
-    for (kind, groups), layers in alike.items():
+        known = 0 if cache.queries is None else cache.latest_queries(index)
+        alike.setdefault((kind, variant.kv_groups[index], known), []).append(index)
+    for (kind, groups, known), layers in alike.items():
         if groups == 0:  # the variant skips this attention: nothing is cached
             retained[layers] = torch.arange(cache.cached - count, cache.cached)
             continue
@@ -94,12 +97,14 @@ def _slots_to_retain(
             positions=cache.cached_positions()[layers].to(keys.device),
             keys=keys[layers, :groups],
             values=values[layers, :groups],
-            queries=queries[layers, : groups * shape.queries_per_group],
+            queries=queries[layers, : groups * shape.queries_per_group, queries.shape[2] - known :],
             last_position=cache.processed - 1,
             scale=tables.softmax_scale,
             rope=partial(_cos_and_sin, tables, kind),
         )
-        retained[layers] = eviction.select(tokens, count).cpu()
+        by_age = eviction.scorer.needs_queries and not known
+        chosen = replace(eviction, scorer=StreamingLLM()) if by_age else eviction
+        retained[layers] = chosen.select(tokens, count).cpu()
     return retained
 
 

@@ -21,7 +21,9 @@ class SequenceCache:
     `evict_while_reading` the whole prompt does not fit, and tokens are evicted after every chunk.
     `positions` is the true position of each cached token, int32 `[layers, slots]`; None while
     they are 0, 1, 2, ... `queries` are those of the latest tokens before rotation, fp32
-    `[layers, RECENT_QUERIES, heads * head_dim]`, for an eviction that looks at them.
+    `[layers, RECENT_QUERIES, heads * head_dim]`, for an eviction that looks at them. `depths` is
+    how deep each token of the prompt is read, one byte a token as `ReadingDepths` has it; tokens
+    behind its end run through all layers.
     """
 
     def __init__(self, storage: KVStorage, eviction: Eviction | None) -> None:
@@ -35,6 +37,7 @@ class SequenceCache:
         self.evict_while_reading = False
         self.positions: Tensor | None = None
         self.queries: Tensor | None = None
+        self.depths = b""
         if eviction is not None and eviction.scorer.needs_queries:
             shape = storage.shape
             self.queries = torch.zeros(
@@ -86,6 +89,20 @@ class SequenceCache:
         """Forget the last `count` tokens. Only a complete cache has them in the last slots."""
         self.processed -= count
         self.cached -= count
+
+    def latest_queries(self, layer: int) -> int:
+        """Return how many of the latest tokens ran through a layer, so that it has their queries.
+
+        It has no more than `RECENT_QUERIES`.
+        """
+        recent = min(self.processed, RECENT_QUERIES)
+        depths = self.depths[: self.processed]
+        behind = self.processed - len(depths)
+        for depth in reversed(depths):
+            if behind >= recent or depth <= layer:
+                break
+            behind += 1
+        return min(behind, recent)
 
     def cached_positions(self) -> Tensor:
         """Return the position of each cached token in slot order, int `[layers, cached]`."""

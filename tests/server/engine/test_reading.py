@@ -176,7 +176,7 @@ def test_a_budget_keeps_what_it_keeps_of_a_prompt_read_so():
     found = []
     for prompt, reader in ((PROMPT, SHALLOW), (as_read(PROMPT, SHALLOW), None)):
         runner = fresh()
-        budget = make_eviction(48, "snap")
+        budget = make_eviction(48, "key-diff")
         _, recorder = submit(runner, prompt, BASE, 20, reader=reader, kv_budget=budget)
         run(runner)
         found.append(recorder.tokens)
