@@ -36,13 +36,15 @@ _CLOSE_SECONDS = 5.0
 class AnswerRecord:
     """One answer that has ended, and the decision that it came from.
 
-    `answer_id` is unique, `request_id` is what the client was told. `snapshot` are the host's
-    readings at the end. `outcome` goes into the log as it is. `prompt` is the prompt's text, None
-    if it must not be logged.
+    `first` is the decision of the request's arrival, `decision` the final one. `answer_id` is
+    unique, `request_id` is what the client was told. `snapshot` are the host's readings at the end.
+    `outcome` goes into the log as it is. `prompt` is the prompt's text, None if it must not be
+    logged.
     """
 
     answer_id: str
     request_id: str
+    first: Decision
     decision: Decision
     features: PromptFeatures
     snapshot: Snapshot
@@ -85,6 +87,11 @@ class AuditLog:
             policy=decision.policy,
             action=decision.action.label,
             reason=decision.reason,
+            arrival={
+                "action": record.first.action.label,
+                "reason": record.first.reason,
+                "wait": record.first.observation.wait,
+            },
             propensities=decision.propensities,
             feasible=[c.action.label for c in observation.candidates if c.blocked is None],
             predicted={

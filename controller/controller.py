@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from controller.catalogue import Catalogue
-from controller.engine_status import StepRecord
+from controller.engine_status import EngineStatus, StepRecord
 from controller.observer import ControllerSettings, IncomingRequest, Observer, StatusSources
 from controller.quality_guard import QualityGuard
 from controller.sensitivity import Sensitivity
@@ -22,6 +22,7 @@ from policies import (
     choice_label,
     propensities,
 )
+from policies.explore import ChooseFunction
 from policies.hysteresis import choose_with_hysteresis
 
 
@@ -51,6 +52,11 @@ class Decision:
         return [c.blocked for c in self.observation.candidates if c.blocked is not None]
 
     @property
+    def only_choice(self) -> bool:
+        """Whether the request names the action, or there is no other."""
+        return self.reason is Reason.PINNED or len(self.observation.candidates) == 1
+
+    @property
     def refused(self) -> bool:
         """Whether the request is turned away instead of being queued."""
         return self.reason in REFUSED
@@ -59,9 +65,12 @@ class Decision:
 class Controller:
     """Chooses the action of each request, and keeps what is learned from requests and steps.
 
-    Threads: the event loop calls `decide`, `observe_answer` and `observe_wait`, which share a lock,
-    so that other threads may call them as well. The engine's thread calls `observe_step`, which
-    never waits for that lock; neither does `quality_guard.observe`.
+    A first estimate is made when a request arrives, by `decide`, which may refuse it. The action is
+    chosen by `redecide` when its prompt is about to be read.
+
+    Threads: the event loop calls `decide`, `observe_answer` and `observe_wait`, the engine's thread
+    `redecide`. These share a lock. The engine's thread also calls `observe_step`, which never waits
+    for that lock; neither does `quality_guard.observe`.
     """
 
     def __init__(
@@ -93,15 +102,45 @@ class Controller:
             observation = self._observer.observe(request)
             action, reason = self._choose(observation)
             self._observer.estimators.dwell.observe(observation, action.variant, reason)
+        return self._decision(observation, (action, reason), self._choose, started)
+
+    def redecide(
+        self, request: IncomingRequest, first: Decision, others: EngineStatus, waited: float
+    ) -> Decision:
+        """Choose the action of an accepted request that starts now, with the queue as it is now.
+
+        `first` is the decision of its arrival, `waited` seconds ago; `others` are the other
+        requests. It is not refused any more, and nothing is learned: it does not arrive twice.
+        """
+        started = time.perf_counter()
+        with self._lock:
+            observation = self._observer.observe_start(request, first.observation, others, waited)
+        made = self._choose_accepted(observation)
+        return self._decision(observation, made, self._choose_accepted, started)
+
+    def _decision(
+        self,
+        observation: Observation,
+        made: tuple[Action, Reason],
+        choose: ChooseFunction,
+        started: float,
+    ) -> Decision:
+        """Return the decision `made` by `choose`, begun at `started` by `time.perf_counter`."""
+        action, reason = made
         chosen = next(c for c in observation.candidates if c.action == action)
         seconds = time.perf_counter() - started
         probabilities = {choice_label(action, reason): 1.0}
         if isinstance(self._policy, ExploringPolicy):
-            probabilities = propensities(self._policy, observation, self._choose)
+            probabilities = propensities(self._policy, observation, choose)
         return Decision(chosen, reason, self._policy.name, observation, seconds, probabilities)
 
     def _choose(self, observation: Observation) -> tuple[Action, Reason]:
         return choose_with_hysteresis(observation, self._policy, self.dwell)
+
+    def _choose_accepted(self, observation: Observation) -> tuple[Action, Reason]:
+        """Choose for a request that is served even if it is too late."""
+        action, reason = self._choose(observation)
+        return action, Reason.LEAST_BAD if reason in REFUSED else reason
 
     def observe(self, request: IncomingRequest) -> Observation:
         """Return what the policy is shown for a request, which counts as arriving now."""

@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -135,7 +135,7 @@ class Observer:
 
     def observe(self, request: IncomingRequest) -> Observation:
         """Return what the policy is shown. The request counts as arriving now."""
-        moment, known = self._read_moment(request), self.estimators
+        moment, known = self._read_moment(request, self._sources.engine()), self.estimators
         known.observe_arrival(moment.work, idle=not moment.status.sequences)
         rank = known.sizes.rank(moment.work)
         held, held_seconds = known.dwell.current(moment.objectives, rank)
@@ -157,13 +157,43 @@ class Observer:
             draw=self._random.random(),
         )
 
-    def _read_moment(self, request: IncomingRequest) -> _Moment:
-        status, known = self._sources.engine(), self.estimators
-        expected_output = known.answer_length.expected
-        forecast = Forecast(
-            self._step_time_model.now, status, expected_output, known.wait_bias.factor
+    def observe_start(
+        self, request: IncomingRequest, first: Observation, others: EngineStatus, waited: float
+    ) -> Observation:
+        """Return what the policy is shown of an accepted request that starts now.
+
+        `wait` is what another request would meet now, behind all `others`. The request's own times
+        count from its arrival, when `first` was observed: it `waited` so many seconds, and shares
+        steps with those that run. Nothing is learned, and it cannot be refused.
+        """
+        running = replace(others, sequences=tuple(s for s in others.sequences if s.running))
+        moment = self._read_moment(request, running)
+        moment.forecast.wait += waited
+        held, held_seconds = self.estimators.dwell.current(moment.objectives, first.rank)
+        battery = moment.snapshot.on_battery.value
+        return replace(
+            first,
+            candidates=self._candidates(request, moment),
+            objectives=replace(moment.objectives, firm=False),
+            wait=self._forecast(others).wait,
+            queued=moment.forecast.wait,
+            on_battery=None if battery is None else bool(battery),
+            battery_charge=moment.snapshot.battery_charge_ratio.value,
+            hot=_is_hot(moment.snapshot),
+            held=held,
+            held_seconds=held_seconds,
+            demand=self.estimators.load.value,
         )
-        tokens = RequestTokens(request.prompt_tokens, int(expected_output(request.max_tokens)))
+
+    def _forecast(self, status: EngineStatus) -> Forecast:
+        known = self.estimators
+        return Forecast(
+            self._step_time_model.now, status, known.answer_length.expected, known.wait_bias.factor
+        )
+
+    def _read_moment(self, request: IncomingRequest, status: EngineStatus) -> _Moment:
+        output = int(self.estimators.answer_length.expected(request.max_tokens))
+        tokens, forecast = RequestTokens(request.prompt_tokens, output), self._forecast(status)
         base, cached = self._catalogue.variants[BASE], request.reusable.get((BASE, None), 0)
         return _Moment(
             status,

@@ -68,13 +68,14 @@ def choice_names(variants: Sequence[str]) -> tuple[str, ...]:
 def observation_vector(observation: Observation, variants: Sequence[str]) -> np.ndarray:
     """Return the features of an observation, `[features]` in float32."""
     base = observation.candidates[0]
+    queued = observation.wait if observation.queued is None else observation.queued
     losses = {c.action.choice: c.loss for c in observation.candidates if c.action.kv_budget is None}
     return feature_vector(
         FeatureInputs(
             objectives=observation.objectives,
             wait=observation.wait,
             load=observation.demand,
-            prefill=base.ttft - observation.wait,
+            prefill=base.ttft - queued,
             tpot=base.tpot,
             complexity=observation.complexity,
             charge=observation.battery_charge,

@@ -128,7 +128,9 @@ class Observation:
     `held_seconds` the time since it was changed to. `demand` is the estimated load: arriving work
     over what full batches of the base get done. `rank` is the share (0..1) of recent work that was
     in smaller requests than this one. `draw` is a random number in [0, 1), for policies that
-    explore. Field names are keys of the audit log.
+    explore. `queued` are the seconds in the queue that the candidates' `ttft` and `total` count,
+    None for `wait`: they are others where a request has waited already. Field names are keys of the
+    audit log.
     """
 
     candidates: tuple[Candidate, ...]
@@ -145,6 +147,7 @@ class Observation:
     demand: float = 0.0
     rank: float = 1.0
     draw: float = 0.0
+    queued: float | None = None
 
 
 def read_observation(value: Mapping[str, Any]) -> Observation:

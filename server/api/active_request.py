@@ -14,9 +14,12 @@ from server.engine.engine import Generation, Inbox
 class ActiveRequest:
     """A request after its decision: one generation per prompt and choice, all by that decision.
 
-    `choices` is the number of answers to each prompt; those of one prompt stand together in
-    `generations`. `unfinished` maps the generations that have not ended to their positions.
-    `text` is what the analyzer read, `features` what it found there. `shape` is the base's.
+    `first` is the decision of its arrival. `decision` replaces it when the prompt is about to be
+    read; from then on it is `final`. The engine's thread sets both. `counted` says that it is in
+    the metrics. `choices` is the number of answers to each prompt; those of one prompt stand
+    together in `generations`. `unfinished` maps the generations that have not ended to their
+    positions. `text` is what the analyzer read, `features` what it found there. `shape` is the
+    base's.
     """
 
     request_id: str
@@ -27,9 +30,16 @@ class ActiveRequest:
     prompt_tokens: int
     choices: int
     shape: Shape
+    final: bool
     generations: list[Generation] = field(default_factory=list)
     unfinished: dict[Generation, int] = field(default_factory=dict)
     inbox: Inbox = field(default_factory=asyncio.Queue)
+    counted: bool = False
+    first: Decision = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Keep the decision of the arrival."""
+        self.first = self.decision
 
     def add(self, generation: Generation) -> None:
         """Add the generation of the next answer."""
@@ -54,18 +64,19 @@ class ActiveRequest:
 
     def disclosure(self) -> dict[str, object]:
         """Return the `trimtab` object of the response: which action was chosen, and why."""
-        chosen, observation = self.decision.chosen, self.decision.observation
+        decision = self.decision
+        chosen = decision.chosen
         disclosed: dict[str, object] = {
             "variant": chosen.action.variant,
             "kv_budget": chosen.action.kv_budget,
             "read": self.reader,
-            "policy": self.decision.policy,
-            "reason": self.decision.reason.value,
-            "complexity": observation.complexity,
+            "policy": decision.policy,
+            "reason": decision.reason.value,
+            "complexity": decision.observation.complexity,
             "predicted_loss": chosen.loss,
             "predicted_ttft_ms": round(1e3 * chosen.ttft, 1),
             "predicted_tpot_ms": round(1e3 * chosen.tpot, 2),
-            "predicted_queue_ms": round(1e3 * observation.wait, 1),
+            "predicted_queue_ms": round(1e3 * self.first.observation.wait, 1),
         }
         reading = self.reading
         if reading is not None:

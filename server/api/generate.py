@@ -55,6 +55,6 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
             elif delta.text:
                 yield {"id": active.request_id, "text": delta.text}
 
-        return stream(service, active, chunks)
+        return await stream(service, active, request, chunks)
 
     return routes

@@ -23,7 +23,7 @@ class AnswerNarrowing:
     def register(self, active: ActiveRequest, allowed: bool) -> None:
         """Add a request that starts. One with a pinned variant keeps that."""
         self._allowing = [other for other in self._allowing if not other.ended]
-        if (allowed or self._always) and active.decision.reason is not Reason.PINNED:
+        if (allowed or self._always) and active.first.reason is not Reason.PINNED:
             self._allowing.append(active)
 
     def apply(self, decision: Decision) -> None:
@@ -36,7 +36,7 @@ class AnswerNarrowing:
             return
         variant = self._variants[decision.action.variant]
         for active in self._allowing:
-            if active.decision.observation.objectives == decision.observation.objectives:
+            if active.first.observation.objectives == decision.observation.objectives:
                 for generation in active.generations:
                     if generation.sequence.may_narrow(variant):
                         generation.narrow(variant)

@@ -1,6 +1,6 @@
 """From a parsed request to what the engine runs: everything is validated, then built."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from controller import RequestPreferences
@@ -10,7 +10,9 @@ from pruners.reading.reader import FULL
 from server.api.errors import ApiError
 from server.api.prompt.processor import TokenizedPrompt
 from server.api.schemas import SamplingBody, TrimtabHints
+from server.engine.cache.prefix_cache import Reusable
 from server.engine.detokenizer import StopRules
+from server.engine.late_decision import EngineAction
 from server.engine.loading.load import LoadedModel
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest
@@ -105,16 +107,13 @@ class RequestBuilder:
         valid: ValidatedRequest,
         action: Action,
         request_id: str,
-        reusable: Sequence[Mapping[tuple[str, str | None], int]],
+        reusable: Sequence[Reusable],
     ) -> list[GenerationRequest]:
         """Make one request of the engine for each answer, those of one prompt in a row.
 
-        `reusable` tells for each prompt how many of its tokens are cached, by the names of the
-        variant and of the reader (None: in full).
+        `reusable` tells for each prompt how many of its tokens are cached.
         """
-        parsed, body, budget = valid.parsed, valid.parsed.body, action.kv_budget
-        eviction = None if budget is None else make_eviction(budget, self._kv_scorer)
-        reader = None if action.reader is None else self.model.readers[action.reader]
+        parsed, body, engine_action = valid.parsed, valid.parsed.body, self.engine_action(action)
         requests = []
         for index in range(len(parsed.prompts) * parsed.choices):
             prompt = index // parsed.choices
@@ -122,8 +121,8 @@ class RequestBuilder:
                 request_id=f"{request_id}-{index}",
                 prompt=tuple(parsed.prompts[prompt].tokens),
                 max_tokens=valid.max_tokens,
-                variant=self.model.variants[action.variant],
-                kv_budget=eviction,
+                variant=engine_action.variant,
+                kv_budget=engine_action.kv_budget,
                 sampling=self._sampling(body, index),
                 stop=valid.stop,
                 eos_token_ids=frozenset() if body.ignore_eos else self.model.eos_token_ids,
@@ -131,10 +130,19 @@ class RequestBuilder:
                 logprobs=parsed.logprobs,
                 prompt_logprobs=parsed.prompt_logprobs,
                 reusable=reusable[prompt].get((action.variant, action.reader), 0),
-                reader=reader,
+                reader=engine_action.reader,
             )
             requests.append(request)
         return requests
+
+    def engine_action(self, action: Action) -> EngineAction:
+        """Return an action of the controller as the engine takes it. Called from any thread."""
+        budget, reader = action.kv_budget, action.reader
+        return EngineAction(
+            self.model.variants[action.variant],
+            None if budget is None else make_eviction(budget, self._kv_scorer),
+            None if reader is None else self.model.readers[reader],
+        )
 
     def _max_tokens(self, parsed: ParsedRequest, prompt_tokens: int) -> int:
         """Return how many tokens an answer may have. Raise `ApiError` 400 if there is no room."""

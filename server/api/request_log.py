@@ -79,9 +79,12 @@ class RequestLog:
         self._audit_prompts = audit_prompts
         self._max_kl: dict[str, float] = {}  # of any token yet, by variant
 
-    def log_decision(self, decision: Decision) -> None:
-        """Count a decision."""
-        metrics = self.metrics
+    def log_decision(self, active: ActiveRequest) -> None:
+        """Count a request's decision once. It is final, or the request has ended without one."""
+        if active.counted:
+            return
+        active.counted = True
+        metrics, decision = self.metrics, active.decision
         metrics.decisions.labels(decision.action.variant, decision.reason.value).inc()
         metrics.decision_duration.observe(decision.seconds)
         if decision.chosen.loss is not None:
@@ -105,7 +108,7 @@ class RequestLog:
         complete = reason in (FinishReason.STOP, FinishReason.LENGTH)
         reading = PromptReading.of([sequence], active.shape)
         self._count(active.decision, sequence, reason, timing, reading)
-        self._teach(active.decision, sequence, timing, complete)
+        self._teach(active.first, sequence, timing, complete)
         answer_id = _unique_id()
         outcome: dict[str, Any] = {
             "finish_reason": reason.value,
@@ -187,11 +190,11 @@ class RequestLog:
             metrics.objectives.labels(name, "yes" if met else "no").inc()
 
     def _teach(
-        self, decision: Decision, sequence: Sequence, timing: AnswerTiming, complete: bool
+        self, first: Decision, sequence: Sequence, timing: AnswerTiming, complete: bool
     ) -> None:
         """Tell the controller the time in the queue, and how long a complete answer became."""
         if timing.waited is not None:
-            self._controller.observe_wait(decision, timing.waited)
+            self._controller.observe_wait(first, timing.waited)
         if complete and sequence.request.max_tokens:
             self._controller.observe_answer(sequence.request.max_tokens, len(sequence.output))
 
@@ -222,7 +225,7 @@ class RequestLog:
         )
         if self._audit is not None:
             text = active.text if self._audit_prompts else None
-            known = (answer_id, request_id, decision, active.features)
+            known = (answer_id, request_id, active.first, decision, active.features)
             self._audit.log_answer(AnswerRecord(*known, self._snapshot(), outcome, text))
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -18,6 +19,11 @@ from server.engine.sequence import Delta, FinishReason, TokenLogprob
 
 _DONE = "data: [DONE]\n\n"
 _FAILURES = (FinishReason.ERROR, FinishReason.ABORT)
+
+T = TypeVar("T")
+
+Deltas = AsyncGenerator[tuple[int, Delta], None]
+"""The deltas of a request's answers, each with its answer's position."""
 
 
 @dataclass(slots=True)
@@ -59,19 +65,26 @@ async def collect(
                 raise _failure(service, delta)
             answers[index].add(delta)
 
-    gathering = asyncio.create_task(gather())
-    disconnect = asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait({gathering, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if not gathering.done():
-            raise ApiError(499, "the client closed the connection")
-        await gathering
+        await _unless_disconnected(gather(), request)
     finally:
-        for task in (gathering, disconnect):
-            task.cancel()
-        await asyncio.gather(gathering, disconnect, return_exceptions=True)
         service.close(active)  # a task that is cancelled before it begins closes nothing
     return answers
+
+
+async def _unless_disconnected(work: Coroutine[Any, Any, T], request: Request) -> T:
+    """Return what `work` returns. Cancel it and raise `ApiError` if the client disconnects."""
+    working = asyncio.create_task(work)
+    disconnect = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError(499, "the client closed the connection")
+        return await working
+    finally:
+        for task in (working, disconnect):
+            task.cancel()
+        await asyncio.gather(working, disconnect, return_exceptions=True)
 
 
 def _failure(service: Service, delta: Delta) -> ApiError:
@@ -104,26 +117,29 @@ class _EventStream(StreamingResponse):
             self._service.close(self._active)
 
 
-def stream(
+async def stream(
     service: Service,
     active: ActiveRequest,
+    request: Request,
     chunks: Callable[[int, Delta, GeneratedAnswer], Iterable[dict[str, object]]],
     head: Iterable[dict[str, object]] = (),
     tail: Callable[[list[GeneratedAnswer]], Iterable[dict[str, object]]] = lambda _: (),
 ) -> Response:
     """Stream `head`, then the `chunks` of every delta, then `tail`, then `[DONE]`.
 
-    `chunks` gets a delta's answer by its position and as it is after the delta. A failure in
-    mid-stream is sent as an event that holds an `error`, as clients expect.
+    It begins once the decision is final, since headers and first chunk name the variant. `chunks`
+    gets a delta's answer by its position and as it is after the delta. A failure in mid-stream is
+    sent as an event that holds an `error`, as clients expect.
     """
+    deltas = service.deltas(active)
+    first = await _first_delta(service, active, request, deltas)
 
     async def events() -> AsyncIterator[str]:
         answers = [GeneratedAnswer() for _ in active.generations]
-        deltas = service.deltas(active)
         try:
             for chunk in head:
                 yield _event(chunk)
-            async for index, delta in deltas:
+            async for index, delta in _chained(first, deltas):
                 answers[index].add(delta)
                 if delta.finish_reason in _FAILURES:
                     failure = _failure(service, delta)
@@ -136,9 +152,36 @@ def stream(
                     yield _event(chunk)
             yield _DONE
         finally:
-            await deltas.aclose()  # type: ignore[attr-defined]
+            await deltas.aclose()
 
     return _EventStream(events(), service, active)
+
+
+async def _first_delta(
+    service: Service, active: ActiveRequest, request: Request, deltas: Deltas
+) -> list[tuple[int, Delta]]:
+    """Wait for the first delta where the decision is not final without it.
+
+    Raise `ApiError` if the client disconnects meanwhile.
+    """
+    if active.final:
+        return []
+
+    async def wait() -> tuple[int, Delta]:
+        return await anext(deltas)
+
+    try:
+        return [await _unless_disconnected(wait(), request)]
+    except BaseException:
+        service.close(active)
+        raise
+
+
+async def _chained(first: list[tuple[int, Delta]], others: Deltas) -> Deltas:
+    for one in first:
+        yield one
+    async for one in others:
+        yield one
 
 
 async def respond(

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
 
@@ -11,12 +11,14 @@ from policies import Reason
 from pruners.variant import BASE
 from server.api.active_request import ActiveRequest
 from server.api.errors import ApiError
+from server.api.late_decision import LateDecision
 from server.api.narrowing import AnswerNarrowing
 from server.api.prompt.processor import EncodingOptions
 from server.api.request_builder import ParsedRequest, RequestBuilder, ValidatedRequest
 from server.api.request_log import RequestLog
 from server.api.schemas import SamplingBody
 from server.engine.admission import InvalidRequestError
+from server.engine.cache.prefix_cache import Reusable
 from server.engine.engine import Engine, EngineStoppedError, Generation, QueueFullError
 from server.engine.loading.load import LoadedModel
 from server.engine.sequence import Delta, FinishReason
@@ -30,7 +32,8 @@ _REFUSALS = {
 class Service:
     """Takes requests from the routes to the engine and their answers back.
 
-    All methods are called in the event loop.
+    All methods are called in the event loop. What is decided when a request arrives is an estimate,
+    by which it may be refused; its action is final when the engine starts to read its prompt.
     """
 
     def __init__(
@@ -62,31 +65,34 @@ class Service:
         """
         valid = self.builder.validate(parsed)
         reusable = [self.engine.reusable(prompt.tokens) for prompt in parsed.prompts]
-        active = self._decide(valid, request_id, reusable[valid.longest])
-        self.request_log.log_decision(active.decision)
+        incoming, text = self._incoming(valid, reusable[valid.longest])
+        active = self._decide(valid, incoming, text, request_id)
         try:
-            self._submit(valid, active, reusable)
+            self._submit(valid, active, incoming, reusable)
         except Exception as error:
             for generation in active.generations:
                 generation.cancel()
+            self.request_log.log_decision(active)
             self.request_log.log_refusal(active)
-            api_error = _api_error(error, active.decision.observation.wait)
+            api_error = _api_error(error, active.first.observation.wait)
             if api_error is None:
                 raise
             raise api_error from error
-        self._narrowing.apply(active.decision)
+        self._narrowing.apply(active.first)
         self._narrowing.register(active, parsed.body.trimtab.narrow)
         return active
 
-    async def deltas(self, active: ActiveRequest) -> AsyncIterator[tuple[int, Delta]]:
+    async def deltas(self, active: ActiveRequest) -> AsyncGenerator[tuple[int, Delta], None]:
         """Yield the deltas of all answers as they come, each with its answer's position.
 
+        The first of them says that the decision is final, though it may be empty.
         Leaving early cancels what is still running, so that its slots are free within one step.
         """
         try:
             while active.unfinished:
                 generation, delta = await active.inbox.get()
                 index = active.unfinished[generation]
+                self.request_log.log_decision(active)
                 if delta.finish_reason is not None:
                     self._end(active, generation, delta.finish_reason)
                 yield index, delta
@@ -104,45 +110,47 @@ class Service:
 
     def _end(self, active: ActiveRequest, generation: Generation, reason: FinishReason) -> None:
         del active.unfinished[generation]
+        self.request_log.log_decision(active)
         self.request_log.log_answer(active, generation, reason)
 
-    def _decide(
-        self,
-        valid: ValidatedRequest,
-        request_id: str,
-        reusable: Mapping[tuple[str, str | None], int],
-    ) -> ActiveRequest:
-        """Ask the controller for one decision for all answers, by the longest prompt."""
-        prompts = valid.parsed.prompts
-        text = max((prompt.text for prompt in prompts), key=len)
-        features = self._analyzer(text)
+    def _incoming(self, valid: ValidatedRequest, reusable: Reusable) -> tuple[IncomingRequest, str]:
+        """Return what the controller is told, and the text whose features those are."""
+        text = max((prompt.text for prompt in valid.parsed.prompts), key=len)
         tokens = valid.longest_prompt.tokens
-        decision = self.controller.decide(
-            IncomingRequest(
-                features,
-                len(tokens),
-                valid.max_tokens,
-                valid.preferences,
-                reusable,
-                self.controller.catalogue.full_from(tokens),
-            )
+        features = self._analyzer(text)
+        incoming = IncomingRequest(
+            features,
+            len(tokens),
+            valid.max_tokens,
+            valid.preferences,
+            reusable,
+            self.controller.catalogue.full_from(tokens),
         )
+        return incoming, text
+
+    def _decide(
+        self, valid: ValidatedRequest, incoming: IncomingRequest, text: str, request_id: str
+    ) -> ActiveRequest:
+        """Ask the controller for one estimate for all answers, by the longest prompt."""
+        decision = self.controller.decide(incoming)
         return ActiveRequest(
             request_id=request_id,
             created=int(time.time()),
             decision=decision,
-            features=features,
+            features=incoming.features,
             text=text,
-            prompt_tokens=sum(len(prompt.tokens) for prompt in prompts),
+            prompt_tokens=sum(len(prompt.tokens) for prompt in valid.parsed.prompts),
             choices=valid.parsed.choices,
             shape=self.model.weights.shape,
+            final=decision.refused or decision.only_choice,
         )
 
     def _submit(
         self,
         valid: ValidatedRequest,
         active: ActiveRequest,
-        reusable: list[dict[tuple[str, str | None], int]],
+        incoming: IncomingRequest,
+        reusable: list[Reusable],
     ) -> None:
         """Queue all answers.
 
@@ -151,9 +159,12 @@ class Service:
         decision = active.decision
         if decision.refused:
             raise QueueFullError(_REFUSALS[decision.reason])
+        decide = None
+        if not active.final:
+            decide = LateDecision(active, incoming, self.engine, self.controller, self.builder)
         requests = self.builder.build(valid, decision.action, active.request_id, reusable)
         for request in requests:
-            active.add(self.engine.submit(request, active.inbox))
+            active.add(self.engine.submit(request, active.inbox, decide))
 
 
 def _api_error(error: Exception, wait_seconds: float) -> ApiError | None:

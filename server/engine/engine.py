@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from controller import EngineStatus, SequenceStatus, StepRecord
 from pruners.variant import VariantSpec
 from server.engine.admission import check
+from server.engine.cache.prefix_cache import Reusable
 from server.engine.detokenizer import Detokenizer
+from server.engine.late_decision import Decide
 from server.engine.options import EngineOptions
 from server.engine.runner import Runner
 from server.engine.sequence import Delta, FinishReason, GenerationRequest, Sequence
@@ -101,9 +103,12 @@ class Engine:
         started = self._step_started
         return 0.0 if started is None else time.monotonic() - started
 
-    def submit(self, request: GenerationRequest, inbox: Inbox) -> Generation:
+    def submit(
+        self, request: GenerationRequest, inbox: Inbox, decide: Decide | None = None
+    ) -> Generation:
         """Queue a request of the running event loop; its answer is put into `inbox`.
 
+        `decide` may change its action when its prompt is about to be read. An empty delta follows.
         Raises `InvalidRequestError`, `QueueFullError` or `EngineStoppedError`.
         """
         weights = self._runner.decoder.weights
@@ -113,7 +118,7 @@ class Engine:
             detokenizer = Detokenizer(
                 self._tokenizer, request.stop, request.prompt, request.min_tokens
             )
-            return Sequence(request, detokenizer, emit)
+            return Sequence(request, detokenizer, emit, decide)
 
         with self._wake:
             if not self.alive:
@@ -125,20 +130,24 @@ class Engine:
             self._wake.notify()
         return generation
 
-    def reusable(self, prompt: Iterable[int]) -> dict[tuple[str, str | None], int]:
+    def reusable(self, prompt: Iterable[int]) -> Reusable:
         """Return how many tokens of a prompt need not be read, since the prefix cache has them.
 
-        Keys are the names of a variant and of a reader; None stands for reading in full. A reader
-        may start from what was read as deep or deeper, so it has as many as None or more. What is
-        left out has none.
+        A reader may start from what was read as deep or deeper, so it has as many as reading in
+        full or more. What is left out has none.
         """
         scheduler = self._runner.scheduler
         return scheduler.cache.prefixes.reusable(tuple(prompt), scheduler.reading)
 
-    def status(self) -> EngineStatus:
-        """Return a snapshot of the queue, the running answers and the cache."""
+    def status(self, deciding: Decide | None = None) -> EngineStatus:
+        """Return a snapshot of the queue, the running answers and the cache.
+
+        The answers that wait for `deciding` to choose their action are left out.
+        """
         scheduler, cache = self._runner.scheduler, self._runner.scheduler.cache
         running, waiting = self._sequences()
+        if deciding is not None:
+            waiting = tuple(one for one in waiting if one.decide is not deciding)
         used = cache.arena.used - cache.prefixes.slots
         if self._idle_work is not None:
             used -= self._idle_work.slots

@@ -40,6 +40,29 @@ class ReadingDepths:
         return shallow.numpy().tobytes().translate(bytes([FULL_DEPTH, reader.depth]) + bytes(254))
 
 
+def shallow_tokens(depths: bytes, count: int) -> tuple[list[bool] | None, int]:
+    """Return which of `count` tokens are shallow, and their depth in layers.
+
+    `depths` are those of the first of them, where all shallow ones are equally deep; the others are
+    read in full. None if none is shallow.
+    """
+    depth = min(depths, default=FULL_DEPTH)
+    if depth == FULL_DEPTH:
+        return None, 0
+    return [one == depth for one in depths] + [False] * (count - len(depths)), depth
+
+
+def depth_changes(depths: bytes) -> list[int]:
+    """Return the places of shallow tokens that are not as deep as the shallow one before."""
+    places: list[int] = []
+    latest = None
+    for place, depth in enumerate(depths) if len(set(depths)) > 2 else ():
+        if depth not in (FULL_DEPTH, latest):
+            places.append(place)
+            latest = depth
+    return places
+
+
 def full_depths(tokens: int) -> bytes:
     """Return the depths of tokens that are read in full."""
     return bytes([FULL_DEPTH]) * tokens

@@ -196,13 +196,16 @@ class Scheduler:
     def _open_cache(self, sequence: Sequence) -> bool:
         """Give a sequence a cache with room for its whole prompt; return False if there is none.
 
-        Nothing is preempted for a sequence that waits.
+        Once there is room, its action becomes final, which may have another budget.
         """
-        cache = self.cache.open(sequence.request.kv_budget)
+        cache = self._reserve_to_start(sequence)
+        if cache is not None and sequence.decide is not None:
+            cache.close()  # the decision sees the memory without it
+            sequence.settle()
+            cache = self._reserve_to_start(sequence)
+        if cache is None:
+            return False
         try:
-            fits = cache.reserve(sequence.slots_to_start)
-            if not fits and not self._reserve_budget(sequence, cache):
-                return False
             self._start_reading(sequence, cache)
         except BaseException:
             cache.close()
@@ -210,6 +213,15 @@ class Scheduler:
         sequence.cache = cache
         sequence.publish_progress()
         return True
+
+    def _reserve_to_start(self, sequence: Sequence) -> SequenceCache | None:
+        """Return a cache with room for a whole prompt, or None if there is no room.
+
+        Nothing is preempted for a sequence that waits.
+        """
+        cache = self.cache.open(sequence.request.kv_budget)
+        fits = cache.reserve(sequence.slots_to_start) or self._reserve_budget(sequence, cache)
+        return cache if fits else None
 
     def _reserve_budget(self, sequence: Sequence, cache: SequenceCache) -> bool:
         """Make room for a KV budget and one step; the prompt is evicted from while it is read."""

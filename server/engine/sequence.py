@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -11,7 +11,8 @@ from pruners.reading.reader import PromptReader
 from pruners.variant import VariantSpec
 from server.engine.cache.sequence_cache import SequenceCache
 from server.engine.detokenizer import Detokenizer, StopRules
-from server.engine.reading_depth import FULL_DEPTH, full_depths
+from server.engine.late_decision import Decide
+from server.engine.reading_depth import depth_changes, full_depths, shallow_tokens
 from server.engine.sampling import SamplingParams, TokenSampler
 from server.engine.speculation.prompt_lookup import PromptLookup
 
@@ -105,6 +106,8 @@ class Sequence:
 
     `history` is the prompt and the tokens written since. `variant` is the requested variant, which
     narrowing changes at any time; `effective_variant` is the one that the current step uses.
+    `decide` returns the final action; it is called once, right before the prompt is read, and None
+    from then on.
     `depths` is how deep each token of the prompt is read (see `ReadingDepths`), which is known once
     it has started; tokens of the answer run through all layers. `reused` is the number of tokens
     that came from the prefix cache. `needs_argmax_only` says that
@@ -113,11 +116,14 @@ class Sequence:
     """
 
     def __init__(
-        self, request: GenerationRequest, detokenizer: Detokenizer, emit: Callable[[Delta], None]
+        self,
+        request: GenerationRequest,
+        detokenizer: Detokenizer,
+        emit: Callable[[Delta], None],
+        decide: Decide | None = None,
     ) -> None:
-        self.request = request
-        self.variant = request.variant
-        self.effective_variant = request.variant
+        self.decide = decide
+        self._adopt(request)
         self.detokenizer = detokenizer
         self.emit = emit
         self.sampler = TokenSampler(request.sampling)
@@ -132,7 +138,6 @@ class Sequence:
         self.depths = full_depths(len(request.prompt))
         self._depth_changes: list[int] = []  # first tokens that are read less or more deep
         self._recompute_end = 0  # tokens that were computed before a preemption
-        self._variants_used = [(0, request.variant)]  # with the first token that each computed
         min_tokens_apply = request.min_tokens > 0 and bool(self.end_token_ids)
         self.needs_argmax_only = (
             request.sampling.is_argmax and request.logprobs is None and not min_tokens_apply
@@ -142,6 +147,18 @@ class Sequence:
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
         self.progress = Progress(len(self.history), True, 0, 0, False)
+
+    def settle(self) -> None:
+        """Take the final action, before anything is read. An empty delta says so."""
+        if self.decide is not None:
+            self._adopt(replace(self.request, **self.decide()._asdict()))
+            self.decide = None
+            self.emit(Delta())
+
+    def _adopt(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.variant = self.effective_variant = request.variant
+        self._variants_used = [(0, request.variant)]  # with the first token that each computed
 
     @property
     def end_token_ids(self) -> frozenset[int]:
@@ -198,19 +215,14 @@ class Sequence:
         return min(end for end in ends if end > done) - done
 
     def start_reading(self, depths: bytes, copied: bytes) -> None:
-        """Fix how deep each token of the prompt is read, before the first step.
+        """Fix how deep each token of the prompt is read: `depths`, as its reader asks for.
 
-        `depths` is what its reader asks for. The first tokens are copied from the prefix cache,
-        where they may have been read deeper. Should they have to be read after a preemption, they
-        are read as deep, in steps of their own if that is another depth than the reader's.
+        The first tokens are `copied` from the prefix cache, where they may have been read deeper.
+        After a preemption they are read as deep, in a step of their own.
         """
         self.reused = len(copied)
         self.depths = copied + depths[len(copied) :]
-        latest = None
-        for place, depth in enumerate(self.depths) if len(set(self.depths)) > 2 else ():
-            if depth not in (FULL_DEPTH, latest):
-                self._depth_changes.append(place)
-                latest = depth
+        self._depth_changes = depth_changes(self.depths)
 
     @property
     def history_depths(self) -> bytes:
@@ -218,15 +230,8 @@ class Sequence:
         return self.depths + full_depths(len(self.history) - len(self.depths))
 
     def next_shallow(self, count: int) -> tuple[list[bool] | None, int]:
-        """Return which of the next `count` tokens are shallow, and their depth in layers.
-
-        None if all of them run through all layers.
-        """
-        depths = self.depths[self.computed : self.computed + count]
-        depth = min(depths, default=FULL_DEPTH)
-        if depth == FULL_DEPTH:
-            return None, 0
-        return [one == depth for one in depths] + [False] * (count - len(depths)), depth
+        """Return which of the next `count` tokens are shallow: see `shallow_tokens`."""
+        return shallow_tokens(self.depths[self.computed : self.computed + count], count)
 
     def next_tokens(self, count: int) -> list[int]:
         """Return the next `count` tokens to process."""
@@ -273,10 +278,13 @@ class Sequence:
         return self.effective_variant != self.request.variant
 
     def may_narrow(self, variant: VariantSpec) -> bool:
-        """Return whether it goes on, has no budget, and `variant` is nested in the present one."""
+        """Return whether it goes on, has no budget, and `variant` is nested in the present one.
+
+        Before its action is final, there is nothing to narrow.
+        """
         now = self.variant
         widths = zip((*variant.kv_groups, *variant.ffn), (*now.kv_groups, *now.ffn), strict=True)
-        able = not self.ended and self.request.kv_budget is None
+        able = self.decide is None and not self.ended and self.request.kv_budget is None
         return able and variant != now and all(a <= b for a, b in widths)
 
     def narrow(self, variant: VariantSpec) -> None:
@@ -286,8 +294,6 @@ class Sequence:
         for any other variant. Called by one other thread than the engine's.
         """
         if not self.may_narrow(variant):
-            raise ValueError(
-                f"'{variant.name}' is not nested in '{self.variant.name}'; within an answer "
-                "nothing else may change"
-            )
+            names = f"'{variant.name}' is not nested in '{self.variant.name}'"
+            raise ValueError(f"{names}; within an answer nothing else may change")
         self.variant = variant

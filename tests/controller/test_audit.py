@@ -27,7 +27,9 @@ def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
     features = Analyzer()("secret words")
     decision = host.controller().decide(IncomingRequest(features, 40, 100))
     log = AuditLog(tmp_path / "logs" / "audit.jsonl")
-    known = (decision, features, host.snapshot)
+    host.set_requests(0, 0)
+    arrival = host.controller().decide(IncomingRequest(features, 40, 100))
+    known = (arrival, decision, features, host.snapshot)
     log.log_answer(AnswerRecord("a1", "same", *known, {"output_tokens": 7}))
     log.log_answer(AnswerRecord("a2", "same", *known, {}, prompt="secret words"))
     log.log_shadow("a1", "ffn-50", {"kl": 0.5})
@@ -35,6 +37,7 @@ def test_lines_hold_what_was_seen_chosen_and_came_of_it(tmp_path):
     first, second, shadow = written(tmp_path / "logs")
     assert first["kind"] == "answer"
     assert first["action"] == decision.action.label
+    assert first["arrival"] == {"action": "base", "reason": "base_fits", "wait": 0.0}
     assert first["propensities"] == {first["action"]: 1.0}
     assert first["action"] in first["feasible"]
     assert first["outcome"] == {"output_tokens": 7}

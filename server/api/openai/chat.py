@@ -45,7 +45,7 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
             common["object"] = "chat.completion.chunk"
             writer = _ChunkWriter(texts, active, body, common)
             tail = usage_tail(active, common, body.stream_options)
-            return stream(service, active, writer.chunks, writer.head(), tail)
+            return await stream(service, active, request, writer.chunks, writer.head(), tail)
         answers = await collect(service, active, request)
         head = {**common, "object": "chat.completion", "usage": usage(active, answers)}
         head["trimtab"] = active.disclosure()

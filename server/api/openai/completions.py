@@ -51,7 +51,7 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
         writer = _CompletionWriter(texts, active, body, parsed.prompts, common)
         if body.stream:
             tail = usage_tail(active, common, body.stream_options)
-            return stream(service, active, writer.chunks, tail=tail)
+            return await stream(service, active, request, writer.chunks, tail=tail)
         answers = await collect(service, active, request)
         head = {**common, "usage": usage(active, answers), "trimtab": active.disclosure()}
         large = body.logprobs is not None

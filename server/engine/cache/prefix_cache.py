@@ -22,6 +22,11 @@ _MIN_TOKENS = 16  # a shorter prefix is computed as fast as it is copied
 _MAX_ENTRIES = 64  # every prompt is compared with all of them
 
 
+Reusable = dict[tuple[str, str | None], int]
+"""Tokens of a prompt that are cached, by the names of a variant and of a reader; None stands for
+reading in full."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _CachedPrefix:
     """A finished sequence's region with its tokens, int32 in the machine's byte order.
@@ -103,15 +108,12 @@ class PrefixCache:
         cache.copy_from(source.cache, best)
         return source.depths[:best]
 
-    def reusable(
-        self, tokens: Sequence[int], reading: ReadingDepths
-    ) -> dict[tuple[str, str | None], int]:
+    def reusable(self, tokens: Sequence[int], reading: ReadingDepths) -> Reusable:
         """Return how many tokens of a prompt `copy_longest` would copy now.
 
-        Keys are the names of a variant and of a reader, None for reading in full; what is left out
-        has none. Called from any thread.
+        What is left out has none. Called from any thread.
         """
-        found: dict[tuple[str, str | None], int] = {}
+        found: Reusable = {}
         matches = list(self._matches(tokens))
         for name, reader in reading.readers.items() if matches else ():
             depths = reading.of(tokens, reader)

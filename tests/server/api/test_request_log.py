@@ -47,7 +47,7 @@ class _Controller:
         self.lengths.append((max_tokens, tokens))
 
     def observe_wait(self, decision, seconds):
-        self.waits.append(seconds)
+        self.waits.append((decision.observation.wait, seconds))
 
 
 class _Shadow:
@@ -65,16 +65,25 @@ def _request_log():
     return RequestLog(metrics, _Controller(), _Shadow(), snapshot=lambda: None)
 
 
-def _active(reader=None, **objectives):
-    observation = SimpleNamespace(objectives=Objectives(**objectives), complexity=0.5, wait=0.0)
-    decision = SimpleNamespace(
-        action=Action("small", None, reader),
+def _decision(name, wait, reader=None, **objectives):
+    return SimpleNamespace(
+        action=Action(name, None, reader),
         reason=Reason.TTFT,
         chosen=SimpleNamespace(loss=0.1),
-        observation=observation,
+        observation=SimpleNamespace(objectives=Objectives(**objectives), complexity=0.5, wait=wait),
+        seconds=1e-4,
+        masked=[],
     )
+
+
+def _active(reader=None, **objectives):
     return SimpleNamespace(
-        decision=decision, request_id="request", reader=reader or "full", shape=SHAPE
+        first=_decision("base", 3.0, **objectives),
+        decision=_decision("small", 0.0, reader, **objectives),
+        request_id="request",
+        reader=reader or "full",
+        shape=SHAPE,
+        counted=False,
     )
 
 
@@ -112,7 +121,15 @@ def test_an_answer_is_recorded_with_its_times_and_teaches_the_controller():
     assert recent["tpot"] == pytest.approx(1)
     assert recent["seconds"] == pytest.approx(4, abs=0.5)
     assert log._controller.lengths == [(8, 2)]
-    assert log._controller.waits == [pytest.approx(1)]
+    assert log._controller.waits == [(3.0, pytest.approx(1))], "as it was predicted at arrival"
+
+
+def test_the_final_decision_is_what_is_counted_and_once():
+    log, active = _request_log(), _active()
+    for _ in range(3):
+        log.log_decision(active)
+    assert log.metrics.decisions.labels("small", "ttft")._value.get() == 1
+    assert log.metrics.decisions.labels("base", "ttft")._value.get() == 0
 
 
 def test_an_answer_is_recorded_with_how_its_prompt_was_read():
@@ -140,8 +157,7 @@ def test_a_decision_and_a_refusal_are_counted_by_reader():
     log = _request_log()
     for reader in (None, "read-60", "read-60"):
         active = _active(reader)
-        active.decision.seconds, active.decision.masked = 0.001, ()
-        log.log_decision(active.decision)
+        log.log_decision(active)
         log.log_refusal(active)
     metrics = log.metrics
     for reader, count in (("full", 1), ("read-60", 2)):

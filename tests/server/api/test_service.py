@@ -35,14 +35,16 @@ class _Generation:
 class _Engine:
     def __init__(self, error=None):
         self.requests, self.generations, self.error = [], [], error
+        self.decides = []
 
     def reusable(self, tokens):
         return _CACHED[len(tokens)]
 
-    def submit(self, request, inbox):
+    def submit(self, request, inbox, decide=None):
         if self.error is not None and self.requests:
             raise self.error
         self.requests.append(request)
+        self.decides.append(decide)
         self.generations.append(_Generation())
         return self.generations[-1]
 
@@ -58,7 +60,11 @@ class _Controller:
         observation = SimpleNamespace(wait=7.0)
         refused = self.reason in (Reason.LATE, Reason.FLOOR)
         return SimpleNamespace(
-            action=self.action, reason=self.reason, refused=refused, observation=observation
+            action=self.action,
+            reason=self.reason,
+            refused=refused,
+            only_choice=self.reason is Reason.PINNED,
+            observation=observation,
         )
 
 
@@ -66,8 +72,9 @@ class _RequestLog:
     def __init__(self):
         self.decisions, self.ends = 0, []
 
-    def log_decision(self, decision):
-        self.decisions += 1
+    def log_decision(self, active):
+        self.decisions += not active.counted
+        active.counted = True
 
     def log_refusal(self, active):
         self.ends.append("refused")

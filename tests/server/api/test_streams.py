@@ -27,8 +27,8 @@ class _Service:
 def test_a_request_is_closed_when_its_client_disconnects_before_the_first_event():
     async def serve():
         service = _Service([Delta("a")])
-        active = SimpleNamespace(generations=[None], headers=dict)
-        response = stream(service, active, lambda *_: [{"text": "a"}])
+        active = SimpleNamespace(generations=[None], headers=dict, final=True)
+        response = await stream(service, active, None, lambda *_: [{"text": "a"}])
 
         async def send(message):
             raise OSError("the connection is closed")

@@ -86,10 +86,12 @@ def test_what_the_base_writes_is_the_same_on_a_server_without_readers(runner):
 
 
 def test_a_shallow_prefix_takes_the_place_of_no_deeper_one(runner):
-    answer(runner, PROMPT, count=1)
-    answer(runner, [*PROMPT, 9, 8, 7], SHALLOW)
-    assert answer(runner, PROMPT)[0] == 69
+    base = variants_of(runner.decoder.weights)["base"]
+    submit(runner, PROMPT, base, 1)
+    submit(runner, [*PROMPT, 9, 8, 7], base, 20, reader=SHALLOW)  # at once: it copies nothing
+    run(runner)
     assert len(runner.scheduler.cache.prefixes._entries) == 2
+    assert answer(runner, PROMPT)[0] == 69
 
 
 def test_a_deeper_prefix_takes_the_place_of_a_shallow_one(runner):
