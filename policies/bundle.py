@@ -1,4 +1,4 @@
-"""A trained policy on disk: `policy.safetensors` and `policy.json`, for one model and variants."""
+"""A trained policy on disk: `policy.safetensors` and `policy.json`, for one model and choices."""
 
 import json
 from collections.abc import Sequence
@@ -32,7 +32,8 @@ class PolicyError(UserError):
 class PolicyBundle:
     """A network, what it was trained for and on, and how it was evaluated.
 
-    `fingerprint` is that of the model, `variants` are in the network's order. `training` is what
+    `fingerprint` is that of the model, `variants` are what it chooses from but for refusing, in the
+    network's order: variants, and those with readers (`base+read-70`). `training` is what
     `train-policy` notes about the training, `report` the evaluation that decided whether the policy
     is `promoted`.
     """
@@ -76,14 +77,15 @@ def load_policy(
 ) -> LearnedPolicy:
     """Return the policy of a folder, if it was trained for this model and these variants.
 
-    A policy that was not promoted is only loaded with `force`. A `fingerprint` of None accepts any
-    model. Raises `PolicyError`.
+    `variants` are all choices of the server. A policy that knows fewer readers, or none, never
+    chooses the others. A policy that was not promoted is only loaded with `force`. A `fingerprint`
+    of None accepts any model. Raises `PolicyError`.
     """
     bundle = load_bundle(folder)
     path = folder / TEXT
     if fingerprint not in (None, bundle.fingerprint):
         raise PolicyError(f"{path} was trained for another model ({bundle.fingerprint})")
-    if bundle.variants != tuple(variants):
+    if _in_full(bundle.variants) != _in_full(variants) or set(bundle.variants) - set(variants):
         raise PolicyError(
             f"{path} was trained for other variants ({', '.join(bundle.variants)}; here are "
             f"{', '.join(variants)}); train it again"
@@ -91,6 +93,11 @@ def load_policy(
     if not (bundle.promoted or force):
         raise PolicyError(f"{path} did not beat the rule when it was trained; --force serves it")
     return bundle.policy()
+
+
+def _in_full(choices: Sequence[str]) -> list[str]:
+    """Return the choices without a reader."""
+    return [choice for choice in choices if "+" not in choice]
 
 
 def load_bundle(folder: Path) -> PolicyBundle:

@@ -13,10 +13,11 @@ layers."""
 
 
 class LearnedPolicy:
-    """Takes the open choice of the highest value: a variant, or to refuse.
+    """Takes the open choice of the highest value: a variant with or without a reader, or to refuse.
 
-    `variants` are in the order of the training, the base first. The KV cache is the largest that
-    the shield allows.
+    `variants` are these choices in the order of the training, the base first. The KV cache is the
+    largest that the shield allows. What it was not trained to choose is open only to requests that
+    name it.
     """
 
     def __init__(self, name: str, variants: Sequence[str], layers: NetworkLayers) -> None:
@@ -33,12 +34,16 @@ class LearnedPolicy:
         return values
 
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
-        """Return the best open choice; if none is open, the base with its smallest cache."""
+        """Return the best open choice; if none is open, the first candidate.
+
+        If that is blocked, the same with its smallest cache.
+        """
         is_open = open_choices(observation, self.variants)
         if not is_open.any():
-            base = observation.candidates[0].action.choice
-            of_base = [c for c in observation.candidates if c.action.choice == base]
-            return of_base[-1].action, Reason.LEAST_BAD
+            first = observation.candidates[0].action.choice
+            own = [c for c in observation.candidates if c.action.choice == first]
+            best_own = next((c for c in own if c.blocked is None), own[-1])
+            return best_own.action, Reason.LEAST_BAD
         values = self.values(observation_vector(observation, self.variants))
         best = int(np.where(is_open, values, -np.inf).argmax())
         if best == len(self.variants):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from policies import ExploringPolicy, Policy, RulePolicy, StaticPolicy
 from policies.bundle import PolicyError, load_policy
+from pruners.variant import BASE
 
 
 class UnknownPolicyError(PolicyError):
@@ -17,8 +18,10 @@ def named_policy(
     """Return the policy that `name` stands for.
 
     Names are `rule`, `random`, `static:VARIANT`, `refusing:VARIANT` and the path of a folder that
-    `train-policy` wrote. `fingerprint` is that of the model, if it is known. With `force` a trained
-    policy is loaded even if it was not promoted. Raises `UnknownPolicyError` or `PolicyError`.
+    `train-policy` wrote. `variants` are all choices of the server: a variant may have a reader, as
+    in `static:base+read-70`. `fingerprint` is that of the model, if it is known. With `force` a
+    trained policy is loaded even if it was not promoted. Raises `UnknownPolicyError` or
+    `PolicyError`.
     """
     if name == "rule":
         return RulePolicy()
@@ -29,6 +32,7 @@ def named_policy(
         return StaticPolicy(variant, refuses=kind == "refusing")
     if Path(name).is_dir():
         return load_policy(Path(name), fingerprint, variants, force)
-    known = ["rule", "random", *(f"static:{variant}" for variant in variants)]
+    shown = [choice for choice in variants if "+" not in choice or choice.startswith(f"{BASE}+")]
+    known = ["rule", "random", *(f"static:{choice}" for choice in shown)]
     known += ["refusing: instead of static:", "a folder by train-policy"]
     raise UnknownPolicyError(f"no policy '{name}'; there are: {', '.join(known)}")

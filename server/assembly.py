@@ -9,6 +9,7 @@ from itertools import product
 from prometheus_client import CollectorRegistry
 
 from controller import (
+    Catalogue,
     Controller,
     ControllerSettings,
     StatusSources,
@@ -150,10 +151,11 @@ def build_controller(
 ) -> Controller:
     """Return the controller of the settings; its step-time model is not fitted yet."""
     predictor = open_sensitivity(model, settings.artefact)
+    catalogue = build_catalogue(model, settings.kv_budgets, predictor, settings.tasks_floor)
     return Controller(
-        build_catalogue(model, settings.kv_budgets, predictor, settings.tasks_floor),
+        catalogue,
         step_time_model(model),
-        make_policy(model, settings),
+        make_policy(model, catalogue, settings),
         StatusSources(engine.status, monitoring.snapshot),
         ControllerSettings(
             default_objectives(settings),
@@ -189,10 +191,10 @@ def step_time_model(model: LoadedModel) -> StepTimeModel:
     return StepTimeModel(shape, own)
 
 
-def make_policy(model: LoadedModel, settings: Settings) -> Policy:
+def make_policy(model: LoadedModel, catalogue: Catalogue, settings: Settings) -> Policy:
     """Return the policy of the settings. Raises `PolicyError`."""
-    names = list(model.variants)
-    policy = named_policy(settings.policy, names, model.fingerprint, settings.force)
+    choices = list(dict.fromkeys(action.choice for action in catalogue.actions()))
+    policy = named_policy(settings.policy, choices, model.fingerprint, settings.force)
     return ExploringPolicy(policy, settings.explore) if settings.explore else policy
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from policies.registry import named_policy
 from pruners.variant import BASE
-from server.engine.loading.artefact_lookup import declared_variants, shipped_artefact
+from server.engine.loading.artefact_lookup import declared_choices, shipped_artefact
 from server.engine.loading.source import model_name
 from server.settings import Settings, SettingsError
 
@@ -21,8 +21,8 @@ def check_settings(settings: Settings) -> None:
     folder = settings.artefact or shipped_artefact(model_name(settings.model))
     if folder is not None and not folder.is_dir():
         raise SettingsError(f"there is no artefact {folder}; make one with `trimtab build`")
-    fingerprint, variants = (None, [BASE]) if folder is None else declared_variants(folder)
-    named_policy(settings.policy, variants, fingerprint, settings.force)
+    fingerprint, choices = (None, [BASE]) if folder is None else declared_choices(folder)
+    named_policy(settings.policy, choices, fingerprint, settings.force)
     # Imported here, since all of them import PyTorch.
     from controller.audit import AuditLog
     from controller.sensitivity import load_sensitivity

@@ -12,6 +12,8 @@ from server.engine.loading.source import DEFAULT_MODEL
 
 app = typer.Typer()
 
+_LATEST = 1000
+"""Decisions at the end of a log whose candidates tell what there was to choose from."""
 _LOST_HELP = "Reward of a request that was refused or missed its objectives."
 _POLICY_HELP = (
     "The other policy: rule, random, static:VARIANT, refusing:VARIANT, or a folder by "
@@ -98,9 +100,10 @@ def estimate(
         typer.echo(f"{audit.torn} torn lines were left out", err=True)
     if not decisions:
         raise LogError(f"{', '.join(map(str, log))} holds no decision")
-    candidates = decisions[-1].observation.candidates
-    variants = list(dict.fromkeys(c.action.variant for c in candidates))
-    target = named_policy(policy_name, variants, None, force=True)
+    # Requests that name a reader have fewer candidates.
+    candidates = max((one.observation.candidates for one in decisions[-_LATEST:]), key=len)
+    choices = list(dict.fromkeys(c.action.choice for c in candidates))
+    target = named_policy(policy_name, choices, None, force=True)
     value = estimate_value(decisions, target, lost, clip)
     typer.echo(f"{target.name}: {value.decisions} decisions, {value.effective:.0f} effective")
     for name, mean, (low, high) in (

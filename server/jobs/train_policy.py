@@ -15,7 +15,7 @@ from pruners.data.corpus import Corpus, read_corpus
 from pruners.support.files import FolderKind, check_folder
 from pruners.support.progress import progress_bars
 from server.engine.config import ModelConfig
-from server.engine.loading.artefact_lookup import declared_variants, shipped_artefact
+from server.engine.loading.artefact_lookup import declared_choices, shipped_artefact
 from server.engine.loading.source import model_name
 from server.jobs.profile import ProfileConfig, check_profile, corpus_hash, make_profile
 from server.jobs.training_runs import (
@@ -178,4 +178,4 @@ def _check_variants(options: TrainPolicyOptions, out: Path) -> None:
     """Raise `PolicyError` if the policy is of other variants, before a profile is made."""
     folder = options["artefact"] or shipped_artefact(model_name(options["model"]))
     if folder is not None:
-        load_policy(out, *declared_variants(folder), force=True)
+        load_policy(out, *declared_choices(folder), force=True)

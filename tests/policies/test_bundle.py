@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from policies.bundle import PolicyBundle, PolicyError, load_policy
+from policies.features import feature_names
 from policies.learned import LearnedPolicy
 from tests.support.network import FEATURES, random_network
 from tests.support.paper import VARIANTS
@@ -53,6 +54,19 @@ def test_round_trip_and_the_numbers_are_torchs(tmp_path):
 def test_a_policy_that_does_not_belong_is_refused(tmp_path, changes, says):
     with pytest.raises(PolicyError, match=says):
         load_policy(saved(tmp_path, **changes), "model", VARIANTS)
+
+
+def test_a_policy_may_know_fewer_readers_than_are_served_but_no_others(tmp_path):
+    served = (VARIANTS[0], "base+read-70", "base+read-40", *VARIANTS[1:])
+    assert load_policy(saved(tmp_path), "model", served).variants == VARIANTS
+    choices = (VARIANTS[0], "base+read-70", *VARIANTS[1:])
+    inputs = len(feature_names(choices))
+    layers = ((np.zeros((5, inputs), np.float32), np.zeros(5, np.float32)),)
+    folder = saved(tmp_path, variants=choices, layers=layers)
+    assert load_policy(folder, "model", served).variants == choices
+    for others in (VARIANTS, (*VARIANTS, "base+read-40"), choices[:-1]):
+        with pytest.raises(PolicyError, match="other variants"):
+            load_policy(folder, "model", others)
 
 
 def test_force_serves_what_was_not_promoted(tmp_path):

@@ -19,7 +19,7 @@ from policies import (
     StaticPolicy,
     propensities,
 )
-from policies.features import choice_names, feature_names
+from policies.features import CLIP, choice_names, feature_names, observation_vector
 from tests.support.paper import COSTS, LOSSES, VARIANTS
 
 FEATURES = len(feature_names(VARIANTS))
@@ -100,3 +100,53 @@ def test_chance_keeps_out_of_what_is_closed():
 def test_the_same_observation_is_the_same_choice():
     policy, seen = ExploringPolicy(RulePolicy(), 0.7), observe(draw=0.3)
     assert policy.choose(seen) == policy.choose(replace(seen))
+
+
+READING = (Action("base", None, "read-70"), Action("base", 64, "read-70"))
+
+
+def with_readers(*blocked):
+    reading = [
+        Candidate(
+            action, 0.03, 0.7, 0.05, 0.02, Constraint.KV_MEMORY if action in blocked else None
+        )
+        for action in READING
+    ]
+    seen = observe()
+    return replace(seen, candidates=(*seen.candidates, *reading))
+
+
+def test_a_network_may_choose_readers_and_one_without_never_does():
+    choices = (*VARIANTS, "base+read-70")
+    wide = np.zeros((len(choices) + 1, len(feature_names(choices))), np.float32)
+    bias = np.array([0, 0, 0, 1, 0], np.float32)
+    policy = LearnedPolicy("dqn", choices, ((wide, bias),))
+    assert policy.choose(with_readers()) == (READING[0], Reason.LEARNED)
+    assert policy.choose(with_readers(READING[0])) == (READING[1], Reason.LEARNED)
+    assert policy.choose(with_readers(*READING))[0] == Action("base")
+    assert preferring("half").choose(with_readers()) == (Action("half"), Reason.LEARNED)
+
+
+def test_losses_of_readers_are_features():
+    choices = (*VARIANTS, "base+read-70", "half+read-70")
+    vector = dict(
+        zip(feature_names(choices), observation_vector(with_readers(), choices), strict=True)
+    )
+    assert vector["loss base+read-70"] == pytest.approx(0.03)
+    assert vector["loss half+read-70"] == CLIP, "there is no such candidate"
+    assert vector["loss base"] == 0.0
+
+
+def test_a_request_that_names_a_reader_gets_it_from_a_network_that_knows_none():
+    seen = with_readers()
+    named = replace(seen, candidates=seen.candidates[-2:])
+    assert preferring("half").choose(named) == (READING[0], Reason.LEAST_BAD)
+    assert StaticPolicy("half").choose(named) == (READING[0], Reason.FIXED)
+    memory = [replace(c, blocked=Constraint.KV_MEMORY) for c in named.candidates]
+    assert preferring("half").choose(replace(named, candidates=tuple(memory)))[0] == READING[1]
+
+
+def test_chance_draws_readers_too():
+    chance = ExploringPolicy(RulePolicy(), 1.0)
+    odds = propensities(chance, with_readers(), chance.choose)
+    assert odds == pytest.approx(dict.fromkeys((*VARIANTS, "base+read-70"), 0.25))

@@ -36,6 +36,17 @@ def test_settings_that_fit_pass(artefact, tmp_path):
         check_settings(Settings(model=NOWHERE, artefact=artefact, policy=policy, audit_log=log))
 
 
+def test_readers_of_the_artefact_may_be_named(artefact, tmp_path):
+    policy = "static:base+read-70"
+    refused("no policy 'static:base+read-70'", artefact=artefact, policy=policy)
+    folder = tmp_path / "with readers"
+    shutil.copytree(artefact, folder)
+    (folder / "readers.json").write_text('{"readers": [{"name": "read-70"}]}')
+    check_settings(Settings(model=NOWHERE, artefact=folder, policy=policy))
+    (folder / "readers.json").write_text('{"readers": [7]}')
+    refused("readers.json is damaged", artefact=folder, policy=policy)
+
+
 def test_a_policy_that_cannot_be_served_is_refused(artefact, tmp_path):
     refused("no policy 'NOPE'", policy="NOPE")
     refused("static:ffn-67", artefact=artefact, policy="static:nope")

@@ -14,6 +14,25 @@ def shipped_artefact(name: str) -> Path | None:
     return folder if folder.exists() else None
 
 
+def declared_choices(folder: Path) -> tuple[str | None, list[str]]:
+    """Return the model's fingerprint and all pairs of a variant and a reader (`base+read-70`).
+
+    First come the variants alone, as `declared_variants` has them. Raises `EngineConfigError`.
+    """
+    fingerprint, variants = declared_variants(folder)
+    path, readers = folder / "readers.json", []
+    if path.exists():
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            readers = [str(reader["name"]) for reader in body["readers"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineConfigError(
+                f"artefact {folder}: {path.name} is damaged: {error!r}"
+            ) from error
+    pairs = [f"{variant}+{reader}" for variant in variants for reader in readers]
+    return fingerprint, [*variants, *pairs]
+
+
 def declared_variants(folder: Path) -> tuple[str | None, list[str]]:
     """Return the model's fingerprint and the names of the variants that an artefact declares.
 
