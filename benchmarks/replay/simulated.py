@@ -22,12 +22,14 @@ from benchmarks.replay.servers import WITHOUT_READERS
 from benchmarks.support.results import option_parser, options_as_json, save_result
 from policies import Objectives
 from policies.registry import UnknownPolicyError, named_policy
-from policies.simulation.engine import EngineLimits, SimulatedEngine, SimulatedRequest
+from policies.simulation.choices import choice_labels, profile_choices
+from policies.simulation.engine import EngineLimits, SimulatedEngine
 from policies.simulation.outcome import Outcome
 from policies.simulation.profile import Profile, load_profile
 from policies.simulation.server import Scenario, SimulatedServer, replay
+from policies.simulation.simulated_request import SimulatedRequest
 from policies.simulation.traffic import Arrival, Lengths, at_load, read_trace, scaled, synthetic
-from policies.training.fluid_bound import quality_bounds
+from policies.training.fluid_bound import QualityBounds
 
 Figures = Mapping[Cell, Sequence[Mapping[str, float]]]
 POLICIES = {
@@ -55,8 +57,9 @@ def simulate(
 ) -> tuple[RunResult, list[Outcome]]:
     """Return what becomes of each request under a policy. Raises `UnknownPolicyError`."""
     if policy.endswith(WITHOUT_READERS):
-        policy, profile = policy.removesuffix(WITHOUT_READERS), replace(profile, readers=())
-    chosen = named_policy(policy, profile.variants, profile.fingerprint, force=True)
+        policy, profile = policy.removesuffix(WITHOUT_READERS), profile.without_readers()
+    names = choice_labels(profile_choices(profile))
+    chosen = named_policy(policy, names, profile.fingerprint, force=True)
     count = len(profile.prompts.names)
     rows = np.random.default_rng(seed).integers(count, size=len(arrivals)).tolist()
     # The server knows of the first objective alone.
@@ -139,19 +142,15 @@ def simulated(console: Console, profile: Profile, live_runs: LiveRuns) -> dict[s
 def _bounds(console: Console, profile: Profile, live_runs: LiveRuns) -> dict[str, Any]:
     raw, figures = live_runs.runs, live_runs.figures
     sent = [answer.request for repeats in raw.values() for run in repeats for answer in run.answers]
-    lengths = int(fmean(o.prompt_tokens for o in sent)), int(fmean(o.output for o in sent))
-    rows = np.arange(len(profile.prompts.names))
-
-    def bounds(load: float, served: float = 0.0) -> dict[str, float]:
-        return quality_bounds(profile, rows, lengths, load, SLOTS, served)
-
-    fluid = {f"{load:g}": bounds(load) for load in sorted({load for load, _ in raw})}
+    traffic = [Arrival(one.at, one.prompt_tokens, one.output) for one in sent]
+    bounds = QualityBounds(profile, np.arange(len(profile.prompts.names)), traffic, SLOTS)
+    fluid = {f"{load:g}": bounds.at(load) for load in sorted({load for load, _ in raw})}
     console.print(f"fluid bound by load: {fluid}")
     return {
         "fluid_bound": fluid,
         # With as many in time as each policy had, at the load that it really met.
         "best_with_as_many": {
-            f"{load:g}x {policy}": bounds(
+            f"{load:g}x {policy}": bounds.at(
                 median(one["load"] for one in found), median(one["attained"] for one in found)
             )
             for (load, policy), found in figures.items()
@@ -194,9 +193,12 @@ def main() -> None:
                 due = at_load(part, load, profile.rates, SLOTS)
                 run, _ = simulate(profile, due, policy, objective, seed)
                 runs.setdefault((load, policy), []).append(run)
+    bounds = QualityBounds(profile, np.arange(len(profile.prompts.names)), arrivals, SLOTS)
+    fluid = {f"{load:g}": bounds.at(load)["quality"] for load in arguments.loads}
     rows, console = compare(runs), Console(width=120)
     print_comparison(console, rows, f"simulated, lengths: {arguments.lengths}")
-    result = {"arguments": options_as_json(arguments), "compared": rows}
+    console.print(f"fluid bound of the quality by load: {fluid}")
+    result = {"arguments": options_as_json(arguments), "compared": rows, "fluid_bound": fluid}
     path = save_result("replay-simulated", result, arguments.json)
     console.print(f"written to {path}")
 

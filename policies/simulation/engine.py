@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from policies.candidates import queue_seconds
 from policies.simulation.rates import Rates
+from policies.simulation.simulated_request import SimulatedRequest, WaitingSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,49 +26,6 @@ class EngineLimits:
     max_running: int = 16
     step_tokens: int = 256
     kv_tokens: int = 65_536
-
-
-@dataclass(slots=True)
-class SimulatedRequest:
-    """One request in the engine. Times are in seconds of the simulated clock, lengths in tokens.
-
-    `index` is the request's number and `action` its variant's. `cached` is the largest size of its
-    cache. `expected` is the predicted length of its answer, at most `output`, the true one.
-    """
-
-    index: int
-    action: int
-    arrived: float
-    prompt: int
-    output: int
-    cached: int
-    expected: float = math.inf
-    prompt_left: int = 0
-    last_step: int = 0  # number of the step that writes its last token
-    started: float = 0.0  # when its prompt began to be read
-    first_token: float = 0.0
-
-    def __lt__(self, other: "SimulatedRequest") -> bool:
-        """Order by the last step, for the heap of requests that decode."""
-        return self.last_step < other.last_step
-
-
-@dataclass(slots=True)
-class _WaitingSums:
-    """Sums over the requests that wait: by variant their number; tokens and seconds to read their
-    prompts, and the expected tokens of their answers."""
-
-    counts: list[int]
-    tokens: int = 0
-    seconds: float = 0.0
-    expected: float = 0.0
-
-    def add(self, request: SimulatedRequest, rate: float, times: int) -> None:
-        """Add a request, or remove it with `times` of -1. `rate` is in seconds per prompt token."""
-        self.counts[request.action] += times
-        self.tokens += times * request.prompt
-        self.seconds += times * request.prompt * rate
-        self.expected += times * request.expected
 
 
 def _widest(stream: tuple[float, ...], counts: list[int]) -> float:
@@ -106,7 +64,7 @@ class SimulatedEngine:
         self.waiting: deque[SimulatedRequest] = deque()
         self.prefilling: list[SimulatedRequest] = []
         self.decoding: list[SimulatedRequest] = []  # a heap by their last step
-        self._waiting = _WaitingSums([0] * len(rates.row))
+        self._waiting = WaitingSums([0] * len(rates.row))
         self.steps_done = 0
         # Sums over the requests that decode: seconds a step, and how many there are by variant.
         self._row_seconds = 0.0
@@ -128,9 +86,10 @@ class SimulatedEngine:
     def submit(self, request: SimulatedRequest) -> None:
         """Queue a request that arrives now."""
         request.prompt_left = request.prompt
+        request.prompt_rate = request.reading * self.rates.prompt[request.action]
         request.expected = min(request.expected, request.output)
         self.kv_promised += request.cached
-        self._waiting.add(request, self.rates.prompt[request.action], 1)
+        self._waiting.add(request, 1)
         self.waiting.append(request)
 
     def advance(self, until: float) -> None:
@@ -160,7 +119,7 @@ class SimulatedEngine:
         seconds, tokens, row_steps = waiting.seconds, waiting.tokens, waiting.expected
         widest = _widest(rates.stream, waiting.counts) if tokens else 0.0
         for request in self.prefilling:
-            seconds += request.prompt_left * rates.prompt[request.action]
+            seconds += request.prompt_left * request.prompt_rate
             tokens += request.prompt_left
             row_steps += request.expected
         reading = self._read_seconds(running, widest, tokens, seconds)
@@ -195,9 +154,14 @@ class SimulatedEngine:
             rows += rates.row[action] + read * rates.cached[action]
         return stream, rows
 
-    def predict_prefill(self, running: RunningStep, action: int, tokens: int) -> float:
-        """Return the seconds predicted to read a prompt of `tokens` beside what runs."""
-        seconds = tokens * self.rates.prompt[action]
+    def predict_prefill(
+        self, running: RunningStep, action: int, tokens: int, reading: float = 1.0
+    ) -> float:
+        """Return the seconds predicted to read a prompt of `tokens` beside what runs.
+
+        `reading` is the time of reading over that in full.
+        """
+        seconds = reading * tokens * self.rates.prompt[action]
         return self._read_seconds(running, self.rates.stream[action], tokens, seconds)
 
     def predict_decode_step(self, running: RunningStep, action: int) -> float:
@@ -219,7 +183,7 @@ class SimulatedEngine:
         while free > 0 and self.waiting:
             request = self.waiting.popleft()
             request.started = self.clock
-            self._waiting.add(request, self.rates.prompt[request.action], -1)
+            self._waiting.add(request, -1)
             self.prefilling.append(request)
             free -= 1
         if not self.waiting:
@@ -237,7 +201,7 @@ class SimulatedEngine:
                 break
             left -= count
             request.prompt_left -= count
-            seconds += count * rates.prompt[request.action]
+            seconds += count * request.prompt_rate
             if rates.stream[request.action] > stream:
                 stream = rates.stream[request.action]
             if not request.prompt_left:

@@ -9,6 +9,7 @@ import numpy as np
 
 from policies.features import CLIP, choice_names, feature_names
 from policies.observation import Objectives
+from policies.simulation.choices import choice_labels, profile_choices
 from policies.simulation.engine import EngineLimits
 from policies.simulation.host import MAINS, HostScenario
 from policies.simulation.profile import Profile
@@ -38,10 +39,10 @@ class EpisodeSettings:
 class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
     """Replays traffic against a profile. Observations are `[features]` of `policies.features`.
 
-    An action is the number of a variant, or the next number to refuse. An action that is not open
-    (see `action_masks`) refuses as well. The reward is that of all requests that have ended since
-    the last decision, so that the effect on the requests behind is part of it. The seed of `reset`
-    determines the whole episode.
+    An action is the number of a choice (of variant and reader), or the next number to refuse. An
+    action that is not open (see `action_masks`) refuses as well. The reward is that of all requests
+    that have ended since the last decision, so that the effect on the requests behind is part of
+    it. The seed of `reset` determines the whole episode.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
         self.profile, self.reward = profile, reward
         self.episodes = episodes or EpisodeSettings()
         self._trace, self._prompts = trace, prompts
-        features, choices = feature_names(profile.variants), choice_names(profile.variants)
+        labels = choice_labels(profile_choices(profile))
+        features, self.choices = feature_names(labels), choice_names(labels)
         self.observation_space = gymnasium.spaces.Box(0.0, CLIP, (len(features),), np.float32)
-        self.action_space = gymnasium.spaces.Discrete(len(choices))
+        self.action_space = gymnasium.spaces.Discrete(len(self.choices))
         self.hidden = np.zeros(len(features), bool) if hidden is None else hidden
         self._hides_any = bool(self.hidden.any())
         self.server: SimulatedServer | None = None
@@ -94,7 +96,7 @@ class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
         server = self.server
         assert server is not None, "reset comes first"
         choice = int(action)
-        server.take(None if choice == len(self.profile.variants) else choice)
+        server.take(None if choice == len(self.choices) - 1 else choice)
         another = server.arrive()
         reward = 0.0
         for index in server.finished:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 class Outcome(NamedTuple):
     """How one request went. Times in seconds, losses in nats per token.
 
-    `action` is the number of its variant; None if it was refused or lost with an empty battery.
+    `action` is the number of its choice; None if it was refused or lost with an empty battery.
     `met` says whether all objectives were kept. `loss` is what the profile measured of its variant
-    on its prompt (KL to the base), `surprise` the variant's own loss on the base's answer.
+    on its prompt (KL to the base) and of its reader, `surprise` the own loss on the base's answer.
     """
 
     action: int | None

@@ -7,8 +7,7 @@ reader loses is known by the prompt's length, and is added to that.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,6 @@ class Prompts:
     loss: np.ndarray
     surprise: np.ndarray
 
-    @cached_property
-    def lists(self) -> dict[str, list[Any]]:
-        """Some arrays as lists, by name: reading single numbers of an array is slow."""
-        columns = ("complexity", "predicted", "loss", "surprise")
-        return {name: getattr(self, name).tolist() for name in columns}
-
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -74,6 +67,7 @@ class Origin:
     __pydantic_config__ = EXACT
 
 
+_OF_READERS = ("readers", "pairs", "keep_tasks")
 _COLUMNS = ("tokens", "answer", "complexity", "predicted", "loss", "surprise")
 
 
@@ -85,8 +79,10 @@ class Profile:
     its variants, `device` the fingerprint of the machine that `machine` describes. `bytes_read` are
     the bytes that each variant reads for a token, relative to the base. `kv_loss` is the loss of
     each KV budget in nats per token. `joules` are each variant's for a token, None if no sensor
-    measures energy. `measured` holds the medians that `rates` were fitted to. A profile of an
-    artefact without `readers` has none.
+    measures energy. `measured` holds the medians that `rates` were fitted to. The base goes with
+    each of the `readers`, other variants with those that `pairs` name; a profile of an artefact
+    without readers has none. `keep_tasks` are the choices (`Action.choice`) that keep the reading
+    tasks.
     """
 
     fingerprint: str
@@ -103,13 +99,20 @@ class Profile:
     joules: tuple[float, ...] | None
     measured: dict[str, Any]
     readers: tuple[ReaderProfile, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    keep_tasks: tuple[str, ...] = (BASE,)
+
+    def without_readers(self) -> "Profile":
+        """Return the profile of the same variants, with every prompt read in full."""
+        kept = tuple(name for name in self.keep_tasks if name in self.variants)
+        return replace(self, readers=(), pairs=(), keep_tasks=kept)
 
     @property
     def identity(self) -> str:
         """32 hexadecimal digits, equal for profiles in which every policy has the same outcomes."""
         known = {k: v for k, v in asdict(self).items() if k not in ("prompts", "measured")}
-        if not self.readers:
-            del known["readers"]  # as before there were any
+        if not self.readers:  # as before there were any
+            known = {k: v for k, v in known.items() if k not in _OF_READERS}
         digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
         digest.update("\n".join(self.prompts.names).encode())
         for name in _COLUMNS:
@@ -150,6 +153,8 @@ class _Body:
     measured: dict[str, Any]
     numbers_sha256: str
     readers: tuple[ReaderProfile, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    keep_tasks: tuple[str, ...] = (BASE,)
     __pydantic_config__ = EXACT
 
 
@@ -196,7 +201,7 @@ def _check(body: _Body, numbers: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"{name} has {len(values)} entries for {variants} variants")
         if min(values) < 0:
             raise ValueError(f"{name} holds negative numbers")
-    check_readers(body.readers, body.variants)
+    check_readers(body.readers, body.pairs, body.keep_tasks, body.variants)
     if not all(body.rates.work(action, 1, 1, 1) > 0 for action in range(variants)):
         raise ValueError("by its rates, work takes no time")
     if numbers.keys() != set(_COLUMNS):

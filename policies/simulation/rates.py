@@ -30,14 +30,15 @@ class Rates:
         """Return the seconds of a decode step of `rows` answers by one variant, without caches."""
         return self.stream[action] + rows * self.row[action]
 
-    def work(self, action: int, prompt: int, output: int, rows: int) -> float:
+    def work(self, action: int, prompt: int, output: int, rows: int, reading: float = 1.0) -> float:
         """Return the seconds that a request takes of a machine that always decodes `rows` at once.
 
-        `prompt` and `output` are in tokens.
+        `prompt` and `output` are in tokens, `reading` is the time to read the prompt over that in
+        full.
         """
         cached = (prompt + output / 2) * self.cached[action]
         step = self.full_step(action, rows) / rows + cached
-        return prompt * self.prompt[action] + output * step
+        return reading * prompt * self.prompt[action] + output * step
 
     def scaled(self, factor: float) -> "Rates":
         """Return the rates of a machine that takes `factor` times as long."""

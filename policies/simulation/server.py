@@ -17,12 +17,13 @@ from policies.estimators import RequestEstimators
 from policies.features import REFUSE, FeatureInputs, feature_vector, is_too_late
 from policies.hysteresis import choose_with_hysteresis
 from policies.observation import HOT_CELSIUS, REFUSED, Action, Objectives, Observation, Policy
-from policies.simulation.engine import EngineLimits, SimulatedEngine, SimulatedRequest
+from policies.simulation.choices import losses_by_choice, profile_actions, profile_choices
+from policies.simulation.engine import EngineLimits, SimulatedEngine
 from policies.simulation.host import MAINS, HostScenario, SimulatedHost
 from policies.simulation.outcome import Outcome
 from policies.simulation.profile import Profile
+from policies.simulation.simulated_request import SimulatedRequest
 from policies.simulation.traffic import Arrival
-from pruners.variant import BASE
 
 DWELL_SECONDS = 1.0
 """The server's default."""
@@ -75,15 +76,19 @@ class SimulatedServer:
         self._random = random.Random(scenario.seed)
         self.estimators = RequestEstimators(lambda: self.engine.clock)
         self._predicted_waits = [0.0] * len(arrivals)
+        self._taken = [0] * len(arrivals)  # numbers of choices
         self._next = -1
-        columns = profile.prompts.lists
-        self._predicted, self._complexity, self._loss, self._surprise = (
-            [columns[name][row] for row in prompts]
-            for name in ("predicted", "complexity", "loss", "surprise")
+        self.choices = profile_choices(profile)
+        self._actions = profile_actions(profile, self.choices)
+        self._numbers = {one.action.choice: number for number, one in enumerate(self.choices)}
+        self._budgets = sorted(profile.kv_loss, reverse=True)
+        self._with_budgets = len(self.choices) - len(profile.pairs)
+        known, tokens = profile.prompts, [arrival.prompt for arrival in arrivals]
+        self._complexity = known.complexity[prompts].tolist()
+        self._predicted, self._loss, self._surprise = (
+            losses_by_choice(self.choices, losses[prompts], tokens).tolist()
+            for losses in (known.predicted, known.loss, known.surprise)
         )
-        budgets = self._budgets = (None, *sorted(profile.kv_loss, reverse=True))
-        self._actions = [Action(name, budget) for name in profile.variants for budget in budgets]
-        self._numbers = {name: number for number, name in enumerate(profile.variants)}
 
     def arrive(self) -> bool:
         """Move on to the next arrival. False if there is none; then everything has ended."""
@@ -103,29 +108,35 @@ class SimulatedServer:
         return True
 
     def take(self, action: int | None) -> None:
-        """Serve the current request by a variant with the largest cache that fits; None refuses it.
+        """Serve the current request by a choice with the largest cache that fits; None refuses it.
 
         A request whose cache does not fit is refused, and so is every request once the battery is
         empty.
         """
         request, arrival = self._request, self._request.arrival
-        cached = None if action is None else self._largest_cache()
+        cached = None if action is None else self._largest_cache(action)
         if action is None or cached is None or self.host.charge == 0.0:
             self.outcomes[request.index] = Outcome(None, False)
             self.finished.append(request.index)
             return
+        choice = self.choices[action]
         self.engine.submit(
             SimulatedRequest(
-                request.index, action, arrival.at, arrival.prompt, arrival.output, cached,
-                request.expected_output,
+                request.index, choice.variant, arrival.at, arrival.prompt, arrival.output, cached,
+                request.expected_output, choice.time.share(arrival.prompt),
             )
         )  # fmt: skip
+        self._taken[request.index] = action
 
     def outcome(self, index: int) -> Outcome:
         """Return how a request that has ended went."""
         outcome = self.outcomes[index]
         assert outcome is not None, "it has not ended"
         return outcome
+
+    def number_of(self, action: Action) -> int:
+        """Return the number of an action's choice."""
+        return self._numbers[action.choice]
 
     def features(self) -> np.ndarray:
         """Return the current request's features, `[features]`, as `observation_vector` has them.
@@ -155,8 +166,10 @@ class SimulatedServer:
         """Return `[choices]` of bool for the current request, as `policies.features` has them."""
         request, sizes = self._request, self.estimators.sizes
         late = is_too_late(self.objectives, request.wait, lambda: sizes.rank(request.work))
-        fits = self._largest_cache() is not None
-        return np.array([fits] * len(self.profile.variants) + [late])
+        fits, last = self._largest_cache(0) is not None, len(self.choices) - 1
+        whole = self._largest_cache(last) is not None
+        pairs = len(self.choices) - self._with_budgets
+        return np.array([fits] * self._with_budgets + [whole] * pairs + [late])
 
     def observation(self, use_truth: bool = False) -> Observation:
         """Return the current request as the server's policies are shown it.
@@ -169,7 +182,7 @@ class SimulatedServer:
         tokens = RequestTokens(arrival.prompt, output)
 
         def loss_of(action: Action) -> float | None:
-            loss = losses[self._numbers[action.variant]]
+            loss = losses[self._numbers[action.choice]]
             return add_kv_loss(loss, self.profile.kv_loss, action.kv_budget, tokens.total)
 
         candidates = build_candidates(
@@ -180,7 +193,7 @@ class SimulatedServer:
             lambda cached, loss: check_constraints(
                 cached, self._kv_free(), loss, self.objectives.max_loss
             ),
-            (BASE,),
+            self.profile.keep_tasks,
         )
         rank, charge = known.sizes.rank(request.work), self.host.charge
         held, held_seconds = known.dwell.current(self.objectives, rank)
@@ -200,33 +213,37 @@ class SimulatedServer:
         )
 
     def _forecasts(self, tokens: RequestTokens) -> dict[str, VariantForecast]:
-        """Return what is predicted for the current request by each variant."""
+        """Return what is predicted for the current request by each choice."""
         engine, running, wait = self.engine, self._running, self._request.wait
         base_work, forecasts = self._work(0, *tokens), {}
-        for action, name in enumerate(self.profile.variants):
-            ttft = wait + engine.predict_prefill(running, action, tokens.prompt)
-            forecasts[name] = VariantForecast(
+        for number, choice in enumerate(self.choices):
+            variant, reading = choice.variant, choice.time.share(tokens.prompt)
+            ttft = wait + engine.predict_prefill(running, variant, tokens.prompt, reading)
+            forecasts[choice.action.choice] = VariantForecast(
                 ttft=ttft,
                 ttft_uncached=ttft,  # there is no prefix cache
-                tpot=engine.predict_decode_step(running, action),
-                tpot_per_cached=self.profile.rates.cached[action],
-                cost=self._work(action, *tokens) / base_work,
+                tpot=engine.predict_decode_step(running, variant),
+                tpot_per_cached=self.profile.rates.cached[variant],
+                cost=self._work(number, *tokens) / base_work,
             )
         return forecasts
 
-    def _work(self, action: int, prompt: int, output: int) -> float:
-        return self.profile.rates.work(action, prompt, output, self.limits.max_running)
+    def _work(self, number: int, prompt: int, output: int) -> float:
+        rates, rows = self.profile.rates, self.limits.max_running
+        return self.choices[number].work(rates, prompt, output, rows)
 
     def _kv_free(self) -> int:
         return self.limits.kv_tokens - self.engine.kv_promised
 
-    def _largest_cache(self) -> int | None:
-        """Return the tokens of the current request's largest cache that fits; None if none does."""
+    def _largest_cache(self, number: int) -> int | None:
+        """Return the tokens of the largest cache of a choice that fits; None if none does."""
         _, prompt, output = self._request.arrival
         tokens, free = prompt + output, self._kv_free()
         if tokens <= free:
             return tokens
-        sizes = (min(tokens, budget) for budget in self._budgets if budget is not None)
+        if number >= self._with_budgets:
+            return None
+        sizes = (min(tokens, budget) for budget in self._budgets)
         return next((size for size in sizes if size <= free), None)
 
     def _hot(self) -> bool | None:
@@ -246,10 +263,10 @@ class SimulatedServer:
             and (wanted.deadline is None or clock - request.arrived <= wanted.deadline)
         )
         self.outcomes[index] = Outcome(
-            request.action,
+            self._taken[index],
             met,
-            self._loss[index][request.action],
-            self._surprise[index][request.action],
+            self._loss[index][self._taken[index]],
+            self._surprise[index][self._taken[index]],
             ttft,
             tpot,
             clock - request.arrived,
@@ -270,7 +287,7 @@ def replay(
 def decide(
     server: SimulatedServer, policy: Policy, use_truth: bool = False, dwell: float = DWELL_SECONDS
 ) -> str:
-    """Decide on the current request as the controller does; return the variant's name or `refuse`.
+    """Decide on the current request as the controller does; return the choice's name or `refuse`.
 
     `dwell` is in seconds.
     """
@@ -278,5 +295,5 @@ def decide(
     action, reason = choose_with_hysteresis(observation, policy, dwell)
     server.estimators.dwell.observe(observation, action.variant, reason)
     refused = reason in REFUSED
-    server.take(None if refused else server.profile.variants.index(action.variant))
-    return REFUSE if refused else action.variant
+    server.take(None if refused else server.number_of(action))
+    return REFUSE if refused else action.choice

@@ -20,7 +20,7 @@ class BanditTrainer:
 
     def __init__(self, environment: TrafficEnvironment, episodes: int, alpha: float = 0.5) -> None:
         self._environment, self._episodes, self._alpha = environment, episodes, alpha
-        arms = len(environment.profile.variants) + 1
+        arms = len(environment.choices)
         inputs = len(environment.hidden) + 1  # a constant input for the bias
         self._inverse = np.tile(np.eye(inputs), (arms, 1, 1))
         self._weighted_rewards = np.zeros((arms, inputs))

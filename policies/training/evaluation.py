@@ -10,6 +10,7 @@ from policies.explore import ExploringPolicy
 from policies.features import REFUSE
 from policies.observation import REFUSED, Objectives, Policy
 from policies.rule import RulePolicy
+from policies.simulation.choices import choice_labels, profile_choices
 from policies.simulation.engine import EngineLimits
 from policies.simulation.outcome import Outcome
 from policies.simulation.profile import Profile
@@ -17,7 +18,7 @@ from policies.simulation.rewards import Reward
 from policies.simulation.server import Scenario, SimulatedServer, decide
 from policies.simulation.traffic import Arrival, at_load
 from policies.static import StaticPolicy
-from policies.training.fluid_bound import quality_bounds
+from policies.training.fluid_bound import QualityBounds
 
 _WINDOW = 300
 """Requests of one run."""
@@ -37,7 +38,7 @@ class EvaluationCase(NamedTuple):
 class EvaluationRun:
     """One policy over one window of traffic at one load, with an entry for each request.
 
-    `reward` is the mean over requests. `choices` are variants' names or `refuse`; `oracle` is what
+    `reward` is the mean over requests. `choices` are their names or `refuse`; `oracle` is what
     the oracle would have chosen in the same places, empty if it was not asked. `complexity` is that
     of the prompts (0..1).
     """
@@ -100,7 +101,7 @@ class PolicyEvaluation:
         while server.arrive():
             if ask_oracle:
                 best, reason = oracle.choose(server.observation(use_truth=True))
-                oracle_choices.append(REFUSE if reason in REFUSED else best.variant)
+                oracle_choices.append(REFUSE if reason in REFUSED else best.choice)
             choices.append(decide(server, policy, use_truth))
         outcomes = tuple(server.outcome(index) for index in range(len(arrivals)))
         reward = float(np.mean([self.reward.of(outcome) for outcome in outcomes]))
@@ -120,9 +121,9 @@ def evaluate_policies(
     The oracle is the rule with the true losses and lengths. `on_done` is called after each policy.
     Return the runs by the policy's name.
     """
-    variants = evaluation.profile.variants
-    policies: dict[str, Policy] = {f"static:{name}": StaticPolicy(name) for name in variants}
-    policies[f"refusing:{variants[0]}"] = StaticPolicy(variants[0], refuses=True)
+    names = choice_labels(profile_choices(evaluation.profile))
+    policies: dict[str, Policy] = {f"static:{name}": StaticPolicy(name) for name in names}
+    policies[f"refusing:{names[0]}"] = StaticPolicy(names[0], refuses=True)
     policies |= {"random": ExploringPolicy(RulePolicy(), 1.0), RULE: RulePolicy(), **trained}
     runs = {}
     for name, policy in policies.items():
@@ -140,42 +141,42 @@ def summarize(
 
     Figures are the share of requests that met their objectives, the quality (a lost request counts
     0, or -0.5), the mean loss of those that met them in nats per token, the share that was refused,
-    the reward, and the best quality there is with as many requests served.
+    the share of prompts read `in_full` among those that were served, the reward, and the best
+    quality there is with as many requests served.
     """
-    lengths = (
-        int(np.mean([arrival.prompt for arrival in evaluation.trace])),
-        int(np.mean([arrival.output for arrival in evaluation.trace])),
+    profile = evaluation.profile
+    choices = profile_choices(profile)
+    in_full = {number for number, one in enumerate(choices) if one.reader is None}
+    bounds = QualityBounds(
+        profile, evaluation.prompts, evaluation.trace, evaluation.limits.max_running
     )
-    profile, slots = evaluation.profile, evaluation.limits.max_running
-
-    def bounds(load: float, served: float = 0.0) -> dict[str, float]:
-        return quality_bounds(profile, evaluation.prompts, lengths, load, slots, served)
-
     policies: dict[str, dict[str, dict[str, float]]] = {}
     for name, policy_runs in runs.items():
         policies[name] = {}
         for load in evaluation.loads:
-            figures = _figures([run for run in policy_runs if run.load == load])
-            best = bounds(load, figures["attained"])
+            figures = _figures([run for run in policy_runs if run.load == load], in_full)
+            best = bounds.at(load, figures["attained"])
             figures |= {f"best_{figure}": value for figure, value in best.items()}
             policies[name][f"{load:g}"] = figures
     return {
         "policies": policies,
-        "fluid_bound": {f"{load:g}": bounds(load) for load in evaluation.loads},
+        "fluid_bound": {f"{load:g}": bounds.at(load) for load in evaluation.loads},
     }
 
 
-def _figures(runs: Sequence[EvaluationRun]) -> dict[str, float]:
+def _figures(runs: Sequence[EvaluationRun], in_full: set[int]) -> dict[str, float]:
     outcomes = [outcome for run in runs for outcome in run.outcomes]
     met = [outcome for outcome in outcomes if outcome.met]
     attained = len(met) / len(outcomes)
     quality = sum(outcome.quality for outcome in met) / len(outcomes)
+    served = [outcome.action for outcome in outcomes if outcome.action is not None]
     return {
         "attained": attained,
         "quality": quality,
         "quality_lost_half": quality - 0.5 * (1 - attained),
         "loss": float(np.mean([outcome.loss for outcome in met])) if met else float("nan"),
-        "refused": sum(outcome.action is None for outcome in outcomes) / len(outcomes),
+        "refused": (len(outcomes) - len(served)) / len(outcomes),
+        "in_full": sum(number in in_full for number in served) / max(1, len(served)),
         "reward": _mean_reward(runs),
     }
 

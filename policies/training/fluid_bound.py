@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from policies.simulation.choices import profile_choices
 from policies.simulation.profile import Profile
+from policies.simulation.traffic import Arrival
 
 Mix = dict[int | None, float]
 """Shares of requests by the number of their choice; None is refused."""
@@ -53,24 +55,38 @@ def _best_mix(points: Sequence[_Point], budget: float) -> tuple[float, Mix]:
     return best, mix
 
 
-def quality_bounds(
-    profile: Profile,
-    rows: np.ndarray,
-    lengths: tuple[int, int],
-    load: float,
-    slots: int,
-    served: float = 0.0,
-) -> dict[str, float]:
-    """Return the fluid bounds of the mean of exp(-loss) over the prompts in `rows` of the profile.
+class QualityBounds:
+    """The fluid bounds of the mean of exp(-loss) in some traffic.
 
-    A lost request counts 0 (`quality`) or -0.5 (`quality_lost_half`). `lengths` are the mean tokens
-    of prompt and answer, `slots` is the batch size, `served` the share of requests to answer.
+    What a reader saves and loses depends on the prompts that it reads: the means over the requests
+    count. For the rest, all requests are of the mean lengths.
     """
-    variants = range(len(profile.variants))
-    work = [profile.rates.work(variant, *lengths, slots) for variant in variants]
-    costs = [seconds / work[0] for seconds in work]
-    values = np.exp(-profile.prompts.loss[rows]).mean(0).tolist()
-    return {
-        name: fluid_bound(costs, values, load, lost, served)[0]
-        for name, lost in (("quality", 0.0), ("quality_lost_half", -0.5))
-    }
+
+    def __init__(
+        self, profile: Profile, rows: np.ndarray, traffic: Sequence[Arrival], slots: int
+    ) -> None:
+        """`rows` are the prompts of the profile, `slots` is the batch size."""
+        prompts = [arrival.prompt for arrival in traffic]
+        lengths = int(np.mean(prompts)), int(np.mean([arrival.output for arrival in traffic]))
+        choices, values = profile_choices(profile), np.exp(-profile.prompts.loss[rows]).mean(0)
+        work = []
+        self.values: list[float] = []
+        for one in choices:
+            reading, kept = 1.0, 1.0
+            if one.reader is not None:
+                read = sum(prompt * one.time.share(prompt) for prompt in prompts)
+                reading = read / max(1, sum(prompts))
+                kept = float(np.exp(-one.reader.losses(prompts)).mean())
+            work.append(profile.rates.work(one.variant, *lengths, slots, reading))
+            self.values.append(float(values[one.variant]) * kept)
+        self.costs = [seconds / work[0] for seconds in work]
+
+    def at(self, load: float, served: float = 0.0) -> dict[str, float]:
+        """Return the bounds at a load, with at least the share `served` (0..1) answered.
+
+        A lost request counts 0 (`quality`) or -0.5 (`quality_lost_half`).
+        """
+        return {
+            name: fluid_bound(self.costs, self.values, load, lost, served)[0]
+            for name, lost in (("quality", 0.0), ("quality_lost_half", -0.5))
+        }

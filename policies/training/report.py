@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 
 from policies.features import choice_names
+from policies.simulation.choices import choice_labels, profile_choices
 from policies.simulation.profile import Profile
 from policies.training.evaluation import ORACLE, RULE, EvaluationRun, confusion
 from pruners.support.files import replace_file, write_json, write_text
@@ -20,7 +21,7 @@ from matplotlib.axes import Axes
 SCHEMA = 1
 _FIGURES = (
     "attained", "quality", "best_quality", "quality_lost_half", "best_quality_lost_half",
-    "loss", "refused", "reward",
+    "loss", "refused", "in_full", "reward",
 )  # fmt: skip
 _OUTLIER = 3.0
 """Robust standard deviations (1.4826 times the median absolute deviation)."""
@@ -40,7 +41,7 @@ def write_report(
     those of the episodes of the training.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = choice_names(profile.variants)
+    names = choice_names(choice_labels(profile_choices(profile)))
     training = {"episode_rewards": list(rewards), "confusion": confusion(runs[name], names)}
     body = {"schema": SCHEMA, **summary, **training}
     write_json(folder / "report.json", body)
@@ -70,15 +71,15 @@ def _markdown(summary: Mapping[str, Any], name: str) -> str:
             f"## {load} times what the base can serve",
             "",
             "| policy | in time | quality | best with as many | quality, lost -0.5 | "
-            "best with as many | loss | refused | reward |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "best with as many | loss | refused | read in full | reward |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for policy, loads in summary["policies"].items():
             cells = " | ".join(f"{loads[load][figure]:.3f}" for figure in _FIGURES)
             lines.append(f"| {policy} | {cells} |")
         lines += [
             f"| fluid bound | | {bound['quality']:.3f} | | {bound['quality_lost_half']:.3f} "
-            "| | | | |",
+            "| | | | | |",
             "",
         ]
     return "\n".join(lines)

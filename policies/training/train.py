@@ -11,6 +11,7 @@ import numpy as np
 from policies.bundle import PolicyKind
 from policies.features import FeatureGroup, hidden_columns
 from policies.learned import NetworkLayers
+from policies.simulation.choices import choice_labels, profile_choices
 from policies.simulation.environment import EpisodeSettings, TrafficEnvironment
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
@@ -65,7 +66,7 @@ def train(
     same result; the file stays. `on_episodes` is called with the number of episodes just done.
     Raises `CheckpointError`.
     """
-    hidden = hidden_columns(plan.hidden_group, profile.variants)
+    hidden = hidden_columns(plan.hidden_group, choice_labels(profile_choices(profile)))
     environment = TrafficEnvironment(
         profile, trace, prompts, plan.reward, plan.episode_settings, hidden
     )

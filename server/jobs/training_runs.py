@@ -12,6 +12,7 @@ from rich.progress import Progress
 from policies import LearnedPolicy, Policy
 from policies.bundle import PolicyBundle, load_policy
 from policies.features import FEATURE_GROUPS
+from policies.simulation.choices import choice_labels, profile_choices
 from policies.simulation.profile import Profile
 from policies.simulation.traffic import Arrival
 from policies.training.checkpoint import load_checkpoint
@@ -103,7 +104,7 @@ def train_policy(
     }
     write_report(out, profile, report, runs, kind, rewards[kind])
     PolicyBundle(
-        kind, profile.fingerprint, profile.variants, trained[kind].layers,
+        kind, profile.fingerprint, trained[kind].variants, trained[kind].layers,
         report["verdict"]["promoted"],
         TrainingRecord.of(spec, profile).model_dump(by_alias=True), report,
     ).save(out)  # fmt: skip
@@ -123,7 +124,8 @@ def retest_policy(
     learned from are left out. Return the content of the report. Raises `PolicyError`,
     `TrafficError` or `TrainingSpecError`.
     """
-    policy = load_policy(out, profile.fingerprint, profile.variants, force=True)
+    names = choice_labels(profile_choices(profile))
+    policy = load_policy(out, profile.fingerprint, names, force=True)
     _, traffic = record.spec.traffic()
     data = _TestData(profile, traffic, _rows_not_learned(profile, record))
     report, runs = _compare_policies(data, record.spec, {policy.name: policy}, progress)
@@ -137,13 +139,14 @@ def _train_all(
     """Return the trained policies and the rewards of their episodes, by name."""
     trained: dict[str, LearnedPolicy] = {}
     rewards: dict[str, list[float]] = {}
+    labels = choice_labels(profile_choices(profile))
     for name, plan in trainings.plans.items():
         task = progress.add_task(f"Training {name}", total=plan.episodes)
         layers, rewards[name] = train(
             profile, trainings.training_traffic, trainings.training_rows, plan,
             trainings.checkpoint(folder, name), partial(progress.advance, task),
         )  # fmt: skip
-        trained[name] = LearnedPolicy(plan.kind, profile.variants, layers)
+        trained[name] = LearnedPolicy(plan.kind, labels, layers)
     return trained, rewards
 
 
@@ -181,7 +184,7 @@ def _compare_policies(
         profile, data.traffic, data.rows, plan.reward, drawn.objectives[0], drawn.limits,
         drawn.loads,
     )  # fmt: skip
-    total = len(profile.variants) + _OTHER_POLICIES + len(trained)
+    total = len(profile_choices(profile)) + _OTHER_POLICIES + len(trained)
     task = progress.add_task("Trying policies", total=total)
     runs = evaluate_policies(evaluation, trained, lambda: progress.advance(task))
     arrivals = "drawn arrivals" if spec.trace is None else spec.trace.name

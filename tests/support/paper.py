@@ -16,12 +16,14 @@ RATES = Rates(
     cached=tuple(1e-7 * cost for cost in COSTS),
 )
 READERS = (
-    ReaderProfile("quick", {128: 0.7 + 16 / 128, 1024: 0.7 + 16 / 1024}, {0: 0.02, 60: 0.05},
-                  {"passkey": 0.97}, True),
-    ReaderProfile("quicker", {128: 0.5 + 16 / 128, 1024: 0.5 + 16 / 1024}, {0: 0.1, 60: 0.2},
-                  {"passkey": 0.2}, False),
+    ReaderProfile("quick", {128: 0.7 + 16 / 128, 1024: 0.7 + 16 / 1024}, {60: 0.02, 2000: 0.05},
+                  {"passkey": 0.97}),
+    ReaderProfile("quicker", {128: 0.5 + 16 / 128, 1024: 0.5 + 16 / 1024}, {60: 0.1, 2000: 0.2},
+                  {"passkey": 0.2}),
 )  # fmt: skip
 """They take .7 and .5 of the time, and 16 tokens in full."""
+CHOICES = ("base", "base+quick", "base+quicker", "half", "tenth", "half+quick")
+"""Those of a profile with `READERS`. The first two keep the reading tasks."""
 
 
 def profile(
@@ -56,4 +58,6 @@ def profile(
         joules=None,
         measured={},
         readers=readers,
+        pairs=(("half", "quick"),) if readers else (),
+        keep_tasks=("base", "base+quick") if readers else ("base",),
     )

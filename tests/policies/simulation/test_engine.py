@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from policies.simulation.engine import EngineLimits, SimulatedEngine, SimulatedRequest
+from policies.simulation.engine import EngineLimits, SimulatedEngine
 from policies.simulation.rates import Rates
+from policies.simulation.simulated_request import SimulatedRequest
 from tests.support.paper import RATES
 
 FLAT = Rates((0.01, 0.005), (0.002, 0.001), (0.0001, 0.00005), (0.0, 0.0))
@@ -83,6 +84,21 @@ def test_stretches_of_steps_are_the_steps_one_by_one(seed):
         # A stretch ends on the step in which somebody arrives, so only rounding is left.
         assert first == pytest.approx(wanted, abs=2e-6)
         assert end == pytest.approx(last, abs=2e-6)
+
+
+def test_a_reader_shortens_the_reading_and_nothing_else():
+    ends = []
+    engine = SimulatedEngine(
+        FLAT, EngineLimits(4, 64), lambda row, clock: ends.append((row, clock))
+    )
+    engine.submit(SimulatedRequest(0, 0, 0.0, 150, 5, 155, reading=0.6))
+    wait = engine.predict_wait(engine.running_step())
+    assert wait == pytest.approx(3 * 0.01 + 150 * 0.6 * 0.0001)
+    assert engine.predict_prefill(engine.running_step(), 0, 150, 0.6) == pytest.approx(wait)
+    engine.finish()
+    ((row, end),) = ends
+    assert row.first_token == pytest.approx(wait)
+    assert end - row.first_token == pytest.approx(4 * 0.012)
 
 
 def test_smaller_variants_drain_the_same_queue_sooner():

@@ -12,15 +12,15 @@ from policies.simulation.engine import EngineLimits
 from policies.simulation.host import BATTERY, HOT, MAINS, HostScenario, SimulatedHost
 from policies.simulation.server import Scenario, SimulatedServer, replay
 from policies.simulation.traffic import Arrival, at_load, synthetic
-from tests.support.paper import RATES, VARIANTS, profile
+from tests.support.paper import CHOICES, RATES, READERS, VARIANTS, profile
 
 FIRM = Objectives(ttft=1.0, firm=True)
 
 
-def simulated(load=1.5, count=400, objectives=FIRM, **changes):
+def simulated(load=1.5, count=400, objectives=FIRM, readers=(), **changes):
     arrivals = at_load(synthetic(count, 1), load, RATES, 8)
     scenario = Scenario(objectives, **changes)
-    return SimulatedServer(profile(), arrivals, prompt_rows(count), scenario)
+    return SimulatedServer(profile(readers=readers), arrivals, prompt_rows(count), scenario)
 
 
 def prompt_rows(count):
@@ -28,10 +28,12 @@ def prompt_rows(count):
     return np.random.default_rng(2).integers(0, 100, count).tolist()
 
 
+@pytest.mark.parametrize(("readers", "names"), [((), VARIANTS), (READERS, CHOICES)])
 @pytest.mark.parametrize("host", [MAINS, BATTERY, HOT, replace(MAINS, sensed=False)])
-def test_the_fast_features_are_those_of_the_observation(host):
+def test_the_fast_features_are_those_of_the_observation(host, readers, names):
     server = simulated(
         host=host,
+        readers=readers,
         limits=EngineLimits(kv_tokens=900),
         objectives=replace(FIRM, tpot=0.02),
     )
@@ -40,12 +42,12 @@ def test_the_fast_features_are_those_of_the_observation(host):
         assert server.arrive()
         seen = server.observation()
         np.testing.assert_allclose(
-            server.features(), observation_vector(seen, VARIANTS), rtol=1e-5, atol=1e-6
+            server.features(), observation_vector(seen, names), rtol=1e-5, atol=1e-6
         )
         if not server.open_choices().all():
             blocked += 1
-        np.testing.assert_array_equal(server.open_choices()[-1], open_choices(seen, VARIANTS)[-1])
-        server.take(number % 3)
+        np.testing.assert_array_equal(server.open_choices()[-1], open_choices(seen, names)[-1])
+        server.take(number % len(names))
     assert blocked
 
 
@@ -71,6 +73,60 @@ def test_quality_is_what_the_profile_measured_not_what_was_predicted():
     done = replay(server, StaticPolicy("tenth"))
     for one, row in zip(done, prompt_rows(len(done)), strict=True):
         assert one.quality == pytest.approx(math.exp(-server.profile.prompts.loss[row, 2]))
+
+
+def test_a_reader_s_loss_is_that_of_the_prompt_that_it_reads():
+    server = simulated(0.2, readers=READERS)
+    done = replay(server, StaticPolicy("half+quick"))
+    arrivals = at_load(synthetic(400, 1), 0.2, RATES, 8)
+    for one, row, arrival in zip(done, prompt_rows(400), arrivals, strict=True):
+        known = server.profile.prompts
+        more = 0.02 if arrival.prompt <= 60 else 0.05
+        assert one.action == CHOICES.index("half+quick")
+        assert one.loss == pytest.approx(known.loss[row, 1] + more)
+        assert one.surprise == pytest.approx(known.surprise[row, 1] + more)
+
+
+def test_a_pair_has_no_budget_and_needs_its_whole_cache():
+    arrivals = [Arrival(0.0, 100, 20)] * 3
+    limits = EngineLimits(kv_tokens=200)
+    server = SimulatedServer(profile(readers=READERS), arrivals, [0, 1, 2], Scenario(limits=limits))
+    assert server.arrive()
+    assert server.open_choices().tolist() == [True] * 6 + [False]
+    server.take(0)
+    assert server.arrive()
+    assert server.open_choices().tolist() == [True] * 5 + [False, False]
+    assert {c.action.label for c in server.observation().candidates if c.action.reader} == {
+        "base+quick", "base+quicker", "base+quick+kv-64", "base+quicker+kv-64", "half+quick",
+    }  # fmt: skip
+    server.take(5)
+    assert server.outcomes[1].action is None
+
+
+def test_deep_prompts_are_read_by_a_reader_and_written_by_the_base_when_time_is_short():
+    """A first token in 100 ms: 300 tokens take the base 158 ms, the quicker reader 87."""
+    tight, arrivals = Objectives(ttft=0.1), [Arrival(float(i), 300, 5) for i in range(4)]
+    server = SimulatedServer(profile(readers=READERS), arrivals, [0] * 4, Scenario(tight))
+    assert server.arrive()
+    ttft = {c.action.choice: c.ttft for c in server.observation().candidates}
+    assert ttft["base"] == pytest.approx(2 * 0.004 + 300 * 0.0005)
+    assert ttft["base+quicker"] == pytest.approx(2 * 0.004 + (0.5 * 300 + 16) * 0.0005)
+    server = SimulatedServer(profile(readers=READERS), arrivals, [0] * 4, Scenario(tight))
+    assert {one.action for one in replay(server, RulePolicy())} == {2}
+    slow = Scenario(Objectives(ttft=1.0))
+    idle = SimulatedServer(profile(readers=READERS), arrivals, [0] * 4, slow)
+    assert {one.action for one in replay(idle, RulePolicy())} == {0}, "no need, no loss"
+
+
+@pytest.mark.slow
+def test_readers_keep_more_of_long_prompts_than_smaller_variants():
+    arrivals = at_load([Arrival(a.at, 8 * a.prompt, a.output) for a in synthetic(2000, 1)],
+                       1.5, RATES, 16)  # fmt: skip
+    kept = []
+    for made in (profile(readers=READERS), profile()):
+        server = SimulatedServer(made, arrivals, prompt_rows(2000), Scenario(Objectives(ttft=8.0)))
+        kept.append(sum(one.quality for one in replay(server, RulePolicy())) / 2000)
+    assert kept[0] > 1.04 * kept[1]
 
 
 @pytest.mark.slow

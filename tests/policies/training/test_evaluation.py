@@ -9,7 +9,7 @@ from policies import Objectives, RulePolicy, StaticPolicy
 from policies.features import choice_names
 from policies.simulation.engine import EngineLimits
 from policies.simulation.rewards import Reward
-from policies.simulation.traffic import synthetic
+from policies.simulation.traffic import Arrival, synthetic
 from policies.training.evaluation import (
     PolicyEvaluation,
     confusion,
@@ -18,9 +18,9 @@ from policies.training.evaluation import (
     reward_interval,
     summarize,
 )
-from policies.training.fluid_bound import fluid_bound
+from policies.training.fluid_bound import QualityBounds, fluid_bound
 from policies.training.report import write_report
-from tests.support.paper import VARIANTS, profile
+from tests.support.paper import CHOICES, RATES, READERS, VARIANTS, profile
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +138,41 @@ def test_the_report_is_from_the_raw_runs(trial, runs, tmp_path):
     assert "not promoted" in text
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.json", "report.md", "report.png"]
+
+
+def test_the_bounds_know_what_readers_save_on_the_prompts_of_the_traffic():
+    """One prompt of 32 tokens is read in full, one of 1,600 takes the quick reader .71."""
+    made = profile(noise=0.0, readers=READERS)
+    traffic = [Arrival(0.0, 32, 40), Arrival(1.0, 1600, 40)]
+    bounds = QualityBounds(made, np.arange(100), traffic, 8)
+    step = (RATES.stream[0] + 8 * RATES.row[0]) / 8 + (816 + 20) * RATES.cached[0]
+    whole, read = (816 * share * RATES.prompt[0] for share in (1.0, (32 + 0.71 * 1600) / 1632))
+    assert bounds.costs[1] == pytest.approx((read + 40 * step) / (whole + 40 * step))
+    kept = (np.exp(-0.02) + np.exp(-0.05)) / 2
+    assert bounds.values[1] == pytest.approx(kept)
+    assert bounds.values[5] == pytest.approx(kept * np.exp(-0.3))
+    assert bounds.at(1.0)["quality"] == pytest.approx(1.0)
+    plain = QualityBounds(profile(noise=0.0), np.arange(100), traffic, 8)
+    assert plain.costs == [bounds.costs[CHOICES.index(name)] for name in VARIANTS]
+    assert bounds.at(1.3)["quality"] > plain.at(1.3)["quality"]
+
+
+@pytest.mark.slow
+def test_the_report_shows_what_readers_did(tmp_path):
+    trial = PolicyEvaluation(
+        profile(readers=READERS), synthetic(600, 3), np.arange(60, 100), Reward(),
+        Objectives(ttft=1.0, firm=True), EngineLimits(), loads=(0.5, 2.0),
+    )  # fmt: skip
+    found = evaluate_policies(trial, {"dqn": StaticPolicy("base+quick")})
+    assert {f"static:{name}" for name in CHOICES} < set(found)
+    summary = summarize(trial, found)
+    summary["verdict"] = decide_promotion(found, "dqn")
+    summary["about"] = "words"
+    rule = summary["policies"]["rule"]
+    assert rule["0.5"]["in_full"] > 0.9 > rule["2"]["in_full"]
+    assert summary["policies"]["static:base+quick"]["0.5"]["in_full"] == 0.0
+    write_report(tmp_path, trial.profile, summary, found, "dqn", [0.0])
+    text = (tmp_path / "report.md").read_text()
+    assert "| read in full |" in text
+    assert "static:base+quick" in text
+    assert len(json.loads((tmp_path / "report.json").read_text())["confusion"]) == 7
