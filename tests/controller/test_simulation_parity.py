@@ -23,15 +23,22 @@ from controller import (
     StatusSources,
     StepTimeModel,
 )
+from controller.engine_status import shallow_part
 from controller.observer import Observer
+from controller.reading import ServedReader
 from policies import ExploringPolicy, Objectives, Observation, RulePolicy
 from policies.features import observation_vector, open_choices
 from policies.hysteresis import choose_with_hysteresis
 from policies.observation import REFUSED
+from policies.simulation.choices import choice_labels
 from policies.simulation.engine import EngineLimits
+from policies.simulation.profile import Profile
 from policies.simulation.rates import Rates
+from policies.simulation.reader_profile import ReaderProfile
 from policies.simulation.server import DWELL_SECONDS, Scenario, SimulatedServer
 from policies.simulation.traffic import at_load, synthetic
+from pruners.kv.base import SINK_TOKENS
+from pruners.reading.reader import PromptReader
 from pruners.variant import BASE as BASE_NAME
 from pruners.variant import width_spec
 from telemetry import Snapshot
@@ -65,6 +72,29 @@ def rates_of(model: StepTimeModel) -> Rates:
 
 MODEL = fitted_model()
 RATES = rates_of(MODEL)
+READERS = tuple(PromptReader(f"read-{depth}", depth) for depth in (6, 3))
+IN_FULL = SINK_TOKENS + READERS[0].last
+"""Tokens of every prompt that all readers read in full."""
+BY_LENGTH = {"read-6": {60: 0.02, 1000: 0.05}, "read-3": {60: 0.2, 1000: 0.3}}
+PAIRS, KEEP_TASKS = (("half", "read-6"),), ("base", "base+read-6")
+
+
+def reader_profile(reader: PromptReader) -> ReaderProfile:
+    """Return the profile of a reader whose tokens take as long as the model says."""
+    lower = shallow_part(BASE, reader.depth)
+    shallow = MODEL.seconds([(lower, 2, 0)], 1) - MODEL.seconds([(lower, 1, 0)], 1)
+    rate = shallow / RATES.prompt[0]
+    seconds = {tokens: rate + (1 - rate) * IN_FULL / tokens for tokens in (128, 512, 1024)}
+    return ReaderProfile(reader.name, seconds, BY_LENGTH[reader.name], {})
+
+
+def simulated_profile(readers: bool) -> Profile:
+    """Return the profile of the three variants, with readers if they are wanted."""
+    made = profile(rates=RATES)
+    if not readers:
+        return made
+    found = tuple(map(reader_profile, READERS))
+    return replace(made, readers=found, pairs=PAIRS, keep_tasks=KEEP_TASKS)
 
 
 def status_of(server: SimulatedServer) -> EngineStatus:
@@ -72,9 +102,13 @@ def status_of(server: SimulatedServer) -> EngineStatus:
     engine, specs = server.engine, list(SPECS.values())
 
     def status(request, running: bool, written: int, read: int) -> SequenceStatus:
+        reader = server.choices[server._taken[request.index]].action.reader
+        depth = next((one.depth for one in READERS if one.name == reader), 0)
+        full_left = max(0, SINK_TOKENS - read) + IN_FULL - SINK_TOKENS
+        shallow_left = max(0, request.prompt - read - full_left) if depth else 0
         return SequenceStatus(
             specs[request.action], running, request.prompt - read, request.output,
-            request.output - written, read + written, request.cached,
+            request.output - written, read + written, request.cached, shallow_left, depth,
         )  # fmt: skip
 
     sequences = []
@@ -90,7 +124,7 @@ def status_of(server: SimulatedServer) -> EngineStatus:
     )
 
 
-def observer_of(server: SimulatedServer) -> Observer:
+def observer_of(server: SimulatedServer) -> tuple[Observer, Catalogue]:
     """Return an observer of the simulated engine and its clock, with estimators of its own.
 
     What is learned from answers, waits and choices of variants is shared: they are the simulated
@@ -102,6 +136,12 @@ def observer_of(server: SimulatedServer) -> Observer:
         tuple(table.kv_loss),
         dict(zip(NAMES[1:], table.prompts.predicted[0, 1:].tolist(), strict=True)),
         dict(table.kv_loss),
+        {
+            one.name: ServedReader(one, 1.0, tuple(BY_LENGTH[one.name].items()))
+            for one in READERS[: len(table.readers)]
+        },
+        table.pairs,
+        frozenset(table.keep_tasks),
     )
     sources = StatusSources(
         lambda: status_of(server), lambda: Snapshot(taken_at=0.0), lambda: server.engine.clock
@@ -110,21 +150,25 @@ def observer_of(server: SimulatedServer) -> Observer:
     observer.estimators.answer_length = server.estimators.answer_length
     observer.estimators.wait_bias = server.estimators.wait_bias
     observer.estimators.dwell = server.estimators.dwell
-    return observer
+    return observer, catalogue
 
 
 def situations(
-    load: float, objectives: Objectives, seed: int
+    load: float, objectives: Objectives, seed: int, readers: bool
 ) -> Iterator[tuple[SimulatedServer, Observation, Observation]]:
     """Yield what both observe of requests, once answers have been observed."""
     arrivals = at_load(synthetic(REQUESTS, seed), load, RATES, LIMITS.max_running)
     rows = np.random.default_rng(seed).integers(0, 100, REQUESTS).tolist()
     scenario = Scenario(objectives, LIMITS, seed=seed)
-    server = SimulatedServer(profile(rates=RATES), arrivals, rows, scenario)
-    observer, policy = observer_of(server), ExploringPolicy(RulePolicy(), 0.5)
+    server = SimulatedServer(simulated_profile(readers), arrivals, rows, scenario)
+    observer, catalogue = observer_of(server)
+    policy = ExploringPolicy(RulePolicy(), 0.5)
     for number, arrival in enumerate(arrivals):
         server.engine.advance(arrival.at)  # so that both see the state at the arrival
-        request = IncomingRequest(Analyzer()("words"), arrival.prompt, arrival.output)
+        full_from = catalogue.full_from([5] * arrival.prompt)
+        request = IncomingRequest(
+            Analyzer()("words"), arrival.prompt, arrival.output, full_from=full_from
+        )
         observed = observer.observe(request)
         assert server.arrive()
         simulated = server.observation()
@@ -132,7 +176,7 @@ def situations(
             yield server, simulated, observed
         action, reason = choose_with_hysteresis(simulated, policy, DWELL_SECONDS)
         server.estimators.dwell.observe(simulated, action.variant, reason)
-        server.take(None if reason in REFUSED else NAMES.index(action.variant))
+        server.take(None if reason in REFUSED else server.number_of(action))
 
 
 def label_values(observation, field: str) -> dict[str, float]:
@@ -142,13 +186,15 @@ def label_values(observation, field: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("readers", [False, True])
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("load", [0.2, 0.9, 1.6])
-def test_server_and_simulation_predict_alike(load, seed):
+def test_server_and_simulation_predict_alike(load, seed, readers):
     objectives = Objectives(ttft=2.0, tpot=0.05, max_loss=0.5, firm=True)
     full = []
-    for server, simulated, observed in situations(load, objectives, seed):
-        engine = server.engine
+    for server, simulated, observed in situations(load, objectives, seed, readers):
+        engine, names = server.engine, choice_labels(server.choices)
+        assert len(names) == 6 if readers else 3
         full.append(engine.running + len(engine.waiting) >= LIMITS.max_running)
         assert observed.objectives == simulated.objectives
         assert observed.rank == pytest.approx(simulated.rank, abs=0.06)
@@ -156,7 +202,7 @@ def test_server_and_simulation_predict_alike(load, seed):
             assert observed.held == simulated.held
             assert observed.held_seconds == simulated.held_seconds
         assert observed.demand == pytest.approx(simulated.demand, rel=0.08)
-        for field in ("loss", "blocked"):
+        for field in ("loss", "blocked", "keeps_tasks"):
             assert label_values(observed, field) == label_values(simulated, field)
         for field in COMPARED:
             assert label_values(observed, field) == pytest.approx(
@@ -164,10 +210,10 @@ def test_server_and_simulation_predict_alike(load, seed):
             ), field
         known = replace(simulated, complexity=observed.complexity, hot=observed.hot)
         np.testing.assert_allclose(
-            observation_vector(observed, NAMES), observation_vector(known, NAMES),
+            observation_vector(observed, names), observation_vector(known, names),
             rtol=0.06, atol=0.01,
         )  # fmt: skip
         np.testing.assert_array_equal(
-            open_choices(observed, NAMES)[:-1], open_choices(simulated, NAMES)[:-1]
+            open_choices(observed, names)[:-1], open_choices(simulated, names)[:-1]
         )
     assert not all(full) if load < 0.5 else any(full), "the queue is as the load says"

@@ -14,7 +14,7 @@ from policies.simulation.traffic import synthetic
 from policies.training.checkpoint import CheckpointError
 from policies.training.dqn import DqnSettings
 from policies.training.train import TrainingPlan, split_prompts, train
-from tests.support.paper import RATES, VARIANTS, profile
+from tests.support.paper import RATES, READERS, VARIANTS, profile
 
 TRACE = synthetic(800, 0)
 EPISODES = EpisodeSettings(
@@ -32,10 +32,11 @@ def same(one, other):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("readers", [(), READERS])
 @pytest.mark.parametrize("kind", ["dqn", "bandit"])
-def test_the_same_seed_and_an_interruption_give_the_same_weights(kind, tmp_path):
+def test_the_same_seed_and_an_interruption_give_the_same_weights(kind, readers, tmp_path):
     plan = TrainingPlan(kind, 40, episode_settings=EPISODES, dqn=SMALL)
-    table, rows = profile(), np.arange(80)
+    table, rows = profile(readers=readers), np.arange(80)
     whole, rewards = train(table, TRACE, rows, plan)
     path = tmp_path / "checkpoint.safetensors"
 
