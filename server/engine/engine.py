@@ -10,7 +10,7 @@ from contextlib import suppress
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from controller import EngineStatus, SequenceStatus, StepRecord
+from controller import EngineStatus, StepRecord
 from pruners.variant import VariantSpec
 from server.engine.admission import check
 from server.engine.cache.prefix_cache import Reusable
@@ -19,6 +19,7 @@ from server.engine.late_decision import Decide
 from server.engine.options import EngineOptions
 from server.engine.runner import Runner
 from server.engine.sequence import Delta, FinishReason, GenerationRequest, Sequence
+from server.engine.sequence_status import status_of
 
 log = logging.getLogger(__name__)
 
@@ -113,12 +114,15 @@ class Engine:
         """
         weights = self._runner.decoder.weights
         check(request, weights.shape.vocab, weights.context)
+        depths = self._runner.scheduler.reading.of(request.prompt, request.reader)
 
         def open_sequence(emit: Callable[[Delta], None]) -> Sequence:
             detokenizer = Detokenizer(
                 self._tokenizer, request.stop, request.prompt, request.min_tokens
             )
-            return Sequence(request, detokenizer, emit, decide)
+            sequence = Sequence(request, detokenizer, emit, decide)
+            sequence.depths = depths  # an estimate, until it starts
+            return sequence
 
         with self._wake:
             if not self.alive:
@@ -153,7 +157,7 @@ class Engine:
             used -= self._idle_work.slots
         return EngineStatus(
             sequences=tuple(
-                [_status_of(s, True) for s in running] + [_status_of(s, False) for s in waiting]
+                [status_of(s, True) for s in running] + [status_of(s, False) for s in waiting]
             ),
             max_running=scheduler.limits.max_running,
             step_tokens=scheduler.limits.step_tokens,
@@ -275,22 +279,3 @@ class Engine:
 def _deliver(deltas: Outbox) -> None:
     for generation, delta in deltas:
         generation.inbox.put_nowait((generation, delta))
-
-
-def _status_of(sequence: Sequence, running: bool) -> SequenceStatus:
-    request, progress = sequence.request, sequence.progress
-    total = len(request.prompt) + request.max_tokens
-    budget = request.kv_budget
-    limit = total if budget is None else max(progress.pending, budget.budget)
-    # Once it has started, the reusable tokens are in its own cache and no longer pending.
-    started = running or progress.started or not request.takes_prefix
-    unread = max(0, progress.pending - (0 if started else request.reusable))
-    return SequenceStatus(
-        variant=sequence.variant,
-        running=running,
-        prompt_left=unread if progress.in_prompt else 0,
-        output_most=request.max_tokens,
-        output_left=request.max_tokens - progress.written,
-        cached=progress.cached,
-        cache_limit=min(total, limit),
-    )

@@ -63,6 +63,11 @@ def depth_changes(depths: bytes) -> list[int]:
     return places
 
 
+def count_shallow(depths: bytes) -> int:
+    """Return how many tokens do not run through all layers."""
+    return len(depths) - depths.count(FULL_DEPTH)
+
+
 def full_depths(tokens: int) -> bytes:
     """Return the depths of tokens that are read in full."""
     return bytes([FULL_DEPTH]) * tokens

@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 
-from controller import StepRecord
 from pruners.variant import VariantSpec
 from server.engine.backends.base import Decoder
 from server.engine.cache.eviction import evict
@@ -21,6 +20,7 @@ from server.engine.sampling import SamplingError
 from server.engine.scheduler import ScheduledTokens, Scheduler
 from server.engine.scores import choose_token, score_prompt
 from server.engine.sequence import Delta, FinishReason, Sequence
+from server.engine.sequence_status import StepRows
 from server.engine.speculation.drafting import Drafter, StepListener
 from server.engine.stopping import append_token
 
@@ -106,14 +106,14 @@ class Runner:
         self, scheduled: list[ScheduledTokens], on_step: StepListener | None
     ) -> list[SequenceOutput]:
         """Run the decoder and what belongs to the time of a step: prompt scores and evictions."""
-        started = time.perf_counter()
+        step_rows, started = StepRows(scheduled), time.perf_counter()
         outputs = [
             output
             for output in self._executor.run(scheduled)
             if self._succeeds(output, self._finish_pass)
         ]
         sampled = sum(len(output.scores) for output in outputs)
-        record = _record(scheduled, sampled, time.perf_counter() - started)
+        record = step_rows.record(sampled, time.perf_counter() - started)
         if all(not item.sequence.in_prompt for item in scheduled):
             rows = sum(item.count for item in scheduled)
             self.scheduler.cost.observe(rows, record.seconds)
@@ -192,12 +192,3 @@ class Runner:
 
 def _width(variant: VariantSpec) -> tuple[int, int, str]:
     return (sum(variant.ffn), sum(variant.kv_groups), variant.name)
-
-
-def _record(scheduled: list[ScheduledTokens], sampled: int, seconds: float) -> StepRecord:
-    rows: dict[VariantSpec, tuple[int, int]] = {}
-    for item in scheduled:
-        variant, cache = item.variant, item.sequence.cache
-        tokens, cached = rows.get(variant, (0, 0))
-        rows[variant] = tokens + item.count, cached + (0 if cache is None else cache.cached)
-    return StepRecord(seconds, tuple((v, *both) for v, both in rows.items()), sampled)

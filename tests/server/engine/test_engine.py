@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from pruners.kv import make_eviction
-from server.engine.engine import Engine, QueueFullError, _status_of
+from server.engine.engine import Engine, QueueFullError
 from server.engine.options import EngineOptions
 from server.engine.sequence import GenerationRequest, Sequence
+from server.engine.sequence_status import status_of
 from tests.support.driving import TOKENIZER, run, runner_of, submit, variants_of, weights_of
 from tests.support.tiny import tiny_model
 
@@ -79,7 +80,7 @@ def test_what_a_waiting_prompt_has_cached_already_is_not_to_be_read(monkeypatch)
         assert unread() == [20, 60], "a budget starts from nothing"
         runner.scheduler.schedule({})  # admitted: the tokens are in its own cache now
         assert unread()[0] == 20
-        assert _status_of(sequence, running=False).prompt_left == 20, (
+        assert status_of(sequence, running=False).prompt_left == 20, (
             "in a snapshot from just before"
         )
     finally:

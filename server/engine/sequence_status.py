@@ -1,0 +1,67 @@
+"""What the controller is told of a sequence and of a step."""
+
+from controller import SequenceStatus, StepRecord
+from controller.engine_status import shallow_part
+from pruners.variant import VariantSpec
+from server.engine.reading_depth import count_shallow
+from server.engine.scheduler import ScheduledTokens
+from server.engine.sequence import Sequence
+
+
+def status_of(sequence: Sequence, running: bool) -> SequenceStatus:
+    """Return what the controller is told of a sequence. Called from any thread."""
+    request, progress = sequence.request, sequence.progress
+    total = len(request.prompt) + request.max_tokens
+    budget = request.kv_budget
+    limit = total if budget is None else max(progress.pending, budget.budget)
+    # Once it has started, the reusable tokens are in its own cache and no longer pending.
+    started = running or progress.started or not request.takes_prefix
+    unread = max(0, progress.pending - (0 if started else request.reusable))
+    prompt_left = unread if progress.in_prompt else 0
+    shallow, depth = 0, 0
+    if prompt_left and request.reader is not None:
+        first = len(request.prompt) + progress.written - unread
+        shallow, depth = count_shallow(sequence.depths[first:]), request.reader.depth
+    return SequenceStatus(
+        variant=sequence.variant,
+        running=running,
+        prompt_left=prompt_left,
+        output_most=request.max_tokens,
+        output_left=request.max_tokens - progress.written,
+        cached=progress.cached,
+        cache_limit=min(total, limit),
+        shallow_left=shallow,
+        depth=depth,
+    )
+
+
+class StepRows:
+    """The rows of a step by what they run through. Made before the step, recorded after it."""
+
+    def __init__(self, scheduled: list[ScheduledTokens]) -> None:
+        self._parts = [(item, _shallow(item)) for item in scheduled]
+
+    def record(self, sampled: int, seconds: float) -> StepRecord:
+        """Return the record of the step. Shallow tokens are rows of their own."""
+        rows: dict[VariantSpec, tuple[int, int]] = {}
+
+        def add(variant: VariantSpec, tokens: int, attended: int) -> None:
+            before = rows.get(variant, (0, 0))
+            rows[variant] = before[0] + tokens, before[1] + attended
+
+        for item, (shallow, depth) in self._parts:
+            cache, full = item.sequence.cache, item.count - shallow
+            attended = 0 if cache is None else cache.cached
+            if full:
+                add(item.variant, full, attended)
+            if shallow:  # the layers below read what is cached for both at once
+                add(shallow_part(item.variant, depth), shallow, 0 if full else attended)
+        return StepRecord(seconds, tuple((v, *both) for v, both in rows.items()), sampled)
+
+
+def _shallow(item: ScheduledTokens) -> tuple[int, int]:
+    """Return how many of the scheduled tokens are shallow, and their depth."""
+    sequence = item.sequence
+    depths = sequence.depths[sequence.computed : sequence.computed + item.count]
+    shallow = count_shallow(depths)
+    return shallow, min(depths) if shallow else 0
