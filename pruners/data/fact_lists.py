@@ -90,7 +90,7 @@ def _birth(rng: random.Random) -> Fact:
 
 def _setting(rng: random.Random) -> Fact:
     key = "_".join(rng.sample(_PLAIN, 2))
-    value = rng.choice((str(rng.randrange(1000)), f'"{rng.choice(_PLAIN)}"', "true", "false"))
+    value = rng.choice((str(rng.randrange(100, 10_000)), f'"{rng.choice(_PLAIN)}"'))
     return Fact(f"{key} = {value}", f"To what is {key} set?", f"{key} =", value)
 
 

@@ -1,10 +1,10 @@
 """Accuracy of variants on tasks, by log-likelihood of the choices."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from rich.progress import Progress
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _Z95 = 1.959964
+
+PromptForward: TypeAlias = Callable[[TokenBatch, torch.Tensor], torch.Tensor]
+"""Runs something on a batch of which `[rows]` first tokens are prompts, like `VariantForward`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,15 @@ class _EncodedChoice:
 def measure_accuracy(
     located: LocatedModel,
     tokenizer: "PreTrainedTokenizerBase",
-    variants: Mapping[str, VariantForward],
+    variants: Mapping[str, PromptForward],
     task: Task,
     checkpoint: Checkpoint,
     progress: Progress | None = None,
 ) -> dict[str, Accuracy]:
     """Return how many questions each variant answers rightly; the first variant is the base.
 
-    The scores of one variant are noted in the checkpoint as soon as they are complete.
+    A variant may also be the base after a reader has read the context. The scores of one variant
+    are noted in the checkpoint as soon as they are complete.
     """
     questions = task.questions
     encoded = [_encode(tokenizer, choice) for question in questions for choice in question.choices]
@@ -65,6 +69,15 @@ def measure_accuracy(
     return accuracy
 
 
+def without_prompts(variants: Mapping[str, VariantForward]) -> dict[str, PromptForward]:
+    """Return variants that compute prompts and answers alike, as `measure_accuracy` takes them."""
+
+    def forget_prompts(forward: VariantForward) -> PromptForward:
+        return lambda batch, prompts: forward(batch)
+
+    return {name: forget_prompts(forward) for name, forward in variants.items()}
+
+
 def _encode(tokenizer: "PreTrainedTokenizerBase", choice: Choice) -> _EncodedChoice:
     tokens = tokenizer(choice.context + choice.continuation).input_ids
     start = len(tokenizer(choice.context).input_ids)
@@ -74,7 +87,7 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", choice: Choice) -> _EncodedCho
 @torch.no_grad()
 def _score(
     located: LocatedModel,
-    forward: VariantForward,
+    forward: PromptForward,
     encoded: Sequence[_EncodedChoice],
     label: str,
     progress: Progress | None,
@@ -87,7 +100,7 @@ def _score(
         batch = pad_rows([torch.tensor(encoded[index].tokens) for index in group])
         starts = torch.tensor([encoded[index].start for index in group])
         scored = _continuations(batch, starts)
-        hidden = forward(batch)
+        hidden = forward(batch, starts)
         log_p = located.head(hidden[scored.to(hidden.device)]).float().log_softmax(-1).cpu()
         targets = batch.targets(scored)
         of_targets = log_p.gather(1, targets[:, None])[:, 0]

@@ -39,6 +39,8 @@ def draw_plots(artefact: Artefact, folder: Path) -> list[str]:
                 folder / "loss-flops.png",
             ),
         ]
+    if table.reader_cost:
+        names.insert(0, _reading(artefact, folder / "loss-reading.png"))
     for machine in list(table.speed.values())[:1]:
         seconds = {name: next(iter(sizes.values())) for name, sizes in machine["decode"].items()}
         names.append(
@@ -64,6 +66,35 @@ def _scatter(points: Mapping[str, tuple[float, float]], label: str, path: Path) 
     axes.set_xlabel(label)
     axes.set_ylabel("KL to the base, nats per token")
     axes.set_title("The line is the Pareto front", fontsize=9)
+    axes.grid(alpha=0.3)
+    return _write(figure, path)
+
+
+def _reading(artefact: Artefact, path: Path) -> str:
+    """Plot loss against compute: readers while a prompt is read, variants while they write."""
+    from matplotlib import pyplot
+
+    table = artefact.table
+    figure, axes = pyplot.subplots(figsize=_SIZE)
+    readers = {
+        name: (cost.share, table.reader_quality[name]["all"])
+        for name, cost in table.reader_cost.items()
+        if name in table.reader_quality
+    }
+    writers = {
+        n: (table.cost[n].flops / table.cost[BASE].flops, q.kl) for n, q in table.quality.items()
+    }
+    for name, (share, loss) in readers.items():
+        axes.errorbar(share, loss.kl, loss.half_width, fmt="o", color="#4878a8", capsize=3)
+        axes.annotate(name, (share, loss.kl), (5, 4), textcoords="offset points", fontsize=7)
+    for name, (share, kl) in writers.items():
+        axes.plot(share, kl, "s", color="#bbbbbb")
+        axes.annotate(name, (share, kl), (5, 4), textcoords="offset points", fontsize=7)
+    axes.set_xlabel("share of the base's arithmetic for a token: of the prompt, or of all")
+    axes.set_ylabel("KL to the base, nats per token")
+    axes.set_title(
+        "Readers on answers to prompts (round, 95 % interval), variants on text", fontsize=9
+    )
     axes.grid(alpha=0.3)
     return _write(figure, path)
 

@@ -11,6 +11,7 @@ from pruners.artefact.folder import Artefact
 from pruners.artefact.table import Quality, Table
 from pruners.evaluation.pareto import pareto_front, pareto_hull
 from pruners.evaluation.plots import draw_plots
+from pruners.evaluation.reader_report import Section, reader_sections
 from pruners.support.files import FolderKind, write_text
 from pruners.variant import BASE
 
@@ -34,7 +35,8 @@ def write_report(artefact: Artefact, folder: Path) -> None:
     """Write `report.md` and its plots into `folder`, each under a temporary name first."""
     folder.mkdir(parents=True, exist_ok=True)
     plots = draw_plots(artefact, folder)
-    lines = [f"# Variants of {artefact.model_name}", "", *_evaluation_text(artefact.table), ""]
+    what = "Readers and variants" if artefact.readers else "Variants"
+    lines = [f"# {what} of {artefact.model_name}", "", *_evaluation_text(artefact.table), ""]
     for title, headers, rows in _sections(artefact):
         lines += [f"## {title}", "", _markdown_row(headers), _markdown_row(["---"] * len(headers))]
         lines += [*(_markdown_row(row) for row in rows), ""]
@@ -62,10 +64,10 @@ def _evaluation_text(table: Table) -> list[str]:
     ]
 
 
-def _sections(artefact: Artefact) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return title, headers and rows of every table of the report."""
+def _sections(artefact: Artefact) -> list[Section]:
+    """Return title, headers and rows of every table of the report, those of readers first."""
     table = artefact.table
-    sections = []
+    sections = reader_sections(artefact)
     if table.quality:
         sections.append(("Quality and size", *_variants(artefact)))
     for machine in table.speed.values():

@@ -13,6 +13,7 @@ from server.cli.options import (
     ArtefactFolder,
     Model,
     OptionalArtefactFolder,
+    parse_lengths,
     parse_names,
 )
 from server.engine.loading.source import DEFAULT_MODEL
@@ -50,23 +51,44 @@ def evaluate(
         int, typer.Option(min=32, help="Tokens of a prompt before its KV cache is cut.")
     ] = 512,
     timing: Annotated[bool, typer.Option(help="Time each variant on this device.")] = True,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts that the base answers, to measure readers on. Without: pieces of the "
+            f"text. {PROMPTS_HELP}"
+        ),
+    ] = None,
+    prompt_limit: Annotated[int, typer.Option(min=8, help="Largest number of prompts.")] = 96,
+    reading_lengths: Annotated[
+        str, typer.Option(help="Tokens of the prompts of reading tasks, such as 200,1000.")
+    ] = "200,1000",
+    reading_items: Annotated[int, typer.Option(min=2, help="Questions of a reading task.")] = 40,
     json: Annotated[Path | None, typer.Option(help="File to write the table to, as well.")] = None,
 ) -> None:
-    """Measure an artefact's variants, and write its table and a report with plots.
+    """Measure an artefact's variants and readers, and write its table and a report with plots.
 
     An interrupted evaluation goes on where it stopped.
     """
     from rich.console import Console
 
     from pruners.data.corpus import read_corpus
+    from pruners.evaluation.reading_tasks import ReadingPlan
     from pruners.evaluation.report import render_tables
     from pruners.support.files import check_file
     from server.jobs.evaluate import EvaluationPlan, evaluate_artefact
+    from server.jobs.reading_evaluation import ReadingEvaluation
 
     if json is not None:
         check_file(json, artefact, *(tasks or ()), *map(Path, filter(None, (model, text))))
     corpus = None if text is None else read_corpus(text)
-    plan = EvaluationPlan(corpus, tuple(tasks or ()), window, limit, task_limit, kv_prompt, timing)
+    reading = ReadingEvaluation(
+        None if prompts is None else read_corpus(prompts),
+        prompt_limit,
+        ReadingPlan(parse_lengths(reading_lengths), reading_items),
+    )
+    plan = EvaluationPlan(
+        corpus, tuple(tasks or ()), window, limit, task_limit, kv_prompt, timing, reading
+    )
     evaluated = evaluate_artefact(model, artefact, plan)
     for table in render_tables(evaluated):
         Console(width=160).print(table)

@@ -67,6 +67,17 @@ def parse_shares(text: str) -> tuple[float, ...]:
         raise UsageError(f"--shares {text} is no list of shares such as 0.9,0.7") from error
 
 
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """Return the numbers in a list such as `200,1000`. Raises `UsageError`."""
+    try:
+        lengths = tuple(int(part) for part in parse_names(text))
+    except ValueError:
+        lengths = (0,)
+    if not all(100 <= length <= 100_000 for length in lengths):
+        raise UsageError(f"--reading-lengths {text} is no list of lengths of 100 and more tokens")
+    return lengths
+
+
 def parse_readers(text: str) -> "tuple[ReaderPlan, ...]":
     """Return the readers in a list such as `20,10+names`. Raises `UsageError`."""
     from pruners.builder.recipe import ReaderPlan

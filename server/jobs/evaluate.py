@@ -1,6 +1,6 @@
-"""`trimtab evaluate`: measures an artefact's variants, and writes its table and report."""
+"""`trimtab evaluate`: measures an artefact, and writes its table and report."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +14,7 @@ from pruners.artefact.table import Quality, Table
 from pruners.calibration.layer_replay import final_hidden
 from pruners.data.corpus import Corpus, SourceError
 from pruners.data.rows import hash_rows
-from pruners.evaluation.accuracy import measure_accuracy
+from pruners.evaluation.accuracy import measure_accuracy, without_prompts
 from pruners.evaluation.budget_quality import measure_budgets
 from pruners.evaluation.evaluate import VariantForward, evaluate, masked_variants
 from pruners.evaluation.report import REPORT, write_report
@@ -38,6 +38,8 @@ from server.jobs.job_setup import (
 )
 from server.jobs.kv_budget_timing import time_budgets
 from server.jobs.memory_log import MemoryLog
+from server.jobs.prompt_losses import EncodedPrompt
+from server.jobs.reading_evaluation import ReadingEvaluation, ReadingJob
 from server.jobs.sample_answers import sample_answers
 from server.jobs.self_generated_text import SelfGeneratedText
 from server.jobs.step_timing import time_variants
@@ -63,6 +65,7 @@ class EvaluationPlan:
     task_limit: int | None = None
     kv_prompt: int = 512
     timing: bool = True
+    reading: ReadingEvaluation = field(default_factory=ReadingEvaluation)
 
     def read_tasks(self) -> dict[str, Task]:
         """Return the tasks by name, which is that of the file. Raises `TaskError`."""
@@ -101,6 +104,7 @@ class _Inputs:
     tokenizer: PreTrainedTokenizerBase
     rows: TokenRows
     tasks: dict[str, Task]
+    prompts: list[EncodedPrompt] | None
 
 
 def evaluate_artefact(model: str, folder: Path, plan: EvaluationPlan) -> Artefact:
@@ -118,11 +122,14 @@ def evaluate_artefact(model: str, folder: Path, plan: EvaluationPlan) -> Artefac
     memory = MemoryLog()
     tokenizer = load_tokenizer(source)
     rows = plan.read_rows(tokenizer)
+    prompts = plan.reading.read(tokenizer)
     identity = {
         "artefact": artefact.identity(),
         "plan": [plan.window, plan.limit, plan.kv_prompt],
         "tasks": {name: sha256(repr(task).encode()).hexdigest() for name, task in tasks.items()},
         "text": None if rows is None else hash_rows(rows),
+        "prompts": None if prompts is None else [one.name for one in prompts],
+        "reading": repr(plan.reading.tasks),
     }
     unfinished = checkpoint_folder(folder, "evaluate")
     with progress_bars() as progress, Checkpoint(unfinished, identity) as checkpoint:
@@ -130,7 +137,7 @@ def evaluate_artefact(model: str, folder: Path, plan: EvaluationPlan) -> Artefac
             text = SelfGeneratedText(source, checkpoint, progress)
             rows = text.rows(plan.count_generated_rows(), plan.window, _SEED)
             del text  # its copy of the weights
-        inputs = _Inputs(artefact, source, plan, tokenizer, rows, tasks)
+        inputs = _Inputs(artefact, source, plan, tokenizer, rows, tasks, prompts)
         table = _measure_quality(inputs, checkpoint, progress)
         if plan.timing:
             table = _measure_speed(inputs, table, memory, progress)
@@ -147,12 +154,12 @@ def _measure_quality(inputs: _Inputs, checkpoint: Checkpoint, progress: Progress
     variants = VariantSet(artefact.order, artefact.variants, artefact.corrections)
     forwards = masked_variants(located, variants)
     evaluation = evaluate(located, forwards, rows, progress=progress, checkpoint=checkpoint)
+    asked = without_prompts({BASE: partial(final_hidden, located), **forwards})
     known = artefact.table.kv_quality
     budgets = sorted({*known, *DEFAULT_KV_BUDGETS})
-    base: dict[str, VariantForward] = {BASE: partial(final_hidden, located)}
     corpus = plan.corpus
     name = f"{SELF_GENERATED}, other rows" if corpus is None else corpus.name
-    return Table(
+    table = Table(
         evaluation={
             **evaluation.describe(rows, name),
             "protocol": "WikiText-2" if corpus is not None and corpus.wikitext else "rows",
@@ -163,11 +170,20 @@ def _measure_quality(inputs: _Inputs, checkpoint: Checkpoint, progress: Progress
         cost=compute_costs(located, artefact.variants, artefact.corrections),
         eviction=_compare_scorers(located, rows, plan.kv_prompt, checkpoint, progress),
         tasks={
-            name: measure_accuracy(
-                located, inputs.tokenizer, {**base, **forwards}, task, checkpoint, progress
-            )
+            name: measure_accuracy(located, inputs.tokenizer, asked, task, checkpoint, progress)
             for name, task in inputs.tasks.items()
         },
+    )
+    if not artefact.readers:
+        return table
+    job = ReadingJob(artefact, located, inputs.tokenizer, checkpoint, progress)
+    losses = job.measure_losses(inputs.source, inputs.prompts, rows)
+    made = job.make_tasks(rows, plan.reading.tasks, inputs.tasks)
+    return replace(
+        table,
+        reader_quality=losses.quality,
+        reader_cost=losses.cost,
+        reading_tasks=job.measure_tasks(made, asked),
     )
 
 

@@ -78,11 +78,16 @@ def encode_turns(
 
 
 def read_prompts(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, limit: int, minimum: int = 0
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    minimum: int = 0,
+    longest: int = _MAX_PROMPT_TOKENS,
 ) -> list[EncodedPrompt]:
     """Return the first `limit` usable prompts. Conversations end before the first answer.
 
-    Raises `TooFewPromptsError` if there are fewer than `minimum`.
+    Prompts of more than `longest` tokens are left out. Raises `TooFewPromptsError` if there are
+    fewer than `minimum`.
     """
     prompts: list[EncodedPrompt] = []
     for document in corpus.documents:
@@ -95,7 +100,7 @@ def read_prompts(
         if not text.strip():
             continue
         tokens = encode_turns(tokenizer, turns)
-        if len(tokens) <= _MAX_PROMPT_TOKENS:
+        if len(tokens) <= longest:
             prompts.append(EncodedPrompt(text, tokens))
         if len(prompts) == limit:
             break

@@ -7,7 +7,7 @@ import torch
 from pruners.architecture import locate
 from pruners.calibration.layer_replay import final_hidden
 from pruners.data.readers import ReadError
-from pruners.evaluation.accuracy import measure_accuracy
+from pruners.evaluation.accuracy import measure_accuracy, without_prompts
 from pruners.evaluation.evaluate import variant_forward
 from pruners.evaluation.tasks import Choice, Question, Task, read_task
 from pruners.realization.mask import apply_mask
@@ -89,7 +89,9 @@ def test_accuracy_equals_summing_log_probabilities_by_hand():
             located, partial(apply_mask, located, spec, identity_order(located.shape))
         ),
     }
-    found = measure_accuracy(located, TOKENIZER, readers, Task("t", QUESTIONS), NOTHING)
+    found = measure_accuracy(
+        located, TOKENIZER, without_prompts(readers), Task("t", QUESTIONS), NOTHING
+    )
     assert found["base"].items == 3
     assert found["base"].acc == pytest.approx(sum(right) / 3)
     assert found["base"].acc_norm == pytest.approx(sum(by_length) / 3)
@@ -107,7 +109,9 @@ def test_last_words_are_right_if_greedy_decoding_writes_them():
     items.append(Question((Choice("the quick brown", " fox"),), None))
     located = locate(model)
     readers = {"base": partial(final_hidden, located)}
-    found = measure_accuracy(located, TOKENIZER, readers, Task("t", items), NOTHING)["base"]
+    found = measure_accuracy(
+        located, TOKENIZER, without_prompts(readers), Task("t", items), NOTHING
+    )["base"]
     assert found.acc_norm is None
     assert found.acc == 0.5
 
@@ -116,13 +120,17 @@ def test_answers_are_noted_and_not_asked_again(tmp_path):
     located = locate(tiny_model())
     checkpoint = Checkpoint(tmp_path / "j", "run")
     readers = {"base": partial(final_hidden, located)}
-    first = measure_accuracy(located, TOKENIZER, readers, Task("t", QUESTIONS), checkpoint)
+    first = measure_accuracy(
+        located, TOKENIZER, without_prompts(readers), Task("t", QUESTIONS), checkpoint
+    )
 
     def never(batch):
         raise AssertionError("answered already")
 
     assert (
-        measure_accuracy(located, TOKENIZER, {"base": never}, Task("t", QUESTIONS), checkpoint)
+        measure_accuracy(
+            located, TOKENIZER, without_prompts({"base": never}), Task("t", QUESTIONS), checkpoint
+        )
         == first
     )
 

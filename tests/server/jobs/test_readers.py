@@ -86,6 +86,51 @@ def test_build_fits_readers(root):
     assert found.table.reader_quality.keys() == found.readers.keys()
 
 
+def test_evaluate_measures_readers(root):
+    assert fit(root, "--text", root / "text.jsonl", "--out", root / "seen").returncode == 0
+    fitted = load_artefact(root / "seen")
+    questions = [{"context": TEXT * 3, "continuation": word} for word in ("the", "dog")]
+    (root / "words.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    done = trimtab(
+        "evaluate", "--model", root / "mine", "--artefact", root / "seen", "--no-timing",
+        "--text", root / "text.jsonl", "--window", 128, "--limit", 1280, "--kv-prompt", 40,
+        "--prompts", root / "text.jsonl", "--prompt-limit", 12, "--tasks", root / "words.jsonl",
+        "--reading-lengths", "120,4000", "--reading-items", 3,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = load_artefact(root / "seen")
+    table = found.table
+    assert found.readers == fitted.readers
+    assert {by["all"].prompts for by in table.reader_quality.values()} == {12}
+    assert table.reader_quality.keys() == table.reader_cost.keys() == found.readers.keys()
+    everybody = ["base", *found.readers, *(spec.name for spec in found.variants)]
+    # The model has no context of 4,000 tokens.
+    assert set(table.reading_tasks) == {"passkey-120", "lookup-120", "copy-120", "words"}
+    assert all(list(by) == everybody for by in table.reading_tasks.values())
+    assert table.reading_tasks["copy-120"]["base"].items == 3
+    assert table.tasks["words"]["base"] == table.reading_tasks["words"]["base"]
+    report = (root / "seen" / "report" / "report.md").read_text()
+    assert report.index("## Readers") < report.index("## Reading tasks") < report.index("Quality")
+    assert all(f"| {name} |" in report for name in found.readers)
+    assert "](loss-reading.png)" in report
+    assert (root / "seen" / "report" / "loss-reading.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--reading-lengths", "20"], "--reading-lengths 20"),
+        (["--reading-lengths", "many"], "--reading-lengths many"),
+        (["--prompts", "nothing.jsonl"], "nothing.jsonl"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(root, options, says):
+    one_line(
+        trimtab("evaluate", "--model", root / "mine", "--artefact", root / "artefact", *options),
+        says,
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
