@@ -1,15 +1,17 @@
-"""What live answers lost: they are read again by the base and by the variant that wrote them."""
+"""What live answers lost: they are read again by the base, and as they were read and written."""
 
 from collections.abc import Sequence
 
 from benchmarks.replay.open_loop import TimedAnswer
+from pruners.reading.reader import FULL
 from pruners.variant import BASE
 from server.engine.config import EngineConfig, ModelConfig
 from server.engine.loading.configured_model import load_configured_model
+from server.engine.reading_depth import ReadingDepths
 from server.engine.runner_factory import build_runner
-from server.shadow.teacher_forcing import TeacherForcing
+from server.shadow.teacher_forcing import ForcedModel, TeacherForcing
 
-_SLOTS = 4096  # cached tokens
+_SLOTS = 8192  # cached tokens
 
 
 class LossMeter:
@@ -18,16 +20,19 @@ class LossMeter:
     def __init__(self) -> None:
         self._model = load_configured_model(ModelConfig())
         self._runner = build_runner(self._model, EngineConfig(kv_tokens=_SLOTS), None)
-        self._known: dict[tuple[str, str, str], float] = {}
+        self._reading = ReadingDepths(
+            self._model.weights.shape.layers, self._model.readers.values(), self._model.name_tokens
+        )
+        self._known: dict[tuple[str, str, str, str], float] = {}
 
     def losses(self, answers: Sequence[TimedAnswer]) -> list[float]:
         """Return the KL of each answer to the base, nats per token; 0 where there is no answer."""
         return [self._loss(answer) for answer in answers]
 
     def _loss(self, answer: TimedAnswer) -> float:
-        if answer.variant == BASE or not answer.text:
+        if (answer.variant, answer.reader) == (BASE, FULL) or not answer.text:
             return 0.0
-        key = (answer.variant, answer.request.prompt, answer.text)
+        key = (answer.variant, answer.reader, answer.request.prompt, answer.text)
         if key not in self._known:
             self._known[key] = self._read(answer)
         return self._known[key]
@@ -40,10 +45,11 @@ class LossMeter:
         )
         prompt = model.tokenizer.encode(str(framed), add_special_tokens=False)
         output = model.tokenizer.encode(answer.text, add_special_tokens=False)
+        reader = None if answer.reader == FULL else model.readers[answer.reader]
+        forced = ForcedModel(model.variants[answer.variant], self._reading.of(prompt, reader))
         reading = TeacherForcing(
-            self._runner.decoder, prompt, output, model.variants[BASE],
-            [model.variants[answer.variant]], chunk_tokens=128,
-        )  # fmt: skip
+            self._runner.decoder, prompt, output, model.variants[BASE], [forced], chunk_tokens=128
+        )
         with self._runner.threads():
             while reading.advance():
                 pass

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,9 +10,17 @@ from torch import Tensor
 from pruners.variant import VariantSpec
 from server.engine.backends.base import Decoder, Segment
 from server.engine.cache.sequence_cache import SequenceCache
+from server.engine.reading_depth import shallow_tokens
 
 CHUNK_TOKENS = 8
 """Tokens that each model reads in one step: for two models about as long as a decode step."""
+
+
+class ForcedModel(NamedTuple):
+    """A variant, and how deep it reads each token of the prompt (see `ReadingDepths`)."""
+
+    variant: VariantSpec
+    depths: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +51,16 @@ class TeacherForcing:
         prompt: Sequence[int],
         output: Sequence[int],
         base: VariantSpec,
-        variants: Sequence[VariantSpec],
+        variants: Sequence[VariantSpec | ForcedModel],
         chunk_tokens: int = CHUNK_TOKENS,
     ) -> None:
+        """A `ForcedModel` among the `variants` reads the prompt as it says, others in full."""
         self._decoder = decoder
         self._tokens = [*prompt, *output[:-1]]
         self._first_scored = len(prompt) - 1  # it predicts the first token of the answer
-        self._models = (base, *variants)
+        self._models = [
+            one if isinstance(one, ForcedModel) else ForcedModel(one) for one in (base, *variants)
+        ]
         self._chunk_tokens = chunk_tokens
         self._caches: list[SequenceCache] = []
         self._done = 0
@@ -68,12 +80,15 @@ class TeacherForcing:
         chunk = self._tokens[self._done : self._done + self._chunk_tokens]
         if not chunk:
             return False
-        segments = [
-            Segment(chunk, cache, model)
-            for cache, model in zip(self._caches, self._models, strict=True)
-        ]
-        hidden = self._decoder.forward(segments)  # [models * chunk, hidden]
         unscored = max(0, self._first_scored - self._done)
+        scored = max(0, len(chunk) - unscored)
+        segments = []
+        for cache, (variant, depths) in zip(self._caches, self._models, strict=True):
+            part = depths[self._done : self._done + len(chunk)]
+            shallow, depth = shallow_tokens(part, len(chunk))
+            outputs = None if shallow is None else scored
+            segments.append(Segment(chunk, cache, variant, outputs, shallow, depth))
+        hidden = self._decoder.forward(segments)  # [models * chunk, hidden]
         self._done += len(chunk)
         if unscored < len(chunk):
             self._compare([part[unscored:] for part in hidden.split(len(chunk))])
