@@ -1,4 +1,7 @@
-"""`trimtab profile`: measures each variant's loss on real prompts, and its times on this device."""
+"""`trimtab profile`: measures each variant's loss on real prompts, and times on this device.
+
+What readers lose is known from the artefact's table; how long they take is measured.
+"""
 
 import hashlib
 import json
@@ -8,9 +11,11 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
+from controller import Catalogue
 from controller.analyzer import Analyzer, PromptFeatures
 from policies.simulation.profile import PROFILE, Origin, Profile, Prompts, load_profile
 from policies.simulation.rates import fit_rates
+from policies.simulation.reader_profile import ReaderProfile
 from pruners.artefact.folder import Artefact
 from pruners.data.corpus import Corpus
 from pruners.support.checkpoint import Checkpoint
@@ -33,6 +38,7 @@ from server.jobs.prompt_losses import (
     measure_losses,
     read_prompts,
 )
+from server.jobs.reader_timing import time_readers
 
 
 class ProfilingError(UserError):
@@ -62,6 +68,7 @@ def make_profile(
     model = load_configured_model(config.model)
     if model.artefact is None or len(model.variants) == 1:
         raise ProfilingError(f"{model.name} has no variants to profile; see `trimtab build`")
+    _check_readers(model)
     prompts = read_prompts(corpus, model.tokenizer, limit, MIN_PROMPTS)
     origin = Origin(corpus.name, corpus_hash(corpus), limit, answer_tokens)
     weights = model.weights
@@ -90,6 +97,7 @@ def update_timing(config: ProfileConfig, out: Path) -> Profile:
     model = load_configured_model(config.model)
     if model.artefact is None or before.artefact != model.artefact.identity():
         raise ProfilingError(f"{out} is of other variants; make it again with --prompts")
+    _check_readers(model)
     with progress_bars() as progress:
         profile = _with_timing(model, config, before.origin, before.prompts, progress)
     profile.save(out)
@@ -144,6 +152,8 @@ def _with_timing(
     times, names = measure_times(model, progress), list(model.variants)
     decode, prefill = ([times[kind][name] for name in names] for kind in ("decode", "prefill"))
     overhead = measure_overhead(model, config.max_running)
+    readers = time_readers(model, progress=progress)
+    catalogue = build_catalogue(model, DEFAULT_KV_BUDGETS, None)
     return Profile(
         fingerprint=model.fingerprint,
         model=model.name,
@@ -158,7 +168,32 @@ def _with_timing(
         kv_loss={budget: one.kl for budget, one in model.artefact.table.kv_quality.items()},
         joules=measure_joules(model),
         measured={"decode": times["decode"], "prefill": times["prefill"], "serving": overhead},
+        readers=tuple(_profile_reader(catalogue, model, name, readers[name]) for name in readers),
+        pairs=catalogue.pairs,
+        keep_tasks=tuple(sorted(catalogue.keep_tasks)),
     )
+
+
+def _check_readers(model: LoadedModel) -> None:
+    """Raise `ProfilingError` for a reader whose loss nobody measured."""
+    for name, served in build_catalogue(model, (), None).readers.items():
+        if served.loss is None and not served.by_length:
+            raise ProfilingError(
+                f"the loss of reader {name} was never measured; see `trimtab readers`"
+            )
+
+
+def _profile_reader(
+    catalogue: Catalogue, model: LoadedModel, name: str, seconds: dict[int, float]
+) -> ReaderProfile:
+    """Return what the artefact's table says of a reader, beside its times on this device."""
+    assert model.artefact is not None
+    served, tasks = catalogue.readers[name], model.artefact.table.reading_tasks
+    loss = dict(served.by_length)
+    if served.loss is not None:
+        loss = loss or {1: served.loss}
+    found = {task: by_name[name].acc for task, by_name in tasks.items() if name in by_name}
+    return ReaderProfile(name, seconds, loss, found)
 
 
 def _describe_prompts(

@@ -18,7 +18,8 @@ from telemetry.machine import describe, device_fingerprint
 
 STEPS = 5
 """Decode steps of one measurement, whose median counts."""
-_TOKEN_ID = 5  # any; which one takes no time
+TOKEN_ID = 5
+"""Of all tokens that are timed. Which one takes no time."""
 _SLOTS_BESIDE_CACHED = 65  # of a sequence: new tokens, and rounding up to the cache's grain
 
 Timer = Callable[[], float]
@@ -124,9 +125,9 @@ def decode_timer(decoder: Decoder, spec: VariantSpec, rows: int, cached: int) ->
             for cache in caches:
                 cache.processed = cache.cached = cached
             started = time.perf_counter()
-            segments = [Segment([_TOKEN_ID], cache, spec) for cache in caches]
+            segments = [Segment([TOKEN_ID], cache, spec) for cache in caches]
             decoder.argmax(decoder.forward(segments))
-            _wait_for(decoder)
+            wait_for(decoder)
             seconds.append(time.perf_counter() - started)
         for cache in caches:
             cache.close()
@@ -142,9 +143,9 @@ def prefill_timer(decoder: Decoder, spec: VariantSpec, tokens: int) -> Timer:
         cache = decoder.cache.open()
         assert cache.reserve(tokens)
         started = time.perf_counter()
-        hidden = decoder.forward([Segment([_TOKEN_ID] * tokens, cache, spec, outputs=1)])
+        hidden = decoder.forward([Segment([TOKEN_ID] * tokens, cache, spec, outputs=1)])
         decoder.argmax(hidden[-1:])
-        _wait_for(decoder)
+        wait_for(decoder)
         seconds = time.perf_counter() - started
         cache.close()
         return seconds
@@ -165,6 +166,7 @@ def _measure_interleaved(
     return seconds
 
 
-def _wait_for(decoder: Decoder) -> None:
+def wait_for(decoder: Decoder) -> None:
+    """Wait until the decoder has computed what it was given."""
     if decoder.weights.device.type == "cuda":
         torch.cuda.synchronize()
