@@ -225,6 +225,8 @@ def set_constant_metrics(model: LoadedModel, metrics: ServerMetrics) -> None:
         metrics.variant.labels(name).info({"model": model.name, "bytes_ratio": f"{share:.4f}"})
         if name != BASE:
             metrics.variant_trusted.labels(name).set(1)
+    for name, reader in model.readers.items():
+        metrics.reader.labels(name).info({"model": model.name, "depth": str(reader.depth)})
 
 
 def _warm_up(runner: Runner, model: LoadedModel) -> list[StepRecord]:

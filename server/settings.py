@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     artefact: Path | None = None
     """Folder with the variants, by `trimtab build`. Without: the shipped one, if it was built for
     this model."""
+    readers: bool = True
+    """Whether prompts may be read by the artefact's readers; if not, all are read in full."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)
@@ -181,7 +183,13 @@ class Settings(BaseSettings):
     def to_model_config(self) -> ModelConfig:
         """Return the settings that say which model is loaded, and how."""
         return ModelConfig(
-            self.model, self.artefact, self.weights, self.device, self.context, self.threads
+            self.model,
+            self.artefact,
+            self.weights,
+            self.device,
+            self.context,
+            self.threads,
+            self.readers,
         )
 
     def to_engine_config(self) -> EngineConfig:

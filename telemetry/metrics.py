@@ -201,7 +201,7 @@ class ServerMetrics:
         )
         # Exposed as trimtab_variant_info and trimtab_reader_info.
         self.variant = make.info("variant", "What a variant is made of.", "variant")
-        self.reader = make.info("reader", "How deep a reader reads, and what it costs.", "reader")
+        self.reader = make.info("reader", "How deep a reader reads.", "reader")
 
     def count_failure(self, what: Literal["step", "request"]) -> None:
         """Count a step or a request that failed in the engine."""

@@ -14,6 +14,7 @@ SLOW_FIXTURES = {
     "default_model",
     "documented_server",
     "evaluated",
+    "reading_server",
     "tiny_server",
     "varied_server",
 }

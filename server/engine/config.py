@@ -26,7 +26,8 @@ class ModelConfig:
     `model` is a Hugging Face id, a folder, a GGUF file or the default's name. `artefact` is a
     folder that `trimtab build` wrote; None stands for the one that comes with the package, if there
     is one. `context` limits prompt and answer together, in tokens; None stands for the model's own
-    maximum. `threads` is the number of processor threads; None leaves PyTorch's.
+    maximum. `threads` is the number of processor threads; None leaves PyTorch's. Without `readers`
+    those of the artefact are left out.
     """
 
     model: str = DEFAULT_MODEL
@@ -35,6 +36,7 @@ class ModelConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     context: int | None = None
     threads: int | None = None
+    readers: bool = True
 
 
 @dataclass(frozen=True, slots=True)

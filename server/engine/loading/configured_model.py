@@ -1,6 +1,7 @@
 """Loads the model that a `ModelConfig` names, with its artefact and on its device."""
 
 import logging
+from dataclasses import replace
 
 import torch
 
@@ -22,6 +23,8 @@ def load_configured_model(config: ModelConfig) -> LoadedModel:
     name = model_name(config.model)
     folder = config.artefact or shipped_artefact(name)
     artefact = None if folder is None else load_artefact(folder)
+    if artefact is not None and not config.readers:
+        artefact = replace(artefact, readers={}, maps={})
     device = _device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)

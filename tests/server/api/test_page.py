@@ -94,6 +94,30 @@ def test_the_mix_has_a_share_for_each_variant_and_each_reader(varied_server, bro
 
 
 @in_a_browser
+def test_an_answer_shows_how_its_prompt_was_read(reading_server, browser):
+    browser.get(reading_server.url)
+    until(browser, "document.querySelectorAll('#read option').length === 4")
+    browser.execute_script(
+        "document.getElementById('prompt').value = 'the quick brown fox '.repeat(20);"
+        "read.value = 'read-70'; tokens.value = 16;"
+        "document.getElementById('ask').requestSubmit()"
+    )
+    until(browser, "!send.disabled && decision.textContent.includes('shallow')")
+    recent = httpx.get(f"{reading_server.url}/trimtab/status").json()["recent"][0]
+    shallow, work = recent["read_tokens"]["shallow"], f"{100 * recent['read_compute']:.0f} %"
+    cell = "document.querySelector('#recent tr td:nth-child(3)')?.textContent"
+    until(browser, f"{cell} === 'read-70 ({shallow} tokens shallow; {work} of the work)'")
+    writer = browser.execute_script(
+        "return document.querySelector('#recent td:nth-child(2)').textContent"
+    )
+    assert writer == "base"
+    names = (
+        "[...document.querySelectorAll('#read-by .gauge span:first-child')].map(s => s.innerText)"
+    )
+    assert browser.execute_script(f"return {names}") == ["full", "read-70", "read-40"]
+
+
+@in_a_browser
 def test_an_error_is_shown_as_the_server_says_it(varied_server, browser):
     browser.get(varied_server.url)
     browser.execute_script(
