@@ -3,7 +3,6 @@
 import json
 import math
 import random
-from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from benchmarks.replay.comparison import REFUSING, RunResult, compare, resampled_medians
 from benchmarks.replay.long_prompts import prompts_of_lengths
 from benchmarks.replay.open_loop import Objective
-from benchmarks.replay.servers import artefact_without_readers
 from benchmarks.replay.simulated import simulate
 from benchmarks.replay.trace import TraceSource
 from policies.simulation.traffic import at_load, synthetic
@@ -85,15 +83,6 @@ def test_policies_are_compared_with_the_base_that_refuses():
     assert rule["over_refusing"][1] <= 1.5 <= rule["over_refusing"][2]
     assert alone["over_refusing"] is None
     assert alone["quality"] == pytest.approx((0.5, 0.4, 0.9)), "of three runs, the middle one"
-
-
-def test_an_artefact_without_readers_is_the_rest(tmp_path):
-    folder = tmp_path / "artefact"
-    folder.mkdir()
-    for name in ("variants.json", "readers.json", "readers.safetensors", "table.json"):
-        (folder / name).write_text(name)
-    copy = artefact_without_readers(folder, tmp_path / "copy")
-    assert {path.name for path in Path(copy).iterdir()} == {"variants.json", "table.json"}
 
 
 def test_simulated_policies_are_judged_by_all_three_objectives():
