@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_WIDTH = 150
+_WIDTH = 170
 
 
 def print_losses(ways: Mapping[str, Mapping[str, Any]]) -> None:
@@ -27,21 +27,15 @@ def print_losses(ways: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def print_tasks(tasks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Print the share of right answers by way and task, with 95 % intervals."""
+    """Print the share of right answers by task and way, with 95 % intervals."""
+    ways = list(dict.fromkeys(way for found in tasks.values() for way in found))
     table = Table(title="Right answers, with 95 % intervals")
-    table.add_column("way")
+    for column in ("task", "items", *ways):
+        table.add_column(column, justify="right" if table.columns else "left")
     for task, found in tasks.items():
-        items = next(iter(found.values()))["items"]
-        table.add_column(f"{task} ({items})", justify="right")
-    for way in dict.fromkeys(way for found in tasks.values() for way in found):
-        cells = (found.get(way) for found in tasks.values())
-        table.add_row(
-            way,
-            *(
-                "" if one is None else f"{one['right']:.2f} ({one['low']:.2f}-{one['high']:.2f})"
-                for one in cells
-            ),
-        )
+        cells = (found[way] for way in ways)
+        shares = (f"{one['right']:.2f} ({one['low']:.2f}-{one['high']:.2f})" for one in cells)
+        table.add_row(task, f"{next(iter(found.values()))['items']}", *shares)
     Console(width=_WIDTH).print(table)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.reading.examples import Example, read_examples
+from benchmarks.reading.questions import make_tasks
 from benchmarks.reading.tasks import Tasks
 from benchmarks.reading.ways import Way, compared_ways
 from pruners.architecture import LocatedModel, locate
@@ -24,6 +25,7 @@ from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest
 
 _RUNNING = 8  # answers that are written together
+_VARIANTS = 4  # at most so many of the artefact's are compared, evenly spaced
 
 
 class NoReadersError(UserError):
@@ -40,22 +42,37 @@ class ReadingStudy:
     tasks: Tasks
 
 
-def default_study(prompts: Path, counts: Mapping[str, int], answer_tokens: int) -> ReadingStudy:
-    """Return a study of the default model and its artefact on prompts with documents.
+@dataclass(frozen=True, slots=True)
+class StudyPlan:
+    """What to measure: prompts with documents from a file, and files of questions.
 
-    `counts` says how many prompts of each group of lengths. Raises `NoReadersError`, `PromptsError`
-    or `ReadError`.
+    `counts` says how many prompts of each group of lengths, `tasks` how many questions of each
+    file.
+    """
+
+    prompts: Path
+    counts: Mapping[str, int]
+    tasks: Mapping[Path, int]
+    answer_tokens: int = 48
+
+
+def default_study(plan: StudyPlan) -> ReadingStudy:
+    """Return a study of the default model and its artefact.
+
+    Raises `NoReadersError`, `PromptsError`, `TaskError` or `ReadError`.
     """
     model = load_configured_model(ModelConfig())
     artefact, context = model.artefact, model.weights.context
     if artefact is None or not artefact.readers:
         raise NoReadersError(f"the artefact of {model.name} holds no readers; see `trimtab build`")
-    examples = read_examples(prompts, model.tokenizer, counts, longest=context - answer_tokens)
-    answered = _answered(model, examples, answer_tokens)
-    tasks: Tasks = {}
+    longest = context - plan.answer_tokens
+    examples = read_examples(plan.prompts, model.tokenizer, plan.counts, longest)
+    tasks = make_tasks(model.tokenizer, examples, plan.tasks, longest)
+    answered = _answered(model, examples, plan.answer_tokens)
     names = name_tokens(model.tokenizer, model.weights.shape.vocab)
     located = locate(load_transformers(resolve_model(DEFAULT_MODEL), torch.float32))
-    variants = VariantSet(artefact.order, artefact.variants, artefact.corrections)
+    specs = artefact.variants[:: -(-len(artefact.variants) // _VARIANTS)]
+    variants = VariantSet(artefact.order, specs, artefact.corrections)
     ways = compared_ways(located, variants, list(artefact.readers.values()), artefact.maps, names)
     return ReadingStudy(located, ways, answered, tasks)
 

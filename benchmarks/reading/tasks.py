@@ -7,7 +7,7 @@ import torch
 from rich.progress import Progress
 
 from benchmarks.reading.examples import Example
-from benchmarks.reading.ways import Way
+from benchmarks.reading.ways import DROPPING, VARIANT, Way
 from benchmarks.reading.work import Work
 from pruners.architecture import LocatedModel
 from pruners.support.progress import track
@@ -34,7 +34,11 @@ Tasks = Mapping[str, Sequence[Item]]
 def measure_tasks(
     located: LocatedModel, ways: Sequence[Way], tasks: Tasks, progress: Progress | None = None
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return by task and way the share of right answers with its 95 % interval (Wilson 1927)."""
+    """Return by task and way the share of right answers with its 95 % interval (Wilson 1927).
+
+    Variants but the first and ways of dropping tokens are left out: they take long.
+    """
+    ways = _asked(ways)
     results = {}
     for name, items in tasks.items():
         right = dict.fromkeys((way.name for way in ways), 0)
@@ -43,6 +47,11 @@ def measure_tasks(
                 right[way] += is_right
         results[name] = {way: _share(count, len(items)) for way, count in right.items()}
     return results
+
+
+def _asked(ways: Sequence[Way]) -> list[Way]:
+    variants = [way for way in ways if way.kind == VARIANT]
+    return [way for way in ways if way.kind != DROPPING and way not in variants[1:]]
 
 
 def _answers(located: LocatedModel, ways: Sequence[Way], item: Item) -> dict[str, bool]:

@@ -9,9 +9,11 @@ import torch
 from benchmarks.reading import __main__ as reading
 from benchmarks.reading.examples import Example, read_examples, split_text
 from benchmarks.reading.losses import measure_losses, summarise
+from benchmarks.reading.questions import as_item, make_tasks
 from benchmarks.reading.tasks import Item, measure_tasks
 from benchmarks.reading.tiny import tiny_study
 from benchmarks.reading.work import request_work, whole_work
+from pruners.evaluation.tasks import Choice, Question
 from pruners.support.errors import UserError
 from pruners.variant import base_spec, width_spec
 from tests.support.tiny import tiny_tokenizer
@@ -136,7 +138,8 @@ def test_the_quick_benchmark_writes_its_result_and_plot(tmp_path, monkeypatch, c
     monkeypatch.setattr(sys, "argv", ["reading", "--quick", "--json", str(path)])
     reading.main()
     result = json.loads(path.read_text())
-    assert set(result["ways"]) == set(result["tasks"]["choice"])
+    assert set(result["tasks"]["choice"]) == {"base", "mix-50", "read-75", "cut as read-75"}
+    assert set(result["ways"]) > set(result["tasks"]["choice"])
     assert result["machine"]["processor"]
     assert path.with_suffix(".png").stat().st_size > 10_000
     assert "read-75" in capsys.readouterr().out
@@ -144,3 +147,36 @@ def test_the_quick_benchmark_writes_its_result_and_plot(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit):
         reading.main()
     assert "--prompts" in capsys.readouterr().err
+
+
+def test_questions_become_items_whose_last_line_is_never_cut():
+    tokenizer = tiny_tokenizer()
+    question = Question(
+        (Choice("one fox\ntwo dogs\n\nThe end is", " 4"), Choice("the lazy dog", " 5")), 1
+    )
+    item = as_item(tokenizer, question)
+    parts = [tuple(map(tokenizer.decode, (c.context, c.after, c.answer))) for c in item.choices]
+    assert parts == [("one fox\ntwo dogs\n", "\nThe end is", " 4"), ("the lazy dog", "", " 5")]
+    assert item.gold == 1
+
+
+def test_tasks_of_every_kind_are_made_of_documents_and_files(tmp_path):
+    tokenizer = tiny_tokenizer()
+    document = tuple(tokenizer.encode("the quick brown fox jumps over the lazy dog " * 40))
+    file = tmp_path / "words.jsonl"
+    lines = [{"context": "the quick brown", "continuation": "fox"}] * 3
+    file.write_text("\n".join(map(json.dumps, lines)))
+    found = make_tasks(tokenizer, [Example((), document, ())], {file: 2}, longest=600)
+    assert set(found) == {
+        *("passkey-200", "lookup-200", "copy-200", "passkey-500", "lookup-500", "copy-500"),
+        *("choice", "words"),
+    }
+    assert len(found["words"]) == 2
+    for item in found["choice"]:
+        assert len(item.choices) == 4
+        right = tokenizer.decode(item.choices[item.gold].answer).strip()
+        text = tokenizer.decode(item.choices[0].prompt)
+        cue = text.rpartition("\n")[2]
+        assert f"{cue} {right}" in text.rpartition("\n")[0]
+    (key,) = {len(item.choices) for item in found["passkey-500"]}
+    assert key == 1
