@@ -92,6 +92,7 @@ def test_a_short_prompt_has_no_more_than_its_middle_to_read_shallow(length):
     assert recorder.tokens == reference(tiny_model(), as_read(PROMPT[:length], SHALLOW), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "budget", "drafted"])
 def test_a_preempted_prompt_is_read_again_as_it_was(kind):
     more = {"kv_budget": make_eviction(48)} if kind == "budget" else {}
@@ -114,6 +115,7 @@ def test_a_preempted_prompt_is_read_again_as_it_was(kind):
         assert drive(moment)[0] == expected, moment
 
 
+@pytest.mark.slow
 def test_what_was_copied_from_a_deeper_prefix_is_read_again_as_deep():
     """The oracle reads 30 tokens in full, 20 at depth 2, the rest at depth 1."""
     runner = fresh(step_tokens=64)
@@ -156,6 +158,7 @@ def test_after_a_preemption_no_deeper_prefix_is_taken():
     assert recorder.tokens == reference(tiny_model(), as_read(PROMPT, SHALLOW), 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_variant", [False, True])
 def test_guesses_change_no_answer(by_variant):
     def write(speculate: bool):

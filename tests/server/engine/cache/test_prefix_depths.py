@@ -63,6 +63,7 @@ def test_a_token_that_is_a_name_has_to_be_read_in_full(runner):
     assert answer(runner, prompt, NAMING)[0] == len(prompt) - 1
 
 
+@pytest.mark.slow
 def test_what_the_base_writes_is_the_same_on_a_server_without_readers(runner):
     plain = runner_of(weights_of(tiny_model()), capacity=2048)
     prompts = [PROMPT[:30], PROMPT, [*PROMPT, *PROMPT[:20]], PROMPT[:50]]
