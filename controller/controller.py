@@ -110,12 +110,14 @@ class Controller:
         """Choose the action of an accepted request that starts now, with the queue as it is now.
 
         `first` is the decision of its arrival, `waited` seconds ago; `others` are the other
-        requests. It is not refused any more, and nothing is learned: it does not arrive twice.
+        requests. It is not refused any more, and it does not arrive twice: all that is learned is
+        the variant, which stays for the dwell time.
         """
         started = time.perf_counter()
         with self._lock:
             observation = self._observer.observe_start(request, first.observation, others, waited)
-        made = self._choose_accepted(observation)
+            made = self._choose_accepted(observation)
+            self._observer.started.observe(observation, made[0].variant, made[1])
         return self._decision(observation, made, self._choose_accepted, started)
 
     def _decision(

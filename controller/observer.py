@@ -19,6 +19,7 @@ from controller.step_time_model import StepTimeModel
 from policies import Action, Candidate, Objectives, Observation
 from policies.candidates import RequestTokens, add_kv_loss, add_reader_loss, build_candidates
 from policies.estimators import RequestEstimators
+from policies.estimators.dwell import DwellTracker
 from policies.observation import HOT_CELSIUS
 from pruners.reading.reader import FULL
 from pruners.variant import BASE
@@ -110,7 +111,8 @@ class Observer:
     """Builds observations, and keeps what is learned from earlier requests.
 
     Threads: one at a time calls `observe` and uses `estimators`. Other threads may change the
-    step-time model and the quality guard meanwhile.
+    step-time model and the quality guard meanwhile. `started` holds the variants of requests that
+    have started; those of the estimates at their arrival are in `estimators`.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Observer:
         self._sensitivity = sensitivity
         self.quality_guard = QualityGuard(catalogue.expected_losses())
         self.estimators = RequestEstimators(sources.clock)
+        self.started = DwellTracker(sources.clock)  # of final decisions
         self._random = random.Random()
 
     def observe(self, request: IncomingRequest) -> Observation:
@@ -164,17 +167,18 @@ class Observer:
 
         `wait` is what another request would meet now, behind all `others`. The request's own times
         count from its arrival, when `first` was observed: it `waited` so many seconds, and shares
-        steps with those that run. Nothing is learned, and it cannot be refused.
+        steps with those that run. Nothing is learned of it, and it cannot be refused.
         """
         running = replace(others, sequences=tuple(s for s in others.sequences if s.running))
         moment = self._read_moment(request, running)
         moment.forecast.wait += waited
-        held, held_seconds = self.estimators.dwell.current(moment.objectives, first.rank)
+        objectives = replace(moment.objectives, firm=False)
+        held, held_seconds = self.started.current(objectives, first.rank)
         battery = moment.snapshot.on_battery.value
         return replace(
             first,
             candidates=self._candidates(request, moment),
-            objectives=replace(moment.objectives, firm=False),
+            objectives=objectives,
             wait=self._forecast(others).wait,
             queued=moment.forecast.wait,
             on_battery=None if battery is None else bool(battery),

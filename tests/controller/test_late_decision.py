@@ -1,7 +1,9 @@
 """A request that is about to start: decided again by the queue as it is then, and not counted."""
 
+import itertools
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 
 from controller import Analyzer, IncomingRequest, RequestPreferences
@@ -133,3 +135,34 @@ def test_a_named_action_and_an_only_one_need_no_second_decision(host):
 
 def _firm(settings):
     return replace(settings, objectives=replace(settings.objectives, firm=True))
+
+
+def test_a_variant_that_requests_start_with_stays_for_the_dwell_time(host):
+    """The queue at the start changes from one request to the next; the variant does not."""
+    controller = host.controller(load=0.9, dwell=2.0)
+    first, started, changes = controller.decide(REQUEST), "base", []
+    for step in range(100):
+        host.set_requests(4, 12) if step % 2 else host.set_requests(1, 0)
+        late = redecide(host, controller, first)
+        if late.action.variant != started:
+            started = late.action.variant
+            changes.append(host.now)
+        host.now += 0.1
+        controller._observer.estimators.load.observe(host.now, 0.09)
+    assert len(changes) > 2
+    assert min(b - a for a, b in itertools.pairwise(changes)) >= 2.0 - 1e-6
+
+
+def test_readers_follow_the_queue_without_dwell(host):
+    controller = host.controller(ttft=2.0, load=0.9, dwell=1e6)
+    counts = np.array([20] * 885 + list(range(16, -1, -1)))[-901:]  # the last 16 are full
+    request = replace(LONG, full_from={"read-70": counts})
+    first = controller.decide(request)
+    host.set_requests(1, 0)
+    assert redecide(host, controller, first, request=request).action == Action("base")
+    host.set_requests(4, 7)
+    crowded = redecide(host, controller, first, request=request)
+    host.set_requests(1, 0)
+    idle = redecide(host, controller, first, request=request)
+    assert [crowded.action.reader, idle.action.reader] == ["read-70", None]
+    assert crowded.action.variant == idle.action.variant == "base"
