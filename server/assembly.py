@@ -227,6 +227,7 @@ def set_constant_metrics(model: LoadedModel, metrics: ServerMetrics) -> None:
             metrics.variant_trusted.labels(name).set(1)
     for name, reader in model.readers.items():
         metrics.reader.labels(name).info({"model": model.name, "depth": str(reader.depth)})
+        metrics.variant_trusted.labels(f"{BASE}+{name}").set(1)
 
 
 def _warm_up(runner: Runner, model: LoadedModel) -> list[StepRecord]:

@@ -77,7 +77,7 @@ class RequestLog:
         self._snapshot = snapshot
         self._audit = audit
         self._audit_prompts = audit_prompts
-        self._max_kl: dict[str, float] = {}  # of any token yet, by variant
+        self._max_kl: dict[str, float] = {}  # of any token yet, by variant and reader
 
     def log_decision(self, active: ActiveRequest) -> None:
         """Count a request's decision once. It is final, or the request has ended without one."""
@@ -127,7 +127,7 @@ class RequestLog:
 
     def log_shadow_result(self, answer: FinishedAnswer, loss: TeacherForcedLoss) -> None:
         """Record the loss that the shadow monitor measured for an answer."""
-        name, metrics, guard = answer.variant.name, self.metrics, self._controller.quality_guard
+        name, metrics, guard = answer.choice, self.metrics, self._controller.quality_guard
         guard.observe(name, loss.kl)
         trusted = guard.is_trusted(name)
         self._max_kl[name] = max(loss.max_kl, self._max_kl.get(name, 0.0))
@@ -138,13 +138,14 @@ class RequestLog:
         metrics.variant_trusted.labels(name).set(trusted)
         if self._audit is not None:
             measured = {
+                "reader": answer.reader,
                 "tokens": loss.tokens,
                 "kl": loss.kl,
                 "worst": loss.max_kl,
                 "agreement": loss.agreement,
                 "trusted": trusted,
             }
-            self._audit.log_shadow(answer.answer_id, name, measured)
+            self._audit.log_shadow(answer.answer_id, answer.variant.name, measured)
 
     async def close(self) -> None:
         """Write the audit lines that are left. The engine has stopped."""
@@ -199,11 +200,13 @@ class RequestLog:
             self._controller.observe_answer(sequence.request.max_tokens, len(sequence.output))
 
     def _offer_to_shadow(self, answer_id: str, sequence: Sequence) -> None:
-        """Offer an answer that one variant wrote throughout, read in full, without a KV budget."""
+        """Offer an answer that one variant wrote throughout, without a KV budget."""
         request = sequence.request
-        if sequence.narrowed or request.kv_budget is not None or request.reader is not None:
+        if sequence.narrowed or request.kv_budget is not None:
             return
-        answer = FinishedAnswer(answer_id, request.variant, request.prompt, tuple(sequence.output))
+        reader = None if request.reader is None else request.reader.name
+        output, depths = tuple(sequence.output), sequence.depths
+        answer = FinishedAnswer(answer_id, request.variant, request.prompt, output, reader, depths)
         self._shadow.offer(answer, _in_this_loop(self.log_shadow_result))
 
     def _record(

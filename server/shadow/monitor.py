@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from policies import Action
 from pruners.variant import BASE, VariantSpec
 from server.engine.backends.base import Decoder
 from server.engine.cache.arena import GRANULARITY
-from server.shadow.teacher_forcing import TeacherForcedLoss, TeacherForcing
+from server.shadow.teacher_forcing import ForcedModel, TeacherForcedLoss, TeacherForcing
 
 _MAX_QUEUED = 64  # answers that wait for an idle moment; the oldest are dropped
 
@@ -18,20 +19,28 @@ _MAX_QUEUED = 64  # answers that wait for an idle moment; the oldest are dropped
 class FinishedAnswer:
     """An answer that one variant wrote throughout, without a KV budget.
 
-    `answer_id` is unique. `prompt` and `output` are token ids.
+    `answer_id` is unique. `prompt` and `output` are token ids. The prompt was read by `reader`
+    (None: in full), its tokens as deep as `depths` says, one byte each (see `ReadingDepths`).
     """
 
     answer_id: str
     variant: VariantSpec
     prompt: tuple[int, ...]
     output: tuple[int, ...]
+    reader: str | None = None
+    depths: bytes = b""
+
+    @property
+    def choice(self) -> str:
+        """Variant and reader as text, as `Action.choice` has it."""
+        return Action(self.variant.name, None, self.reader).choice
 
 
 OnResult = Callable[[FinishedAnswer, TeacherForcedLoss], None]
 
 
 class ShadowMonitor:
-    """Chooses a `share` of the answers of variants, and measures their loss against the base.
+    """Chooses a `share` of the answers that were not the base's alone, and measures their loss.
 
     Answers come from any thread, by `offer`. All else is called by the engine's thread, in its
     idle moments; `on_result` is, too.
@@ -50,7 +59,7 @@ class ShadowMonitor:
 
     def offer(self, answer: FinishedAnswer, on_result: OnResult) -> None:
         """Queue an answer if it is chosen. The engine's thread calls `on_result` with its loss."""
-        if answer.variant.name == BASE or len(answer.output) < 2:
+        if answer.choice == BASE or len(answer.output) < 2:
             return
         if self._random.random() < self._share:
             with self._lock:
@@ -68,8 +77,9 @@ class ShadowMonitor:
             arena = self._decoder.cache.arena
             if arena.used + needed > arena.capacity:
                 return True
+            forced = ForcedModel(answer.variant, answer.depths)
             check = TeacherForcing(
-                self._decoder, answer.prompt, answer.output, self._base, (answer.variant,)
+                self._decoder, answer.prompt, answer.output, self._base, (forced,)
             )
             self._current = answer, on_result, check
         answer, on_result, check = self._current

@@ -10,7 +10,7 @@ from torch import Tensor
 from pruners.variant import VariantSpec
 from server.engine.backends.base import Decoder, Segment
 from server.engine.cache.sequence_cache import SequenceCache
-from server.engine.reading_depth import shallow_tokens
+from server.engine.reading_depth import depth_changes, shallow_tokens
 
 CHUNK_TOKENS = 8
 """Tokens that each model reads in one step: for two models about as long as a decode step."""
@@ -61,6 +61,8 @@ class TeacherForcing:
         self._models = [
             one if isinstance(one, ForcedModel) else ForcedModel(one) for one in (base, *variants)
         ]
+        # Where a prompt was read deeper by its prefix, another chunk begins.
+        self._ends = [place for model in self._models for place in depth_changes(model.depths)]
         self._chunk_tokens = chunk_tokens
         self._caches: list[SequenceCache] = []
         self._done = 0
@@ -77,7 +79,8 @@ class TeacherForcing:
             if not all(cache.reserve(len(self._tokens)) for cache in self._caches):
                 self.close()
                 return False
-        chunk = self._tokens[self._done : self._done + self._chunk_tokens]
+        ends = [self._done + self._chunk_tokens, *self._ends]
+        chunk = self._tokens[self._done : min(end for end in ends if end > self._done)]
         if not chunk:
             return False
         unscored = max(0, self._first_scored - self._done)

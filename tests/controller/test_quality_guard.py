@@ -25,7 +25,7 @@ def test_a_variant_that_loses_more_is_expected_to_until_it_is_back(caplog):
     observe(guard, 0.8, 60)
     assert not guard.is_trusted("v")
     assert 0.35 < guard.loss_correction("v") < 0.45
-    assert caplog.messages[0].startswith("variant v loses 0.")
+    assert caplog.messages[0].startswith("v loses 0.")
     observe(guard, 0.4, 300)
     assert guard.is_trusted("v")
     assert guard.loss_correction("v") == 0.0

@@ -186,13 +186,21 @@ def test_an_objective_is_met_by_a_token_in_time(ttft, output, first_token_at, me
     assert log.metrics.objectives.labels("ttft", met)._value.get() == 1
 
 
-@pytest.mark.parametrize(
-    "fields", [{"narrowed": True}, {"kv": make_eviction(32)}, {"reader": READER}]
-)
-def test_an_answer_of_two_variants_a_reader_or_a_kv_budget_is_not_checked(fields):
+@pytest.mark.parametrize("fields", [{"narrowed": True}, {"kv": make_eviction(32)}])
+def test_an_answer_of_two_variants_or_a_kv_budget_is_not_checked(fields):
     log = _request_log()
     _end(log, _generation(**fields))
     assert log._shadow.offered == []
+
+
+def test_what_a_reader_loses_counts_for_variant_and_reader():
+    log = _request_log()
+    _end(log, _generation(reader=READER))
+    ((answer, _),) = log._shadow.offered
+    assert (answer.choice, answer.depths) == ("small+read-60", bytes([255] * 3))
+    log.log_shadow_result(answer, LOSS)
+    assert log.metrics.shadow_tokens.labels("small+read-60")._value.get() == 2
+    assert log.metrics.shadow_tokens.labels("small")._value.get() == 0
 
 
 def test_results_of_the_engines_thread_are_recorded_in_the_event_loop():

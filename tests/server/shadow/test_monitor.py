@@ -1,12 +1,16 @@
 """Which answers the shadow monitor checks, and how it makes way for live requests."""
 
 import math
+from typing import Any
 
 import pytest
+import torch
 
+from server.engine.reading_depth import ReadingDepths
 from server.shadow.monitor import FinishedAnswer, ShadowMonitor
 from server.shadow.teacher_forcing import TeacherForcing
 from tests.support.driving import run, runner_of, submit, variants_of, weights_of
+from tests.support.readers import DEEPER, SHALLOW, SubstitutingDecoder, as_read
 from tests.support.tiny import tiny_model
 
 PROMPT, OUTPUT = tuple(range(20, 45)), tuple(range(60, 79))
@@ -15,8 +19,8 @@ PROMPT, OUTPUT = tuple(range(20, 45)), tuple(range(60, 79))
 class _Shadow:
     """A monitor over a tiny model, and the results that came."""
 
-    def __init__(self, share: float = 1.0) -> None:
-        self.runner = runner_of(weights_of(tiny_model(), seed=7), capacity=512)
+    def __init__(self, share: float = 1.0, **changes: Any) -> None:
+        self.runner = runner_of(weights_of(tiny_model(), seed=7), capacity=512, **changes)
         self.variants = variants_of(self.runner.decoder.weights)
         self.arena = self.runner.scheduler.cache.arena
         self.results = []
@@ -58,6 +62,40 @@ def test_live_requests_go_first_and_the_check_starts_again(shadow: _Shadow):
         pass
     assert check.losses() == [loss]
     check.close()
+
+
+def test_a_prompt_is_read_again_as_the_answer_was_and_in_full_by_the_base():
+    """The decoder computes a shallow token as another one, which an oracle can do, too."""
+    shadow = _Shadow(kind=SubstitutingDecoder)
+    base = shadow.variants["base"]
+    reading = ReadingDepths(shadow.runner.decoder.weights.shape.layers)
+    prompt = tuple((31 * i) % 384 for i in range(75))
+    for reader, other in ((SHALLOW, DEEPER), (DEEPER, SHALLOW)):
+        depths = reading.of(prompt, reader)
+        # A prefix of 20 tokens came from the cache, where another reader had left it.
+        mixed = reading.of(prompt, other)[:20] + depths[20:]
+        read = as_read(list(prompt), other)[:20] + as_read(list(prompt), reader)[20:]
+        for taken, substituted in ((depths, as_read(list(prompt), reader)), (mixed, read)):
+            shadow.results.clear()
+            answer = FinishedAnswer("one", base, prompt, OUTPUT, reader.name, taken)
+            shadow.monitor.offer(answer, lambda *result: shadow.results.append(result))
+            shadow.finish()
+            ((checked, loss),) = shadow.results
+            assert checked.choice == f"base+{reader.name}"
+            assert loss.kl == pytest.approx(kl(prompt, substituted), rel=1e-3)
+            assert loss.kl > 0.001
+
+
+@torch.no_grad()
+def kl(prompt, substituted) -> float:
+    """Return the mean KL over the answer after a prompt and after another one of its length."""
+    model = tiny_model().eval()
+    scored = slice(len(prompt) - 1, None)
+    base, other = (
+        model(torch.tensor([[*tokens, *OUTPUT[:-1]]])).logits[0, scored].log_softmax(-1)
+        for tokens in (prompt, substituted)
+    )
+    return float((base.exp() * (base - other)).sum(-1).mean())
 
 
 @pytest.mark.parametrize(("variant", "output"), [("base", OUTPUT), ("ffn-50", OUTPUT[:1])])
