@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from benchmarks.reading.examples import Example, length_name
 from benchmarks.reading.ways import Way
-from benchmarks.reading.work import Work
+from benchmarks.reading.work import RequestWork
 from pruners.architecture import LocatedModel
 from pruners.support.progress import track
 
@@ -49,7 +49,7 @@ def measure_losses(
     """
     losses: dict[str, list[Loss]] = {way.name: [] for way in ways}
     for example in track(examples, "Reading prompts", progress):
-        work: dict[str, Work] = {}
+        work: dict[str, RequestWork] = {}
         base: torch.Tensor | None = None
         for way in ways:
             answered = way.answer(example, work)

@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from benchmarks.reading.examples import Example
 from benchmarks.reading.ways import DROPPING, VARIANT, Way
-from benchmarks.reading.work import Work
+from benchmarks.reading.work import RequestWork
 from pruners.architecture import LocatedModel
 from pruners.support.progress import track
 
@@ -58,7 +58,7 @@ def _answers(located: LocatedModel, ways: Sequence[Way], item: Item) -> dict[str
     """Return which ways answer an item rightly."""
     scores: dict[str, list[tuple[float, bool]]] = {way.name: [] for way in ways}
     for example in item.choices:
-        work: dict[str, Work] = {}
+        work: dict[str, RequestWork] = {}
         targets = torch.tensor(example.answer)[:, None]
         for way in ways:
             answered = way.answer(example, work)

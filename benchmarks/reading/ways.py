@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reading.examples import Example
-from benchmarks.reading.work import Work, request_work, whole_work
+from benchmarks.reading.work import RequestWork, request_work, whole_work
 from pruners.architecture import LocatedModel
 from pruners.calibration.layer_replay import final_hidden
 from pruners.data.rows import pad_rows
@@ -32,7 +32,7 @@ class Answered:
     """
 
     hidden: Tensor
-    work: Work
+    work: RequestWork
 
 
 class Way(Protocol):
@@ -48,7 +48,7 @@ class Way(Protocol):
         """Return what kind of way it is."""
         ...
 
-    def answer(self, example: Example, others: Mapping[str, Work]) -> Answered:
+    def answer(self, example: Example, others: Mapping[str, RequestWork]) -> Answered:
         """Read a request's prompt, and predict its answer token by token (teacher-forced).
 
         `others` says what ways before this one in the list took for the same request, by name.
@@ -66,7 +66,7 @@ class WholeRequest:
         self._variants = variants
         self._spec = spec
 
-    def answer(self, example: Example, others: Mapping[str, Work]) -> Answered:
+    def answer(self, example: Example, others: Mapping[str, RequestWork]) -> Answered:
         """Run the whole request through the variant."""
         located, spec = self._located, self._spec
         corrections = self._variants.corrections_of(spec)
@@ -90,7 +90,7 @@ class ReadByLayers:
         self._maps = maps
         self._names = names
 
-    def answer(self, example: Example, others: Mapping[str, Work]) -> Answered:
+    def answer(self, example: Example, others: Mapping[str, RequestWork]) -> Answered:
         """Read with the maps of the reader's depth."""
         located, reader = self._located, self._reader
         prompts, tokens = _as_row(example)
@@ -112,7 +112,7 @@ class ReadByDropping:
         self._located = located
         self._dropping = dropping
 
-    def answer(self, example: Example, others: Mapping[str, Work]) -> Answered:
+    def answer(self, example: Example, others: Mapping[str, RequestWork]) -> Answered:
         """Read with fewer tokens from the dropping's depth on."""
         located, dropping = self._located, self._dropping
         with drop_tokens(located, dropping, *_as_row(example)) as dropped:
@@ -135,12 +135,12 @@ class Truncation:
         self._located = located
         self._like = like
 
-    def answer(self, example: Example, others: Mapping[str, Work]) -> Answered:
+    def answer(self, example: Example, others: Mapping[str, RequestWork]) -> Answered:
         """Truncate the prompt and run the rest through the base."""
         located, spec = self._located, base_spec(self._located.shape)
         around = example.length - len(example.context)
 
-        def work(tokens: int) -> Work:
+        def work(tokens: int) -> RequestWork:
             return whole_work(located.shape, spec, around + tokens, len(example.answer))
 
         low, high = 0, len(example.context)  # the most tokens that cost no more lie within
@@ -191,6 +191,6 @@ def _all_layers(located: LocatedModel, example: Example) -> Tensor:
     return torch.ones(located.shape.layers, example.length, dtype=torch.bool)
 
 
-def _work(located: LocatedModel, runs: Tensor, visible: Tensor, example: Example) -> Work:
+def _work(located: LocatedModel, runs: Tensor, visible: Tensor, example: Example) -> RequestWork:
     spec = base_spec(located.shape)
     return request_work(located.shape, spec, runs, visible, len(example.answer))

@@ -10,7 +10,7 @@ from pruners.variant import VariantSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class RequestWork:
     """Multiply-adds of a request: matrices, maps and attention, and the head when writing."""
 
     reading: float
@@ -24,7 +24,7 @@ class Work:
 
 def request_work(
     shape: Shape, spec: VariantSpec, runs: Tensor, visible: Tensor, answer: int
-) -> Work:
+) -> RequestWork:
     """Return the work of a request whose prompt tokens do not all run through all layers.
 
     `runs`, bool `[layers, prompt]`, says which prompt tokens run through a layer, `visible`, of the
@@ -44,10 +44,10 @@ def request_work(
     cached = visible.sum(1)
     writing = answer * matrices + pair * (answer * cached + answer * (answer + 1) / 2)
     head = answer * shape.hidden * shape.vocab
-    return Work(float(reading.sum()), float(writing.sum()) + head)
+    return RequestWork(float(reading.sum()), float(writing.sum()) + head)
 
 
-def whole_work(shape: Shape, spec: VariantSpec, prompt: int, answer: int) -> Work:
+def whole_work(shape: Shape, spec: VariantSpec, prompt: int, answer: int) -> RequestWork:
     """Return the work of a request whose prompt tokens all run through all layers of `spec`."""
     everything = torch.ones(shape.layers, prompt, dtype=torch.bool)
     return request_work(shape, spec, everything, everything, answer)
