@@ -187,6 +187,7 @@ class Observer:
             held=held,
             held_seconds=held_seconds,
             demand=self.estimators.load.value,
+            draw=self._random.random(),  # of its own, since the first one may have refused
         )
 
     def _forecast(self, status: EngineStatus) -> Forecast:

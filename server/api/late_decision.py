@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 
 from controller import Controller, Decision, IncomingRequest
 from server.api.active_request import ActiveRequest
@@ -15,19 +16,22 @@ log = logging.getLogger(__name__)
 class LateDecision:
     """Makes the final decision for all answers of one HTTP request, when the first of them starts.
 
-    Called in the engine's thread. `incoming` is the request as it was decided on at its arrival.
+    Called in the engine's thread. `incoming` is the request as it was decided on at its arrival, by
+    the prompt of tokens `prompt`.
     """
 
     def __init__(
         self,
         active: ActiveRequest,
         incoming: IncomingRequest,
+        prompt: list[int],
         engine: Engine,
         controller: Controller,
         builder: RequestBuilder,
     ) -> None:
         self._active = active
         self._incoming = incoming
+        self._prompt = prompt
         self._engine = engine
         self._controller = controller
         self._builder = builder
@@ -46,4 +50,5 @@ class LateDecision:
 
     def _decide(self) -> Decision:
         others, waited = self._engine.status(self), time.monotonic() - self._arrived
-        return self._controller.redecide(self._incoming, self._active.first, others, waited)
+        incoming = replace(self._incoming, reusable=self._engine.reusable(self._prompt))
+        return self._controller.redecide(incoming, self._active.first, others, waited)

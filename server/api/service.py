@@ -161,7 +161,10 @@ class Service:
             raise QueueFullError(_REFUSALS[decision.reason])
         decide = None
         if not active.final:
-            decide = LateDecision(active, incoming, self.engine, self.controller, self.builder)
+            prompt = valid.longest_prompt.tokens
+            decide = LateDecision(
+                active, incoming, prompt, self.engine, self.controller, self.builder
+            )
         requests = self.builder.build(valid, decision.action, active.request_id, reusable)
         for request in requests:
             active.add(self.engine.submit(request, active.inbox, decide))

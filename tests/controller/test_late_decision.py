@@ -54,7 +54,6 @@ def test_nothing_is_learned_of_a_request_that_does_not_arrive_again(host):
     assert late.action != first.action
     assert state() == before
     assert late.observation.rank == first.observation.rank
-    assert late.observation.draw == first.observation.draw
 
 
 def test_what_it_waited_counts_and_the_queue_behind_it_does_not(host):

@@ -48,7 +48,7 @@ class _Controller:
 
     def __init__(self, final, reason=Reason.TTFT, error=None):
         self.final, self.reason, self.error = final, reason, error
-        self.waits, self.starts = [], []
+        self.waits, self.starts, self.reusable = [], [], []
         self.catalogue = SimpleNamespace(full_from=lambda tokens: {})
 
     def decide(self, incoming):
@@ -56,6 +56,7 @@ class _Controller:
 
     def redecide(self, incoming, first, others, waited):
         self.starts.append((len(others.sequences), waited))
+        self.reusable.append(dict(incoming.reusable))
         if self.error is not None:
             raise self.error
         return _decision(self.final, Reason.QUEUE)
@@ -153,6 +154,18 @@ def test_all_answers_share_one_final_decision_which_is_what_is_told(tmp_path):
     assert {line["action"] for line in lines} == {FINAL.label}
     assert {line["arrival"]["action"] for line in lines} == {"base"}
     assert {answer["action"] for answer in service.request_log.recent} == {FINAL.label}
+
+
+def test_the_cache_is_as_it_is_at_the_start(tmp_path):
+    controller = _Controller(Action("base"))
+
+    async def work(service):
+        actives = [service.start(_parsed(), name) for name in ("first", "second")]
+        for active in actives:
+            await collect(service, active, _Request())
+
+    _serve(controller, tmp_path, work, running=1)
+    assert [found.get(("base", None), 0) for found in controller.reusable] == [0, 29]
 
 
 def test_a_named_action_is_not_decided_again(tmp_path):
