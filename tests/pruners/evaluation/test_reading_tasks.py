@@ -88,7 +88,11 @@ def test_a_reader_reads_the_context_alone():
     size = (shape.layers - 1, 2 * shape.kv_groups * shape.head_dim, shape.hidden + 1)
     maps, reader = KVMaps(1, torch.randn(size, generator=generator)), PromptReader("one", 1, last=2)
 
+    contexts = [f"{WORDS} {word}" for word in WORDS.split()]
+
     def reading(batch, prompts):
+        for row, prompt in zip(batch.tokens, prompts.tolist(), strict=True):
+            assert TOKENIZER.decode(row[:prompt]) in contexts
         with read_by(located, reader, maps, prompts, batch.tokens):
             return final_hidden(located, batch)
 
@@ -100,7 +104,6 @@ def test_a_reader_reads_the_context_alone():
         return sum(float(log_p[i - 1, whole[0, i]]) for i in range(start, whole.shape[1]))
 
     endings = (" fox", " dog jumps", " the", " brown lazy fox")
-    contexts = [f"{WORDS} {word}" for word in WORDS.split()]
     choices = [tuple(Choice(context, ending) for ending in endings) for context in contexts]
     scores = [[likelihood(choice) for choice in some] for some in choices]
     answers = [some.index(max(some)) for some in scores]
