@@ -10,7 +10,13 @@ from rich.progress import Progress
 from pruners.architecture import LocatedModel
 from pruners.artefact.table import ReaderCost, ReaderQuality
 from pruners.data.rows import describe_rows
-from pruners.evaluation.reading_quality import PromptAnswer, ReaderSet, measure_readers
+from pruners.distill.reader_maps import DistilOptions, distil_maps
+from pruners.evaluation.reading_quality import (
+    PromptAnswer,
+    ReaderSet,
+    cut_answers,
+    measure_readers,
+)
 from pruners.reading.fit import fit_maps
 from pruners.reading.maps import KVMaps, from_tensors
 from pruners.reading.reader import PromptReader
@@ -22,13 +28,15 @@ class ReadingText:
     """What readers are fitted on and measured on.
 
     `rows` are 1-D token ids, which `source` describes; `answers` are of other text. `names` says
-    which tokens are numbers or capitalised words, bool `[vocab]`.
+    which tokens are numbers or capitalised words, bool `[vocab]`. `epochs` is how often maps are
+    trained on pieces of all rows, after their fit; 0 leaves them in closed form.
     """
 
     rows: Sequence[torch.Tensor]
     answers: Sequence[PromptAnswer]
     names: torch.Tensor
     source: str
+    epochs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +75,29 @@ def fit_readers(
         fitted = fit_maps(located, text.rows, depths, progress=progress, state=state)
         tensors: dict[str, torch.Tensor] = {}
         for maps in fitted.values():
-            tensors |= maps.to_tensors()
+            tensors |= _trained(located, maps, readers, text, progress).to_tensors()
         return tensors
 
-    maps = from_tensors(checkpoint.get_or_compute_tensors(f"reader maps {depths}", compute))
+    entry = f"reader maps {depths}, {text.epochs} epochs"
+    maps = from_tensors(checkpoint.get_or_compute_tensors(entry, compute))
     described = describe_rows(text.rows, text.source)
     if len(text.answers) < 2:
         return FittedReaders(readers, maps, text=described)
     reader_set = ReaderSet(readers, maps, text.names)
     measured = measure_readers(located, reader_set, text.answers, checkpoint, progress)
     return FittedReaders(readers, maps, measured.quality, measured.cost, described)
+
+
+def _trained(
+    located: LocatedModel,
+    maps: KVMaps,
+    readers: dict[str, PromptReader],
+    text: ReadingText,
+    progress: Progress | None,
+) -> KVMaps:
+    """Return the maps after the text's epochs of training for the readers of their depth."""
+    if text.epochs == 0:
+        return maps
+    used = [reader for reader in readers.values() if reader.depth == maps.depth]
+    options = DistilOptions(text.names, text.epochs)
+    return distil_maps(located, maps, cut_answers(text.rows), used, options, progress)

@@ -139,6 +139,13 @@ def fit_readers(
             help="Text to fit on. Without: text that the model itself writes. " + TEXT_HELP
         ),
     ] = None,
+    distil: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="How often the maps are then trained on the text, by KL(base || reader).",
+        ),
+    ] = 0,
     seed: Seed = 0,
 ) -> None:
     """Fit and measure the readers of an artefact, in place of those that it has.
@@ -154,7 +161,9 @@ def fit_readers(
         "corpus": None if text is None else read_corpus(text),
     }
     request = ReadersRequest(
-        seed=seed, **{name: value for name, value in given.items() if value is not None}
+        seed=seed,
+        epochs=distil,
+        **{name: value for name, value in given.items() if value is not None},
     )
     made = replace_readers(model, artefact, out or artefact, request)
     for name, quality in made.table.reader_quality.items():

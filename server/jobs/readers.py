@@ -31,12 +31,16 @@ FACTS = "with lists of made-up facts and questions"
 
 @dataclass(frozen=True, slots=True)
 class ReadersRequest:
-    """Readers to fit on about `tokens` of text: of `corpus`, or else of what the base writes."""
+    """Readers to fit on about `tokens` of text: of `corpus`, or else of what the base writes.
+
+    `epochs` is how often their maps are then trained on it.
+    """
 
     plans: tuple[ReaderPlan, ...] = DEFAULT_READERS
     tokens: int = 32_768
     corpus: Corpus | None = None
     seed: int = 0
+    epochs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ def make_reading_text(
         cut_answers(given.held_out),
         name_tokens(tokenizer, vocab),
         f"{given.source}, {FACTS}",
+        request.epochs,
     )
 
 
@@ -85,6 +90,7 @@ def replace_readers(model: str, folder: Path, out: Path, request: ReadersRequest
         identity = {
             "artefact": artefact.identity(),
             "readers": repr(sorted(readers.items())),
+            "epochs": request.epochs,
             "text": [hash_rows(text.rows), hash_rows([one.prompt for one in text.answers])],
         }
         with Checkpoint(unfinished, identity) as checkpoint:

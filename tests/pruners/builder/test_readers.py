@@ -13,6 +13,7 @@ from pruners.builder.recipe import DEFAULT_READERS, BuildError, ReaderPlan, Reci
 from pruners.builder.steps import BuildRows
 from pruners.evaluation.reading_quality import ReaderSet, cut_answers, measure_readers
 from pruners.reading.fit import fit_maps
+from pruners.reading.maps import KVMaps
 from pruners.reading.reader import PromptReader
 from pruners.support.checkpoint import Checkpoint
 from tests.support.models import VOCAB, random_rows, tiny_model
@@ -124,3 +125,21 @@ def test_too_little_held_out_text_leaves_readers_unmeasured():
     fitted = fit_readers(locate(tiny_model()), readers, text, Checkpoint(None, None))
     assert fitted.maps.keys() == {2}
     assert fitted.quality == {}
+
+
+def test_maps_are_trained_as_often_as_the_text_says(monkeypatch):
+    located = locate(tiny_model())
+    readers = {"two": PromptReader("two", 2, last=3), "one": PromptReader("one", 1, last=3)}
+    ridge = fit_readers(located, readers, TEXT, Checkpoint(None, None))
+    asked = []
+
+    def train(located, maps, pairs, readers, options, progress):
+        asked.append((maps.depth, [one.name for one in readers], options.epochs, len(pairs)))
+        return KVMaps(maps.depth, 2 * maps.weight)
+
+    monkeypatch.setattr("pruners.builder.readers.distil_maps", train)
+    text = dataclasses.replace(TEXT, epochs=3)
+    trained = fit_readers(located, readers, text, Checkpoint(None, None))
+    assert sorted(asked) == [(1, ["one"], 3, len(TEXT.rows)), (2, ["two"], 3, len(TEXT.rows))]
+    for depth, maps in trained.maps.items():
+        torch.testing.assert_close(maps.weight, 2 * ridge.maps[depth].weight)
