@@ -23,6 +23,7 @@ from pruners.support.progress import track
 
 _LENGTHS = (0, 256, 1024, 4096, 16384)
 """Where buckets of prompts' lengths begin and end, in tokens."""
+_FEWEST = 5  # prompts of a bucket; an interval of fewer says nothing
 ALL = "all"
 _CUT_PROMPTS, _CUT_ANSWER = (200, 600, 1100), 48
 _Z95 = 1.959964
@@ -108,8 +109,8 @@ def measure_readers(
 ) -> ReaderMeasurements:
     """Measure each reader on the same prompts and answers, teacher-forced.
 
-    Buckets with fewer than two prompts are left out, since they have no interval. Finished batches
-    are noted in the checkpoint. Raises `ValueError` for fewer than two prompts.
+    Buckets with fewer than five prompts are left out. Finished batches are noted in the checkpoint.
+    Raises `ValueError` for fewer than two prompts.
     """
     if len(answers) < 2:
         raise ValueError(f"{len(answers)} prompts are too few to measure readers on; give two")
@@ -169,7 +170,7 @@ def _by_length(losses: Sequence[_AnswerLoss]) -> dict[str, ReaderQuality]:
     found = {}
     for low, high in pairwise(_LENGTHS):
         some = [one for one in losses if low <= one.prompt < high]
-        if len(some) > 1:
+        if len(some) >= _FEWEST:
             found[f"{low}-{high}"] = _mean(some)
     return {**found, ALL: _mean(losses)}
 
