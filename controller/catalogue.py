@@ -94,10 +94,15 @@ class Catalogue:
         if not self.readers:
             return {}
         tokens = torch.from_numpy(np.array(prompt))
-        return {
-            name: _sums_to_the_end(~served.reader.shallow(tokens, self.name_tokens).numpy())
-            for name, served in self.readers.items()
-        }
+        counted: dict[tuple[int, bool], np.ndarray] = {}
+        found = {}
+        for name, served in self.readers.items():
+            kind = served.reader.last, served.reader.names  # whatever the depth
+            if kind not in counted:
+                shallow = served.reader.shallow(tokens, self.name_tokens)
+                counted[kind] = _sums_to_the_end(~shallow.numpy())
+            found[name] = counted[kind]
+        return found
 
     def _variant_loss(self, name: str) -> float | None:
         return 0.0 if name == BASE else self.variant_loss.get(name)
