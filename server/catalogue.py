@@ -16,7 +16,7 @@ from server.engine.loading.load import LoadedModel
 
 TASKS_FLOOR = 0.9
 """Share of the base's right answers that a choice needs to count as keeping the reading tasks."""
-_LOOKED_UP = ("passkey", "lookup", "key-value")
+_LOOKED_UP = ("passkey", "lookup")
 """How the names of reading tasks begin in which the answer stands in the prompt."""
 _ALL = "all"
 _TYPICAL_PROMPT = 512
