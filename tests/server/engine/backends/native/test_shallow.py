@@ -1,5 +1,7 @@
 """Prompts that are read shallowly by the native decoder: against PyTorch's, and bit for bit."""
 
+import time
+
 import pytest
 import torch
 
@@ -153,6 +155,27 @@ def test_the_layers_above_do_not_touch_shallow_rows(family):
             if layer == 0:
                 assert keys[layer, :groups].isfinite().all()
         cache.close()
+
+
+@pytest.mark.slow
+def test_attention_above_costs_what_its_full_rows_cost():
+    """Of three layers all rows attend in one: processor time where attention is most of it."""
+    _, native, specs = reference_and_native("llama", 8, max_position_embeddings=2048)
+    native._engine = NativeEngine(1)
+    tokens = random_tokens(1900)
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    for _ in range(3):
+        for depth, times in seconds.items():
+            marks = marked(1, tokens, names=False) if depth else [False] * len(tokens)
+            cache = native.cache.open()
+            assert cache.reserve(len(tokens))
+            part, _ = chunk(Segment(tokens, cache, specs["base"]), marks, 1, 0, len(tokens))
+            part.outputs = 1 if depth else None
+            started = time.process_time()
+            native.forward([part])
+            times.append(time.process_time() - started)
+            cache.close()
+    assert min(seconds[1]) < 0.6 * min(seconds[0])
 
 
 def test_shallow_tokens_without_maps_are_refused_before_anything_changes():
