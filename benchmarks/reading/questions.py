@@ -16,7 +16,7 @@ from pruners.evaluation.tasks import Choice, Question, read_task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ITEMS = {200: 8, 500: 6, 1000: 4, 2000: 3, 4000: 2}
+ITEMS = {200: 8, 500: 6, 1000: 4, 2000: 2, 4000: 1}
 """Items of passkeys and of lookups by the length of their prompts in tokens."""
 _COPIED_UP_TO = 500  # tokens
 _PASSAGES, _PASSAGE_FACTS, _CHOICES = 8, 12, 4
