@@ -23,10 +23,12 @@ from benchmarks.support.results import option_parser, options_as_json, save_resu
 from policies import Objectives
 from policies.registry import UnknownPolicyError, named_policy
 from policies.simulation.choices import choice_labels, profile_choices
+from policies.simulation.deciding import replay
 from policies.simulation.engine import EngineLimits, SimulatedEngine
 from policies.simulation.outcome import Outcome
 from policies.simulation.profile import Profile, load_profile
-from policies.simulation.server import Scenario, SimulatedServer, replay
+from policies.simulation.scenario import Scenario
+from policies.simulation.server import SimulatedServer
 from policies.simulation.simulated_request import SimulatedRequest
 from policies.simulation.traffic import Arrival, Lengths, at_load, read_trace, scaled, synthetic
 from policies.training.fluid_bound import QualityBounds

@@ -46,6 +46,7 @@ class RunningStep(NamedTuple):
 class SimulatedEngine:
     """A queue and a batch of requests. Time moves only in `advance`.
 
+    With `late`, `advance` stops at each request that is about to be read, until `start` is called.
     `on_finished(request, clock)` is called for each answer that ends. `slow_down(seconds, busy)`
     returns how long a step of so many seconds really takes, for example on a hot host.
     """
@@ -56,8 +57,10 @@ class SimulatedEngine:
         limits: EngineLimits,
         on_finished: Callable[[SimulatedRequest, float], None],
         slow_down: Callable[[float, bool], float] = lambda seconds, busy: seconds,
+        late: bool = False,
     ) -> None:
         self.rates, self.limits = rates, limits
+        self._late = late
         self._on_finished, self._slow_down = on_finished, slow_down
         self.clock = 0.0
         self.kv_promised = 0  # tokens that the caches of all requests may come to hold
@@ -92,13 +95,30 @@ class SimulatedEngine:
         self._waiting.add(request, 1)
         self.waiting.append(request)
 
-    def advance(self, until: float) -> None:
-        """Run until the clock has come to `until`, in seconds. A step that has begun is ended."""
+    def start(self, request: SimulatedRequest, action: int, reading: float, cached: int) -> None:
+        """Begin to read a request that `advance` returned, by a choice that is final now.
+
+        See `SimulatedRequest` for `action`, `reading` and `cached`.
+        """
+        self.kv_promised += cached - request.cached
+        request.action, request.reading, request.cached = action, reading, cached
+        request.prompt_rate = reading * self.rates.prompt[action]
+        request.started = self.clock
+        self.prefilling.append(request)
+
+    def advance(self, until: float) -> SimulatedRequest | None:
+        """Run until the clock has come to `until`, in seconds. A step that has begun is ended.
+
+        Return a request that is about to be read before that, if the engine decides `late`.
+        """
         waiting, prefilling, decoding = self.waiting, self.prefilling, self.decoding
         while self.clock < until:
-            if waiting:
-                self._admit()
-            if prefilling:
+            if waiting and self.running < self.limits.max_running:
+                request = self._next_waiting()
+                if self._late:
+                    return request
+                self.start(request, request.action, request.reading, request.cached)
+            elif prefilling:
                 self._prefill_step()
             elif decoding:
                 self._decode_steps(until)
@@ -106,11 +126,12 @@ class SimulatedEngine:
                 if until < math.inf:
                     self._slow_down(until - self.clock, False)
                     self.clock = until
-                return
+                return None
+        return None
 
-    def finish(self) -> None:
-        """Run until nothing is left."""
-        self.advance(math.inf)
+    def finish(self) -> SimulatedRequest | None:
+        """Run until nothing is left. See `advance`."""
+        return self.advance(math.inf)
 
     def predict_wait(self, running: RunningStep) -> float:
         """Return the seconds in the queue predicted for a new request, as the controller does."""
@@ -136,6 +157,14 @@ class SimulatedEngine:
             stream = rates.stream[action] if rates.stream[action] > stream else stream
             rows += rates.row[action]
         return queue_seconds(count, slots, row_steps, stream + rows) + reading
+
+    def predict_reading(self, running: RunningStep) -> float:
+        """Return the seconds predicted to read the prompts that are being read."""
+        tokens, seconds = 0, 0.0
+        for request in self.prefilling:
+            tokens += request.prompt_left
+            seconds += request.prompt_left * request.prompt_rate
+        return self._read_seconds(running, 0.0, tokens, seconds)
 
     def running_step(self) -> RunningStep:
         """Return what a step takes for the running requests, one less where no slot is free."""
@@ -178,16 +207,13 @@ class SimulatedEngine:
         widest = stream if stream > running.stream else running.stream
         return steps * (widest + running.rows) + seconds
 
-    def _admit(self) -> None:
-        free = self.limits.max_running - self.running
-        while free > 0 and self.waiting:
-            request = self.waiting.popleft()
-            request.started = self.clock
-            self._waiting.add(request, -1)
-            self.prefilling.append(request)
-            free -= 1
+    def _next_waiting(self) -> SimulatedRequest:
+        """Remove the request that waits first, and return it."""
+        request = self.waiting.popleft()
+        self._waiting.add(request, -1)
         if not self.waiting:
             self._waiting.seconds = self._waiting.expected = 0.0  # rounding errors do not add up
+        return request
 
     def _prefill_step(self) -> None:
         """Take one step that reads prompts."""

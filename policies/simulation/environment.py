@@ -1,4 +1,7 @@
-"""The simulated server as a Gymnasium environment: one step decides on one request."""
+"""The simulated server as a Gymnasium environment: a step decides on a request.
+
+It is decided on when it arrives, and again when its prompt is about to be read.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +17,8 @@ from policies.simulation.engine import EngineLimits
 from policies.simulation.host import MAINS, HostScenario
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
-from policies.simulation.server import Scenario, SimulatedServer
+from policies.simulation.scenario import Scenario
+from policies.simulation.server import SimulatedServer
 from policies.simulation.traffic import Arrival, at_load
 
 ALONE = 1e-3
@@ -40,7 +44,8 @@ class TrafficEnvironment(gymnasium.Env[np.ndarray, np.int64]):
     """Replays traffic against a profile. Observations are `[features]` of `policies.features`.
 
     An action is the number of a choice (of variant and reader), or the next number to refuse. An
-    action that is not open (see `action_masks`) refuses as well. The reward is that of all requests
+    action that is not open (see `action_masks`) refuses as well, or leaves the choice of the
+    request's arrival. The reward is that of all requests
     that have ended since the last decision, so that the effect on the requests behind is part of
     it. The seed of `reset` determines the whole episode.
     """

@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+from policies.observation import Objectives
+
 
 class Outcome(NamedTuple):
     """How one request went. Times in seconds, losses in nats per token.
@@ -25,3 +27,9 @@ class Outcome(NamedTuple):
     def quality(self) -> float:
         """The share of the base's quality that is kept, exp(-loss); 0 if an objective was not."""
         return math.exp(-self.loss) if self.met else 0.0
+
+
+def are_met(wanted: Objectives, ttft: float, tpot: float, seconds: float) -> bool:
+    """Return whether an answer with these times, in seconds, kept all objectives."""
+    pairs = ((ttft, wanted.ttft), (tpot, wanted.tpot), (seconds, wanted.deadline))
+    return all(bound is None or value <= bound for value, bound in pairs)

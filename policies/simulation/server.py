@@ -1,8 +1,9 @@
 """A simulated server: what a policy would be shown of each request, and how each request went."""
 
+import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,46 +15,25 @@ from policies.candidates import (
     check_constraints,
 )
 from policies.estimators import RequestEstimators
-from policies.features import REFUSE, FeatureInputs, feature_vector, is_too_late
-from policies.hysteresis import choose_with_hysteresis
-from policies.observation import HOT_CELSIUS, REFUSED, Action, Objectives, Observation, Policy
+from policies.estimators.dwell import DwellTracker
+from policies.features import FeatureInputs, feature_vector, is_too_late
+from policies.observation import HOT_CELSIUS, Action, Observation
 from policies.simulation.choices import losses_by_choice, profile_actions, profile_choices
-from policies.simulation.engine import EngineLimits, SimulatedEngine
-from policies.simulation.host import MAINS, HostScenario, SimulatedHost
-from policies.simulation.outcome import Outcome
+from policies.simulation.engine import SimulatedEngine
+from policies.simulation.host import SimulatedHost
+from policies.simulation.outcome import Outcome, are_met
 from policies.simulation.profile import Profile
+from policies.simulation.scenario import CurrentRequest, Scenario
 from policies.simulation.simulated_request import SimulatedRequest
 from policies.simulation.traffic import Arrival
-
-DWELL_SECONDS = 1.0
-"""The server's default."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """What a simulated server works under. `seed` is for the policy's random draws."""
-
-    objectives: Objectives = field(default_factory=Objectives)
-    limits: EngineLimits = field(default_factory=EngineLimits)
-    host: HostScenario = MAINS
-    seed: int = 0
-
-
-@dataclass(slots=True)
-class _CurrentRequest:
-    """The request that has arrived and waits for its decision."""
-
-    arrival: Arrival
-    index: int
-    expected_output: float = 0.0
-    work: float = 0.0  # seconds of full batches of the base
-    wait: float = 0.0  # predicted seconds in the queue
 
 
 class SimulatedServer:
     """One run of traffic through engine, host and estimators.
 
-    Call `arrive` and `take` in turn until `arrive` returns False. `prompts` are rows of the
+    Call `arrive` and `take` in turn until `arrive` returns False. A request is decided on when it
+    arrives, which may refuse it and is otherwise an estimate, and again when its prompt is about to
+    be read, which is final. One that is read at once is decided on once. `prompts` are rows of the
     profile, one for each arrival. The decision itself is `decide`'s business.
     """
 
@@ -69,18 +49,22 @@ class SimulatedServer:
         self._arrivals = arrivals
         self.host = SimulatedHost(scenario.host)
         self.engine = SimulatedEngine(
-            profile.rates, self.limits, self._on_finished, self.host.spend
+            profile.rates, self.limits, self._on_finished, self.host.spend, late=True
         )
         self.outcomes: list[Outcome | None] = [None] * len(arrivals)
         self.finished: list[int] = []  # requests since the caller last emptied it
         self._random = random.Random(scenario.seed)
         self.estimators = RequestEstimators(lambda: self.engine.clock)
+        self.started = DwellTracker(lambda: self.engine.clock)  # of final decisions
         self._predicted_waits = [0.0] * len(arrivals)
+        self._decided_at = [0.0] * len(arrivals)  # when they arrived, by the engine's clock
+        self._ranks = [1.0] * len(arrivals)  # by size, when they arrived
         self._taken = [0] * len(arrivals)  # numbers of choices
         self._next = -1
+        self.current = 0  # number of the request that is decided on
         self.choices = profile_choices(profile)
         self._actions = profile_actions(profile, self.choices)
-        self._numbers = {one.action.choice: number for number, one in enumerate(self.choices)}
+        self.numbers = {one.action.choice: number for number, one in enumerate(self.choices)}
         self._budgets = sorted(profile.kv_loss, reverse=True)
         self._with_budgets = len(self.choices) - len(profile.pairs)
         known, tokens = profile.prompts, [arrival.prompt for arrival in arrivals]
@@ -91,52 +75,90 @@ class SimulatedServer:
         )
 
     def arrive(self) -> bool:
-        """Move on to the next arrival. False if there is none; then everything has ended."""
-        self._next += 1
-        if self._next >= len(self._arrivals):
-            self.engine.finish()
-            return False
-        arrival, known = self._arrivals[self._next], self.estimators
-        self.engine.advance(arrival.at)
-        request = self._request = _CurrentRequest(arrival, self._next)
-        request.expected_output = known.answer_length.expected(arrival.output)
-        request.work = self._work(0, arrival.prompt, int(request.expected_output))
-        known.observe_arrival(request.work, self.engine.idle)
+        """Move on to the next decision. False if there is none; then everything has ended."""
+        last = self._next + 1 >= len(self._arrivals)
+        until = math.inf if last else self._arrivals[self._next + 1].at
+        while (starting := self.engine.advance(until)) is not None:
+            if self._decided_at[starting.index] < self.engine.clock:
+                self._observe_start(starting)
+                return True
+            # Nothing has happened since its arrival.
+            self.engine.start(starting, starting.action, starting.reading, starting.cached)
+        if not last:
+            self._next += 1
+            self._observe_arrival()
+        return not last
+
+    def _observe(self, request: CurrentRequest) -> CurrentRequest:
+        """Make a request the current one, and return it with what is predicted of its work."""
+        self._request, self.current = request, request.index
         self._running = self.engine.running_step()
+        _, prompt, output = request.arrival
+        request.expected_output = self.estimators.answer_length.expected(output)
+        request.work = self._work(0, prompt, int(request.expected_output))
+        return request
+
+    def _observe_arrival(self) -> None:
+        arrival, known = self._arrivals[self._next], self.estimators
+        request = self._observe(CurrentRequest(arrival, self._next))
+        known.observe_arrival(request.work, self.engine.idle)
+        self._decided_at[self._next] = self.engine.clock
         request.wait = self.engine.predict_wait(self._running) * known.wait_bias.factor
-        self._predicted_waits[self._next] = request.wait
-        return True
+        request.queued = self._predicted_waits[self._next] = request.wait
+
+    def _observe_start(self, starting: SimulatedRequest) -> None:
+        engine, known = self.engine, self.estimators
+        arrival, factor = self._arrivals[starting.index], known.wait_bias.factor
+        request = self._observe(CurrentRequest(arrival, starting.index, starting))
+        request.wait = engine.predict_wait(self._running) * factor
+        request.queued = engine.predict_reading(self._running) * factor + engine.clock - arrival.at
+
+    @property
+    def starting(self) -> bool:
+        """Whether the current request has been accepted before and is about to be read."""
+        return self._request.starting is not None
+
+    @property
+    def dwell(self) -> DwellTracker:
+        """What similar requests got, at their arrival or when they started, as the current one."""
+        return self.started if self.starting else self.estimators.dwell
 
     def take(self, action: int | None) -> None:
         """Serve the current request by a choice with the largest cache that fits; None refuses it.
 
         A request whose cache does not fit is refused, and so is every request once the battery is
-        empty.
+        empty. One that starts is not refused any more: it then keeps the choice of its arrival.
         """
         request, arrival = self._request, self._request.arrival
         cached = None if action is None else self._largest_cache(action)
-        if action is None or cached is None or self.host.charge == 0.0:
+        starting = request.starting
+        if starting is not None and (action is None or cached is None):
+            action, cached = self._taken[request.index], starting.cached
+        elif action is None or cached is None or (starting is None and self.host.charge == 0.0):
             self.outcomes[request.index] = Outcome(None, False)
             self.finished.append(request.index)
             return
-        choice = self.choices[action]
+        self._taken[request.index] = action
+        variant, reading = self.choices[action].variant, self._reading(action)
+        if starting is not None:
+            self.engine.start(starting, variant, reading, cached)
+            return
         self.engine.submit(
             SimulatedRequest(
-                request.index, choice.variant, arrival.at, arrival.prompt, arrival.output, cached,
-                request.expected_output, choice.time.share(arrival.prompt),
+                request.index, variant, arrival.at, arrival.prompt, arrival.output, cached,
+                request.expected_output, reading,
             )
         )  # fmt: skip
-        self._taken[request.index] = action
+
+    def _reading(self, number: int) -> float:
+        """Return the time to read the current prompt by a choice over that in full."""
+        return self.choices[number].time.share(self._request.arrival.prompt)
 
     def outcome(self, index: int) -> Outcome:
         """Return how a request that has ended went."""
         outcome = self.outcomes[index]
         assert outcome is not None, "it has not ended"
         return outcome
-
-    def number_of(self, action: Action) -> int:
-        """Return the number of an action's choice."""
-        return self._numbers[action.choice]
 
     def features(self) -> np.ndarray:
         """Return the current request's features, `[features]`, as `observation_vector` has them.
@@ -165,7 +187,9 @@ class SimulatedServer:
     def open_choices(self) -> np.ndarray:
         """Return `[choices]` of bool for the current request, as `policies.features` has them."""
         request, sizes = self._request, self.estimators.sizes
-        late = is_too_late(self.objectives, request.wait, lambda: sizes.rank(request.work))
+        late = not self.starting and is_too_late(
+            self.objectives, request.wait, lambda: sizes.rank(request.work)
+        )
         fits, last = self._largest_cache(0) is not None, len(self.choices) - 1
         whole = self._largest_cache(last) is not None
         pairs = len(self.choices) - self._with_budgets
@@ -182,7 +206,7 @@ class SimulatedServer:
         tokens = RequestTokens(arrival.prompt, output)
 
         def loss_of(action: Action) -> float | None:
-            loss = losses[self._numbers[action.choice]]
+            loss = losses[self.numbers[action.choice]]
             return add_kv_loss(loss, self.profile.kv_loss, action.kv_budget, tokens.total)
 
         candidates = build_candidates(
@@ -195,12 +219,16 @@ class SimulatedServer:
             ),
             self.profile.keep_tasks,
         )
-        rank, charge = known.sizes.rank(request.work), self.host.charge
-        held, held_seconds = known.dwell.current(self.objectives, rank)
+        if request.starting is None:
+            self._ranks[request.index] = known.sizes.rank(request.work)
+        rank, charge = self._ranks[request.index], self.host.charge
+        objectives = replace(self.objectives, firm=self.objectives.firm and not self.starting)
+        held, held_seconds = self.dwell.current(objectives, rank)
         return Observation(
             candidates=candidates,
-            objectives=self.objectives,
+            objectives=objectives,
             wait=request.wait,
+            queued=request.queued if self.starting else None,
             complexity=self._complexity[request.index],
             on_battery=None if charge is None else True,
             battery_charge=charge,
@@ -214,10 +242,10 @@ class SimulatedServer:
 
     def _forecasts(self, tokens: RequestTokens) -> dict[str, VariantForecast]:
         """Return what is predicted for the current request by each choice."""
-        engine, running, wait = self.engine, self._running, self._request.wait
+        engine, running, wait = self.engine, self._running, self._request.queued
         base_work, forecasts = self._work(0, *tokens), {}
         for number, choice in enumerate(self.choices):
-            variant, reading = choice.variant, choice.time.share(tokens.prompt)
+            variant, reading = choice.variant, self._reading(number)
             ttft = wait + engine.predict_prefill(running, variant, tokens.prompt, reading)
             forecasts[choice.action.choice] = VariantForecast(
                 ttft=ttft,
@@ -233,7 +261,9 @@ class SimulatedServer:
         return self.choices[number].work(rates, prompt, output, rows)
 
     def _kv_free(self) -> int:
-        return self.limits.kv_tokens - self.engine.kv_promised
+        starting = self._request.starting
+        own = 0 if starting is None else starting.cached
+        return self.limits.kv_tokens - self.engine.kv_promised + own
 
     def _largest_cache(self, number: int) -> int | None:
         """Return the tokens of the largest cache of a choice that fits; None if none does."""
@@ -251,20 +281,15 @@ class SimulatedServer:
         return host.temperature > HOT_CELSIUS if host.scenario.sensed else None
 
     def _on_finished(self, request: SimulatedRequest, clock: float) -> None:
-        wanted, index = self.objectives, request.index
+        index = request.index
         self.estimators.answer_length.observe(request.output, request.output)
         waited = request.started - request.arrived
         self.estimators.wait_bias.observe(self._predicted_waits[index], waited)
         ttft = request.first_token - request.arrived
         tpot = (clock - request.first_token) / (request.output - 1 if request.output > 2 else 1)
-        met = (
-            (wanted.ttft is None or ttft <= wanted.ttft)
-            and (wanted.tpot is None or tpot <= wanted.tpot)
-            and (wanted.deadline is None or clock - request.arrived <= wanted.deadline)
-        )
         self.outcomes[index] = Outcome(
             self._taken[index],
-            met,
+            are_met(self.objectives, ttft, tpot, clock - request.arrived),
             self._loss[index][self._taken[index]],
             self._surprise[index][self._taken[index]],
             ttft,
@@ -273,27 +298,3 @@ class SimulatedServer:
             request.output,
         )
         self.finished.append(index)
-
-
-def replay(
-    server: SimulatedServer, policy: Policy, use_truth: bool = False, dwell: float = DWELL_SECONDS
-) -> list[Outcome]:
-    """Return the outcomes of all requests under a policy, in order of arrival."""
-    while server.arrive():
-        decide(server, policy, use_truth, dwell)
-    return [outcome for outcome in server.outcomes if outcome is not None]
-
-
-def decide(
-    server: SimulatedServer, policy: Policy, use_truth: bool = False, dwell: float = DWELL_SECONDS
-) -> str:
-    """Decide on the current request as the controller does; return the choice's name or `refuse`.
-
-    `dwell` is in seconds.
-    """
-    observation = server.observation(use_truth)
-    action, reason = choose_with_hysteresis(observation, policy, dwell)
-    server.estimators.dwell.observe(observation, action.variant, reason)
-    refused = reason in REFUSED
-    server.take(None if refused else server.number_of(action))
-    return REFUSE if refused else action.choice

@@ -35,17 +35,17 @@ class BanditTrainer:
         features, _ = environment.reset(seed=seed)
         server = environment.server
         assert server is not None
-        decisions: list[tuple[np.ndarray, int]] = []
+        decisions: list[tuple[int, np.ndarray, int]] = []  # request, features, arm
         total, ended = 0.0, False
         while not ended:
             inputs = np.append(features, 1.0)
             width = np.sqrt(np.einsum("i,aij,j->a", inputs, self._inverse, inputs))
             value = weights @ inputs + self._alpha * width
             arm = int(np.where(environment.action_masks(), value, -np.inf).argmax())
-            decisions.append((inputs, arm))
+            decisions.append((server.current, inputs, arm))
             features, reward, ended, _, _ = environment.step(np.int64(arm))
             total += reward
-        for index, (inputs, arm) in enumerate(decisions):
+        for index, inputs, arm in decisions:
             self._learn(inputs, arm, environment.reward.of(server.outcome(index)))
         return total
 

@@ -44,8 +44,9 @@ class DqnTrainer:
         episodes: int,
         seed: int,
     ) -> None:
-        self._settings = settings
-        self._steps = episodes * environment.episodes.length
+        self._settings, self._episodes = settings, episodes
+        # Each request is decided on when it arrives, and again when it is read.
+        self._most_steps = 2 * episodes * environment.episodes.length
         self._model = DQN(
             "MlpPolicy",
             environment,
@@ -73,8 +74,8 @@ class DqnTrainer:
             model.exploration_rate = epsilon
             model.set_random_seed(seed)
             model._last_obs = None  # makes the round begin with a new episode
-            rewards = _EpisodeRewards()
-            model.learn(self._steps, rewards, reset_num_timesteps=False)
+            rewards = _EpisodeRewards(self._episodes)
+            model.learn(self._most_steps, rewards, reset_num_timesteps=False)
             return rewards.rewards
         finally:
             torch.set_num_threads(threads)
@@ -126,14 +127,15 @@ class DqnTrainer:
 
 
 class _EpisodeRewards(BaseCallback):
-    """Collects the rewards of the episodes that end."""
+    """Collects the rewards of the episodes that end, and ends the round after some of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, episodes: int) -> None:
         super().__init__()
+        self._episodes = episodes
         self.rewards: list[float] = []
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
             if "episode" in info:
                 self.rewards.append(float(info["episode"]["r"]))
-        return True
+        return len(self.rewards) < self._episodes

@@ -11,11 +11,13 @@ from policies.features import REFUSE
 from policies.observation import REFUSED, Objectives, Policy
 from policies.rule import RulePolicy
 from policies.simulation.choices import choice_labels, profile_choices
+from policies.simulation.deciding import decide
 from policies.simulation.engine import EngineLimits
 from policies.simulation.outcome import Outcome
 from policies.simulation.profile import Profile
 from policies.simulation.rewards import Reward
-from policies.simulation.server import Scenario, SimulatedServer, decide
+from policies.simulation.scenario import Scenario
+from policies.simulation.server import SimulatedServer
 from policies.simulation.traffic import Arrival, at_load
 from policies.static import StaticPolicy
 from policies.training.fluid_bound import QualityBounds
@@ -97,18 +99,21 @@ class PolicyEvaluation:
         rows = random.choice(self.prompts, len(arrivals)).tolist()
         scenario = Scenario(self.objectives, self.limits, seed=seed)
         server = SimulatedServer(self.profile, arrivals, rows, scenario)
-        oracle, choices, oracle_choices = RulePolicy(), [], []
+        oracle = RulePolicy()
+        choices, oracle_choices = [""] * len(arrivals), [""] * len(arrivals)
         while server.arrive():
+            index = server.current  # what is chosen when its prompt is read replaces the estimate
             if ask_oracle:
                 best, reason = oracle.choose(server.observation(use_truth=True))
-                oracle_choices.append(REFUSE if reason in REFUSED else best.choice)
-            choices.append(decide(server, policy, use_truth))
+                oracle_choices[index] = REFUSE if reason in REFUSED else best.choice
+            choices[index] = decide(server, policy, use_truth)
         outcomes = tuple(server.outcome(index) for index in range(len(arrivals)))
         reward = float(np.mean([self.reward.of(outcome) for outcome in outcomes]))
         complexity = tuple(float(self.profile.prompts.complexity[row]) for row in rows)
         return EvaluationRun(
-            load, outcomes, reward, tuple(choices), tuple(oracle_choices), complexity
-        )
+            load, outcomes, reward, tuple(choices), tuple(oracle_choices) if ask_oracle else (),
+            complexity,
+        )  # fmt: skip
 
 
 def evaluate_policies(

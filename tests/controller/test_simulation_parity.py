@@ -29,13 +29,15 @@ from controller.reading import ServedReader
 from policies import ExploringPolicy, Objectives, Observation, RulePolicy
 from policies.features import observation_vector, open_choices
 from policies.hysteresis import choose_with_hysteresis
-from policies.observation import REFUSED
+from policies.observation import REFUSED, Reason
 from policies.simulation.choices import choice_labels
+from policies.simulation.deciding import DWELL_SECONDS
 from policies.simulation.engine import EngineLimits
 from policies.simulation.profile import Profile
 from policies.simulation.rates import Rates
 from policies.simulation.reader_profile import ReaderProfile
-from policies.simulation.server import DWELL_SECONDS, Scenario, SimulatedServer
+from policies.simulation.scenario import Scenario
+from policies.simulation.server import SimulatedServer
 from policies.simulation.traffic import at_load, synthetic
 from pruners.kv.base import SINK_TOKENS
 from pruners.reading.reader import PromptReader
@@ -55,7 +57,7 @@ SPECS = {
 """Each nested in the one before, as the profile's variants are."""
 LIMITS = EngineLimits(max_running=8, step_tokens=128)
 REQUESTS = 240
-COMPARED = ("wait", "ttft", "tpot", "total", "cost")
+COMPARED = ("wait", "queued", "ttft", "tpot", "total", "cost")
 
 
 def rates_of(model: StepTimeModel) -> Rates:
@@ -149,7 +151,7 @@ def observer_of(server: SimulatedServer) -> tuple[Observer, Catalogue]:
     observer = Observer(catalogue, MODEL, sources, ControllerSettings(server.objectives), None)
     observer.estimators.answer_length = server.estimators.answer_length
     observer.estimators.wait_bias = server.estimators.wait_bias
-    observer.estimators.dwell = server.estimators.dwell
+    observer.estimators.dwell, observer.started = server.estimators.dwell, server.started
     return observer, catalogue
 
 
@@ -163,25 +165,30 @@ def situations(
     server = SimulatedServer(simulated_profile(readers), arrivals, rows, scenario)
     observer, catalogue = observer_of(server)
     policy = ExploringPolicy(RulePolicy(), 0.5)
-    for number, arrival in enumerate(arrivals):
-        server.engine.advance(arrival.at)  # so that both see the state at the arrival
+    first: dict[int, Observation] = {}
+    while server.arrive():
+        arrival, simulated = arrivals[server.current], server.observation()
         full_from = catalogue.full_from([5] * arrival.prompt)
         request = IncomingRequest(
             Analyzer()("words"), arrival.prompt, arrival.output, full_from=full_from
         )
-        observed = observer.observe(request)
-        assert server.arrive()
-        simulated = server.observation()
-        if number >= 60:
+        if server.starting:
+            waited, before = server.engine.clock - arrival.at, first[server.current]
+            observed = observer.observe_start(request, before, status_of(server), waited)
+        else:
+            observed = first[server.current] = observer.observe(request)
+        if server.current >= 60:
             yield server, simulated, observed
         action, reason = choose_with_hysteresis(simulated, policy, DWELL_SECONDS)
-        server.estimators.dwell.observe(simulated, action.variant, reason)
-        server.take(None if reason in REFUSED else server.number_of(action))
+        if server.starting:
+            reason = Reason.LEAST_BAD if reason in REFUSED else reason
+        server.dwell.observe(simulated, action.variant, reason)
+        server.take(None if reason in REFUSED else server.numbers[action.choice])
 
 
 def label_values(observation, field: str) -> dict[str, float]:
-    if field == "wait":
-        return {"": observation.wait}
+    if field in ("wait", "queued"):
+        return {"": getattr(observation, field) or 0.0}
     return {c.action.label: getattr(c, field) for c in observation.candidates}
 
 
@@ -191,12 +198,14 @@ def label_values(observation, field: str) -> dict[str, float]:
 @pytest.mark.parametrize("load", [0.2, 0.9, 1.6])
 def test_server_and_simulation_predict_alike(load, seed, readers):
     objectives = Objectives(ttft=2.0, tpot=0.05, max_loss=0.5, firm=True)
-    full = []
+    full, starting = [], []
     for server, simulated, observed in situations(load, objectives, seed, readers):
         engine, names = server.engine, choice_labels(server.choices)
         assert len(names) == 6 if readers else 3
         full.append(engine.running + len(engine.waiting) >= LIMITS.max_running)
+        starting.append(server.starting)
         assert observed.objectives == simulated.objectives
+        assert (observed.queued is None) == (simulated.queued is None) == (not server.starting)
         assert observed.rank == pytest.approx(simulated.rank, abs=0.06)
         if round(8 * observed.rank) == round(8 * simulated.rank):  # requests of one class
             assert observed.held == simulated.held
@@ -206,14 +215,16 @@ def test_server_and_simulation_predict_alike(load, seed, readers):
             assert label_values(observed, field) == label_values(simulated, field)
         for field in COMPARED:
             assert label_values(observed, field) == pytest.approx(
-                label_values(simulated, field), rel=0.06, abs=2e-3
+                label_values(simulated, field), rel=0.08, abs=2e-3
             ), field
         known = replace(simulated, complexity=observed.complexity, hot=observed.hot)
         np.testing.assert_allclose(
             observation_vector(observed, names), observation_vector(known, names),
-            rtol=0.06, atol=0.01,
+            rtol=0.08, atol=0.01,
         )  # fmt: skip
         np.testing.assert_array_equal(
             open_choices(observed, names)[:-1], open_choices(simulated, names)[:-1]
         )
     assert not all(full) if load < 0.5 else any(full), "the queue is as the load says"
+    assert any(starting) == any(full), "only a queue puts the reading off"
+    assert not all(starting)

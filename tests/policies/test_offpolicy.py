@@ -10,7 +10,8 @@ import pytest
 from policies import ExploringPolicy, Objectives, RulePolicy, StaticPolicy, propensities
 from policies.offpolicy import LogError, LoggedDecision, estimate_value, read_log
 from policies.simulation.environment import ALONE
-from policies.simulation.server import Scenario, SimulatedServer
+from policies.simulation.scenario import Scenario
+from policies.simulation.server import SimulatedServer
 from policies.simulation.traffic import at_load, synthetic
 from pruners.data.readers import ReadError
 from server.cli.main import main

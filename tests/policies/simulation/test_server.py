@@ -8,9 +8,11 @@ import pytest
 
 from policies import ExploringPolicy, Objectives, RulePolicy, StaticPolicy
 from policies.features import observation_vector, open_choices
+from policies.simulation.deciding import replay
 from policies.simulation.engine import EngineLimits
 from policies.simulation.host import BATTERY, HOT, MAINS, HostScenario, SimulatedHost
-from policies.simulation.server import Scenario, SimulatedServer, replay
+from policies.simulation.scenario import Scenario
+from policies.simulation.server import SimulatedServer
 from policies.simulation.traffic import Arrival, at_load, synthetic
 from tests.support.paper import CHOICES, RATES, READERS, VARIANTS, profile
 
@@ -179,3 +181,44 @@ def test_a_full_cache_leaves_budgets_and_then_nothing():
         kept.append(server.engine.kv_promised)
     assert kept == [120, 184, 184], "whole, with a budget of 64, and refused"
     assert server.outcomes[2].action is None
+
+
+def test_a_request_that_waited_is_decided_on_again_when_it_is_read():
+    """Eight arrive at once at a server of two slots: six wait, and are priced anew at their turn.
+
+    Behind the first of them there is a queue, and none behind the last.
+    """
+    arrivals = [Arrival(1e-3 * i, 200, 30) for i in range(8)]
+    limits = EngineLimits(max_running=2)
+    scenario = Scenario(Objectives(ttft=1.0, firm=True), limits)
+    server = SimulatedServer(profile(readers=READERS), arrivals, [0] * 8, scenario)
+    seen: dict[int, list] = {}
+    waits = {}
+    while server.arrive():
+        observation = server.observation()
+        seen.setdefault(server.current, []).append(server.starting)
+        if server.starting:
+            waited = server.engine.clock - arrivals[server.current].at
+            waits[server.current] = observation.wait
+            assert observation.queued >= waited > 0
+            assert not observation.objectives.firm
+            assert not server.open_choices()[-1]
+            ttft = observation.candidates[0].ttft
+            assert ttft - observation.queued == pytest.approx(
+                server.engine.predict_prefill(server.engine.running_step(), 0, 200)
+            )
+            server.take(2 if server.current == 7 else 1)
+        else:
+            server.take(0)
+    assert seen == {0: [False], 1: [False]} | {i: [False, True] for i in range(2, 8)}
+    assert waits[2] > waits[7] >= 0
+    assert [server.outcome(i).action for i in range(8)] == [0, 0, *[1] * 5, 2]
+
+
+def test_one_that_starts_is_not_refused_any_more():
+    arrivals = [Arrival(0.0, 200, 30)] * 3
+    scenario = Scenario(limits=EngineLimits(max_running=1))
+    server = SimulatedServer(profile(readers=READERS), arrivals, [0] * 3, scenario)
+    while server.arrive():
+        server.take(None if server.starting else 2)
+    assert [server.outcome(i).action for i in range(3)] == [2, 2, 2], "as when it arrived"
