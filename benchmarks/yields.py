@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -164,7 +165,7 @@ def main() -> None:
         for choice in seconds:
             seconds[choice].append(meter.seconds(choice))
     losses = meter.losses(choices)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for choice in choices:
         ratios = [own / base for own, base in zip(seconds[choice], seconds[BASE], strict=True)]
         quality = np.exp(-np.array(losses[choice])).tolist()
@@ -194,7 +195,7 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
-def _print(rows: dict[str, dict[str, object]], lengths: tuple[float, float]) -> None:
+def _print(rows: dict[str, dict[str, Any]], lengths: tuple[float, float]) -> None:
     console = Console(width=110)
     console.print(describe())
     title = f"{lengths[0]:.0f} tokens in, {lengths[1]:.0f} out, {CLIENTS} at once; 95 % intervals"
