@@ -3,7 +3,7 @@
 One request at a time, from its arrival in the engine to its first token, base and readers in turn.
 Prints how much faster each reader reads, the share of the base's multiply-adds that it computes
 (attention's own included), and the speed-up over the reduction of compute: 1 where time falls as
-much as compute does. Prompts are the documentation's text, so that readers of names meet some.
+much as compute does. Prompts are the documentation's text, so that readers of numbers meet some.
 """
 
 import sys
@@ -145,7 +145,7 @@ def _compute(
     shape, base = model.weights.shape, model.variants[BASE]
     runs = torch.ones(shape.layers, len(prompt), dtype=torch.bool)
     if reader is not None:
-        shallow = reader.shallow(torch.tensor(prompt), model.name_tokens)
+        shallow = reader.shallow(torch.tensor(prompt), model.number_tokens)
         runs[reader.depth :] = ~shallow
     work = request_work(shape, base, runs, torch.ones_like(runs), 0)
     return work.reading / whole_work(shape, base, len(prompt), 0).reading, int(runs[-1].sum())

@@ -23,7 +23,7 @@ class Catalogue:
     The base goes with every reader and every budget, and each variant with every budget. `pairs`
     are the other variants that go with a reader, without a budget. `keep_tasks` are the choices
     (`Action.choice`) that were measured to find what stands in the prompt, the base among them.
-    `name_tokens` bool `[vocab]` says which tokens are of numbers and capitalised words.
+    `number_tokens` bool `[vocab]` says which tokens are of numbers.
     """
 
     variants: dict[str, VariantSpec]
@@ -33,7 +33,7 @@ class Catalogue:
     readers: dict[str, ServedReader] = field(default_factory=dict)
     pairs: tuple[tuple[str, str], ...] = ()
     keep_tasks: frozenset[str] = frozenset([BASE])
-    name_tokens: Tensor | None = None
+    number_tokens: Tensor | None = None
 
     def actions(self) -> list[Action]:
         """Return all actions. The base, in full and without a budget, is the first."""
@@ -97,9 +97,9 @@ class Catalogue:
         counted: dict[tuple[int, bool], np.ndarray] = {}
         found = {}
         for name, served in self.readers.items():
-            kind = served.reader.last, served.reader.names  # whatever the depth
+            kind = served.reader.last, served.reader.numbers  # whatever the depth
             if kind not in counted:
-                shallow = served.reader.shallow(tokens, self.name_tokens)
+                shallow = served.reader.shallow(tokens, self.number_tokens)
                 counted[kind] = _sums_to_the_end(~shallow.numpy())
             found[name] = counted[kind]
         return found

@@ -51,7 +51,7 @@ def build_catalogue(
         readers=readers,
         pairs=_pairs(model, losses, readers, table),
         keep_tasks=choices_that_keep_tasks(model, table, tasks_floor),
-        name_tokens=model.name_tokens,
+        number_tokens=model.number_tokens,
     )
 
 

@@ -82,19 +82,19 @@ class ReadByLayers:
     kind = READER
 
     def __init__(
-        self, located: LocatedModel, reader: PromptReader, maps: KVMaps, names: Tensor | None
+        self, located: LocatedModel, reader: PromptReader, maps: KVMaps, numbers: Tensor | None
     ) -> None:
         self.name = reader.name
         self._located = located
         self._reader = reader
         self._maps = maps
-        self._names = names
+        self._numbers = numbers
 
     def answer(self, example: Example, others: Mapping[str, RequestWork]) -> Answered:
         """Read with the maps of the reader's depth."""
         located, reader = self._located, self._reader
         prompts, tokens = _as_row(example)
-        with read_by(located, reader, self._maps, prompts, tokens, self._names) as shallow:
+        with read_by(located, reader, self._maps, prompts, tokens, self._numbers) as shallow:
             hidden = _predicting(located, example)
         runs = _all_layers(located, example)
         runs[reader.depth :] = ~shallow()[0, : example.length]
@@ -156,18 +156,18 @@ def compared_ways(
     variants: VariantSet,
     readers: Sequence[PromptReader],
     maps: Mapping[int, KVMaps],
-    names: Tensor | None,
+    numbers: Tensor | None,
 ) -> list[Way]:
     """Return the base, all variants, all readers, droppings, and truncations as cheap as readers.
 
-    Tokens are dropped after a third and half of the layers. `names`, bool `[vocab]`, are the tokens
-    that readers with `names` read in full.
+    Tokens are dropped after a third and half of the layers. `numbers`, bool `[vocab]`, says which
+    tokens are of numbers, for readers that ask for them.
     """
     layers = located.shape.layers
     base = base_spec(located.shape)
     return [
         *(WholeRequest(located, variants, spec) for spec in (base, *variants.specs)),
-        *(ReadByLayers(located, reader, maps[reader.depth], names) for reader in readers),
+        *(ReadByLayers(located, reader, maps[reader.depth], numbers) for reader in readers),
         *(
             ReadByDropping(located, TokenDropping(f"keep {keep:.0%} after {depth}", depth, keep))
             for depth, keep in ((layers // 3, 0.5), (layers // 3, 0.25), (layers // 2, 0.5))

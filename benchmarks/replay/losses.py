@@ -21,7 +21,9 @@ class LossMeter:
         self._model = load_configured_model(ModelConfig())
         self._runner = build_runner(self._model, EngineConfig(kv_tokens=_SLOTS), None)
         self._reading = ReadingDepths(
-            self._model.weights.shape.layers, self._model.readers.values(), self._model.name_tokens
+            self._model.weights.shape.layers,
+            self._model.readers.values(),
+            self._model.number_tokens,
         )
         self._known: dict[tuple[str, str, str, str], float] = {}
 

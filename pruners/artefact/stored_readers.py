@@ -27,7 +27,7 @@ class StoredReader:
     name: str
     depth: int
     last: int
-    names: bool
+    numbers: bool
     __pydantic_config__ = EXACT
 
 
@@ -68,7 +68,7 @@ def save_readers(
 ) -> None:
     """Write both files into a folder, bound to the model of `fingerprint`."""
     stored = [
-        {"name": one.name, "depth": one.depth, "last": one.last, "names": one.names}
+        {"name": one.name, "depth": one.depth, "last": one.last, "numbers": one.numbers}
         for one in readers.values()
     ]
     tensors: dict[str, Tensor] = {}
@@ -101,7 +101,7 @@ def load_readers(
     for one in file.readers:
         if one.name in readers:
             raise ValueError(f"two readers are named '{one.name}'")
-        readers[one.name] = PromptReader(one.name, one.depth, one.last, one.names)
+        readers[one.name] = PromptReader(one.name, one.depth, one.last, one.numbers)
     maps = _load_maps(folder / MAPS, fingerprint)
     check_readers(readers, maps, shape)
     return readers, maps

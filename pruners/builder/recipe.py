@@ -20,21 +20,21 @@ class BuildError(UserError):
 
 Budget = Literal["bytes", "latency"]
 _TYPICAL_PROMPT = 512  # tokens; readers are named after what they take of it
-_NAMES_SHARE = 0.2  # of usual text are numbers and capitalised words
+_NUMBERS_SHARE = 0.2  # of usual text are numbers and what stands before them
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderPlan:
     """A reader to fit: `depth` in layers, or below 1 as a share of the model's layers.
 
-    `last` tokens and, with `names`, numbers and capitalised words are read in full. Without a
-    `name` it is called after its share of the base's multiply-adds for a typical prompt, such as
+    `last` tokens and, with `numbers`, numbers with the tokens before them are read in full. Without
+    a `name` it is called after its share of the base's multiply-adds for a typical prompt, such as
     `read-70`.
     """
 
     depth: float
-    last: int = 16
-    names: bool = False
+    last: int = 32
+    numbers: bool = False
     name: str | None = None
 
     def make(self, shape: Shape) -> PromptReader:
@@ -48,8 +48,8 @@ class ReaderPlan:
                 f"go with the model's {shape.layers} layers"
             )
         full = SINK_TOKENS + self.last
-        full += self.names * round(_NAMES_SHARE * (_TYPICAL_PROMPT - full))
-        reader = PromptReader("", int(depth), self.last, self.names)
+        full += self.numbers * round(_NUMBERS_SHARE * (_TYPICAL_PROMPT - full))
+        reader = PromptReader("", int(depth), self.last, self.numbers)
         share = reader.cost(shape, _TYPICAL_PROMPT, min(full, _TYPICAL_PROMPT))
         return replace(reader, name=self.name or f"read-{100 * share:.0f}")
 
@@ -70,7 +70,7 @@ def make_readers(plans: Sequence[ReaderPlan], shape: Shape) -> dict[str, PromptR
     return found
 
 
-DEFAULT_READERS = (ReaderPlan(2 / 3), ReaderPlan(0.4, names=True), ReaderPlan(1 / 3))
+DEFAULT_READERS = (ReaderPlan(0.6), ReaderPlan(0.3, numbers=True), ReaderPlan(0.3))
 
 
 @dataclass(frozen=True, slots=True)

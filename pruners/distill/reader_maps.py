@@ -36,10 +36,10 @@ class DistilOptions:
     """How maps are trained.
 
     `epochs` passes over all pairs, `rate` the highest learning rate, `seed` draws orders and
-    readers. `names` bool `[vocab]` says which tokens readers with `names` read in full.
+    readers. `numbers` bool `[vocab]` says which tokens readers with `numbers` read in full.
     """
 
-    names: Tensor | None = None
+    numbers: Tensor | None = None
     epochs: int = 3
     rate: float = 2e-3
     seed: int = 0
@@ -67,7 +67,7 @@ def distil_maps(
     task = None if progress is None else progress.add_task("Distilling maps", total=len(plan))
     with _frozen(located.model):
         for step, (group, reader) in enumerate(plan):
-            loss = _loss(located, trained.maps(), reader, group, options.names)
+            loss = _loss(located, trained.maps(), reader, group, options.numbers)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -170,7 +170,7 @@ def _loss(
     maps: KVMaps,
     reader: PromptReader,
     group: Sequence[PromptAnswer],
-    names: Tensor | None,
+    numbers: Tensor | None,
 ) -> Tensor:
     """Return the mean KL(base || reader), a scalar with a gradient for `maps`."""
     batch = pad_rows([_row(pair) for pair in group])
@@ -179,7 +179,7 @@ def _loss(
     with torch.no_grad():
         hidden = final_hidden(located, batch)
         base = log_probabilities(located.head, hidden[scored.to(hidden.device)])
-    with read_by(located, reader, maps, prompts, batch.tokens, names):
+    with read_by(located, reader, maps, prompts, batch.tokens, numbers):
         read = final_hidden(located, batch)
     return kl_divergence(located.head, read[scored.to(read.device)], base, weights.to(read.device))
 

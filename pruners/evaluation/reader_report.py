@@ -33,7 +33,7 @@ def _readers(artefact: Artefact) -> tuple[list[str], list[list[str]]]:
             [
                 name,
                 f"{reader.depth} of {layers}",
-                f"last {reader.last}{' and names' if reader.names else ''}",
+                f"last {reader.last}{' and numbers' if reader.numbers else ''}",
                 "" if cost is None else f"{cost.share:.3f}",
                 "" if cost is None else f"{cost.bytes / 1e6:.1f}",
                 f"{quality['all'].agreement:.3f}" if "all" in quality else "",

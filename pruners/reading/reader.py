@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 FULL = "full"
 """The name of reading every token through all layers, which needs no reader."""
 
-_LOOKED_UP = re.compile(r"\d|[A-Z][a-z]|[A-Z]{2}")
+_DIGIT = re.compile(r"\d")
+BEFORE_NUMBER = 3
+"""So many tokens before each number are read in full with it: they say what it is the number of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,32 +27,35 @@ class PromptReader:
     """How a prompt is read.
 
     Every token runs through the first `depth` layers. The first `SINK_TOKENS` tokens and the `last`
-    ones run through all layers. So do, with `names`, tokens of numbers and capitalised words, which
-    a later question may look up, and the share `attended` (0..1) of the prompt that its `last`
-    tokens attend to most in layer `depth - 1`. The keys and values of all other tokens in the
-    layers from `depth` on come from linear maps.
+    ones run through all layers. So do, with `numbers`, tokens of numbers and the `BEFORE_NUMBER`
+    ones before each, which a later question may look up, and the share `attended` (0..1) of the
+    prompt that its `last` tokens attend to most in layer `depth - 1`. The keys and values of all
+    other tokens in the layers from `depth` on come from linear maps.
     """
 
     name: str
     depth: int
-    last: int = 16
-    names: bool = False
+    last: int = 32
+    numbers: bool = False
     attended: float = 0.0
 
-    def shallow(self, prompt: Tensor, names: Tensor | None = None) -> Tensor:
+    def shallow(self, prompt: Tensor, numbers: Tensor | None = None) -> Tensor:
         """Return which tokens of a prompt `[tokens]` may be shallow, bool `[tokens]`.
 
-        `names` bool `[vocab]` says which tokens are of numbers or capitalised words. What the
-        prompt's end attends to is not taken out yet. Raise `ValueError` for a reader with `names`
-        that is not told them.
+        `numbers` bool `[vocab]` says which tokens are of numbers. What the prompt's end attends to
+        is not taken out yet. Raise `ValueError` for a reader with `numbers` that is not told them.
         """
         places = torch.arange(len(prompt))
         found = (places >= SINK_TOKENS) & (places < len(prompt) - self.last)
-        if not self.names:
+        if not self.numbers:
             return found
-        if names is None:
-            raise ValueError(f"reader {self.name} has to be told which tokens are names")
-        return found & ~names[prompt]
+        if numbers is None:
+            raise ValueError(f"reader {self.name} has to be told which tokens are numbers")
+        number = numbers[prompt]
+        near = number.clone()
+        for distance in range(1, BEFORE_NUMBER + 1):
+            near[:-distance] |= number[distance:]
+        return found & ~near
 
     def check(self, shape: Shape) -> None:
         """Raise `ValueError` if no model of this shape can be read so."""
@@ -72,11 +77,11 @@ class PromptReader:
         return (full + (prompt - full) * shallow) / prompt
 
 
-def name_tokens(tokenizer: "PreTrainedTokenizerBase", vocab: int) -> Tensor:
-    """Return which tokens are of numbers or capitalised words, bool `[vocab]`."""
+def number_tokens(tokenizer: "PreTrainedTokenizerBase", vocab: int) -> Tensor:
+    """Return which tokens have a digit, bool `[vocab]`."""
     texts = tokenizer.convert_ids_to_tokens(range(min(vocab, len(tokenizer))))
     found = torch.zeros(vocab, dtype=torch.bool)
-    found[: len(texts)] = torch.tensor([bool(_LOOKED_UP.search(text or "")) for text in texts])
+    found[: len(texts)] = torch.tensor([bool(_DIGIT.search(text or "")) for text in texts])
     found[list(_special(tokenizer.all_special_ids, vocab))] = False
     return found
 

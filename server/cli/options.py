@@ -40,8 +40,8 @@ Readers = Annotated[
     str | None,
     typer.Option(
         help="How prompts may be read: the layers that a token runs through, or below 1 their "
-        "share; `+names` reads numbers and capitalised words in full. Without: "
-        "0.667,0.4+names,0.333."
+        "share; `+numbers` reads numbers and the tokens before them in full. Without: "
+        "0.6,0.3+numbers,0.3."
     ),
 ]
 ReaderTokens = Annotated[
@@ -79,19 +79,19 @@ def parse_lengths(text: str) -> tuple[int, ...]:
 
 
 def parse_readers(text: str) -> "tuple[ReaderPlan, ...]":
-    """Return the readers in a list such as `20,10+names`. Raises `UsageError`."""
+    """Return the readers in a list such as `20,10+numbers`. Raises `UsageError`."""
     from pruners.builder.recipe import ReaderPlan
 
     found = []
     for part in parse_names(text):
         depth, plus, kind = part.partition("+")
         try:
-            if plus and kind != "names":
+            if plus and kind != "numbers":
                 raise ValueError
-            found.append(ReaderPlan(float(depth), names=bool(plus)))
+            found.append(ReaderPlan(float(depth), numbers=bool(plus)))
         except ValueError as error:
             raise UsageError(
-                f"--readers {text} is no list of layers such as 20,10+names"
+                f"--readers {text} is no list of layers such as 20,10+numbers"
             ) from error
     return tuple(found)
 

@@ -15,20 +15,20 @@ class ReadingDepths:
     """Works out how deep the tokens of prompts are read. Any thread may call it.
 
     `layers` is the model's number of layers. `readers` are the served ones by name; None stands for
-    reading in full. `name_tokens` bool `[vocab]` says which tokens are of numbers or capitalised
-    words, for readers that ask for them.
+    reading in full. `number_tokens` bool `[vocab]` says which tokens are of numbers, for readers
+    that ask for them.
     """
 
     def __init__(
         self,
         layers: int,
         readers: Iterable[PromptReader] = (),
-        name_tokens: Tensor | None = None,
+        number_tokens: Tensor | None = None,
     ) -> None:
         self.readers: dict[str | None, PromptReader | None] = {None: None}
         self.readers.update((reader.name, reader) for reader in readers)
         self._layers = layers
-        self._name_tokens = name_tokens
+        self._number_tokens = number_tokens
 
     def of(self, prompt: Sequence[int], reader: PromptReader | None) -> bytes:
         """Return the depth of each token of a prompt. Raise `ValueError` for no served reader."""
@@ -36,7 +36,7 @@ class ReadingDepths:
             return full_depths(len(prompt))
         if reader.attended:
             raise ValueError(f"reader {reader.name}: what the prompt's end attends to is not known")
-        shallow = reader.shallow(torch.tensor(prompt), self._name_tokens)
+        shallow = reader.shallow(torch.tensor(prompt), self._number_tokens)
         return shallow.numpy().tobytes().translate(bytes([FULL_DEPTH, reader.depth]) + bytes(254))
 
 

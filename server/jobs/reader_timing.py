@@ -88,7 +88,7 @@ def reading_timer(
 
 
 def typical_shallow(model: LoadedModel, reader: PromptReader, tokens: int) -> list[bool]:
-    """Return which tokens of a prompt are shallow, with as many names as prompts usually have.
+    """Return which tokens of a prompt are shallow, with as many numbers as prompts usually have.
 
     That is the number that agrees with the reader's share of the work in the artefact's table. They
     are spread evenly.
@@ -96,7 +96,7 @@ def typical_shallow(model: LoadedModel, reader: PromptReader, tokens: int) -> li
     table = Table() if model.artefact is None else model.artefact.table
     measured, shape = table.reader_cost.get(reader.name), model.weights.shape
     share = 0.0
-    if reader.names and measured is not None:
+    if reader.numbers and measured is not None:
         always = SINK_TOKENS + reader.last
         least, most = (reader.cost(shape, _TYPICAL_PROMPT, n) for n in (always, _TYPICAL_PROMPT))
         share = min(max((measured.share - least) / (most - least), 0.0), 1.0)

@@ -25,7 +25,7 @@ from pruners.evaluation.reading_quality import (
 )
 from pruners.evaluation.reading_tasks import ReadingPlan, make_reading_tasks
 from pruners.evaluation.tasks import Task, TaskError
-from pruners.reading.reader import PromptReader, name_tokens
+from pruners.reading.reader import PromptReader, number_tokens
 from pruners.reading.realize import read_by
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import track
@@ -77,8 +77,8 @@ class ReadingJob:
     @property
     def readers(self) -> ReaderSet:
         """The artefact's readers."""
-        names = name_tokens(self.tokenizer, self.located.shape.vocab)
-        return ReaderSet(self.artefact.readers, self.artefact.maps, names)
+        numbers = number_tokens(self.tokenizer, self.located.shape.vocab)
+        return ReaderSet(self.artefact.readers, self.artefact.maps, numbers)
 
     def measure_losses(
         self, source: Path, prompts: Sequence[EncodedPrompt] | None, rows: Sequence[Tensor]
@@ -134,7 +134,7 @@ def _read(
 ) -> Tensor:
     """Run the base after a reader has read the prompts; a `PromptForward` with three bound."""
     maps = readers.maps[reader.depth]
-    with read_by(located, reader, maps, prompts, batch.tokens, readers.names):
+    with read_by(located, reader, maps, prompts, batch.tokens, readers.numbers):
         return final_hidden(located, batch)
 
 

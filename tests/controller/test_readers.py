@@ -18,7 +18,7 @@ from tests.support.step_times import BASE, BODY, HALF, SHAPE, fitted_model, meas
 
 UP_TO_8 = PromptReader("read-70", 8)
 IDLE = EngineStatus((), 4, 256, 0, 10_000)
-BY_NAME = PromptReader("read-75", 6, last=3, names=True)
+WITH_NUMBERS = PromptReader("read-75", 6, last=3, numbers=True)
 
 
 @pytest.fixture
@@ -63,17 +63,18 @@ def test_the_base_goes_with_all_readers_and_variants_with_those_that_are_paired(
 
 
 def test_what_is_read_in_full_is_counted_from_each_position_on():
-    names = torch.zeros(100, dtype=torch.bool)
-    names[7] = True
-    served = {"read-75": ServedReader(BY_NAME)}
-    prompt = [1, 2, 3, 4, 5, 7, 6, 7, 8, 9, 10, 11]  # four sinks, two names, three at the end
-    found = catalogue(readers=served, name_tokens=names).full_from(prompt)["read-75"]
-    assert found.tolist() == [9, 8, 7, 6, 5, 5, 4, 4, 3, 3, 2, 1, 0]
-    incoming = IncomingPrompt(12, {("base", None): 6, ("base", "read-75"): 10}, {"read-75": found})
-    deep, full = make_choice(BASE, BY_NAME), ServedChoice(BASE)
-    assert (incoming.cached(deep), incoming.cached(full)) == (10, 6)
-    assert incoming.left(deep, 6) == (4, 2)
-    assert incoming.left(full, 6) == (6, 0)
+    numbers = torch.zeros(100, dtype=torch.bool)
+    numbers[7] = True
+    served = {"read-75": ServedReader(WITH_NUMBERS)}
+    # Four sinks, two shallow ones, three before a number, the number, two shallow ones, the end.
+    prompt = [1, 2, 3, 4, 5, 6, 5, 5, 5, 7, 8, 9, 10, 11, 12]
+    found = catalogue(readers=served, number_tokens=numbers).full_from(prompt)["read-75"]
+    assert found.tolist() == [11, 10, 9, 8, 7, 7, 7, 6, 5, 4, 3, 3, 3, 2, 1, 0]
+    incoming = IncomingPrompt(15, {("base", None): 6, ("base", "read-75"): 13}, {"read-75": found})
+    deep, full = make_choice(BASE, WITH_NUMBERS), ServedChoice(BASE)
+    assert (incoming.cached(deep), incoming.cached(full)) == (13, 6)
+    assert incoming.left(deep, 6) == (7, 2)
+    assert incoming.left(full, 6) == (9, 0)
 
 
 def test_a_shallow_token_costs_the_layers_that_it_runs_through():

@@ -47,11 +47,11 @@ from telemetry import Snapshot
 from tests.support.paper import profile
 from tests.support.step_times import BASE, SHAPE, fitted_model
 
-NAMES = (BASE_NAME, "half", "tenth")
+NUMBERS = (BASE_NAME, "half", "tenth")
 SPECS = {
     name: replace(spec, name=name)
     for name, spec in zip(
-        NAMES, (BASE, width_spec(SHAPE, 0.5), width_spec(SHAPE, 0.25)), strict=True
+        NUMBERS, (BASE, width_spec(SHAPE, 0.5), width_spec(SHAPE, 0.25)), strict=True
     )
 }
 """Each nested in the one before, as the profile's variants are."""
@@ -74,7 +74,7 @@ def rates_of(model: StepTimeModel) -> Rates:
 
 MODEL = fitted_model()
 RATES = rates_of(MODEL)
-READERS = tuple(PromptReader(f"read-{depth}", depth) for depth in (6, 3))
+READERS = tuple(PromptReader(f"read-{depth}", depth, last=16) for depth in (6, 3))
 IN_FULL = SINK_TOKENS + READERS[0].last
 """Tokens of every prompt that all readers read in full."""
 BY_LENGTH = {"read-6": {60: 0.02, 1000: 0.05}, "read-3": {60: 0.2, 1000: 0.3}}
@@ -136,7 +136,7 @@ def observer_of(server: SimulatedServer) -> tuple[Observer, Catalogue]:
     catalogue = Catalogue(
         SPECS,
         tuple(table.kv_loss),
-        dict(zip(NAMES[1:], table.prompts.predicted[0, 1:].tolist(), strict=True)),
+        dict(zip(NUMBERS[1:], table.prompts.predicted[0, 1:].tolist(), strict=True)),
         dict(table.kv_loss),
         {
             one.name: ServedReader(one, 1.0, tuple(BY_LENGTH[one.name].items()))

@@ -19,7 +19,10 @@ from server.testing import ServerProcess
 from tests.support.models import random_rows
 from tests.support.tiny import save_tiny
 
-READERS = (PromptReader("read-70", depth=2), PromptReader("read-40", depth=1, last=8, names=True))
+READERS = (
+    PromptReader("read-70", depth=2, last=16),
+    PromptReader("read-40", depth=1, last=8, numbers=True),
+)
 _RECIPE = Recipe(ffn_keep=(0.67, 0.34), shares=(), kv_budgets=(32,), rank=4, keep_all=True)
 
 

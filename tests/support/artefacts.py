@@ -53,7 +53,7 @@ def artefact_with_readers() -> Artefact:
     generator = torch.Generator().manual_seed(1)
     readers = (
         PromptReader("read-80", 2),
-        PromptReader("read-60", 1, last=8, names=True),
+        PromptReader("read-60", 1, last=8, numbers=True),
         PromptReader("read-50", 1),
     )
     artefact = example_artefact()

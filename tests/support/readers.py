@@ -7,11 +7,11 @@ from server.engine.backends.base import Segment
 from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from tests.support.tiny import VOCAB
 
-NAMES = torch.arange(VOCAB) % 5 == 0
-"""Tokens that count as names."""
+NUMBERS = torch.arange(VOCAB) % 25 == 0
+"""Tokens that count as numbers."""
 SHALLOW = PromptReader("read-33", depth=1, last=5)
 DEEPER = PromptReader("read-66", depth=2, last=5)
-NAMING = PromptReader("read-40", depth=1, last=5, names=True)
+WITH_NUMBERS = PromptReader("read-40", depth=1, last=5, numbers=True)
 
 
 class SubstitutingDecoder(PyTorchDecoder):
@@ -33,14 +33,14 @@ def substitute(token: int, depth: int) -> int:
     return (token + 50 * depth) % VOCAB
 
 
-def as_read(prompt: list[int], reader: PromptReader, names: torch.Tensor | None = None) -> list:
+def as_read(prompt: list[int], reader: PromptReader, numbers: torch.Tensor | None = None) -> list:
     """Return the prompt that the decoder computes in place of one that is read by a reader.
 
     Written beside `PromptReader.shallow`, not with it.
     """
     read = list(prompt)
     for place in range(4, len(prompt) - reader.last):
-        if names is None or not names[prompt[place]]:
+        if numbers is None or not any(numbers[token] for token in prompt[place : place + 4]):
             read[place] = substitute(prompt[place], reader.depth)
     return read
 

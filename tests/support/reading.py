@@ -40,15 +40,15 @@ def served_order(shape: Shape) -> Tensor:
     return random_order(shape.layers, shape.kv_groups, 7)
 
 
-def reader_of(depth: int, names: bool = True) -> tuple[PromptReader, Tensor]:
-    """Return a reader, and which tokens are names: a fifth of the vocabulary."""
-    found = torch.rand(VOCAB, generator=torch.Generator().manual_seed(9)) < 0.2
-    return PromptReader(f"to-{depth}", depth, last=LAST, names=names), found
+def reader_of(depth: int, numbers: bool = True) -> tuple[PromptReader, Tensor]:
+    """Return a reader, and which tokens are numbers: one token in twenty."""
+    found = torch.rand(VOCAB, generator=torch.Generator().manual_seed(9)) < 0.05
+    return PromptReader(f"to-{depth}", depth, last=LAST, numbers=numbers), found
 
 
-def marks_of(reader: PromptReader, names: Tensor, prompt: list[int], written: int) -> list[bool]:
+def marks_of(reader: PromptReader, numbers: Tensor, prompt: list[int], written: int) -> list[bool]:
     """Return which tokens are shallow: of a prompt, and none of those written after it."""
-    return [*reader.shallow(torch.tensor(prompt), names).tolist(), *[False] * written]
+    return [*reader.shallow(torch.tensor(prompt), numbers).tolist(), *[False] * written]
 
 
 @torch.no_grad()
@@ -56,8 +56,8 @@ def transformers_logits(
     model: PreTrainedModel, maps: KVMaps, reader: PromptReader, tokens: list[int], prompt: int
 ) -> Tensor:
     """Return the logits `[LAST + written, vocab]` of what follows the shallow tokens."""
-    names, ids = reader_of(reader.depth)[1], torch.tensor([tokens])
-    with read_by(locate(model), reader, maps, torch.tensor([prompt]), ids, names):
+    numbers, ids = reader_of(reader.depth)[1], torch.tensor([tokens])
+    with read_by(locate(model), reader, maps, torch.tensor([prompt]), ids, numbers):
         return model(ids, use_cache=False).logits[0, prompt - LAST :]
 
 

@@ -31,7 +31,7 @@ RECIPE = Recipe(
     calibration_tokens=200,
     selection_tokens=60,
 )
-NAMES = ["ffn-34", "depth-2", "depth-1-ffn-50", "mix-80", "mix-60"]
+NUMBERS = ["ffn-34", "depth-2", "depth-1-ffn-50", "mix-80", "mix-60"]
 CALIBRATION = random_rows(12, (24, 17), seed=1)
 HELD_OUT = random_rows(3, (20,), seed=2)
 
@@ -55,9 +55,9 @@ def test_build_saves_loads_and_measures_what_it_says(family: str, tmp_path):
 
     artefact.save(tmp_path / "artefact")
     loaded = load_artefact(tmp_path / "artefact")
-    assert sorted(v.name for v in loaded.variants) == sorted(NAMES)
+    assert sorted(v.name for v in loaded.variants) == sorted(NUMBERS)
     assert loaded.fingerprint == fingerprint(model)
-    assert set(loaded.table.quality) == set(NAMES)
+    assert set(loaded.table.quality) == set(NUMBERS)
 
     located = locate(model)
     for spec in loaded.variants:
@@ -131,7 +131,7 @@ def test_without_shares_to_meet_only_what_is_needed_is_fitted():
 def test_corrections_are_kept_only_where_they_help_on_the_selection():
     artefact = build_tiny()
     kl = artefact.provenance["recovery"]["kl"]
-    for name in NAMES:
+    for name in NUMBERS:
         helped = kl[name]["shared"] < kl[name]["none"]
         assert (name in artefact.corrections) == helped
 
@@ -139,9 +139,9 @@ def test_corrections_are_kept_only_where_they_help_on_the_selection():
 def test_what_another_variant_beats_is_left_out():
     full = build_tiny()
     best = build_tiny(recipe=dataclasses.replace(RECIPE, keep_all=False))
-    assert {v.name for v in best.variants} | set(best.provenance["beaten"]) == set(NAMES)
-    points = [(full.table.cost[n].bytes_read, full.table.quality[n].kl) for n in NAMES]
-    for name in NAMES:
+    assert {v.name for v in best.variants} | set(best.provenance["beaten"]) == set(NUMBERS)
+    points = [(full.table.cost[n].bytes_read, full.table.quality[n].kl) for n in NUMBERS]
+    for name in NUMBERS:
         cost, loss = full.table.cost[name].bytes_read, full.table.quality[name].kl
         beaten = any(c <= cost and k < loss for c, k in points)
         assert (name in best.provenance["beaten"]) == beaten

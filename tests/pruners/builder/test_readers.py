@@ -36,14 +36,14 @@ def with_layers(layers: int) -> Shape:
 
 def test_default_readers_are_shares_of_the_layers_named_after_their_cost():
     readers = make_readers(DEFAULT_READERS, SMOL)
-    assert [one.depth for one in readers.values()] == [20, 12, 10]
-    assert [one.names for one in readers.values()] == [False, True, False]
-    first = readers["read-70"]
+    assert [one.depth for one in readers.values()] == [18, 9, 9]
+    assert [one.numbers for one in readers.values()] == [False, True, False]
+    first = readers["read-65"]
     # By hand: a layer has 576 * (2 * 576 + 2 * 192 + 3 * 1536) weights, its keys and values 384.
     layer, mapped = 576 * (2 * 576 + 384 + 3 * 1536), 576 * 384
-    shallow = (20 * layer + 10 * mapped) / (30 * layer)
-    assert first == PromptReader("read-70", 20)
-    assert round(100 * (20 + 492 * shallow) / 512) == 70
+    shallow = (18 * layer + 12 * mapped) / (30 * layer)
+    assert first == PromptReader("read-65", 18)
+    assert round(100 * (36 + 476 * shallow) / 512) == 65
     assert all(name == one.name for name, one in readers.items())
 
 
@@ -61,12 +61,12 @@ def test_a_model_of_one_layer_has_none():
 @pytest.mark.parametrize(
     ("plans", "message"),
     [
-        ([ReaderPlan(30)], "depth 30 with 16 last tokens does not go with the model's 30 layers"),
+        ([ReaderPlan(30)], "depth 30 with 32 last tokens does not go with the model's 30 layers"),
         ([ReaderPlan(12.5)], "depth 12.5"),
         ([ReaderPlan(0)], "depth 0"),
         ([ReaderPlan(-1)], "depth -1"),
         ([ReaderPlan(10, last=0)], "with 0 last tokens"),
-        ([ReaderPlan(10), ReaderPlan(10, last=17)], "two readers are named 'read-40'"),
+        ([ReaderPlan(10, last=16), ReaderPlan(10, last=17)], "two readers are named 'read-40'"),
     ],
 )
 def test_what_no_model_can_be_read_by_is_refused(plans, message):
@@ -80,7 +80,7 @@ def test_what_no_model_can_be_read_by_is_refused(plans, message):
 def test_a_build_fits_stores_and_measures_the_readers(tmp_path):
     model = tiny_model()
     rows = BuildRows(random_rows(12, (24, 17), seed=1), random_rows(3, (20,)), "a", "b", TEXT)
-    plans = (ReaderPlan(2, last=3), ReaderPlan(0.3, last=3, names=True, name="mine"))
+    plans = (ReaderPlan(2, last=3), ReaderPlan(0.3, last=3, numbers=True, name="mine"))
     artefact = build(model, "tiny", rows, dataclasses.replace(RECIPE, readers=plans))
     artefact.save(tmp_path / "artefact")
     loaded = load_artefact(tmp_path / "artefact")
@@ -90,7 +90,7 @@ def test_a_build_fits_stores_and_measures_the_readers(tmp_path):
     fitted = fit_maps(located, TEXT.rows, [1, 2])
     for depth, maps in fitted.items():
         assert torch.equal(loaded.maps[depth].weight, maps.quantised().weight)
-    readers = ReaderSet(loaded.readers, loaded.maps, TEXT.names)
+    readers = ReaderSet(loaded.readers, loaded.maps, TEXT.numbers)
     measured = measure_readers(located, readers, TEXT.answers, Checkpoint(None, None))
     assert loaded.table.reader_quality == measured.quality
     assert loaded.table.reader_cost == measured.cost

@@ -19,8 +19,8 @@ from pruners.reading.realize import read_by
 from tests.support.models import VOCAB, random_rows, tiny_model
 
 DEPTH = 2
-READERS = [PromptReader("two", DEPTH, last=4), PromptReader("named", DEPTH, last=4, names=True)]
-NAMES = torch.arange(VOCAB) % 5 == 0
+READERS = [PromptReader("two", DEPTH, last=4), PromptReader("named", DEPTH, last=4, numbers=True)]
+NUMBERS = torch.arange(VOCAB) % 5 == 0
 
 
 def answered(rows):
@@ -35,7 +35,7 @@ def answers_kl(located, maps, pairs, reader):
         batch = pad_rows([torch.cat([pair.prompt, pair.answer])])
         base = located.head(final_hidden(located, batch)[0, answer]).log_softmax(-1)
         prompts = torch.tensor([len(pair.prompt)])
-        with read_by(located, reader, maps, prompts, batch.tokens, NAMES):
+        with read_by(located, reader, maps, prompts, batch.tokens, NUMBERS):
             read = located.head(final_hidden(located, batch)[0, answer]).log_softmax(-1)
         losses.append((base.exp() * (base - read)).sum(-1).mean())
     return float(torch.stack(losses).mean())
@@ -48,7 +48,7 @@ def test_the_loss_of_prompts_that_were_not_learnt_from_falls() -> None:
     maps = fit_maps(located, random_rows(8, (40,), seed=3), [DEPTH])[DEPTH]
     maps = KVMaps(DEPTH, 0.3 * maps.weight)
     before = {name: tensor.clone() for name, tensor in located.model.state_dict().items()}
-    options = DistilOptions(NAMES, epochs=40, rate=1e-2)
+    options = DistilOptions(NUMBERS, epochs=40, rate=1e-2)
     trained = distil_maps(located, maps, pairs, READERS, options)
     assert trained.depth == DEPTH
     assert not trained.weight.requires_grad

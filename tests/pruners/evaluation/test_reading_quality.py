@@ -16,8 +16,11 @@ from pruners.support.checkpoint import Checkpoint
 from tests.support.models import random_rows
 from tests.support.tiny import VOCAB, tiny_model
 
-READERS = {"two": PromptReader("two", 2, last=3), "named": PromptReader("named", 1, 3, names=True)}
-NAMES = torch.arange(VOCAB) % 3 == 0
+READERS = {
+    "two": PromptReader("two", 2, last=3),
+    "numbers": PromptReader("numbers", 1, 3, numbers=True),
+}
+NUMBERS = torch.arange(VOCAB) % 23 == 0
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def readers(located) -> ReaderSet:
     rows = 2 * shape.kv_groups * shape.head_dim
     sizes = {depth: (shape.layers - depth, rows, shape.hidden + 1) for depth in (1, 2)}
     maps = {d: KVMaps(d, torch.randn(size, generator=generator)) for d, size in sizes.items()}
-    return ReaderSet(READERS, maps, NAMES)
+    return ReaderSet(READERS, maps, NUMBERS)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def expected(located, readers: ReaderSet, name: str, answers) -> tuple[ReaderQua
         p = located.model(row).logits[0, first:-1].softmax(-1)
         reader = readers.readers[name]
         length = torch.tensor([len(one.prompt)])
-        with read_by(located, reader, readers.maps[reader.depth], length, row, NAMES) as shallow:
+        with read_by(located, reader, readers.maps[reader.depth], length, row, NUMBERS) as shallow:
             q = located.model(row).logits[0, first:-1].softmax(-1)
         losses.append((p * (p / q).log()).sum(-1).mean().item())
         equal += int((p.argmax(-1) == q.argmax(-1)).sum())
@@ -87,7 +90,7 @@ def test_losses_are_those_of_each_prompt_alone(located, readers, answers, name, 
 
 
 def test_a_reader_without_shallow_tokens_loses_nothing(located, readers, answers):
-    whole = ReaderSet({"whole": PromptReader("whole", 1, last=99)}, readers.maps, NAMES)
+    whole = ReaderSet({"whole": PromptReader("whole", 1, last=99)}, readers.maps, NUMBERS)
     measured = measure_readers(located, whole, answers, Checkpoint(None, None))
     assert measured.quality["whole"]["all"] == ReaderQuality(0.0, 0.0, 1.0, 5)
     assert measured.cost["whole"].share == 1
@@ -117,5 +120,5 @@ def test_rows_are_cut_into_prompts_and_what_follows():
 
 def test_maps_are_counted_as_they_are_stored():
     maps = {1: KVMaps(1, torch.randn(2, 8, 5))}
-    cost = ReaderSet({"one": PromptReader("one", 1)}, maps, NAMES).costs({"one": 0.5})["one"]
+    cost = ReaderSet({"one": PromptReader("one", 1)}, maps, NUMBERS).costs({"one": 0.5})["one"]
     assert (cost.parameters, cost.bytes) == (80, 80 + 4 * 16)

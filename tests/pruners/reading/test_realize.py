@@ -112,13 +112,15 @@ def test_what_the_prompts_end_attends_to_is_read_in_full():
     assert full == expected
 
 
-def test_names_are_read_in_full():
-    names = torch.zeros(VOCAB, dtype=torch.bool)
-    row = random_rows(1, (20,))[0]
-    names[row[8]] = True
-    shallow = PromptReader("names", 2, last=4, names=True).shallow(row[:18], names)
-    assert not shallow[8]
-    assert shallow[SINK_TOKENS:14].sum() == 10 - int((row[SINK_TOKENS:14] == row[8]).sum())
+def test_numbers_are_read_in_full_with_the_three_tokens_before_each():
+    numbers = torch.zeros(VOCAB, dtype=torch.bool)
+    numbers[7] = True
+    prompt = torch.tensor([7, 1, 1, 1, 7, 1, 1, 1, 1, 1, 1, 7, 1, 1, 1, 7])
+    reader = PromptReader("numbers", 2, last=2, numbers=True)
+    shallow = reader.shallow(prompt, numbers)
+    assert shallow.nonzero()[:, 0].tolist() == [5, 6, 7]
+    assert PromptReader("plain", 2, last=2).shallow(prompt, numbers).sum() == 16 - 4 - 2
+    assert not reader.shallow(prompt[:2], numbers).any()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_names_are_read_in_full():
         (PromptReader("deep", 9), "depth 9 of 3 layers"),
         (PromptReader("none", 0), "depth 0 of 3 layers"),
         (PromptReader("one", 1), "its maps have 2"),
-        (PromptReader("named", 2, names=True), "names"),
+        (PromptReader("named", 2, numbers=True), "numbers"),
     ],
 )
 def test_a_reader_that_does_not_fit_is_refused(reader, message):

@@ -18,7 +18,7 @@ from tests.support.tiny import save_tiny
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> LoadedModel:
-    """A tiny model whose artefact has readers of two depths, one of them with names."""
+    """A tiny model whose artefact has readers of two depths, one of them with numbers."""
     folder = save_tiny(tmp_path_factory.mktemp("timed") / "tiny")
     source = load_transformers(folder, torch.float32)
     artefact = replace(artefact_with_readers(), fingerprint=fingerprint(source))
@@ -67,7 +67,7 @@ def test_a_prompt_is_read_by_steps_up_to_its_first_token(model, monkeypatch):
 def test_as_many_names_are_read_in_full_as_the_table_s_share_says(model):
     reader, shape = model.readers["read-60"], model.weights.shape
     always = 4 + reader.last
-    share = reader.cost(shape, 512, always + (512 - always) // 4)  # a quarter are names
+    share = reader.cost(shape, 512, always + (512 - always) // 4)  # a quarter are numbers
     table = replace(model.artefact.table, reader_cost={"read-60": ReaderCost(share, 1, 1)})
     measured = replace(model, artefact=replace(model.artefact, table=table))
     marks = reader_timing.typical_shallow(measured, reader, 1000)

@@ -54,13 +54,13 @@ def test_readers_are_added_and_replaced_and_all_else_stays(root):
     assert not list(root.glob(".read*"))
 
     again = trimtab(
-        "readers", "--model", root / "mine", "--artefact", root / "read", "--readers", "2+names",
+        "readers", "--model", root / "mine", "--artefact", root / "read", "--readers", "2+numbers",
         "--tokens", 1500, "--text", root / "text.jsonl",
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     replaced = load_artefact(root / "read")
     (only,) = replaced.readers.values()
-    assert (only.depth, only.names) == (2, True)
+    assert (only.depth, only.numbers) == (2, True)
     assert replaced.maps.keys() == {2}
     assert torch.equal(replaced.maps[2].weight, found.maps[2].weight)
 
@@ -77,12 +77,12 @@ def test_the_base_writes_the_text_if_there_is_none(root, monkeypatch):
 def test_build_fits_readers(root):
     done = trimtab(
         "build", "--model", root / "mine", "--out", root / "built", "--text", root / "text.jsonl",
-        "--tokens", 600, "--shares", "0.8", "--readers", "2,1+names", "--reader-tokens", 1500,
+        "--tokens", 600, "--shares", "0.8", "--readers", "2,1+numbers", "--reader-tokens", 1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 readers" in done.stdout
     found = load_artefact(root / "built")
-    assert [one.names for one in found.readers.values()] == [False, True]
+    assert [one.numbers for one in found.readers.values()] == [False, True]
     assert found.table.reader_quality.keys() == found.readers.keys()
 
 

@@ -4,17 +4,24 @@ import pytest
 
 from server.engine.reading_depth import ReadingDepths
 from tests.support.driving import reference, run, runner_of, submit, variants_of, weights_of
-from tests.support.readers import DEEPER, NAMES, NAMING, SHALLOW, SubstitutingDecoder, as_read
+from tests.support.readers import (
+    DEEPER,
+    NUMBERS,
+    SHALLOW,
+    WITH_NUMBERS,
+    SubstitutingDecoder,
+    as_read,
+)
 from tests.support.tiny import tiny_model
 
 PROMPT = [(5 * i + 1) % 384 for i in range(70)]
-READERS = (SHALLOW, DEEPER, NAMING)
+READERS = (SHALLOW, DEEPER, WITH_NUMBERS)
 
 
 @pytest.fixture
 def runner():
     made = runner_of(weights_of(tiny_model()), capacity=2048, kind=SubstitutingDecoder)
-    made.scheduler.reading = ReadingDepths(3, READERS, NAMES)
+    made.scheduler.reading = ReadingDepths(3, READERS, NUMBERS)
     return made
 
 
@@ -32,7 +39,7 @@ def answer(runner, prompt, reader=None, name="base", count=8):
         (DEEPER, SHALLOW, 69),
         (None, SHALLOW, 69),
         (None, DEEPER, 69),
-        (NAMING, SHALLOW, 69),
+        (WITH_NUMBERS, SHALLOW, 69),
         (SHALLOW, DEEPER, 0),  # only its first four tokens
         (SHALLOW, None, 0),
         (DEEPER, None, 0),
@@ -56,11 +63,11 @@ def test_a_prefix_ends_before_the_first_token_that_was_read_less(runner):
     assert answer(runner, longer) == (37, expected), "up to the first shallow one, not beyond"
 
 
-def test_a_token_that_is_a_name_has_to_be_read_in_full(runner):
-    prompt = [*(1 for _ in range(30)), 5, *PROMPT[:30]]  # 5 is a name
+def test_a_number_and_what_stands_before_it_have_to_be_read_in_full(runner):
+    prompt = [*(1 for _ in range(30)), 25, *PROMPT[:30]]  # 25 is a number
     answer(runner, prompt, SHALLOW)
-    assert answer(runner, prompt, NAMING)[0] == 30
-    assert answer(runner, prompt, NAMING)[0] == len(prompt) - 1
+    assert answer(runner, prompt, WITH_NUMBERS)[0] == 27
+    assert answer(runner, prompt, WITH_NUMBERS)[0] == len(prompt) - 1
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ IN_ONE = [PROMPT, *range(PROMPT + 1, PROMPT + WRITTEN)]  # then token by token
 IN_CHUNKS = [1, 2, 33, 34, 140, PROMPT - 2, *IN_ONE]
 
 
-def marked(depth: int, tokens: list[int], written: int = 0, names: bool = True) -> list[bool]:
-    reader, found = reader_of(depth, names)
+def marked(depth: int, tokens: list[int], written: int = 0, numbers: bool = True) -> list[bool]:
+    reader, found = reader_of(depth, numbers)
     return marks_of(reader, found, tokens[: len(tokens) - written], written)
 
 
@@ -88,7 +88,7 @@ def test_a_row_is_the_same_bit_for_bit_however_it_is_read(family, head_dim):
     expected = []
     for index, (name, depth) in enumerate(kinds):
         tokens = random_tokens(1 if depth == 0 and index % 2 else 30 + 4 * index, index)
-        marks = marked(depth, tokens, names=index % 3 > 0) if depth else [False] * len(tokens)
+        marks = marked(depth, tokens, numbers=index % 3 > 0) if depth else [False] * len(tokens)
         cuts = [at for at in (1, 7, 29) if at < len(tokens)]
         expected.append(
             (tokens, marks, logits_in_chunks(native, specs[name], tokens, marks, depth, cuts))
@@ -166,7 +166,7 @@ def test_attention_above_costs_what_its_full_rows_cost():
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(3):
         for depth, times in seconds.items():
-            marks = marked(1, tokens, names=False) if depth else [False] * len(tokens)
+            marks = marked(1, tokens, numbers=False) if depth else [False] * len(tokens)
             cache = native.cache.open()
             assert cache.reserve(len(tokens))
             part, _ = chunk(Segment(tokens, cache, specs["base"]), marks, 1, 0, len(tokens))
