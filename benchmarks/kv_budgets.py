@@ -24,7 +24,8 @@ from pruners.data.corpus import read_corpus
 from pruners.data.rows import hash_rows
 from pruners.evaluation.evaluate import VariantForward, evaluate
 from pruners.kv import KV_SCORERS, make_eviction
-from pruners.kv.pages import PageSelection, forward_with_pages
+from pruners.kv.page_selection import PageSelection
+from pruners.kv.pages import forward_with_pages
 from pruners.kv.transformers_cache import forward_with_eviction
 from pruners.support.progress import progress_bars, track
 from server.engine.loading.load import load_tokenizer, load_transformers

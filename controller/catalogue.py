@@ -23,7 +23,8 @@ class Catalogue:
     The base goes with every reader and every budget, and each variant with every budget. `pairs`
     are the other variants that go with a reader, without a budget. `keep_tasks` are the choices
     (`Action.choice`) that were measured to find what stands in the prompt, the base among them.
-    `number_tokens` bool `[vocab]` says which tokens are of numbers.
+    `number_tokens` bool `[vocab]` says which tokens are of numbers. Without `budgets_free_memory` a
+    budget only limits to how many cached tokens each token attends.
     """
 
     variants: dict[str, VariantSpec]
@@ -34,6 +35,7 @@ class Catalogue:
     pairs: tuple[tuple[str, str], ...] = ()
     keep_tasks: frozenset[str] = frozenset([BASE])
     number_tokens: Tensor | None = None
+    budgets_free_memory: bool = True
 
     def actions(self) -> list[Action]:
         """Return all actions. The base, in full and without a budget, is the first."""

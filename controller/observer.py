@@ -20,7 +20,7 @@ from policies import Action, Candidate, Objectives, Observation
 from policies.candidates import RequestTokens, add_kv_loss, add_reader_loss, build_candidates
 from policies.estimators import RequestEstimators
 from policies.estimators.dwell import DwellTracker
-from policies.observation import HOT_CELSIUS
+from policies.observation import HOT_CELSIUS, Constraint
 from pruners.reading.reader import FULL
 from pruners.variant import BASE
 from telemetry import Snapshot
@@ -230,10 +230,13 @@ class Observer:
             loss, budget = losses[action.choice], action.kv_budget
             return loss if budget is None else add_kv_loss(loss, kv_loss, budget, total)
 
+        def blocked_by(cached: int, loss: float | None) -> Constraint | None:
+            return shield.blocked_by(cached if catalogue.budgets_free_memory else total, loss)
+
         prompt = IncomingPrompt(request.prompt_tokens, request.reusable, request.full_from)
         forecasts = moment.forecast.by_choice(choices.values(), tokens, prompt, moment.work)
         return build_candidates(
-            actions, forecasts, tokens, loss_of, shield.blocked_by, catalogue.keep_tasks
+            actions, forecasts, tokens, loss_of, blocked_by, catalogue.keep_tasks
         )
 
     def _chosen(self, actions: Iterable[Action]) -> dict[str, ServedChoice]:

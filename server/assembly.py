@@ -3,7 +3,7 @@
 Nothing here knows of HTTP; `server/app.py` adds the routes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from prometheus_client import CollectorRegistry
@@ -21,6 +21,7 @@ from controller.engine_status import shallow_part
 from policies import ExploringPolicy, Objectives, Policy
 from policies.registry import named_policy
 from pruners.artefact.table import Table
+from pruners.kv import QUEST
 from pruners.variant import BASE, VariantSpec
 from server.api.prompt.chat_template import open_template
 from server.api.prompt.encoder import PromptEncoder
@@ -33,7 +34,7 @@ from server.engine.options import EngineOptions
 from server.engine.runner import Runner
 from server.engine.runner_factory import build_runner
 from server.engine.warmup import measure_steps
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 from server.shadow.monitor import ShadowMonitor
 from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, default_sampler
 
@@ -114,6 +115,8 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
     `sampler` replaces the readings of the machine, in tests. Raises `SettingsError`,
     `EngineConfigError`, `PolicyError` or `SensitivityError`.
     """
+    if settings.kv_scorer == QUEST and not model.weights.selects_pages:
+        raise SettingsError("kv_scorer quest needs int8 or int4 weights on a CPU; set weights so")
     monitoring = Monitoring(sampler or default_sampler(period_seconds=settings.telemetry_seconds))
     metrics = monitoring.metrics
     free_bytes = monitoring.snapshot().memory_available_bytes.value
@@ -152,6 +155,7 @@ def build_controller(
     """Return the controller of the settings; its step-time model is not fitted yet."""
     predictor = open_sensitivity(model, settings.artefact)
     catalogue = build_catalogue(model, settings.kv_budgets, predictor, settings.tasks_floor)
+    catalogue = replace(catalogue, budgets_free_memory=settings.kv_scorer != QUEST)
     return Controller(
         catalogue,
         step_time_model(model),

@@ -26,16 +26,29 @@ def check_settings(settings: Settings) -> None:
     # Imported here, since all of them import PyTorch.
     from controller.audit import AuditLog
     from controller.sensitivity import load_sensitivity
-    from pruners.kv import KV_SCORERS
 
-    if settings.kv_scorer not in KV_SCORERS:
-        known = ", ".join(KV_SCORERS)
-        raise SettingsError(f"no kv_scorer '{settings.kv_scorer}'; there are: {known}")
+    _check_kv_budgets(settings)
     if folder is not None and fingerprint is not None:
         load_sensitivity(folder, fingerprint)
     open_analyzer(settings)
     if settings.audit_log is not None:
         AuditLog(settings.audit_log, settings.audit_max_bytes).close()
+
+
+def _check_kv_budgets(settings: Settings) -> None:
+    """Raise `SettingsError` for budgets that cannot be kept as the settings say."""
+    from pruners.kv import KV_METHODS, QUEST, make_kv_budget  # imports PyTorch
+
+    if settings.kv_scorer not in KV_METHODS:
+        known = ", ".join(KV_METHODS)
+        raise SettingsError(f"no kv_scorer '{settings.kv_scorer}'; there are: {known}")
+    if settings.kv_scorer == QUEST and settings.kv_cache == "int8":
+        raise SettingsError("kv_scorer quest needs a KV cache in bf16; set kv_cache to auto")
+    for budget in settings.kv_budgets:
+        try:
+            make_kv_budget(budget, settings.kv_scorer)
+        except ValueError as error:
+            raise SettingsError(f"kv_budgets: {error}") from error
 
 
 def open_analyzer(

@@ -84,7 +84,8 @@ class Settings(BaseSettings):
     and needs weights in 4 or 8 bits."""
     kv_scorer: str = "streaming"
     """Which tokens a KV budget keeps: `streaming`, `key-norm`, `key-diff`, `snap` or
-    `expected-attention`."""
+    `expected-attention`; or `quest`, which keeps all, and each written token attends to the pages
+    that matter most to it."""
     kv_budgets: Annotated[tuple[Annotated[int, Field(ge=32)], ...], NoDecode] = DEFAULT_KV_BUDGETS
     """KV budgets that the controller may choose, in tokens, as a JSON list."""
     speculate: bool = True

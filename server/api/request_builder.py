@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from controller import RequestPreferences
 from policies import Action, Objectives
-from pruners.kv import make_eviction
+from pruners.kv import make_kv_budget
 from pruners.reading.reader import FULL
 from server.api.errors import ApiError
 from server.api.prompt.processor import TokenizedPrompt
@@ -64,7 +64,7 @@ class RequestBuilder:
     """Validates requests and makes the engine's requests of them.
 
     `context_tokens` bounds a prompt and its answer together, `max_answers` the answers of one
-    HTTP request; `kv_scorer` names the method that evicts cached tokens under a KV budget.
+    HTTP request; `kv_scorer` names the method by which a KV budget is kept.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class RequestBuilder:
         budget, reader = action.kv_budget, action.reader
         return EngineAction(
             self.model.variants[action.variant],
-            None if budget is None else make_eviction(budget, self._kv_scorer),
+            None if budget is None else make_kv_budget(budget, self._kv_scorer),
             None if reader is None else self.model.readers[reader],
         )
 
@@ -173,6 +173,11 @@ class RequestBuilder:
         if variant is not None and variant not in self.model.variants:
             known = ", ".join(self.model.variants)
             raise ApiError(400, f"no variant '{variant}'; there are: {known}", "trimtab.variant")
+        if hints.kv_budget is not None:
+            try:
+                make_kv_budget(hints.kv_budget, self._kv_scorer)
+            except ValueError as error:
+                raise ApiError(400, str(error), "trimtab.kv_budget") from error
         objectives = Objectives(
             ttft=_seconds(hints.ttft_ms),
             tpot=_seconds(hints.tpot_ms),

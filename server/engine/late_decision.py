@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pruners.kv import Eviction
+from pruners.kv import KVBudget
 from pruners.reading.reader import PromptReader
 from pruners.variant import VariantSpec
 
@@ -12,7 +12,7 @@ class EngineAction(NamedTuple):
     """An action as the engine takes it; see `GenerationRequest` for the fields."""
 
     variant: VariantSpec
-    kv_budget: Eviction | None
+    kv_budget: KVBudget | None
     reader: PromptReader | None
 
 

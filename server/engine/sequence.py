@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from pruners.kv import Eviction
+from pruners.kv import KVBudget, PageSelection
 from pruners.reading.reader import PromptReader
 from pruners.variant import VariantSpec
 from server.engine.cache.sequence_cache import SequenceCache
@@ -54,7 +54,7 @@ class GenerationRequest:
     prompt: tuple[int, ...]
     max_tokens: int
     variant: VariantSpec
-    kv_budget: Eviction | None = None
+    kv_budget: KVBudget | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: StopRules = field(default_factory=StopRules)
     eos_token_ids: frozenset[int] = frozenset()
@@ -110,9 +110,8 @@ class Sequence:
     from then on.
     `depths` is how deep each token of the prompt is read (see `ReadingDepths`), which is known once
     it has started; tokens of the answer run through all layers. `reused` is the number of tokens
-    that came from the prefix cache. `needs_argmax_only` says that
-    the likeliest token is all that the request needs of a distribution. Times are seconds of
-    `time.monotonic`.
+    that came from the prefix cache. `needs_argmax_only` says that the likeliest token is all that
+    the request needs of a distribution. Times are seconds of `time.monotonic`.
     """
 
     def __init__(
@@ -189,7 +188,7 @@ class Sequence:
     def slots_to_start(self) -> int:
         """Return how many slots must be free before it starts, or starts again."""
         budget = self.request.kv_budget
-        if budget is None:
+        if budget is None or isinstance(budget, PageSelection):
             return self.pending
         return min(self.pending, max(len(self.request.prompt), budget.budget))
 
@@ -198,7 +197,7 @@ class Sequence:
         """Return how many pending tokens may be processed in one step.
 
         After a preemption each token is computed as it was before: with the same variant, and with
-        the same tokens evicted.
+        the same tokens evicted, or with pages of its own choice.
         """
         done, prompt = self.computed, len(self.request.prompt)
         ends = [len(self.history), *(first for first, _ in self._variants_used)]
@@ -208,6 +207,8 @@ class Sequence:
         budget = self.request.kv_budget
         if budget is not None and done < prompt:
             ends.append(prompt)
+        elif isinstance(budget, PageSelection):
+            ends.append(done + 1)
         elif budget is not None:
             cached = 0 if self.cache is None else self.cache.cached
             first_due = max(1, budget.budget - budget.interval - cached + 1)

@@ -1,7 +1,10 @@
 """What the controller is told of a sequence and of a step."""
 
+import sys
+
 from controller import SequenceStatus, StepRecord
 from controller.engine_status import shallow_part
+from pruners.kv import Eviction
 from pruners.variant import VariantSpec
 from server.engine.reading_depth import count_shallow
 from server.engine.scheduler import ScheduledTokens
@@ -13,7 +16,8 @@ def status_of(sequence: Sequence, running: bool) -> SequenceStatus:
     request, progress = sequence.request, sequence.progress
     total = len(request.prompt) + request.max_tokens
     budget = request.kv_budget
-    limit = total if budget is None else max(progress.pending, budget.budget)
+    # Budgets that select pages free no memory.
+    limit = max(progress.pending, budget.budget) if isinstance(budget, Eviction) else total
     # Once it has started, the reusable tokens are in its own cache and no longer pending.
     started = running or progress.started or not request.takes_prefix
     unread = max(0, progress.pending - (0 if started else request.reusable))
@@ -39,7 +43,7 @@ class StepRows:
     """The rows of a step by what they run through. Made before the step, recorded after it."""
 
     def __init__(self, scheduled: list[ScheduledTokens]) -> None:
-        self._parts = [(item, _shallow(item)) for item in scheduled]
+        self._parts = [(item, _shallow(item), _most_attended(item)) for item in scheduled]
 
     def record(self, sampled: int, seconds: float) -> StepRecord:
         """Return the record of the step. Shallow tokens are rows of their own."""
@@ -49,9 +53,9 @@ class StepRows:
             before = rows.get(variant, (0, 0))
             rows[variant] = before[0] + tokens, before[1] + attended
 
-        for item, (shallow, depth) in self._parts:
+        for item, (shallow, depth), most in self._parts:
             cache, full = item.sequence.cache, item.count - shallow
-            attended = 0 if cache is None else cache.cached
+            attended = 0 if cache is None else min(cache.cached, most)
             if full:
                 add(item.variant, full, attended)
             if shallow:  # the layers below read what is cached for both at once
@@ -65,3 +69,10 @@ def _shallow(item: ScheduledTokens) -> tuple[int, int]:
     depths = sequence.depths[sequence.computed : sequence.computed + item.count]
     shallow = count_shallow(depths)
     return shallow, min(depths) if shallow else 0
+
+
+def _most_attended(item: ScheduledTokens) -> int:
+    """Return the largest number of cached tokens that each scheduled token may attend to."""
+    cache = item.sequence.cache
+    bounds = None if cache is None else cache.page_bounds
+    return sys.maxsize if bounds is None else bounds.selection.budget

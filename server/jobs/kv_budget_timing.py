@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from statistics import fmean, median
+from typing import NamedTuple
 
 from rich.progress import Progress
 
-from pruners.kv import Eviction, make_eviction
+from pruners.kv import KVBudget, make_eviction
 from pruners.support.progress import track
 from pruners.variant import BASE
 from server.engine.config import EngineConfig
@@ -43,8 +45,8 @@ def time_budgets(
     for _ in track(range(repeats), "Timing KV budgets", progress):
         for budget, rows in sizes:
             for name, eviction in (("whole", None), ("kept", make_eviction(budget))):
-                requests = [_request(model, row, budget, eviction) for row in range(rows)]
-                seconds = _mean_step(runner, model, requests)
+                size = AnswerSize(rows, budget + budget // 2, max(8, budget // 4))
+                seconds = time_step(runner, model, size, eviction)
                 measured.setdefault((budget, rows, name), []).append(seconds)
     result: dict[str, dict[str, dict[str, float]]] = {}
     for (budget, rows, name), values in measured.items():
@@ -52,21 +54,27 @@ def time_budgets(
     return result
 
 
-def _request(
-    model: LoadedModel, row: int, budget: int, eviction: Eviction | None
-) -> GenerationRequest:
-    return GenerationRequest(
-        request_id=str(row),
-        prompt=(_TOKEN_ID,) * (budget + budget // 2),
-        max_tokens=max(8, budget // 4),
+class AnswerSize(NamedTuple):
+    """How many answers are written at once, and the tokens of their prompts and of each answer."""
+
+    rows: int
+    prompt: int
+    written: int
+
+
+def time_step(
+    runner: Runner, model: LoadedModel, size: AnswerSize, budget: KVBudget | None
+) -> float:
+    """Return the mean seconds between steps in which all answers are written, by the base."""
+    request = GenerationRequest(
+        request_id="",
+        prompt=(_TOKEN_ID,) * size.prompt,
+        max_tokens=size.written,
         variant=model.variants[BASE],
-        kv_budget=eviction,
+        kv_budget=budget,
         sampling=SamplingParams(temperature=0.0),
     )
-
-
-def _mean_step(runner: Runner, model: LoadedModel, requests: list[GenerationRequest]) -> float:
-    """Return the mean seconds between steps in which all of the requests write."""
+    requests = [replace(request, request_id=str(row)) for row in range(size.rows)]
     seconds: list[float] = []
     previous: float | None = None
 

@@ -187,6 +187,21 @@ def test_a_full_cache_is_seen_before_it_overflows(host):
     assert "kv_memory" in decision.masked
 
 
+def test_a_budget_that_keeps_all_tokens_saves_time_and_no_memory(host):
+    host.set_requests(2, 0, capacity=1200)
+    evicts, keeps = (
+        decide(host.controller(ttft=None, budgets_free_memory=free), prompt=1000, output=100)
+        for free in (True, False)
+    )
+    (evicting,), (keeping,) = (
+        [c for c in d.observation.candidates if c.action == Action("base", 512)]
+        for d in (evicts, keeps)
+    )
+    assert evicting.blocked is None
+    assert keeping.blocked == Constraint.KV_MEMORY
+    assert keeping.tpot == evicting.tpot
+
+
 def test_missing_readings_are_no_obstacle(host):
     host.snapshot = Snapshot(taken_at=0.0)
     assert decide(host.controller()).action == Action("base")

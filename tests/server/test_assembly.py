@@ -6,8 +6,10 @@ import pytest
 
 from pruners.architecture import Shape
 from pruners.variant import base_spec
-from server.assembly import stall_seconds
-from server.settings import Settings
+from server.assembly import assemble, stall_seconds
+from server.engine.loading.load import load_model
+from server.settings import Settings, SettingsError
+from tests.support.tiny import save_tiny
 
 BASE = base_spec(
     Shape(layers=2, hidden=64, heads=4, kv_groups=2, head_dim=16, ffn=96, vocab=384)
@@ -29,3 +31,9 @@ class _StepTimes(SimpleNamespace):
 def test_a_step_hangs_after_ten_full_steps_or_as_the_setting_says(given, step, expected):
     settings = Settings(stall_seconds=given)
     assert stall_seconds(settings, _StepTimes(step=step), BASE) == expected
+
+
+def test_pages_are_not_selected_where_every_token_attends_to_all(tmp_path):
+    model = load_model(save_tiny(tmp_path / "tiny"), "tiny", "fp32")
+    with pytest.raises(SettingsError, match="kv_scorer quest needs int8 or int4 weights"):
+        assemble(model, Settings(kv_scorer="quest"), None)

@@ -69,6 +69,8 @@ def test_parts_that_cannot_be_made_are_refused(artefact, tmp_path, monkeypatch):
     refused("there is no artefact", artefact=tmp_path / "none")
     refused("variants.json", artefact=tmp_path)
     refused("no kv_scorer 'nope'", kv_scorer="nope")
+    refused("set kv_cache to auto", kv_scorer="quest", kv_cache="int8")
+    refused("kv_budgets: a budget of 40 tokens", kv_scorer="quest", kv_budgets=(512, 40))
     (tmp_path / "file").write_text("")
     refused("cannot write the audit log", audit_log=tmp_path / "file" / "log")
     (artefact / "sensitivity.json").write_text("{}")

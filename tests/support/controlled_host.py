@@ -48,6 +48,7 @@ class ControlledHost:
         dwell: float = 1.0,
         sensitivity: Sensitivity | None = None,
         load: float = 0.0,
+        budgets_free_memory: bool = True,
         **objectives: float | None,
     ) -> Controller:
         """Return a controller that already estimates this `load`."""
@@ -62,6 +63,7 @@ class ControlledHost:
             },
             pairs=(("depth-9", "read-40"),),
             keep_tasks=frozenset([BASE_NAME, "base+read-70"]),
+            budgets_free_memory=budgets_free_memory,
         )
         controller = Controller(
             catalogue,

@@ -118,6 +118,11 @@ class Weights(AttentionTables, Protocol):
         ...
 
     @property
+    def selects_pages(self) -> bool:
+        """Return whether the decoder attends to chosen pages where a budget selects them."""
+        ...
+
+    @property
     def layers(self) -> Sequence[LayerTensors]:
         """Return the layers, the first one first."""
         ...

@@ -15,6 +15,7 @@ from torch import Tensor
 from pruners.architecture import Shape
 from pruners.kv import RECENT_QUERIES, CachedTokens, Eviction, StreamingLLM
 from pruners.variant import VariantSpec
+from server.engine.cache.page_bounds import PageBounds
 from server.engine.cache.sequence_cache import SequenceCache
 
 CosSinTables = Mapping[str | None, tuple[Tensor, Tensor]]
@@ -54,8 +55,11 @@ def evict(
     """Drop tokens from a sequence's cache if its budget asks for it now.
 
     Call it after every step of the sequence; `prompt_read` says whether all of its prompt is read.
+    A budget that selects pages drops nothing; it gets the bounds of its pages then.
     """
     eviction = cache.eviction
+    if cache.selection is not None and prompt_read and cache.page_bounds is None:
+        cache.page_bounds = PageBounds.of(cache.selection, cache.read()[0])
     if eviction is None or not (prompt_read or cache.evict_while_reading):
         return
     if prompt_read and cache.prompt_length is None:

@@ -3,7 +3,7 @@
 import torch
 
 from pruners.architecture import Shape
-from pruners.kv import Eviction
+from pruners.kv import KVBudget
 from server.engine.cache.prefix_cache import PrefixCache
 from server.engine.cache.sequence_cache import SequenceCache
 from server.engine.cache.storage import KVStorage
@@ -33,6 +33,6 @@ class KVCache(KVStorage):
                 return None
         return start
 
-    def open(self, eviction: Eviction | None = None) -> SequenceCache:
-        """Return an empty cache for one sequence; with an `eviction` it has a KV budget."""
-        return SequenceCache(self, eviction)
+    def open(self, budget: KVBudget | None = None) -> SequenceCache:
+        """Return an empty cache for one sequence, with a KV budget or without."""
+        return SequenceCache(self, budget)

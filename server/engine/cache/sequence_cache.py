@@ -8,8 +8,9 @@ order, each with its true position; the slots that it gives back serve other seq
 import torch
 from torch import Tensor
 
-from pruners.kv import RECENT_QUERIES, Eviction
+from pruners.kv import RECENT_QUERIES, Eviction, KVBudget, PageSelection
 from server.engine.cache.arena import GRANULARITY
+from server.engine.cache.page_bounds import PageBounds
 from server.engine.cache.storage import KVStorage
 
 
@@ -23,12 +24,15 @@ class SequenceCache:
     they are 0, 1, 2, ... `queries` are those of the latest tokens before rotation, fp32
     `[layers, RECENT_QUERIES, heads * head_dim]`, for an eviction that looks at them. `depths` is
     how deep each token of the prompt is read, one byte a token as `ReadingDepths` has it; tokens
-    behind its end run through all layers.
+    behind its end run through all layers. With a `selection` nothing is evicted; `page_bounds` are
+    of its pages, once the prompt was read, and written tokens attend to those that it takes.
     """
 
-    def __init__(self, storage: KVStorage, eviction: Eviction | None) -> None:
+    def __init__(self, storage: KVStorage, budget: KVBudget | None) -> None:
         self._storage = storage
-        self.eviction = eviction
+        self.eviction = eviction = budget if isinstance(budget, Eviction) else None
+        self.selection = budget if isinstance(budget, PageSelection) else None
+        self.page_bounds: PageBounds | None = None
         self.start = 0
         self.size = 0
         self.processed = 0
@@ -51,7 +55,7 @@ class SequenceCache:
     @property
     def complete(self) -> bool:
         """Return whether no budget applies: every token is cached, in the order of positions."""
-        return self.eviction is None
+        return self.eviction is None and self.selection is None
 
     def reserve(self, count: int) -> bool:
         """Make room for the next `count` tokens; return False if the arena has none."""
@@ -158,7 +162,7 @@ class SequenceCache:
         """Give the region back. The sequence may be processed again from its first token."""
         self._storage.arena.release(self.start, self.size)
         self.size = self.processed = self.cached = 0
-        self.positions = self.prompt_length = None
+        self.positions = self.prompt_length = self.page_bounds = None
         self.evict_while_reading = False
 
     def _shrink(self, tokens: int) -> None:

@@ -8,7 +8,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from pruners.architecture import UnsupportedModelError, locate
 from pruners.calibration.layer_replay import final_hidden
 from pruners.data.rows import pad_rows
-from pruners.kv.pages import PageSelection, forward_with_pages
+from pruners.kv.page_selection import PageSelection
+from pruners.kv.pages import forward_with_pages
 from tests.support.models import PRUNED_FAMILIES, random_rows, tiny_model
 
 CAUSAL = [family for family in PRUNED_FAMILIES if family != "bert"]

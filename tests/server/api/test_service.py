@@ -92,7 +92,7 @@ def _service(engine, controller):
         weights=SimpleNamespace(shape=SimpleNamespace(vocab=100)),
     )
     narrowing = SimpleNamespace(apply=lambda _: None, register=lambda *_: None)
-    builder = RequestBuilder(model, context_tokens=64, max_answers=8, kv_scorer="scorer")
+    builder = RequestBuilder(model, context_tokens=64, max_answers=8, kv_scorer="quest")
     return Service(engine, controller, lambda text: text, builder, _RequestLog(), narrowing)
 
 
@@ -121,6 +121,7 @@ def test_each_prompt_brings_what_is_cached_of_it_for_the_chosen_variant():
         ({"n": 9}, 4, 2),
         ({"trimtab": {"variant": "none"}}, 4, 2),
         ({"trimtab": {"read": "none"}}, 4, 2),
+        ({"trimtab": {"kv_budget": 47}}, 4, 2),  # which holds no page besides first and last
         ({}, 63, 2),
         ({}, None, 64),
         ({}, 4, 0),

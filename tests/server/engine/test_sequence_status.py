@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from controller.engine_status import shallow_part
-from pruners.kv import make_eviction
+from pruners.kv import PageSelection, make_eviction
 from server.engine.engine import Engine
 from server.engine.options import EngineOptions
 from server.engine.sequence import GenerationRequest
@@ -84,3 +84,16 @@ def test_a_waiting_prompt_tells_it_by_its_first_estimate(monkeypatch):
     finally:
         engine.stop()
     assert found == [(35, 0, 0), (35, 30, 1), (75, 66, 1)]
+
+
+def test_a_budget_that_selects_pages_limits_what_is_attended_to_and_not_what_is_cached():
+    runner, records = fresh(step_tokens=256), []
+    sequence, _ = submit(runner, PROMPT, BASE, 3, kv_budget=PageSelection(64))
+    while runner.step(records.append):
+        if not sequence.ended:
+            status = status_of(sequence, running=True)
+            assert status.cached == sequence.computed
+            assert status.cache_limit == len(PROMPT) + 3
+    assert [record.rows for record in records] == [
+        ((BASE, 75, 75),), ((BASE, 1, 64),), ((BASE, 1, 64),)
+    ]  # fmt: skip

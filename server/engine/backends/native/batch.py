@@ -3,10 +3,14 @@
 import ctypes
 from array import array
 
-from pruners.kv import RECENT_QUERIES
+import torch
+
+from pruners.kv import RECENT_QUERIES, SINK_TOKENS
 from server.engine.backends.base import Segment, check_rows, check_shallow
 from server.engine.backends.native.model import NativeModel
 from server.engine.backends.native.structures import BatchStruct
+
+_SELECTION = {"page": 16, "recent": 16, "sinks": SINK_TOKENS}  # as the kernels select pages
 
 
 class NativeBatch:
@@ -16,7 +20,8 @@ class NativeBatch:
         """Fill in `struct` and advance each segment's cache.
 
         Raises `IndexError` for a token or a position that the model does not have, and `ValueError`
-        for a variant that is wider than the base, and for shallow tokens that cannot be.
+        for a variant that is wider than the base, for shallow tokens that cannot be, and for pages
+        that the kernels cannot select.
         """
         shallow = check_shallow(segments, model.maps)
         tokens: list[int] = []
@@ -53,6 +58,8 @@ class NativeBatch:
         self.struct = BatchStruct(len(tokens), len(segments), *addresses, RECENT_QUERIES)
         if shallow:
             self._add_shallow(segments, model)
+        if any(segment.cache.page_bounds is not None for segment in segments):
+            self._add_page_bounds(segments)
 
     def _add_shallow(self, segments: list[Segment], model: NativeModel) -> None:
         marks, maps = array("B"), array("Q")
@@ -63,3 +70,25 @@ class NativeBatch:
         self._arrays += [marks, maps]
         self.struct.shallow = marks.buffer_info()[0]
         self.struct.maps = maps.buffer_info()[0]
+
+    def _add_page_bounds(self, segments: list[Segment]) -> None:
+        bounds, strides, taken = array("Q"), array("i"), array("i")
+        for segment in segments:
+            pages = segment.cache.page_bounds
+            if pages is None:
+                for values in (bounds, strides, taken):
+                    values.append(0)
+                continue
+            selection = pages.selection
+            if any(getattr(selection, name) != value for name, value in _SELECTION.items()):
+                raise ValueError(f"the kernels select pages by {_SELECTION}, not by {selection}")
+            if len(segment.tokens) != 1 or pages.bounds.dtype != torch.bfloat16:
+                raise ValueError("pages are selected for one token at a time, in a cache in bf16")
+            pages.reserve(segment.cache.cached)
+            bounds.append(pages.bounds.data_ptr())
+            strides.append(pages.bounds.shape[2])
+            taken.append(selection.budget // selection.page)
+        self._arrays += [bounds, strides, taken]
+        self.struct.page_bounds = bounds.buffer_info()[0]
+        self.struct.page_bounds_stride = strides.buffer_info()[0]
+        self.struct.pages_taken = taken.buffer_info()[0]

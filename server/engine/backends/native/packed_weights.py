@@ -92,6 +92,11 @@ class PackedWeights:
         """Return True: the kernels attend to keys and values in bf16 or int8."""
         return True
 
+    @property
+    def selects_pages(self) -> bool:
+        """Return True, for a cache in bf16."""
+        return True
+
     def head_tensors(self, rows: int) -> list[Tensor]:
         """Return the tensors that choosing the likeliest token of `rows` rows reads.
 

@@ -129,6 +129,7 @@ class BatchStruct(Structure):
         ("recent_queries", c_void_p),
         ("query_window", c_int32),
         *((name, c_void_p) for name in ("shallow", "maps")),
+        *((name, c_void_p) for name in ("page_bounds", "page_bounds_stride", "pages_taken")),
     )
 
 

@@ -137,6 +137,11 @@ class PyTorchWeights:
         return False
 
     @property
+    def selects_pages(self) -> bool:
+        """Return False: every token attends to all that is cached."""
+        return False
+
+    @property
     def rope_kinds(self) -> list[str | None]:
         """Return the kind of rotary embedding of each layer."""
         return [layer.rope for layer in self.layers]

@@ -51,6 +51,7 @@ namespace TRIM_ISA {
 #include "common/attention-inl.h"
 #include TRIM_ATTENTION_HEADER
 #include "common/attend-inl.h"
+#include "common/page_selection-inl.h"
 #include "common/low_rank-inl.h"
 #include "common/sub_block-inl.h"
 #include "common/write_cache-inl.h"

@@ -8,6 +8,7 @@
 // Layout of the cache: `TrimCache` in native.h.
 
 constexpr int kChunk = 128;
+constexpr int kAllChunks = -1, kChosenPages = -2;
 constexpr int kSlots = 16;  // whose keys are transposed at a time: one tile
 
 // A piece of work: some new tokens of one segment, for one KV group.
@@ -15,7 +16,7 @@ struct AttentionTask {
   int32_t segment, group;
   int32_t first, tokens;        // where the rows of the tokens are in a list, in rising order
   int32_t first_layer, layers;  // the layers first_layer..layers in which these rows attend
-  int32_t chunk;                // the only chunk to compute, or -1 for all
+  int32_t chunk;                // the only chunk to compute, kAllChunks, or kChosenPages
   int64_t partial;              // index of the partial results, if there is only one chunk
 };
 
@@ -58,6 +59,14 @@ class CachedHead {
       value_scales_ = cache.value_scales + first;
     }
   }
+
+  // A head of bf16 keys and values [slots][dim] that are elsewhere.
+  CachedHead(int dim, const uint16_t* keys, const uint16_t* values)
+      : dim_(dim),
+        padded_(round_up(dim, 16)),
+        quantised_(false),
+        keys_((const uint8_t*)keys),
+        values_((const uint8_t*)values) {}
 
   int dim() const { return dim_; }
   int padded_dim() const { return padded_; }

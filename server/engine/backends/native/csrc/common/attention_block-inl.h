@@ -41,14 +41,16 @@ class AttentionBlock : public KVMapper {
     int64_t partials = 0;
     for (int s = 0; s < batch_.segments; ++s) {
       const int first = batch_.row_offsets[s], tokens = batch_.row_offsets[s + 1] - first;
-      const int chunks = (batch_.cache_length[s] + kChunk - 1) / kChunk;
+      const bool selects = tokens == 1 && PageBounds(model_, batch_, s, 0, 0).selects();
+      const int chunks = selects ? 1 : (batch_.cache_length[s] + kChunk - 1) / kChunk;
       const TrimKVMaps* maps = batch_.maps ? batch_.maps[s] : nullptr;
       const int depth = maps ? maps->depth : model_.layers;
       if (tokens == 1) {
         b_.partial_ranges[first] = {partials, chunks};
         for (int g = 0; g < model_.groups; ++g)
           for (int c = 0; c < chunks; ++c)
-            tasks_.push_back({s, g, first, 1, 0, depth, c, partials + (int64_t)g * chunks + c});
+            tasks_.push_back({s, g, first, 1, 0, depth, selects ? kChosenPages : c,
+                              partials + (int64_t)g * chunks + c});
         partials += (int64_t)model_.groups * chunks;
         continue;
       }
@@ -71,7 +73,7 @@ class AttentionBlock : public KVMapper {
       const int32_t* rows = task_rows_.data() + first + t;
       for (n = 1; n < most && t + n < tokens && rows[n] - rows[n - 1] < kChunk; ++n) {}
       for (int g = 0; g < model_.groups; ++g)
-        tasks_.push_back({segment, g, first + t, n, first_layer, layers, -1, 0});
+        tasks_.push_back({segment, g, first + t, n, first_layer, layers, kAllChunks, 0});
     }
   }
 
@@ -117,7 +119,7 @@ class AttentionBlock : public KVMapper {
         if (task.group >= width(task.segment, index, kAttention)) continue;
         const int last_row = task_rows_[task.first + task.tokens - 1];
         const bool needed = last_row >= first_output(task.segment);
-        if (needed || task.chunk >= 0 || !is_last(index)) run_task(index, task, local);
+        if (needed || task.chunk != kAllChunks || !is_last(index)) run_task(index, task, local);
       }
     });
     pool_.barrier();
@@ -138,13 +140,16 @@ class AttentionBlock : public KVMapper {
     const int32_t* task_rows = task_rows_.data() + task.first;
     const int64_t length = batch_.cache_length[s];
     const float* rotated = nullptr;
-    if (task.chunk >= 0) {
+    const PageBounds bounds(model_, batch_, s, index, task.group);
+    const bool chosen = task.chunk == kChosenPages, single = task.chunk != kAllChunks;
+    if (single) {
       float* heads = local.line.reserve((queries + 1) * dim);
       norm_and_rotate(index, *task_rows, task.group, heads);
       const int64_t slot = batch_.slots[*task_rows] - batch_.cache_start[s];
-      if (slot / kChunk == task.chunk) {
+      if (chosen || slot / kChunk == task.chunk) {
         record_queries(index, *task_rows, task.group);
         cache_token(index, *task_rows, task.group, heads + queries * dim);
+        bounds.add(heads + queries * dim);
       }
       rotated = heads;
     }
@@ -160,18 +165,28 @@ class AttentionBlock : public KVMapper {
       // Slots behind the last of these tokens have no weight.
       if (ordered && to > position[rows - 1] + 1) to = position[rows - 1] + 1;
       // A single token attends to all that is cached, so positions matter only with a window.
-      const bool attends_to_all = task.chunk >= 0 && !layer.window;
+      const bool attends_to_all = single && !layer.window;
       const int32_t* positions = attends_to_all ? nullptr : batch_.slot_positions[s];
       if (positions) positions += (int64_t)index * batch_.slot_positions_stride[s];
-      attend(head, q, position, rows, batch_.cache_start[s], c * kChunk, to, length, positions,
-             layer.window, model_.softmax_scale, local, out);
+      const int64_t start = batch_.cache_start[s];
+      attend(head, q, position, rows, start, c * kChunk, to, positions, layer.window,
+             model_.softmax_scale, local, out, [&](int at) {
+               if (to + at < length) head.prefetch_keys(start + to + at);
+             });
     };
     const auto before_window = [&](int64_t c) {  // of all these tokens
       return ordered && layer.window && (c + 1) * kChunk <= position[0] - layer.window + 1;
     };
-    if (task.chunk >= 0) {
-      for (int r = 0; r < rows; ++r) current[r] = {-INFINITY, 0.0f, partial(task.partial, r) + 2};
-      if (!before_window(task.chunk)) attend_chunk(task.chunk, current.data());
+    if (single) {
+      for (int r = 0; r < rows; ++r) {
+        current[r] = {-INFINITY, 0.0f, partial(task.partial, r) + 2};
+        sum[r].values = values + r * padded;
+      }
+      if (chosen)
+        attend_to_pages(head, bounds, q, position, rows, batch_.cache_start[s], layer.window,
+                        model_.softmax_scale, local, sum.data(), current.data());
+      else if (!before_window(task.chunk))
+        attend_chunk(task.chunk, current.data());
       for (int r = 0; r < rows; ++r) {
         float* out = partial(task.partial, r);
         out[0] = current[r].max;

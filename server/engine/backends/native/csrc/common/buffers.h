@@ -114,10 +114,11 @@ struct ThreadBuffers {
   QuantisedRows normed, heads, input_low_rank;  // in place of the shared ones if rows are few
   Scratch<float> line, scores, transposed, values, attention_output;
   Scratch<uint32_t> pairs;
-  Scratch<uint16_t> bf16;
-  Scratch<const float*> queries;
+  Scratch<float> page_scores;
+  Scratch<uint16_t> bf16, gathered;  // gathered: keys, then values of chosen pages
+  Scratch<const float*> queries, page_queries;
   Scratch<float*> outputs;
-  Scratch<int32_t> position, rows, widths;
+  Scratch<int32_t> position, rows, widths, pages, gathered_positions;
 };
 
 // The memory that the threads of a step share, by row unless noted.

@@ -130,6 +130,10 @@ typedef struct {
   int64_t slots;
 } TrimCache;
 
+// A page is a run of slots of one sequence. A token that attends to chosen pages takes the first
+// page and those of the latest TRIM_PAGE_RECENT tokens in any case.
+enum { TRIM_PAGE_SLOTS = 16, TRIM_PAGE_RECENT = 16 };
+
 // A ragged batch. A segment is a run of rows of one sequence: a part of its prompt, or one token.
 typedef struct {
   int32_t rows, segments;
@@ -150,6 +154,12 @@ typedef struct {
   // `depth`, and maps fill its keys and values above. Its result is not computed.
   const uint8_t* shallow;         // [rows]; null if there are no maps
   const TrimKVMaps* const* maps;  // [segments], or null; null for a segment without shallow rows
+  // The elementwise maximum and minimum of the keys in each page, for segments of one row with a
+  // bf16 cache in the order of positions, which then attend to `pages_taken` pages, at least 3. The
+  // step adds the new keys.
+  uint16_t* const* page_bounds;       // [segments], or null; [layers][groups][stride][2][head_dim]
+  const int32_t* page_bounds_stride;  // [segments]
+  const int32_t* pages_taken;         // [segments]
 } TrimBatch;
 
 typedef struct TrimEngine TrimEngine;
