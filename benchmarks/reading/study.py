@@ -19,10 +19,8 @@ from server.engine.config import EngineConfig, ModelConfig
 from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import LoadedModel, load_transformers
 from server.engine.loading.source import DEFAULT_MODEL, resolve_model
-from server.engine.offline import answer_all
+from server.engine.offline import answer_all, sampled_requests
 from server.engine.runner_factory import build_runner
-from server.engine.sampling import SamplingParams
-from server.engine.sequence import GenerationRequest
 
 _RUNNING = 8  # answers that are written together
 _VARIANTS = 4  # at most so many of the artefact's are compared, evenly spaced
@@ -83,18 +81,12 @@ def _answered(model: LoadedModel, examples: Sequence[Example], answer_tokens: in
     slots = _RUNNING * (longest + 64)
     config = EngineConfig(max_running=_RUNNING, kv_tokens=slots, speculate=False)
     runner = build_runner(model, config, None)
-    requests = [
-        GenerationRequest(
-            request_id=str(index),
-            prompt=example.prompt,
-            max_tokens=answer_tokens,
-            variant=model.variants[BASE],
-            sampling=SamplingParams(seed=index),
-            eos_token_ids=model.eos_token_ids,
-            min_tokens=2,
-        )
-        for index, example in enumerate(examples)
-    ]
+    requests = sampled_requests(
+        (example.prompt for example in examples),
+        model.variants[BASE],
+        model.eos_token_ids,
+        answer_tokens,
+    )
     return [
         replace(example, answer=tuple(answer.output))
         for example, answer in zip(

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable
 from transformers import PreTrainedTokenizerBase
 
 from controller import StepRecord
+from pruners.variant import VariantSpec
 from server.engine.detokenizer import Detokenizer, StopRules
 from server.engine.runner import Runner
+from server.engine.sampling import SamplingParams
 from server.engine.sequence import Delta, GenerationRequest, Sequence
 
 
@@ -37,3 +39,29 @@ def answer_all(
             raise RuntimeError(errors[0])
         on_step(sequences)
     return sequences
+
+
+def sampled_requests(
+    prompts: Iterable[tuple[int, ...]],
+    variant: VariantSpec,
+    eos_token_ids: frozenset[int],
+    max_tokens: int,
+    first: int = 0,
+) -> list[GenerationRequest]:
+    """Return a request for each prompt, whose answer a variant samples at temperature 1.
+
+    Answers have 2 to `max_tokens` tokens. The numbers of the prompts, from `first` on, are the
+    seeds.
+    """
+    return [
+        GenerationRequest(
+            request_id=str(seed),
+            prompt=prompt,
+            max_tokens=max_tokens,
+            variant=variant,
+            sampling=SamplingParams(seed=seed),
+            eos_token_ids=eos_token_ids,
+            min_tokens=2,
+        )
+        for seed, prompt in enumerate(prompts, first)
+    ]

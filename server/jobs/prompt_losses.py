@@ -15,11 +15,9 @@ from pruners.variant import BASE
 from server.engine.backends.base import Segment
 from server.engine.config import EngineConfig
 from server.engine.loading.load import LoadedModel
-from server.engine.offline import answer_all
+from server.engine.offline import answer_all, sampled_requests
 from server.engine.runner import Runner
 from server.engine.runner_factory import build_runner
-from server.engine.sampling import SamplingParams
-from server.engine.sequence import GenerationRequest
 from server.engine.sequence import Sequence as Answer
 from server.shadow.teacher_forcing import TeacherForcedLoss, TeacherForcing
 
@@ -153,18 +151,10 @@ def _answer(
     answer_tokens: int,
 ) -> list[Answer]:
     """Answer the prompts of a batch, whose numbers from `first` on are their seeds."""
-    requests = [
-        GenerationRequest(
-            request_id=str(index),
-            prompt=prompt.tokens,
-            max_tokens=answer_tokens,
-            variant=model.variants[BASE],
-            sampling=SamplingParams(seed=index),
-            eos_token_ids=model.eos_token_ids,
-            min_tokens=2,
-        )
-        for index, prompt in enumerate(batch, first)
-    ]
+    tokens = (prompt.tokens for prompt in batch)
+    requests = sampled_requests(
+        tokens, model.variants[BASE], model.eos_token_ids, answer_tokens, first
+    )
     return answer_all(runner, model.tokenizer, requests)
 
 

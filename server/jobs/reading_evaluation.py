@@ -32,11 +32,9 @@ from pruners.support.progress import track
 from pruners.variant import BASE
 from server.engine.config import EngineConfig
 from server.engine.loading.load import LoadedModel, load_model
-from server.engine.offline import answer_all
+from server.engine.offline import answer_all, sampled_requests
 from server.engine.runner import Runner
 from server.engine.runner_factory import build_runner
-from server.engine.sampling import SamplingParams
-from server.engine.sequence import GenerationRequest
 from server.jobs.prompt_losses import EncodedPrompt, read_prompts
 
 _ANSWER_TOKENS = 48
@@ -174,16 +172,8 @@ class _Answering:
             config = EngineConfig(max_running=_BATCH, kv_tokens=self._kv_tokens)
             self._served = model, build_runner(model, config, None)
         model, runner = self._served
-        requests = [
-            GenerationRequest(
-                request_id=str(index),
-                prompt=one.tokens,
-                max_tokens=_ANSWER_TOKENS,
-                variant=model.variants[BASE],
-                sampling=SamplingParams(seed=index),
-                eos_token_ids=model.eos_token_ids,
-                min_tokens=2,
-            )
-            for index, one in enumerate(prompts, first)
-        ]
+        tokens = (one.tokens for one in prompts)
+        requests = sampled_requests(
+            tokens, model.variants[BASE], model.eos_token_ids, _ANSWER_TOKENS, first
+        )
         return [list(one.output) for one in answer_all(runner, model.tokenizer, requests)]
