@@ -4,31 +4,36 @@ The idea is that of SwiftKV (Qiao et al. 2024, arXiv 2410.03960), with linear ma
 trained.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.progress import Progress
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pruners.architecture import LocatedModel
-from pruners.calibration.layer_replay import final_hidden
 from pruners.correction import RecoveryError
-from pruners.data.rows import TokenBatch, group_by_length, pad_rows
+from pruners.data.rows import group_by_length, hash_rows, pad_rows
 from pruners.distill.loss import kl_divergence, log_probabilities
+from pruners.distill.reading_lessons import Lesson, make_lessons
 from pruners.evaluation.reading_quality import PromptAnswer
-from pruners.kv.base import SINK_TOKENS
-from pruners.reading.maps import KVMaps, features
+from pruners.reading.maps import KVMaps
 from pruners.reading.reader import PromptReader
-from pruners.reading.realize import read_by
+from pruners.reading.upper_pass import find_full, read_upper
+from pruners.support.files import replace_file
 
 _BATCH_TOKENS = 1536
 _WARM_UP_STEPS = 10
 _FINAL_RATE = 0.02  # share of the highest learning rate
 _DAMPING = 0.02  # of the mean variance of features, added to each direction before whitening
-_PROMPT_END = 16  # tokens of a prompt's end that are learnt from too
-_PROMPT_WEIGHT = 0.3  # what one of them counts, beside a token of the answer
+_PROMPT_WEIGHT = 0.3  # what a token of a prompt's end counts, beside one of the answer
+_ANSWER_TOKENS = 48  # a shorter answer's tokens count more, by the root of how much shorter it is
+_SAVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +41,15 @@ class DistilOptions:
     """How maps are trained.
 
     `epochs` passes over all pairs, `rate` the highest learning rate, `seed` draws orders and
-    readers. `numbers` bool `[vocab]` says which tokens readers with `numbers` read in full.
+    readers. `numbers` bool `[vocab]` says which tokens readers with `numbers` read in full. From
+    the `state` file, an interrupted training of the same steps goes on.
     """
 
     numbers: Tensor | None = None
     epochs: int = 3
-    rate: float = 2e-3
+    rate: float = 4e-3
     seed: int = 0
+    state: Path | None = None
 
 
 def distil_maps(
@@ -57,26 +64,76 @@ def distil_maps(
 
     The maps change by a product of the features whitened over the pairs, so that Adam (Kingma & Ba
     2014, arXiv 1412.6980) moves all directions alike; rows keep their scales. The base's weights
-    get no gradient. Raises `RecoveryError` without pairs, readers or an answer, or for a reader of
-    another depth.
+    get no gradient. What the base computes is kept, 8 * hidden bytes or less for each token of the
+    pairs, so that a step costs little more than the layers above the depth for the full tokens.
+    Raises `RecoveryError` without pairs, readers or an answer, or for a reader of another depth,
+    and `UnsupportedModelError` for a family that embeds positions.
     """
     _check(maps, pairs, readers)
-    trained = _TrainedMaps(maps, _second_moment(located, maps.depth, pairs))
+    lessons, moment = make_lessons(located, maps.depth, pairs, progress)
+    trained = _TrainedMaps(maps, moment)
     optimizer = torch.optim.Adam(trained.parameters(), lr=options.rate, betas=(0.9, 0.98))
-    plan = list(_draw(pairs, readers, options))
+    plan = list(_draw([len(one.tokens) for one in lessons], readers, options))
+    state = _TrainingFile(options, hash_rows([one.tokens for one in lessons]), readers)
+    done = state.read(trained.change, optimizer)
     task = None if progress is None else progress.add_task("Distilling maps", total=len(plan))
     with _frozen(located.model):
-        for step, (group, reader) in enumerate(plan):
-            loss = _loss(located, trained.maps(), reader, group, options.numbers)
+        for step, (group, reader) in enumerate(plan[done:], done):
+            batch = [lessons[pair] for pair in group]
+            loss = _loss(located, trained.maps(), reader, batch, options.numbers)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             optimizer.param_groups[0]["lr"] = options.rate * _rate_factor(step, len(plan))
             optimizer.step()
+            state.write_sometimes(step + 1, trained.change, optimizer)
             if progress is not None and task is not None:
-                progress.update(task, advance=1, description=f"Distilling maps, KL {loss:.3f}")
+                text = f"Distilling maps, KL {loss:.3f}"
+                progress.update(task, completed=step + 1, description=text)
     with torch.no_grad():
         return trained.maps()
+
+
+class _TrainingFile:
+    """The state of an interrupted training: the change of the maps and Adam's moments."""
+
+    def __init__(self, options: DistilOptions, pairs: str, readers: Sequence[PromptReader]) -> None:
+        self._path = options.state
+        steps = (options.epochs, options.rate, options.seed, _BATCH_TOKENS)
+        self._identity = f"{pairs} {steps} {list(readers)}"
+        self._saved = time.monotonic()
+
+    def read(self, change: nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
+        """Set both as they were and return how many steps are done; 0 without a usable file."""
+        if self._path is None:
+            return 0
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                note = file.metadata()
+                if note["identity"] != self._identity:
+                    return 0
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return 0
+        with torch.no_grad():
+            change.copy_(tensors.pop("change"))
+        device = change.device
+        optimizer.state[change] = {
+            name: tensor.to(device if tensor.dim() else "cpu") for name, tensor in tensors.items()
+        }
+        return int(note["steps"])
+
+    def write_sometimes(
+        self, steps: int, change: nn.Parameter, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Write the state if that was long ago."""
+        path = self._path
+        if path is None or time.monotonic() - self._saved < _SAVE_SECONDS:
+            return
+        tensors = {"change": change.detach(), **optimizer.state[change]}
+        note = {"identity": self._identity, "steps": str(steps)}
+        replace_file(path, lambda staged: save_file(tensors, staged, note))
+        self._saved = time.monotonic()
 
 
 class _TrainedMaps(nn.Module):
@@ -122,19 +179,15 @@ def _check(maps: KVMaps, pairs: Sequence[PromptAnswer], readers: Sequence[Prompt
 
 
 def _draw(
-    pairs: Sequence[PromptAnswer], readers: Sequence[PromptReader], options: DistilOptions
-) -> Iterator[tuple[list[PromptAnswer], PromptReader]]:
+    lengths: Sequence[int], readers: Sequence[PromptReader], options: DistilOptions
+) -> Iterator[tuple[list[int], PromptReader]]:
     """Yield the batches of all epochs, in a drawn order, each with its drawn reader."""
     generator = torch.Generator().manual_seed(options.seed)
-    groups = list(group_by_length([len(_row(pair)) for pair in pairs], _BATCH_TOKENS))
+    groups = list(group_by_length(lengths, _BATCH_TOKENS))
     for _ in range(options.epochs):
         for index in torch.randperm(len(groups), generator=generator).tolist():
             reader = int(torch.randint(len(readers), (1,), generator=generator))
-            yield [pairs[pair] for pair in groups[index]], readers[reader]
-
-
-def _row(pair: PromptAnswer) -> Tensor:
-    return torch.cat([pair.prompt, pair.answer])
+            yield groups[index], readers[reader]
 
 
 def _rate_factor(step: int, steps: int) -> float:
@@ -142,55 +195,35 @@ def _rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / _WARM_UP_STEPS) * max(_FINAL_RATE, 1 - step / steps)
 
 
-@torch.no_grad()
-def _second_moment(located: LocatedModel, depth: int, pairs: Sequence[PromptAnswer]) -> Tensor:
-    """Return E[x x^T] of the features of all prompt tokens but the first ones, fp64, on the CPU."""
-    size = located.shape.hidden + 1
-    total, count = torch.zeros(size, size, dtype=torch.float64), 0
-    for group in group_by_length([len(pair.prompt) for pair in pairs], _BATCH_TOKENS):
-        batch = pad_rows([pairs[index].prompt for index in group])
-        used = batch.valid.clone()
-        used[:, :SINK_TOKENS] = False
-        found: list[Tensor] = []
-        hook = located.layers[depth].module.register_forward_pre_hook(
-            lambda module, args, found=found: found.append(args[0])
-        )
-        try:
-            final_hidden(located, batch)
-        finally:
-            hook.remove()
-        x = features(found[0][used.to(found[0].device)])
-        total += (x.T @ x).double().cpu()
-        count += len(x)
-    return total / max(1, count)
-
-
 def _loss(
     located: LocatedModel,
     maps: KVMaps,
     reader: PromptReader,
-    group: Sequence[PromptAnswer],
+    lessons: Sequence[Lesson],
     numbers: Tensor | None,
 ) -> Tensor:
     """Return the mean KL(base || reader), a scalar with a gradient for `maps`."""
-    batch = pad_rows([_row(pair) for pair in group])
-    prompts = torch.tensor([len(pair.prompt) for pair in group])
-    scored, weights = _scored(batch, prompts)
-    with torch.no_grad():
-        hidden = final_hidden(located, batch)
-        base = log_probabilities(located.head, hidden[scored.to(hidden.device)])
-    with read_by(located, reader, maps, prompts, batch.tokens, numbers):
-        read = final_hidden(located, batch)
-    return kl_divergence(located.head, read[scored.to(read.device)], base, weights.to(read.device))
-
-
-def _scored(batch: TokenBatch, prompts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which positions are learnt from, bool `[rows, length]`, and their weights."""
-    places = torch.arange(batch.tokens.shape[1])
-    answer = places >= prompts[:, None] - 1
-    scored = batch.scored_positions() & (places >= prompts[:, None] - _PROMPT_END)
-    weights = torch.where(answer, 1.0, _PROMPT_WEIGHT)[scored]
-    return scored, weights / weights.mean()
+    device = lessons[0].hidden.device
+    batch = pad_rows([lesson.tokens for lesson in lessons])
+    shallow = torch.zeros_like(batch.valid)
+    scored = torch.zeros_like(batch.valid)
+    weights = torch.zeros(batch.tokens.shape)
+    for row, one in enumerate(lessons):
+        last, answer = len(one.tokens) - 1, len(one.tokens) - one.prompt
+        shallow[row, : one.prompt] = reader.shallow(one.tokens[: one.prompt], numbers)
+        scored[row, one.first : last] = True
+        weights[row, one.first : one.prompt - 1] = _PROMPT_WEIGHT
+        weights[row, one.prompt - 1 : last] = 1.0
+        weights[row] *= (_ANSWER_TOKENS / answer) ** 0.5
+    shallow, scored, weights = shallow.to(device), scored.to(device), weights.to(device)
+    final = torch.cat([one.final for one in lessons])
+    hidden = nn.utils.rnn.pad_sequence([one.hidden for one in lessons], batch_first=True)
+    full = find_full(shallow, batch.valid.to(device))
+    read = read_upper(located, maps, hidden, shallow, full)
+    learnt = scored.gather(1, full.places) & full.real
+    base = log_probabilities(located.head, final[~shallow[scored]])
+    used = weights.gather(1, full.places)[learnt]
+    return kl_divergence(located.head, read[learnt], base, used / used.mean())
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Distilling maps lowers the loss that it is about, and nothing else changes."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from pruners.architecture import locate
 from pruners.calibration.layer_replay import final_hidden
 from pruners.correction import RecoveryError
 from pruners.data.rows import pad_rows
+from pruners.distill import reader_maps
 from pruners.distill.loss import kl_divergence
 from pruners.distill.reader_maps import DistilOptions, distil_maps
 from pruners.evaluation.reading_quality import PromptAnswer
@@ -59,6 +62,35 @@ def test_the_loss_of_prompts_that_were_not_learnt_from_falls() -> None:
     for name, tensor in located.model.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert all(p.grad is None and p.requires_grad for p in located.model.parameters())
+
+
+def test_an_interrupted_training_goes_on_to_the_same_maps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    located = locate(tiny_model())
+    pairs = answered(random_rows(48, (40, 36), seed=1))
+    maps = fit_maps(located, random_rows(8, (40,), seed=3), [DEPTH])[DEPTH]
+    options = DistilOptions(NUMBERS, epochs=4, rate=1e-2)
+    expected = distil_maps(located, maps, pairs, READERS, options)
+    monkeypatch.setattr(reader_maps, "_SAVE_SECONDS", 0.0)
+    options = replace(options, state=tmp_path / "state.safetensors")
+    compute, steps = reader_maps._loss, []
+
+    def fail_at_the_fourth(*args: Any) -> torch.Tensor:
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        steps.append(0)
+        return compute(*args)
+
+    monkeypatch.setattr(reader_maps, "_loss", fail_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        distil_maps(located, maps, pairs, READERS, options)
+    monkeypatch.setattr(reader_maps, "_loss", lambda *args: steps.append(0) or compute(*args))
+    resumed = distil_maps(located, maps, pairs, READERS, options)
+    assert torch.equal(resumed.weight, expected.weight)
+    whole = len(list(reader_maps._draw([len(p.prompt) + 8 for p in pairs], READERS, options)))
+    assert len(steps) == whole
+    assert all(p.requires_grad for p in located.model.parameters())
 
 
 def test_weights_of_positions_weigh_the_loss_and_its_gradient() -> None:
