@@ -172,13 +172,12 @@ class Observer:
         running = replace(others, sequences=tuple(s for s in others.sequences if s.running))
         moment = self._read_moment(request, running)
         moment.forecast.wait += waited
-        objectives = replace(moment.objectives, firm=False)
-        held, held_seconds = self.started.current(objectives, first.rank)
+        held, held_seconds = self.started.current(moment.objectives, first.rank)
         battery = moment.snapshot.on_battery.value
         return replace(
             first,
             candidates=self._candidates(request, moment),
-            objectives=objectives,
+            objectives=moment.objectives,
             wait=self._forecast(others).wait,
             queued=moment.forecast.wait,
             on_battery=None if battery is None else bool(battery),

@@ -118,8 +118,13 @@ def open_choices(observation: Observation, variants: Sequence[str]) -> np.ndarra
 
 
 def may_refuse(observation: Observation) -> bool:
-    """Return whether the queue is too long for the request. See `is_too_late`."""
-    return is_too_late(observation.objectives, observation.wait, lambda: observation.rank)
+    """Return whether the queue is too long for the request, if it was not accepted before.
+
+    See `is_too_late`.
+    """
+    return not observation.accepted and is_too_late(
+        observation.objectives, observation.wait, lambda: observation.rank
+    )
 
 
 def is_too_late(objectives: Objectives, wait: float, rank: Callable[[], float]) -> bool:

@@ -27,6 +27,15 @@ def concave_hull(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [candidate for _, _, candidate in hull]
 
 
+def best_yield(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the candidate of the highest yield: exp(-loss) over cost.
+
+    On the hull with the origin, which is refusing, it is the first. A mix with anything cheaper is
+    worse than refusing some requests and serving the others by this one.
+    """
+    return max(candidates, key=lambda c: _quality(c) / max(c.cost, 1e-9))
+
+
 def _quality(candidate: Candidate) -> float:
     return 0.0 if candidate.loss is None else math.exp(-candidate.loss)
 

@@ -26,7 +26,7 @@ class Reason(StrEnum):
     FIXED = "fixed"  # a static policy
     DWELL = "dwell"  # the last change is too recent for another one
     FLOOR = "floor"  # refused: too late with the variants that the quality floor allows
-    LATE = "late"  # refused: too late for its objective with any variant
+    LATE = "late"  # refused: too late for its objective, or so large that many others would be
     LEARNED = "learned"  # a trained policy chose it
     EXPLORED = "explored"  # a random choice, so that the log says more
 
@@ -129,8 +129,8 @@ class Observation:
     over what full batches of the base get done. `rank` is the share (0..1) of recent work that was
     in smaller requests than this one. `draw` is a random number in [0, 1), for policies that
     explore. `queued` are the seconds in the queue that the candidates' `ttft` and `total` count,
-    None for `wait`: they are others where a request has waited already. Field names are keys of the
-    audit log.
+    None for `wait`: they are others for a request that was accepted before and starts now. Field
+    names are keys of the audit log.
     """
 
     candidates: tuple[Candidate, ...]
@@ -148,6 +148,11 @@ class Observation:
     rank: float = 1.0
     draw: float = 0.0
     queued: float | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the request was accepted before and starts now, so that it is not refused."""
+        return self.queued is not None
 
 
 def read_observation(value: Mapping[str, Any]) -> Observation:

@@ -19,7 +19,8 @@ class StaticPolicy:
     def choose(self, observation: Observation) -> tuple[Action, Reason]:
         """Return the choice with the largest KV cache that is not blocked."""
         wanted = observation.objectives
-        ttft = wanted.ttft if self._refuses and wanted.firm else None
+        refuses = self._refuses and wanted.firm and not observation.accepted
+        ttft = wanted.ttft if refuses else None
         late = ttft is not None and observation.wait > MAX_WAIT * ttft
         action = largest_cache(observation, self._choice).action
         return action, Reason.LATE if late else Reason.FIXED

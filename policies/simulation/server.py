@@ -3,7 +3,6 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -222,11 +221,10 @@ class SimulatedServer:
         if request.starting is None:
             self._ranks[request.index] = known.sizes.rank(request.work)
         rank, charge = self._ranks[request.index], self.host.charge
-        objectives = replace(self.objectives, firm=self.objectives.firm and not self.starting)
-        held, held_seconds = self.dwell.current(objectives, rank)
+        held, held_seconds = self.dwell.current(self.objectives, rank)
         return Observation(
             candidates=candidates,
-            objectives=objectives,
+            objectives=self.objectives,
             wait=request.wait,
             queued=request.queued if self.starting else None,
             complexity=self._complexity[request.index],

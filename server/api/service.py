@@ -24,7 +24,7 @@ from server.engine.loading.load import LoadedModel
 from server.engine.sequence import Delta, FinishReason
 
 _REFUSALS = {
-    Reason.LATE: "too many are waiting to answer in time, even with the smallest variant",
+    Reason.LATE: "too many are waiting to answer a request of this size in time",
     Reason.FLOOR: "too many are waiting to keep both the objectives and max_loss",
 }
 

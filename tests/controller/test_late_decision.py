@@ -102,7 +102,7 @@ def test_an_accepted_request_is_served(host):
     assert controller.decide(REQUEST).refused
     late = redecide(host, controller, first, 0.1)
     assert not late.refused
-    assert not late.observation.objectives.firm, "the policy is not asked whether to refuse"
+    assert late.observation.accepted, "the policy is not asked whether to refuse"
     floored = IncomingRequest(FEATURES, 40, 100, RequestPreferences(Objectives(max_loss=0.0)))
     late = redecide(host, controller, first, 0.1, floored)
     assert (late.action, late.reason) == (Action("base"), Reason.LEAST_BAD)

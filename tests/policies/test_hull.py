@@ -7,7 +7,7 @@ import random
 import pytest
 
 from policies import Action, Candidate
-from policies.hull import concave_hull
+from policies.hull import best_yield, concave_hull
 
 
 def made(points):
@@ -47,3 +47,13 @@ def test_an_unmeasured_loss_keeps_nothing():
     base, small = made([(1.0, 0.0), (0.4, 1.0)])
     unknown = Candidate(Action("new"), None, 0.5, 0.1, 0.02)
     assert concave_hull([base, small, unknown]) == [small, base]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_cheaper_choice_mixed_with_others_beats_refusing_and_the_best_yield(seed):
+    chance = random.Random(seed)
+    candidates = made([(chance.uniform(0.2, 1.0), chance.uniform(0.0, 3)) for _ in range(9)])
+    best = best_yield(candidates)
+    for one in candidates:
+        if one.cost < best.cost:  # a share of requests by `best` costs as much as all by `one`
+            assert math.exp(-one.loss) <= one.cost / best.cost * math.exp(-best.loss)

@@ -54,8 +54,9 @@ def test_the_largest_open_cache():
     assert preferring("half").choose(seen) == (Action("half", 256), Reason.LEARNED)
 
 
-def test_refusing_is_closed_to_whoever_is_in_time():
+def test_refusing_is_closed_to_whoever_is_in_time_or_accepted():
     policy = preferring("refuse", "base")
+    assert policy.choose(observe(2.0, queued=0.1)) == (Action("base"), Reason.LEARNED)
     assert policy.choose(observe(0.84, rank=0.3)) == (Action("base"), Reason.LEARNED)
     assert policy.choose(observe(0.86, rank=0.3))[1] is Reason.LATE
     assert policy.choose(observe(0.44, rank=1.0)) == (Action("base"), Reason.LEARNED)

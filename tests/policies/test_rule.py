@@ -95,12 +95,49 @@ def test_who_would_come_too_late_is_refused_if_the_objective_is_firm():
 
 def test_the_largest_are_refused_first():
     def refused(wait, rank):
-        seen = observe(wait, demand=3.0, rank=rank, firm=True)
+        seen = observe(wait, demand=0.4, rank=rank, firm=True)
         return RulePolicy().choose(seen)[1] is Reason.LATE
 
     for rank, longest in ((0.0, 0.85), (0.5, 0.85), (0.75, 0.65), (1.0, 0.45)):
         assert not refused(longest - 0.01, rank)
         assert refused(longest + 0.01, rank)
+
+
+@pytest.mark.parametrize(
+    ("demand", "refused_above"),
+    [
+        (0.98, 1.0),
+        (1.05, 1.0 / 1.05),  # no cut is worth its loss, so that the base serves what it can
+        (1.25, 0.9),  # and above a tenth of the work it is cut even so
+        (3.0, 0.9),
+    ],
+)
+def test_firm_objectives_turn_the_largest_away_where_cuts_lose_more(demand, refused_above):
+    def reason(rank, **more):
+        seen = observe(0.25, demand=demand, rank=rank, firm=True)
+        return RulePolicy().choose(replace(seen, **more))[1]
+
+    assert reason(refused_above - 0.01) is not Reason.LATE
+    if refused_above < 1:
+        assert reason(refused_above + 0.01) is Reason.LATE
+        assert reason(refused_above + 0.01, queued=0.1) is not Reason.LATE, "it was accepted"
+        late = observe(0.25, demand=demand, rank=refused_above + 0.01)
+        assert RulePolicy().choose(late)[1] is not Reason.LATE, "the objective is not firm"
+
+
+def test_nobody_is_turned_away_while_cuts_are_worth_it():
+    """At a mean cost of .53 a reader of .5 that loses .02 suffices; at .48 it does not."""
+    for demand, late in ((1.9, False), (2.08, True)):
+        seen = with_readers(wait=0.25, demand=demand, rank=0.99, firm=True)
+        assert (RulePolicy().choose(seen)[1] is Reason.LATE) == late
+
+
+def test_what_the_refused_would_have_cost_is_there_for_the_others():
+    """The mean cost of .8 becomes .8 / .9, of which the share (.889 - .7) / (.92 - .7) has .92."""
+    for rank, variant in ((0.76, "ffn-87.5"), (0.79, "ffn-50")):
+        seen = observe(0.25, demand=1.25, rank=rank, firm=True)
+        for one in (seen, replace(seen, queued=0.4)):
+            assert RulePolicy().choose(one)[0].variant == variant
 
 
 def test_a_tpot_objective_takes_the_least_loss_that_keeps_it():
