@@ -145,7 +145,7 @@ def _compute(
     shape, base = model.weights.shape, model.variants[BASE]
     runs = torch.ones(shape.layers, len(prompt), dtype=torch.bool)
     if reader is not None:
-        shallow = reader.shallow(torch.tensor(prompt), model.number_tokens)
+        shallow = reader.shallow(torch.tensor(prompt), model.token_kinds)
         runs[reader.depth :] = ~shallow
     work = request_work(shape, base, runs, torch.ones_like(runs), 0)
     return work.reading / whole_work(shape, base, len(prompt), 0).reading, int(runs[-1].sum())

@@ -120,7 +120,7 @@ class YieldMeter:
         """Return the KL of each choice on the base's answers, nats per token, by prompt."""
         model = self._model
         reading = ReadingDepths(
-            model.weights.shape.layers, model.readers.values(), model.number_tokens
+            model.weights.shape.layers, model.readers.values(), model.token_kinds
         )
         requests = self._work.requests(model, BASE, self._turn)
         answers = answer_all(self._runner, model.tokenizer, requests)

@@ -23,7 +23,7 @@ class Catalogue:
     The base goes with every reader and every budget, and each variant with every budget. `pairs`
     are the other variants that go with a reader, without a budget. `keep_tasks` are the choices
     (`Action.choice`) that were measured to find what stands in the prompt, the base among them.
-    `number_tokens` bool `[vocab]` says which tokens are of numbers. Without `budgets_free_memory` a
+    `token_kinds` int8 `[vocab]` are those of tokens. Without `budgets_free_memory` a
     budget only limits to how many cached tokens each token attends.
     """
 
@@ -34,7 +34,7 @@ class Catalogue:
     readers: dict[str, ServedReader] = field(default_factory=dict)
     pairs: tuple[tuple[str, str], ...] = ()
     keep_tasks: frozenset[str] = frozenset([BASE])
-    number_tokens: Tensor | None = None
+    token_kinds: Tensor | None = None
     budgets_free_memory: bool = True
 
     def actions(self) -> list[Action]:
@@ -96,12 +96,13 @@ class Catalogue:
         if not self.readers:
             return {}
         tokens = torch.from_numpy(np.array(prompt))
-        counted: dict[tuple[int, bool], np.ndarray] = {}
+        counted: dict[tuple[int, int, bool], np.ndarray] = {}
         found = {}
         for name, served in self.readers.items():
-            kind = served.reader.last, served.reader.numbers  # whatever the depth
+            reader = served.reader
+            kind = reader.last, reader.turn, reader.numbers  # whatever the depth
             if kind not in counted:
-                shallow = served.reader.shallow(tokens, self.number_tokens)
+                shallow = reader.shallow(tokens, self.token_kinds)
                 counted[kind] = _sums_to_the_end(~shallow.numpy())
             found[name] = counted[kind]
         return found

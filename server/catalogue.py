@@ -8,7 +8,6 @@ from controller.pairs import ReaderFigures, WriterFigures, useful_pairs
 from controller.reading import ServedReader
 from controller.sensitivity import Sensitivity, load_sensitivity
 from pruners.artefact.table import ReaderQuality, Table
-from pruners.kv.base import SINK_TOKENS
 from pruners.reading.reader import PromptReader
 from pruners.variant import BASE
 from server.engine.loading.artefact_lookup import shipped_artefact
@@ -51,7 +50,7 @@ def build_catalogue(
         readers=readers,
         pairs=_pairs(model, losses, readers, table),
         keep_tasks=choices_that_keep_tasks(model, table, tasks_floor),
-        number_tokens=model.number_tokens,
+        token_kinds=model.token_kinds,
     )
 
 
@@ -114,7 +113,7 @@ def _pairs(
 
 
 def _typical_share(reader: PromptReader, model: LoadedModel) -> float:
-    return reader.cost(model.weights.shape, _TYPICAL_PROMPT, reader.last + SINK_TOKENS)
+    return reader.cost(model.weights.shape, _TYPICAL_PROMPT, reader.ends)
 
 
 def open_sensitivity(model: LoadedModel, artefact: Path | None) -> Sensitivity | None:

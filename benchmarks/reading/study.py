@@ -11,7 +11,7 @@ from benchmarks.reading.questions import make_tasks
 from benchmarks.reading.tasks import Tasks
 from benchmarks.reading.ways import Way, compared_ways
 from pruners.architecture import LocatedModel, locate
-from pruners.reading.reader import number_tokens
+from pruners.reading.reader import token_kinds
 from pruners.realization.variant_set import VariantSet
 from pruners.support.errors import UserError
 from pruners.variant import BASE
@@ -67,11 +67,11 @@ def default_study(plan: StudyPlan) -> ReadingStudy:
     examples = read_examples(plan.prompts, model.tokenizer, plan.counts, longest)
     tasks = make_tasks(model.tokenizer, examples, plan.tasks, longest)
     answered = _answered(model, examples, plan.answer_tokens)
-    numbers = number_tokens(model.tokenizer, model.weights.shape.vocab)
+    kinds = token_kinds(model.tokenizer, model.weights.shape.vocab)
     located = locate(load_transformers(resolve_model(DEFAULT_MODEL), torch.float32))
     specs = artefact.variants[:: -(-len(artefact.variants) // _VARIANTS)]
     variants = VariantSet(artefact.order, specs, artefact.corrections)
-    ways = compared_ways(located, variants, list(artefact.readers.values()), artefact.maps, numbers)
+    ways = compared_ways(located, variants, list(artefact.readers.values()), artefact.maps, kinds)
     return ReadingStudy(located, ways, answered, tasks)
 
 

@@ -82,19 +82,19 @@ class ReadByLayers:
     kind = READER
 
     def __init__(
-        self, located: LocatedModel, reader: PromptReader, maps: KVMaps, numbers: Tensor | None
+        self, located: LocatedModel, reader: PromptReader, maps: KVMaps, kinds: Tensor | None
     ) -> None:
         self.name = reader.name
         self._located = located
         self._reader = reader
         self._maps = maps
-        self._numbers = numbers
+        self._kinds = kinds
 
     def answer(self, example: Example, others: Mapping[str, RequestWork]) -> Answered:
         """Read with the maps of the reader's depth."""
         located, reader = self._located, self._reader
         prompts, tokens = _as_row(example)
-        with read_by(located, reader, self._maps, prompts, tokens, self._numbers) as shallow:
+        with read_by(located, reader, self._maps, prompts, tokens, self._kinds) as shallow:
             hidden = _predicting(located, example)
         runs = _all_layers(located, example)
         runs[reader.depth :] = ~shallow()[0, : example.length]
@@ -156,18 +156,18 @@ def compared_ways(
     variants: VariantSet,
     readers: Sequence[PromptReader],
     maps: Mapping[int, KVMaps],
-    numbers: Tensor | None,
+    kinds: Tensor | None,
 ) -> list[Way]:
     """Return the base, all variants, all readers, droppings, and truncations as cheap as readers.
 
-    Tokens are dropped after a third and half of the layers. `numbers`, bool `[vocab]`, says which
-    tokens are of numbers, for readers that ask for them.
+    Tokens are dropped after a third and half of the layers. `kinds`, int8 `[vocab]`, are those of
+    tokens.
     """
     layers = located.shape.layers
     base = base_spec(located.shape)
     return [
         *(WholeRequest(located, variants, spec) for spec in (base, *variants.specs)),
-        *(ReadByLayers(located, reader, maps[reader.depth], numbers) for reader in readers),
+        *(ReadByLayers(located, reader, maps[reader.depth], kinds) for reader in readers),
         *(
             ReadByDropping(located, TokenDropping(f"keep {keep:.0%} after {depth}", depth, keep))
             for depth, keep in ((layers // 3, 0.5), (layers // 3, 0.25), (layers // 2, 0.5))

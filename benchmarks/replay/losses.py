@@ -23,7 +23,7 @@ class LossMeter:
         self._reading = ReadingDepths(
             self._model.weights.shape.layers,
             self._model.readers.values(),
-            self._model.number_tokens,
+            self._model.token_kinds,
         )
         self._known: dict[tuple[str, str, str, str], float] = {}
 

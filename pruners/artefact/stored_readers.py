@@ -27,6 +27,7 @@ class StoredReader:
     name: str
     depth: int
     last: int
+    turn: int
     numbers: bool
     __pydantic_config__ = EXACT
 
@@ -68,7 +69,7 @@ def save_readers(
 ) -> None:
     """Write both files into a folder, bound to the model of `fingerprint`."""
     stored = [
-        {"name": one.name, "depth": one.depth, "last": one.last, "numbers": one.numbers}
+        {name: getattr(one, name) for name in ("name", "depth", "last", "turn", "numbers")}
         for one in readers.values()
     ]
     tensors: dict[str, Tensor] = {}
@@ -101,7 +102,7 @@ def load_readers(
     for one in file.readers:
         if one.name in readers:
             raise ValueError(f"two readers are named '{one.name}'")
-        readers[one.name] = PromptReader(one.name, one.depth, one.last, one.numbers)
+        readers[one.name] = PromptReader(one.name, one.depth, one.last, one.turn, one.numbers)
     maps = _load_maps(folder / MAPS, fingerprint)
     check_readers(readers, maps, shape)
     return readers, maps

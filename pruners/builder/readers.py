@@ -27,14 +27,14 @@ from pruners.support.checkpoint import Checkpoint
 class ReadingText:
     """What readers are fitted on and measured on.
 
-    `rows` are 1-D token ids, which `source` describes; `answers` are of other text. `numbers` says
-    which tokens are numbers, bool `[vocab]`. `epochs` is how often maps are
+    `rows` are 1-D token ids, which `source` describes; `answers` are of other text. `kinds`
+    int8 `[vocab]` are those of tokens. `epochs` is how often maps are
     trained on pieces of all rows, after their fit; 0 leaves them in closed form.
     """
 
     rows: Sequence[torch.Tensor]
     answers: Sequence[PromptAnswer]
-    numbers: torch.Tensor
+    kinds: torch.Tensor
     source: str
     epochs: int = 0
 
@@ -83,7 +83,7 @@ def fit_readers(
     described = describe_rows(text.rows, text.source)
     if len(text.answers) < 2:
         return FittedReaders(readers, maps, text=described)
-    reader_set = ReaderSet(readers, maps, text.numbers)
+    reader_set = ReaderSet(readers, maps, text.kinds)
     measured = measure_readers(located, reader_set, text.answers, checkpoint, progress)
     return FittedReaders(readers, maps, measured.quality, measured.cost, described)
 
@@ -99,5 +99,5 @@ def _trained(
     if text.epochs == 0:
         return maps
     used = [reader for reader in readers.values() if reader.depth == maps.depth]
-    options = DistilOptions(text.numbers, text.epochs)
+    options = DistilOptions(text.kinds, text.epochs)
     return distil_maps(located, maps, cut_answers(text.rows), used, options, progress)

@@ -8,7 +8,6 @@ from pruners.allocation import ffn_levels, kv_levels
 from pruners.architecture import Shape
 from pruners.importance import make_scorer
 from pruners.kv import make_eviction
-from pruners.kv.base import SINK_TOKENS
 from pruners.reading.reader import PromptReader
 from pruners.support.errors import UserError
 from pruners.variant import Part, VariantSpec, depth_spec, intersect, width_spec
@@ -27,7 +26,8 @@ _NUMBERS_SHARE = 0.2  # of usual text are numbers and what stands before them
 class ReaderPlan:
     """A reader to fit: `depth` in layers, or below 1 as a share of the model's layers.
 
-    `last` tokens and, with `numbers`, numbers with the tokens before them are read in full. Without
+    `last` tokens and, with `numbers`, numbers with the tokens before them are read in full, beside
+    what every reader reads so. Without
     a `name` it is called after its share of the base's multiply-adds for a typical prompt, such as
     `read-70`.
     """
@@ -47,9 +47,9 @@ class ReaderPlan:
                 f"recipe: a reader of depth {self.depth:g} with {self.last} last tokens does not "
                 f"go with the model's {shape.layers} layers"
             )
-        full = SINK_TOKENS + self.last
+        reader = PromptReader("", int(depth), self.last, numbers=self.numbers)
+        full = reader.ends
         full += self.numbers * round(_NUMBERS_SHARE * (_TYPICAL_PROMPT - full))
-        reader = PromptReader("", int(depth), self.last, self.numbers)
         share = reader.cost(shape, _TYPICAL_PROMPT, min(full, _TYPICAL_PROMPT))
         return replace(reader, name=self.name or f"read-{100 * share:.0f}")
 

@@ -41,11 +41,11 @@ class DistilOptions:
     """How maps are trained.
 
     `epochs` passes over all pairs, `rate` the highest learning rate, `seed` draws orders and
-    readers. `numbers` bool `[vocab]` says which tokens readers with `numbers` read in full. From
-    the `state` file, an interrupted training of the same steps goes on.
+    readers. `kinds` int8 `[vocab]` are those of tokens. From the `state`
+    file, an interrupted training of the same steps goes on.
     """
 
-    numbers: Tensor | None = None
+    kinds: Tensor | None = None
     epochs: int = 3
     rate: float = 4e-3
     seed: int = 0
@@ -80,7 +80,7 @@ def distil_maps(
     with _frozen(located.model):
         for step, (group, reader) in enumerate(plan[done:], done):
             batch = [lessons[pair] for pair in group]
-            loss = _loss(located, trained.maps(), reader, batch, options.numbers)
+            loss = _loss(located, trained.maps(), reader, batch, options.kinds)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -200,7 +200,7 @@ def _loss(
     maps: KVMaps,
     reader: PromptReader,
     lessons: Sequence[Lesson],
-    numbers: Tensor | None,
+    kinds: Tensor | None,
 ) -> Tensor:
     """Return the mean KL(base || reader), a scalar with a gradient for `maps`."""
     device = lessons[0].hidden.device
@@ -210,7 +210,7 @@ def _loss(
     weights = torch.zeros(batch.tokens.shape)
     for row, one in enumerate(lessons):
         last, answer = len(one.tokens) - 1, len(one.tokens) - one.prompt
-        shallow[row, : one.prompt] = reader.shallow(one.tokens[: one.prompt], numbers)
+        shallow[row, : one.prompt] = reader.shallow(one.tokens[: one.prompt], kinds)
         scored[row, one.first : last] = True
         weights[row, one.first : one.prompt - 1] = _PROMPT_WEIGHT
         weights[row, one.prompt - 1 : last] = 1.0

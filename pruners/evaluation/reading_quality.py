@@ -60,11 +60,11 @@ def cut_answers(rows: Sequence[Tensor]) -> list[PromptAnswer]:
 
 @dataclass(frozen=True, slots=True)
 class ReaderSet:
-    """Readers by name, their maps by depth, and which tokens are numbers, bool `[vocab]`."""
+    """Readers by name, their maps by depth, and the kinds of tokens, int8 `[vocab]`."""
 
     readers: Mapping[str, PromptReader]
     maps: Mapping[int, KVMaps]
-    numbers: Tensor
+    kinds: Tensor
 
     def costs(self, shares: Mapping[str, float]) -> dict[str, ReaderCost]:
         """Return what each reader takes; `shares` are of the reading compute, by reader."""
@@ -145,7 +145,7 @@ def _measure_batch(
     found: dict[str, list[list[Any]]] = {}
     for name, reader in readers.readers.items():
         maps = readers.maps[reader.depth]
-        with read_by(located, reader, maps, prompts, batch.tokens, readers.numbers) as shallow:
+        with read_by(located, reader, maps, prompts, batch.tokens, readers.kinds) as shallow:
             hidden = final_hidden(located, batch)
         found[name] = []
         for row, one in enumerate(answers):

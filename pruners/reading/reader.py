@@ -1,7 +1,6 @@
 """A reader: for each token of a prompt, how many layers it runs through."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,8 @@ FULL = "full"
 """The name of reading every token through all layers, which needs no reader."""
 
 _DIGIT = re.compile(r"\d")
+NUMBER, SPECIAL = 1, 2
+"""Kinds of tokens: those with a digit, and those that mark turns; all others are 0."""
 BEFORE_NUMBER = 3
 """So many tokens before each number are read in full with it: they say what it is the number of."""
 
@@ -26,43 +27,58 @@ BEFORE_NUMBER = 3
 class PromptReader:
     """How a prompt is read.
 
-    Every token runs through the first `depth` layers. The first `SINK_TOKENS` tokens and the `last`
-    ones run through all layers. So do, with `numbers`, tokens of numbers and the `BEFORE_NUMBER`
-    ones before each, which a later question may look up, and the share `attended` (0..1) of the
-    prompt that its `last` tokens attend to most in layer `depth - 1`. The keys and values of all
-    other tokens in the layers from `depth` on come from linear maps.
+    Every token runs through the first `depth` layers. Through all layers run the first
+    `SINK_TOKENS` tokens, the `last` ones, and the first `turn` ones after each special token: where
+    a turn of a conversation begins stands what is asked. So do, with `numbers`, tokens with a digit
+    and the `BEFORE_NUMBER` ones before each, which a later question may look up, and the share
+    `attended` (0..1) of the prompt that its `last` tokens attend to most in layer `depth - 1`. The
+    keys and values of all other tokens in the layers from `depth` on come from linear maps.
     """
 
     name: str
     depth: int
     last: int = 32
+    turn: int = 24
     numbers: bool = False
     attended: float = 0.0
 
-    def shallow(self, prompt: Tensor, numbers: Tensor | None = None) -> Tensor:
+    @property
+    def ends(self) -> int:
+        """Return how many tokens of a prompt of one turn are always read in full."""
+        return SINK_TOKENS + self.turn + self.last
+
+    def shallow(self, prompt: Tensor, kinds: Tensor | None = None) -> Tensor:
         """Return which tokens of a prompt `[tokens]` may be shallow, bool `[tokens]`.
 
-        `numbers` bool `[vocab]` says which tokens are of numbers. What the prompt's end attends to
-        is not taken out yet. Raise `ValueError` for a reader with `numbers` that is not told them.
+        `kinds` `[vocab]` are those of `token_kinds`; without them no token begins a turn. What the
+        prompt's end attends to is not taken out yet. Raise `ValueError` for a reader with `numbers`
+        that is not told them.
         """
         places = torch.arange(len(prompt))
         found = (places >= SINK_TOKENS) & (places < len(prompt) - self.last)
-        if not self.numbers:
+        if kinds is None:
+            if self.numbers:
+                raise ValueError(f"reader {self.name} has to be told which tokens are numbers")
             return found
-        if numbers is None:
-            raise ValueError(f"reader {self.name} has to be told which tokens are numbers")
-        number = numbers[prompt]
-        near = number.clone()
-        for distance in range(1, BEFORE_NUMBER + 1):
-            near[:-distance] |= number[distance:]
-        return found & ~near
+        kind = kinds[prompt]
+        latest = torch.where(kind == SPECIAL, places, -1 - self.turn).cummax(0).values
+        found &= places - latest > self.turn
+        if self.numbers:
+            number = kind == NUMBER
+            near = number.clone()
+            for distance in range(1, BEFORE_NUMBER + 1):
+                near[:-distance] |= number[distance:]
+            found &= ~near
+        return found
 
     def check(self, shape: Shape) -> None:
         """Raise `ValueError` if no model of this shape can be read so."""
         if not 0 < self.depth <= shape.layers:
             raise ValueError(f"reader {self.name}: depth {self.depth} of {shape.layers} layers")
-        if self.last < 1 or not 0 <= self.attended < 1:
-            raise ValueError(f"reader {self.name}: reads {self.last} last tokens, {self.attended}")
+        if self.last < 1 or self.turn < 0 or not 0 <= self.attended < 1:
+            raise ValueError(
+                f"reader {self.name}: last {self.last}, turn {self.turn}, attended {self.attended}"
+            )
 
     def cost(self, shape: Shape, prompt: int, full: int) -> float:
         """Return the share of the base's multiply-adds for a prompt of which `full` are in full.
@@ -77,14 +93,13 @@ class PromptReader:
         return (full + (prompt - full) * shallow) / prompt
 
 
-def number_tokens(tokenizer: "PreTrainedTokenizerBase", vocab: int) -> Tensor:
-    """Return which tokens have a digit, bool `[vocab]`."""
-    texts = tokenizer.convert_ids_to_tokens(range(min(vocab, len(tokenizer))))
-    found = torch.zeros(vocab, dtype=torch.bool)
-    found[: len(texts)] = torch.tensor([bool(_DIGIT.search(text or "")) for text in texts])
-    found[list(_special(tokenizer.all_special_ids, vocab))] = False
-    return found
-
-
-def _special(ids: Iterable[int], vocab: int) -> Iterable[int]:
-    return (token for token in ids if token < vocab)
+def token_kinds(tokenizer: "PreTrainedTokenizerBase", vocab: int) -> Tensor:
+    """Return the kind of each token, int8 `[vocab]`: `NUMBER`, `SPECIAL` or 0."""
+    known = min(vocab, len(tokenizer))
+    texts = tokenizer.convert_ids_to_tokens(range(known))
+    kinds = torch.zeros(vocab, dtype=torch.int8)
+    kinds[:known] = torch.tensor([NUMBER if _DIGIT.search(text or "") else 0 for text in texts])
+    added = {token for token, one in tokenizer.added_tokens_decoder.items() if one.special}
+    special = added | set(tokenizer.all_special_ids)
+    kinds[[token for token in special if token < vocab]] = SPECIAL
+    return kinds

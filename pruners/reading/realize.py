@@ -20,12 +20,12 @@ def read_by(
     maps: KVMaps,
     prompts: Tensor,
     tokens: Tensor,
-    numbers: Tensor | None = None,
+    kinds: Tensor | None = None,
 ) -> Iterator[Callable[[], Tensor]]:
     """Give shallow prompt tokens mapped keys and values in the layers from `reader.depth` on.
 
     `prompts` `[rows]` says how many of each row's `tokens` `[rows, length]` are its prompt,
-    `numbers` `[vocab]` which tokens are of numbers. Yields a function that returns,
+    `kinds` `[vocab]` what kind each token is. Yields a function that returns,
     after a forward pass, which tokens were shallow, bool `[rows, length]`. What the model itself
     computes for shallow tokens above the depth is overwritten before any other token sees it, so
     that all other tokens' hidden states are those of the reader. Weights are never touched and all
@@ -36,7 +36,7 @@ def read_by(
         raise ValueError(f"reader {reader.name}: depth {reader.depth}, its maps have {maps.depth}")
     shallow = torch.zeros_like(tokens, dtype=torch.bool)
     for row, prompt in enumerate(prompts.tolist()):
-        shallow[row, :prompt] = reader.shallow(tokens[row, :prompt], numbers)
+        shallow[row, :prompt] = reader.shallow(tokens[row, :prompt], kinds)
     reading = _ReadingHooks(located, reader, maps, prompts, shallow)
     with ExitStack() as hooks:
         for handle in reading.hooks():

@@ -15,20 +15,19 @@ class ReadingDepths:
     """Works out how deep the tokens of prompts are read. Any thread may call it.
 
     `layers` is the model's number of layers. `readers` are the served ones by name; None stands for
-    reading in full. `number_tokens` bool `[vocab]` says which tokens are of numbers, for readers
-    that ask for them.
+    reading in full. `token_kinds` int8 `[vocab]` are those of tokens, for readers.
     """
 
     def __init__(
         self,
         layers: int,
         readers: Iterable[PromptReader] = (),
-        number_tokens: Tensor | None = None,
+        token_kinds: Tensor | None = None,
     ) -> None:
         self.readers: dict[str | None, PromptReader | None] = {None: None}
         self.readers.update((reader.name, reader) for reader in readers)
         self._layers = layers
-        self._number_tokens = number_tokens
+        self._token_kinds = token_kinds
 
     def of(self, prompt: Sequence[int], reader: PromptReader | None) -> bytes:
         """Return the depth of each token of a prompt. Raise `ValueError` for no served reader."""
@@ -36,7 +35,7 @@ class ReadingDepths:
             return full_depths(len(prompt))
         if reader.attended:
             raise ValueError(f"reader {reader.name}: what the prompt's end attends to is not known")
-        shallow = reader.shallow(torch.tensor(prompt), self._number_tokens)
+        shallow = reader.shallow(torch.tensor(prompt), self._token_kinds)
         return shallow.numpy().tobytes().translate(bytes([FULL_DEPTH, reader.depth]) + bytes(254))
 
 

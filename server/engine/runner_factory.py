@@ -39,7 +39,7 @@ def build_runner(model: LoadedModel, config: EngineConfig, free_bytes: float | N
             f"{size}, which cannot be allocated; set kv_tokens lower"
         ) from error
     limits = SchedulerLimits(config.max_running, config.step_tokens, config.speculate)
-    reading = ReadingDepths(weights.shape.layers, model.readers.values(), model.number_tokens)
+    reading = ReadingDepths(weights.shape.layers, model.readers.values(), model.token_kinds)
     table = Table() if model.artefact is None else model.artefact.table
     return Runner(
         decoder,

@@ -97,11 +97,11 @@ def typical_shallow(model: LoadedModel, reader: PromptReader, tokens: int) -> li
     measured, shape = table.reader_cost.get(reader.name), model.weights.shape
     share = 0.0
     if reader.numbers and measured is not None:
-        always = SINK_TOKENS + reader.last
+        always = reader.ends
         least, most = (reader.cost(shape, _TYPICAL_PROMPT, n) for n in (always, _TYPICAL_PROMPT))
         share = min(max((measured.share - least) / (most - least), 0.0), 1.0)
-    last = tokens - reader.last
+    first, last = SINK_TOKENS + reader.turn, tokens - reader.last
     return [
-        SINK_TOKENS <= place < last and int((place + 1) * share) == int(place * share)
+        first <= place < last and int((place + 1) * share) == int(place * share)
         for place in range(tokens)
     ]

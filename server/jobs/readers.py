@@ -13,7 +13,7 @@ from pruners.data.corpus import Corpus, SourceError
 from pruners.data.reading_text import reading_rows
 from pruners.data.rows import count_tokens, hash_rows
 from pruners.evaluation.reading_quality import cut_answers
-from pruners.reading.reader import number_tokens
+from pruners.reading.reader import token_kinds
 from pruners.support.checkpoint import CHECKPOINT, Checkpoint
 from pruners.support.files import check_folder
 from pruners.support.progress import progress_bars
@@ -59,7 +59,7 @@ def make_reading_text(
     return ReadingText(
         reading_rows(tokenizer, given.rows, request.tokens, request.seed),
         cut_answers(given.held_out),
-        number_tokens(tokenizer, vocab),
+        token_kinds(tokenizer, vocab),
         f"{given.source}, {FACTS}",
         request.epochs,
     )

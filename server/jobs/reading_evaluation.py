@@ -25,7 +25,7 @@ from pruners.evaluation.reading_quality import (
 )
 from pruners.evaluation.reading_tasks import ReadingPlan, make_reading_tasks
 from pruners.evaluation.tasks import Task, TaskError
-from pruners.reading.reader import PromptReader, number_tokens
+from pruners.reading.reader import PromptReader, token_kinds
 from pruners.reading.realize import read_by
 from pruners.support.checkpoint import Checkpoint
 from pruners.support.progress import track
@@ -75,8 +75,8 @@ class ReadingJob:
     @property
     def readers(self) -> ReaderSet:
         """The artefact's readers."""
-        numbers = number_tokens(self.tokenizer, self.located.shape.vocab)
-        return ReaderSet(self.artefact.readers, self.artefact.maps, numbers)
+        kinds = token_kinds(self.tokenizer, self.located.shape.vocab)
+        return ReaderSet(self.artefact.readers, self.artefact.maps, kinds)
 
     def measure_losses(
         self, source: Path, prompts: Sequence[EncodedPrompt] | None, rows: Sequence[Tensor]
@@ -132,7 +132,7 @@ def _read(
 ) -> Tensor:
     """Run the base after a reader has read the prompts; a `PromptForward` with three bound."""
     maps = readers.maps[reader.depth]
-    with read_by(located, reader, maps, prompts, batch.tokens, readers.numbers):
+    with read_by(located, reader, maps, prompts, batch.tokens, readers.kinds):
         return final_hidden(located, batch)
 
 

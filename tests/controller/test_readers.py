@@ -68,7 +68,7 @@ def test_what_is_read_in_full_is_counted_from_each_position_on():
     served = {"read-75": ServedReader(WITH_NUMBERS)}
     # Four sinks, two shallow ones, three before a number, the number, two shallow ones, the end.
     prompt = [1, 2, 3, 4, 5, 6, 5, 5, 5, 7, 8, 9, 10, 11, 12]
-    found = catalogue(readers=served, number_tokens=numbers).full_from(prompt)["read-75"]
+    found = catalogue(readers=served, token_kinds=numbers).full_from(prompt)["read-75"]
     assert found.tolist() == [11, 10, 9, 8, 7, 7, 7, 6, 5, 4, 3, 3, 3, 2, 1, 0]
     incoming = IncomingPrompt(15, {("base", None): 6, ("base", "read-75"): 13}, {"read-75": found})
     deep, full = make_choice(BASE, WITH_NUMBERS), ServedChoice(BASE)

@@ -31,7 +31,7 @@ def model_with(**tasks):
     variants = {"base": base_spec(SHAPE), **{spec.name: spec for spec in artefact.variants}}
     return SimpleNamespace(
         name="tiny", artefact=replace(artefact, table=table), readers=artefact.readers,
-        variants=variants, number_tokens=None, weights=SimpleNamespace(shape=SHAPE, context=512),
+        variants=variants, token_kinds=None, weights=SimpleNamespace(shape=SHAPE, context=512),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from pruners.architecture import SERVED_FAMILIES, LocatedModel, UnsupportedModelError, locate
 from pruners.artefact.folder import Artefact
-from pruners.reading.reader import PromptReader, number_tokens
+from pruners.reading.reader import PromptReader, token_kinds
 from pruners.support.fingerprint import fingerprint
 from pruners.variant import VariantSpec, base_spec
 from server.engine.backends.base import (
@@ -68,8 +68,8 @@ class LoadedModel:
     """A base in serving layout with its tokenizer and its variants, of which `base` is the first.
 
     `fingerprint` identifies the base's parameters. `sampling_defaults` are the model's own sampling
-    parameters. `readers` are by name; `number_tokens` bool `[vocab]` says which tokens are of
-    numbers, if a reader asks for it. The corrections and the maps of `artefact` are in `backend`
+    parameters. `readers` are by name; `token_kinds` int8 `[vocab]` are those of tokens, if
+    there are readers. The corrections and the maps of `artefact` are in `backend`
     only.
     """
 
@@ -82,7 +82,7 @@ class LoadedModel:
     artefact: Artefact | None
     sampling_defaults: dict[str, float]
     readers: dict[str, PromptReader] = field(default_factory=dict)
-    number_tokens: Tensor | None = None
+    token_kinds: Tensor | None = None
 
     @property
     def weights(self) -> Weights:
@@ -212,7 +212,6 @@ def load_model(
     ).to(device)
     specs = [base_spec(weights.shape), *(() if artefact is None else artefact.variants)]
     readers = {} if artefact is None else artefact.readers
-    asked = any(reader.numbers for reader in readers.values())
     return LoadedModel(
         name=name,
         fingerprint=identity,
@@ -223,7 +222,7 @@ def load_model(
         artefact=None if artefact is None else replace(artefact, corrections={}, maps={}),
         sampling_defaults=defaults,
         readers=readers,
-        number_tokens=number_tokens(tokenizer, weights.shape.vocab) if asked else None,
+        token_kinds=token_kinds(tokenizer, weights.shape.vocab) if readers else None,
     )
 
 

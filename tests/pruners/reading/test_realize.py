@@ -10,7 +10,7 @@ from pruners.data.rows import pad_rows
 from pruners.kv.base import SINK_TOKENS, rotate
 from pruners.reading.fit import fit_maps
 from pruners.reading.maps import features
-from pruners.reading.reader import PromptReader
+from pruners.reading.reader import SPECIAL, PromptReader
 from pruners.reading.realize import read_by
 from tests.support.models import FAMILIES, VOCAB, random_rows, tiny_model
 
@@ -110,6 +110,16 @@ def test_what_the_prompts_end_attends_to_is_read_in_full():
         final_hidden(located, pad_rows([row]))
     full = [i for i in candidates if not shallow()[0, i]]
     assert full == expected
+
+
+def test_where_a_turn_begins_is_read_in_full():
+    kinds = torch.tensor([0, 0, 0, SPECIAL], dtype=torch.int8)
+    prompt = torch.tensor([3, 1, 2, 1, 2, 1, 2, 1, 3, 3, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2])
+    shallow = PromptReader("one", 1, last=2, turn=3).shallow(prompt, kinds)
+    # After the sinks: up to the two special tokens, and again from 3 tokens after the second.
+    assert shallow.nonzero()[:, 0].tolist() == [4, 5, 6, 7, 13, 14, 15, 16, 17]
+    shallow = PromptReader("one", 1, last=2, turn=0).shallow(prompt, kinds)
+    assert shallow.nonzero()[:, 0].tolist() == [4, 5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17]
 
 
 def test_numbers_are_read_in_full_with_the_three_tokens_before_each():

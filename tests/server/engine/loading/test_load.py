@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruners.reading.reader import number_tokens
+from pruners.reading.reader import token_kinds
 from pruners.support.fingerprint import fingerprint
 from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
@@ -108,8 +108,8 @@ def test_readers_come_from_the_artefact_in_the_order_of_its_groups(tmp_path: Pat
     size = sum(tensor.nbytes for maps in model.maps.values() for tensor in maps.tensors())
     numbers = sum(maps.weight.numel() for maps in artefact.maps.values())
     assert numbers < size < 1.2 * numbers if precision == "int8" else size == 4 * numbers
-    expected = number_tokens(model.tokenizer, model.weights.shape.vocab)
-    assert torch.equal(model.number_tokens, expected)
+    expected = token_kinds(model.tokenizer, model.weights.shape.vocab)
+    assert torch.equal(model.token_kinds, expected)
     reader, names = reader_of(1)
     wanted = transformers_logits(source, artefact.maps[1], reader, PROMPT, len(PROMPT))
     decoder, marks = open_decoder(model, 256), marks_of(reader, names, PROMPT, 0)
@@ -117,10 +117,9 @@ def test_readers_come_from_the_artefact_in_the_order_of_its_groups(tmp_path: Pat
     assert kl(wanted, found) < (1e-2 if precision == "int8" else 1e-6)
 
 
-def test_number_tokens_are_for_readers_that_ask_for_them(tmp_path: Path):
+def test_token_kinds_are_for_readers(tmp_path: Path):
     folder = save_tiny(tmp_path / "tiny")
     source = load_transformers(folder, torch.float32)
     artefact = artefact_with_readers()
-    readers = {name: one for name, one in artefact.readers.items() if not one.numbers}
-    artefact = replace(artefact, fingerprint=fingerprint(source), readers=readers)
-    assert load_model(folder, "tiny", "fp32", artefact).number_tokens is None
+    artefact = replace(artefact, fingerprint=fingerprint(source), readers={}, maps={})
+    assert load_model(folder, "tiny", "fp32", artefact).token_kinds is None
