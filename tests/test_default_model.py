@@ -153,6 +153,7 @@ def test_variants_are_views_and_add_next_to_nothing(model, runner):
     assert sum(rest.values()) <= 0.05 * base
     for name in trained:
         assert sum(sizes[name].values()) <= 0.08 * base
+    assert sum(t.nbytes for maps in model.maps.values() for t in maps.tensors()) <= 0.04 * base
 
 
 def test_a_real_client_on_the_real_server(default_model, tmp_path):

@@ -1,4 +1,4 @@
-"""Readers as an artefact stores them: `readers.json`, and their maps in 8 bits beside it."""
+"""Readers as an artefact stores them: `readers.json`, and their maps in 4 bits beside it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from pruners.support.files import write_json
 from pruners.support.validation import EXACT, validate
 
 READERS, MAPS = "readers.json", "readers.safetensors"
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)

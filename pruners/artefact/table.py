@@ -90,8 +90,8 @@ class ReaderCost:
     """What a reader takes, apart from time.
 
     `share` is the share of the base's multiply-adds for reading the prompts of `reader_quality`,
-    `parameters` the numbers of its maps, `bytes` what they take as stored (8 bits a number, a
-    scale a row). Readers of one depth have one set of maps.
+    `parameters` the numbers of its maps, `bytes` what they take as stored (4 bits a number, a
+    scale and a minimum for 32 of them). Readers of one depth have one set of maps.
     """
 
     share: Positive

@@ -17,7 +17,7 @@ from pruners.evaluation.reading_quality import (
     cut_answers,
     measure_readers,
 )
-from pruners.reading.fit import fit_maps
+from pruners.reading.fit import solve_maps, sum_moments
 from pruners.reading.maps import KVMaps, from_tensors
 from pruners.reading.reader import PromptReader
 from pruners.support.checkpoint import Checkpoint
@@ -61,7 +61,7 @@ def fit_readers(
     checkpoint: Checkpoint,
     progress: Progress | None = None,
 ) -> FittedReaders:
-    """Fit the maps of all readers and measure what they lose, in 8 bits as they are stored.
+    """Fit the maps of all readers and measure what they lose, in 4 bits as they are stored.
 
     Nothing is measured on fewer than two answers. What is finished is in the checkpoint. Raises
     `ValueError` for a reader that does not fit.
@@ -72,10 +72,11 @@ def fit_readers(
 
     def compute() -> dict[str, torch.Tensor]:
         state = checkpoint.file_path("reader sums.safetensors")
-        fitted = fit_maps(located, text.rows, depths, progress=progress, state=state)
+        moments = sum_moments(located, text.rows, depths, progress, state)
         tensors: dict[str, torch.Tensor] = {}
-        for maps in fitted.values():
-            tensors |= _trained(located, maps, readers, text, progress).to_tensors()
+        for depth, sums in moments.items():
+            maps = _trained(located, solve_maps(located, depth, sums), readers, text, progress)
+            tensors |= maps.quantised(sums.within).to_tensors()
         return tensors
 
     entry = f"reader maps {depths}, {text.epochs} epochs"

@@ -29,7 +29,7 @@ _SAVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Moments:
+class Moments:
     """Sums over tokens for one depth, fp64.
 
     `within` is x x^T `[hidden + 1, hidden + 1]`, `across` x y^T `[hidden + 1, layers above * 2 *
@@ -40,22 +40,31 @@ class _Moments:
     across: Tensor
 
 
-@torch.no_grad()
 def fit_maps(
-    located: LocatedModel,
-    rows: Sequence[Tensor],
-    depths: Sequence[int],
-    ridge: float = RIDGE,
-    progress: Progress | None = None,
-    state: Path | None = None,
+    located: LocatedModel, rows: Sequence[Tensor], depths: Sequence[int], ridge: float = RIDGE
 ) -> dict[int, KVMaps]:
     """Return the maps of each depth, fitted on all tokens of `rows` (1-D) but the first ones.
 
-    For each layer above a depth: W = E[y x^T] (E[x x^T] + ridge * mean diagonal * I)^-1, where x
-    are a token's features at the depth and y its keys and values in the layer. Sums are fp32 within
-    a batch and fp64 over batches; what they take does not grow with the text. With a `state` file,
-    an interrupted call of the same rows and depths goes on from there to the same maps. Raises
-    `ValueError` for a depth that the model does not have, or rows without a token to fit on.
+    Raises `ValueError` as `sum_moments` does.
+    """
+    moments = sum_moments(located, rows, depths)
+    return {depth: solve_maps(located, depth, sums, ridge) for depth, sums in moments.items()}
+
+
+@torch.no_grad()
+def sum_moments(
+    located: LocatedModel,
+    rows: Sequence[Tensor],
+    depths: Sequence[int],
+    progress: Progress | None = None,
+    state: Path | None = None,
+) -> dict[int, Moments]:
+    """Return what maps of each depth are solved from, of all tokens of `rows` but the first ones.
+
+    Sums are fp32 within a batch and fp64 over batches; what they take does not grow with the text.
+    With a `state` file, an interrupted call of the same rows and depths goes on from there to the
+    same sums. Raises `ValueError` for a depth that the model does not have, or rows without a
+    token to fit on.
     """
     count = located.shape.layers
     if not all(0 < depth < count for depth in depths):
@@ -72,20 +81,33 @@ def fit_maps(
         if state is not None and time.monotonic() - saved >= _SAVE_SECONDS:
             _write_state(state, identity, moments, number)
             saved = time.monotonic()
-    return {depth: KVMaps(depth, _solved(located, sums, ridge)) for depth, sums in moments.items()}
+    return moments
 
 
-def _no_moments(located: LocatedModel, depth: int) -> _Moments:
+def solve_maps(located: LocatedModel, depth: int, sums: Moments, ridge: float = RIDGE) -> KVMaps:
+    """Return the maps of one depth by ridge regression, in closed form.
+
+    For each layer above: W = E[y x^T] (E[x x^T] + ridge * mean diagonal * I)^-1, where x are a
+    token's features at the depth and y its keys and values in the layer.
+    """
+    within = sums.within.clone()
+    within.diagonal().add_(ridge * within.diagonal().mean())
+    solved = torch.cholesky_solve(sums.across, torch.linalg.cholesky(within))
+    rows = 2 * located.shape.kv_groups * located.shape.head_dim
+    return KVMaps(depth, solved.T.unflatten(0, (-1, rows)).float().contiguous())
+
+
+def _no_moments(located: LocatedModel, depth: int) -> Moments:
     shape = located.shape
     size = shape.hidden + 1
     targets = (shape.layers - depth) * 2 * shape.kv_groups * shape.head_dim
-    return _Moments(
+    return Moments(
         torch.zeros(size, size, dtype=torch.float64),
         torch.zeros(size, targets, dtype=torch.float64),
     )
 
 
-def _add_batch(located: LocatedModel, batch: TokenBatch, moments: dict[int, _Moments]) -> None:
+def _add_batch(located: LocatedModel, batch: TokenBatch, moments: dict[int, Moments]) -> None:
     """Run one batch and add its products to the sums."""
     used = batch.valid.clone()
     used[:, :SINK_TOKENS] = False
@@ -100,16 +122,7 @@ def _add_batch(located: LocatedModel, batch: TokenBatch, moments: dict[int, _Mom
         sums.across.add_((x.T @ together[:, (depth - first) * width :]).cpu())
 
 
-def _solved(located: LocatedModel, sums: _Moments, ridge: float) -> Tensor:
-    """Return the maps as `[layers above, 2 * kv, hidden + 1]`, fp32."""
-    within = sums.within.clone()
-    within.diagonal().add_(ridge * within.diagonal().mean())
-    solved = torch.cholesky_solve(sums.across, torch.linalg.cholesky(within))
-    rows = 2 * located.shape.kv_groups * located.shape.head_dim
-    return solved.T.unflatten(0, (-1, rows)).float().contiguous()
-
-
-def _write_state(path: Path, identity: str, moments: dict[int, _Moments], batches: int) -> None:
+def _write_state(path: Path, identity: str, moments: dict[int, Moments], batches: int) -> None:
     tensors: dict[str, Tensor] = {}
     for depth, sums in moments.items():
         tensors |= {f"{depth}.within": sums.within, f"{depth}.across": sums.across}
@@ -117,7 +130,7 @@ def _write_state(path: Path, identity: str, moments: dict[int, _Moments], batche
     replace_file(path, lambda staged: save_file(tensors, staged, note))
 
 
-def _read_state(path: Path | None, identity: str) -> tuple[dict[int, _Moments], int]:
+def _read_state(path: Path | None, identity: str) -> tuple[dict[int, Moments], int]:
     """Return the sums of an interrupted call and the number of its batches, or none and 0."""
     if path is None or not path.exists():
         return {}, 0
@@ -128,7 +141,7 @@ def _read_state(path: Path | None, identity: str) -> tuple[dict[int, _Moments], 
                 return {}, 0
             depths = sorted({int(name.partition(".")[0]) for name in file.keys()})  # noqa: SIM118
             moments = {
-                depth: _Moments(
+                depth: Moments(
                     file.get_tensor(f"{depth}.within"), file.get_tensor(f"{depth}.across")
                 )
                 for depth in depths

@@ -9,7 +9,8 @@ from server.engine.loading.load import LoadedModel
 def reader_cards(model: LoadedModel) -> list[dict[str, object]]:
     """Return the served readers, each as an object for JSON. What was not measured is absent.
 
-    `compute` is the share of the base's multiply-adds for reading. `kl` is in nats per written
+    `compute` is the share of the base's multiply-adds for reading, `map_bytes` what the maps take,
+    which readers of one depth share. `kl` is in nats per written
     token; half widths are of 95 % intervals. `tasks` have the accuracy after this reader and, as
     `base`, after reading in full.
     """
@@ -22,7 +23,7 @@ def _card(reader: PromptReader, table: Table) -> dict[str, object]:
     card: dict[str, object] = {"name": name, "depth": reader.depth}
     cost, losses = table.reader_cost.get(name), table.reader_quality.get(name, {})
     if cost is not None:
-        card["compute"] = cost.share
+        card |= {"compute": cost.share, "map_bytes": cost.bytes}
     by_length = {length: loss.kl for length, loss in losses.items() if length != "all"}
     if "all" in losses:
         loss = losses["all"]

@@ -26,11 +26,13 @@ def random_tokens(count: int, seed: int = 0) -> list[int]:
 
 
 def tiny_maps(shape: Shape) -> dict[int, KVMaps]:
-    """Return random maps of all depths of a model: other keys and values than its own."""
+    """Return random maps of all depths, as stored: other keys and values than the model's own."""
     generator = torch.Generator().manual_seed(3)
     size = (2 * shape.kv_groups * shape.head_dim, shape.hidden + 1)
     return {
-        depth: KVMaps(depth, 0.15 * torch.randn(shape.layers - depth, *size, generator=generator))
+        depth: KVMaps(
+            depth, 0.15 * torch.randn(shape.layers - depth, *size, generator=generator)
+        ).quantised()
         for depth in range(1, shape.layers)
     }
 

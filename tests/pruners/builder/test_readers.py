@@ -12,7 +12,7 @@ from pruners.builder.readers import ReadingText, fit_readers
 from pruners.builder.recipe import DEFAULT_READERS, BuildError, ReaderPlan, Recipe, make_readers
 from pruners.builder.steps import BuildRows
 from pruners.evaluation.reading_quality import ReaderSet, cut_answers, measure_readers
-from pruners.reading.fit import fit_maps
+from pruners.reading.fit import solve_maps, sum_moments
 from pruners.reading.maps import KVMaps
 from pruners.reading.reader import PromptReader
 from pruners.support.checkpoint import Checkpoint
@@ -87,9 +87,10 @@ def test_a_build_fits_stores_and_measures_the_readers(tmp_path):
     assert [one.depth for one in loaded.readers.values()] == [2, 1]
     assert list(loaded.readers)[1] == "mine"
     located = locate(model)
-    fitted = fit_maps(located, TEXT.rows, [1, 2])
-    for depth, maps in fitted.items():
-        assert torch.equal(loaded.maps[depth].weight, maps.quantised().weight)
+    for depth, sums in sum_moments(located, TEXT.rows, [1, 2]).items():
+        maps = solve_maps(located, depth, sums)
+        assert torch.equal(loaded.maps[depth].weight, maps.quantised(sums.within).weight)
+        assert not torch.equal(loaded.maps[depth].weight, maps.quantised().weight)
     readers = ReaderSet(loaded.readers, loaded.maps, TEXT.kinds)
     measured = measure_readers(located, readers, TEXT.answers, Checkpoint(None, None))
     assert loaded.table.reader_quality == measured.quality
@@ -113,7 +114,7 @@ def test_an_encoder_has_no_readers():
 def test_fitted_maps_are_taken_from_the_checkpoint(tmp_path, monkeypatch):
     located, readers = locate(tiny_model()), {"two": PromptReader("two", 2, last=3)}
     expected = fit_readers(located, readers, TEXT, Checkpoint(tmp_path / "run", "id"))
-    monkeypatch.setattr("pruners.builder.readers.fit_maps", None)
+    monkeypatch.setattr("pruners.builder.readers.sum_moments", None)
     found = fit_readers(located, readers, TEXT, Checkpoint(tmp_path / "run", "id"))
     assert torch.equal(found.maps[2].weight, expected.maps[2].weight)
     assert found.quality == expected.quality

@@ -86,7 +86,7 @@ def test_losses_are_those_of_each_prompt_alone(located, readers, answers, name, 
     above = shape.layers - READERS[name].depth
     rows = above * 2 * shape.kv_groups * shape.head_dim
     assert measured.cost[name].parameters == rows * (shape.hidden + 1)
-    assert measured.cost[name].bytes == rows * (shape.hidden + 1) + 4 * rows
+    assert measured.cost[name].bytes == rows * (64 // 2 + 2 * (2 + 2) + 4)
 
 
 def test_a_reader_without_shallow_tokens_loses_nothing(located, readers, answers):
@@ -121,4 +121,4 @@ def test_rows_are_cut_into_prompts_and_what_follows():
 def test_maps_are_counted_as_they_are_stored():
     maps = {1: KVMaps(1, torch.randn(2, 8, 5))}
     cost = ReaderSet({"one": PromptReader("one", 1)}, maps, NUMBERS).costs({"one": 0.5})["one"]
-    assert (cost.parameters, cost.bytes) == (80, 80 + 4 * 16)
+    assert (cost.parameters, cost.bytes) == (80, 64 // 2 + 16 * (2 + 2 + 4))

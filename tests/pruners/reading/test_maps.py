@@ -8,7 +8,7 @@ from pruners.calibration.layer_replay import final_hidden
 from pruners.data.rows import make_batches
 from pruners.kv.base import SINK_TOKENS
 from pruners.reading import fit
-from pruners.reading.fit import fit_maps
+from pruners.reading.fit import fit_maps, sum_moments
 from pruners.reading.maps import KVMaps, features, from_tensors
 from tests.support.models import FAMILIES, random_rows, tiny_model
 
@@ -41,10 +41,10 @@ class KilledError(Exception):
     pass
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_maps(tmp_path, monkeypatch):
+def test_an_interrupted_fit_goes_on_to_the_same_sums(tmp_path, monkeypatch):
     located, rows = locate(tiny_model()), random_rows(9, (30, 21), seed=1)
     monkeypatch.setattr(fit, "_BATCH_TOKENS", 64)
-    expected = fit_maps(located, rows, [2, 1])
+    expected = sum_moments(located, rows, [2, 1])
     monkeypatch.setattr(fit, "_SAVE_SECONDS", 0.0)
     passes = []
 
@@ -57,18 +57,19 @@ def test_an_interrupted_fit_goes_on_to_the_same_maps(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "final_hidden", dying)
     state = tmp_path / "state.safetensors"
     with pytest.raises(KilledError):
-        fit_maps(located, rows, [2, 1], state=state)
+        sum_moments(located, rows, [2, 1], state=state)
     passes.clear()
     monkeypatch.setattr(fit, "final_hidden", lambda *args: dying(*args, after=99))
-    found = fit_maps(located, rows, [1, 2], state=state)
+    found = sum_moments(located, rows, [1, 2], state=state)
     assert len(passes) == len(list(make_batches(rows, 64))) - 2
-    for depth, maps in expected.items():
-        assert torch.equal(found[depth].weight, maps.weight)
+    for depth, sums in expected.items():
+        assert torch.equal(found[depth].within, sums.within)
+        assert torch.equal(found[depth].across, sums.across)
     passes.clear()
-    fit_maps(located, rows[1:], [1, 2], state=state)  # other rows begin anew
+    sum_moments(located, rows[1:], [1, 2], state=state)  # other rows begin anew
     assert len(passes) == len(list(make_batches(rows[1:], 64)))
     state.write_bytes(b"broken")
-    assert torch.equal(fit_maps(located, rows, [2], state=state)[2].weight, expected[2].weight)
+    assert torch.equal(sum_moments(located, rows, [2], state=state)[2].across, expected[2].across)
 
 
 def test_rows_without_a_token_to_fit_on_are_refused():
@@ -77,32 +78,46 @@ def test_rows_without_a_token_to_fit_on_are_refused():
 
 
 def test_what_is_stored_twice_is_the_same():
-    maps = KVMaps(1, torch.randn(2, 64, 577)).to_tensors()
+    moment = torch.randn(900, 578).T.cov()
+    maps = KVMaps(1, torch.randn(2, 64, 578)).quantised(moment).to_tensors()
     again = from_tensors(maps)[1].to_tensors()
     assert all(torch.equal(again[name], tensor) for name, tensor in maps.items())
 
 
-def test_stored_maps_are_read_back_as_they_are_used():
-    maps = KVMaps(2, torch.randn(3, 8, 17))
+@pytest.mark.parametrize("hidden", [64, 17])
+def test_stored_maps_are_read_back_as_they_are_used(hidden):
+    maps = KVMaps(2, torch.randn(3, 8, hidden + 1))
     found = from_tensors(maps.to_tensors())
     assert found.keys() == {2}
+    assert found[2].weight.shape == maps.weight.shape
     assert torch.equal(found[2].weight, maps.quantised().weight)
-    error = (found[2].weight - maps.weight).abs()
-    assert (error <= maps.weight.abs().amax(-1, keepdim=True) / 127 / 2 * 1.0001).all()
+    assert found[2].quantised() is found[2]
+
+
+def test_a_number_takes_half_a_byte_and_its_share_of_a_scale_and_a_minimum():
+    tensors = KVMaps(1, torch.randn(2, 64, 577)).to_tensors().values()
+    size = sum(tensor.nbytes for tensor in tensors)
+    assert size == 2 * 64 * (576 // 2 + 576 // 32 * (2 + 2) + 4)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"2.scales": None},
-        {"2.codes": torch.zeros(3, 8, 17)},
-        {"2.scales": torch.ones(3, 7, 1)},
-        {"two.codes": torch.zeros(3, 8, 17, dtype=torch.int8)},
+        {"2.codes": None},
+        {"2.codes": torch.zeros(3, 4, 17)},
+        {"2.codes": torch.zeros(3, 4, 33, dtype=torch.uint8)},
+        {"2.codes": torch.zeros(12, 17, dtype=torch.uint8)},
+        {"2.scales": torch.ones(3, 7, 1).half()},
+        {"2.minima": torch.ones(3, 8, 2).half()},
+        {"2.bias": torch.ones(3, 8, 1)},
+        {"two.codes": torch.zeros(3, 4, 17, dtype=torch.uint8)},
+        {"2.more": torch.zeros(3)},
     ],
 )
 def test_tensors_that_are_no_maps_are_refused(change):
-    tensors = KVMaps(2, torch.randn(3, 8, 17)).to_tensors() | change
-    with pytest.raises(ValueError, match=r"map|scales"):
+    tensors = KVMaps(2, torch.randn(3, 8, 18)).to_tensors() | change
+    with pytest.raises(ValueError, match=r"maps"):
         from_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 

@@ -36,6 +36,7 @@ def test_a_reader_has_what_was_measured():
         "name": "read-80",
         "depth": 2,
         "compute": 0.8,
+        "map_bytes": 4416,
         "kl": 0.05,
         "kl_half_width": 0,
         "agreement": 1,

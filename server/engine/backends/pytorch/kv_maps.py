@@ -46,22 +46,26 @@ def convert_maps(
 
 
 def _convert(weights: PyTorchWeights, maps: KVMaps, order: Tensor | None) -> PyTorchMaps:
-    fused = by_group(maps, weights.shape, order).flatten(1, 3)
+    check_maps(maps, weights.shape)
+    fused = by_group(maps.weight.float(), maps.depth, weights.shape, order).flatten(1, 3)
     fused = fused.to(weights.device, weights.dtype)
     return PyTorchMaps([SliceableLinear(w[:, :-1].contiguous(), w[:, -1].clone()) for w in fused])
 
 
-def by_group(maps: KVMaps, shape: Shape, order: Tensor | None) -> Tensor:
-    """Return maps as fp32 `[layers above, kv_groups, 2, head_dim, hidden + 1]`: keys, then values.
-
-    Groups stand in the order in which they are served. Raises `ValueError` for maps of another
-    model.
-    """
-    above = shape.layers - maps.depth
-    size = (above, 2 * shape.kv_groups * shape.head_dim, shape.hidden + 1)
+def check_maps(maps: KVMaps, shape: Shape) -> None:
+    """Raise `ValueError` for maps of another model."""
+    size = (shape.layers - maps.depth, 2 * shape.kv_groups * shape.head_dim, shape.hidden + 1)
     if not 0 < maps.depth < shape.layers or maps.weight.shape != size:
         raise ValueError(f"the maps of depth {maps.depth} are not of this model")
-    split = maps.weight.float().unflatten(1, (2, shape.kv_groups, shape.head_dim)).transpose(1, 2)
+
+
+def by_group(part: Tensor, depth: int, shape: Shape, order: Tensor | None) -> Tensor:
+    """Split the rows of `[layers above, 2 * kv, size]`, which is of maps of one `depth`.
+
+    Returns `[layers above, kv_groups, 2, head_dim, size]`: keys, then values. Groups stand in the
+    order in which they are served.
+    """
+    split = part.unflatten(1, (2, shape.kv_groups, shape.head_dim)).transpose(1, 2)
     if order is None:
         return split
-    return split[torch.arange(above)[:, None], order[maps.depth :].long()]
+    return split[torch.arange(shape.layers - depth)[:, None], order[depth:].long()]

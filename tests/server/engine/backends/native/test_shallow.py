@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from pruners.kv import make_eviction
+from pruners.reading.maps import KVMaps, features
 from server.engine.backends.base import Segment
 from server.engine.backends.native.decoder import NativeDecoder
 from server.engine.backends.native.library import NativeEngine, is_available
+from server.engine.backends.native.packed_maps import pack_maps
 from server.engine.cache.sequence_cache import SequenceCache
 from tests.support.native import instruction_sets, kl, reference_and_native
 from tests.support.reading import (
@@ -17,8 +19,10 @@ from tests.support.reading import (
     marks_of,
     random_tokens,
     reader_of,
+    served_order,
+    tiny_maps,
 )
-from tests.support.tiny import FAMILIES
+from tests.support.tiny import FAMILIES, tiny_model
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="the native kernels are not built")
 
@@ -57,6 +61,50 @@ def test_heads_of_other_sizes_are_close_too(head_dim):
         native._engine = NativeEngine(2, isa)
         found = logits_in_chunks(native, specs["base"], TOKENS, marks, 1, IN_ONE)
         assert kl(expected, found) < 1e-3, isa
+
+
+@pytest.mark.parametrize(("hidden", "head_dim"), [(64, 16), (96, 8), (80, 24), (32, 16)])
+def test_shallow_keys_and_values_are_those_of_the_stored_maps(hidden, head_dim):
+    """Of the hidden states of `transformers`; the key of the first token is not rotated."""
+    sizes = {"hidden_size": hidden, "head_dim": head_dim}
+    _, native, specs = reference_and_native("llama", 8, **sizes)
+    shape, depth = native.weights.shape, 1
+    cache = native.cache.open()
+    assert cache.reserve(40)
+    marks = [True] * 39 + [False]
+    native.forward([Segment(TOKENS[:40], cache, specs["base"], 1, marks, depth)])
+    keys, values = cache.read()
+    with torch.no_grad():
+        model = tiny_model("llama", **sizes).model
+        states = model(torch.tensor([TOKENS[:40]]), output_hidden_states=True).hidden_states
+    x, order = features(states[depth][0, :39]), served_order(shape)
+    for layer in range(depth, shape.layers):
+        wanted = [
+            part.unflatten(-1, (shape.kv_groups, -1)).transpose(0, 1)[order[layer]]
+            for part in tiny_maps(shape)[depth].keys_values(layer, x)
+        ]
+        for found, expected in zip(
+            (keys[layer, :, :1], values[layer, :, :39]), (wanted[0][:, :1], wanted[1]), strict=True
+        ):
+            assert (found - expected).norm() < 0.05 * expected.norm()
+    cache.close()
+
+
+def test_maps_are_served_in_the_codes_that_a_file_has():
+    """Rounding with regard to the features leaves groups whose range a second one would lose."""
+    _, native, _ = reference_and_native("llama", 8)
+    shape = native.weights.shape
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(tiny_maps(shape)[1].weight.shape, generator=generator)
+    x = torch.randn(200, shape.hidden + 1, generator=generator)
+    maps = KVMaps(1, weight).quantised(x.T @ x)
+    packed = pack_maps(shape, {1: maps}, None)[1].matrix
+    assert packed.bits == 4
+    assert maps.codes is not None
+    stored = maps.codes.scales.view(torch.int16).flatten().sort().values
+    blocks = packed.data.unflatten(0, (-1, 256 + 32 + 32))
+    served = blocks[:, 256:288].contiguous().view(torch.int16).flatten().sort().values
+    assert torch.equal(served, stored)
 
 
 def mixed_step(
