@@ -222,17 +222,21 @@ class Observer:
         if pinned is not None and pinned not in actions:
             actions.append(pinned)
         choices = self._chosen(actions)
-        losses = self._losses(request, choices)
+        prompt = IncomingPrompt(request.prompt_tokens, request.reusable, request.full_from)
+        losses = uncached = self._losses(request, choices, prompt)
+        if request.reusable:  # by an answer with a budget it is not used
+            uncached = self._losses(request, choices, replace(prompt, reusable={}))
         kv_loss, total = catalogue.kv_loss, tokens.total
 
         def loss_of(action: Action) -> float | None:
-            loss, budget = losses[action.choice], action.kv_budget
-            return loss if budget is None else add_kv_loss(loss, kv_loss, budget, total)
+            budget = action.kv_budget
+            if budget is None:
+                return losses[action.choice]
+            return add_kv_loss(uncached[action.choice], kv_loss, budget, total)
 
         def blocked_by(cached: int, loss: float | None) -> Constraint | None:
             return shield.blocked_by(cached if catalogue.budgets_free_memory else total, loss)
 
-        prompt = IncomingPrompt(request.prompt_tokens, request.reusable, request.full_from)
         forecasts = moment.forecast.by_choice(choices.values(), tokens, prompt, moment.work)
         return build_candidates(
             actions, forecasts, tokens, loss_of, blocked_by, catalogue.keep_tasks
@@ -250,9 +254,13 @@ class Observer:
         return chosen
 
     def _losses(
-        self, request: IncomingRequest, choices: Mapping[str, ServedChoice]
+        self, request: IncomingRequest, choices: Mapping[str, ServedChoice], prompt: IncomingPrompt
     ) -> dict[str, float | None]:
-        """Return the predicted loss of each choice on this prompt, in nats per token."""
+        """Return the predicted loss of each choice on this prompt, in nats per token.
+
+        What a reader loses is taken to be in proportion to the shallow tokens that it reads now or
+        has read before (`newly_shallow`).
+        """
         relative = {} if self._sensitivity is None else self._sensitivity.relative(request.features)
         writing = self._catalogue.variant_losses(relative)
         reading = self._catalogue.reader_losses(request.prompt_tokens, relative)
@@ -260,7 +268,10 @@ class Observer:
         for label, choice in choices.items():
             loss = writing[choice.variant.name]
             if choice.reader is not None:
-                loss = add_reader_loss(loss, reading[choice.reader])
+                read = reading[choice.reader]
+                if read is not None:
+                    read *= prompt.newly_shallow(choice)
+                loss = add_reader_loss(loss, read)
             losses[label] = None if loss is None else loss + correction_of(label)
         return losses
 

@@ -85,3 +85,15 @@ class IncomingPrompt:
             return PromptTokens(left)
         full = int(self.full_from[choice.reader][cached])
         return PromptTokens(full, left - full)
+
+    def newly_shallow(self, choice: ServedChoice) -> float:
+        """Return the share (0..1) of a reader's shallow tokens that are not in the cache in full.
+
+        A prefix that the cache holds in full loses nothing. It is used where the cache has no
+        longer one for the reader, whose shallow tokens would have been read as they are now.
+        """
+        cached = self.cached(choice)
+        if not cached or self.reusable.get((choice.variant.name, None), 0) < cached:
+            return 1.0
+        shallow = self.left(choice, 0).shallow
+        return self.left(choice, cached).shallow / shallow if shallow else 0.0

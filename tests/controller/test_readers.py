@@ -133,6 +133,25 @@ def test_losses_of_writer_reader_and_budget_add_up(host):
     assert losses["base+read-70+kv-512"] == pytest.approx(0.13)
 
 
+@pytest.mark.parametrize(
+    ("reusable", "share"),
+    [
+        ({}, 1.0),
+        ({("base", "read-70"): 110}, 1.0),  # read by the reader before
+        ({("base", None): 60, ("base", "read-70"): 110}, 1.0),
+        ({("base", None): 110, ("base", "read-70"): 110}, 74 / 180),  # 200 less 4, 16 and 106
+        ({("base", None): 190, ("base", "read-70"): 190}, 0.0),
+        ({("half", None): 110}, 1.0),
+    ],
+)
+def test_what_is_cached_in_full_loses_nothing(host, reusable, share):
+    observed = host.controller().observe(request(200, reusable=reusable))
+    losses = {c.action.label: c.loss for c in observed.candidates}
+    assert losses["base+read-70"] == pytest.approx(0.03 * share)
+    assert losses["base+read-70+kv-512"] == pytest.approx(0.03), "which uses no prefix"
+    assert losses["depth-9+read-40"] == pytest.approx(1.0)
+
+
 def test_an_unmeasured_reader_has_no_loss_and_without_counts_none_is_used(host):
     served = ServedReader(UP_TO_8)
     assert served.expected_loss(10) is None
