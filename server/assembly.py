@@ -3,7 +3,7 @@
 Nothing here knows of HTTP; `server/app.py` adds the routes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 from prometheus_client import CollectorRegistry
@@ -19,6 +19,7 @@ from controller import (
 from controller.audit import AuditLog
 from controller.engine_status import shallow_part
 from policies import ExploringPolicy, Objectives, Policy
+from policies.learned import LearnedPolicy
 from policies.registry import named_policy
 from pruners.artefact.table import Table
 from pruners.kv import QUEST
@@ -27,7 +28,7 @@ from server.api.prompt.chat_template import open_template
 from server.api.prompt.encoder import PromptEncoder
 from server.api.prompt.processor import PromptProcessor
 from server.api.request_log import RequestLog
-from server.catalogue import build_catalogue, open_sensitivity
+from server.catalogue import build_catalogue, open_sensitivity, with_kv_method
 from server.engine.engine import Engine
 from server.engine.loading.load import LoadedModel
 from server.engine.options import EngineOptions
@@ -155,7 +156,7 @@ def build_controller(
     """Return the controller of the settings; its step-time model is not fitted yet."""
     predictor = open_sensitivity(model, settings.artefact)
     catalogue = build_catalogue(model, settings.kv_budgets, predictor, settings.tasks_floor)
-    catalogue = replace(catalogue, budgets_free_memory=settings.kv_scorer != QUEST)
+    catalogue = with_kv_method(catalogue, settings.kv_scorer)
     return Controller(
         catalogue,
         step_time_model(model),
@@ -196,9 +197,14 @@ def step_time_model(model: LoadedModel) -> StepTimeModel:
 
 
 def make_policy(model: LoadedModel, catalogue: Catalogue, settings: Settings) -> Policy:
-    """Return the policy of the settings. Raises `PolicyError`."""
+    """Return the policy of the settings. Raises `PolicyError` or `SettingsError`."""
     choices = list(dict.fromkeys(action.choice for action in catalogue.actions()))
     policy = named_policy(settings.policy, choices, model.fingerprint, settings.force)
+    if settings.kv_scorer == QUEST and isinstance(policy, LearnedPolicy):
+        raise SettingsError(
+            "policies are trained in a simulation whose KV budgets free memory: set kv_scorer to "
+            "another than quest, or policy to rule"
+        )
     return ExploringPolicy(policy, settings.explore) if settings.explore else policy
 
 

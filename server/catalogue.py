@@ -1,6 +1,8 @@
 """What the controller and a profile need to know of a loaded model: actions and predicted loss."""
 
+import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from controller import Catalogue
@@ -8,10 +10,13 @@ from controller.pairs import ReaderFigures, WriterFigures, useful_pairs
 from controller.reading import ServedReader
 from controller.sensitivity import Sensitivity, load_sensitivity
 from pruners.artefact.table import ReaderQuality, Table
+from pruners.kv import MEASURED_KV_METHOD, QUEST
 from pruners.reading.reader import PromptReader
 from pruners.variant import BASE
 from server.engine.loading.artefact_lookup import shipped_artefact
 from server.engine.loading.load import LoadedModel
+
+log = logging.getLogger(__name__)
 
 TASKS_FLOOR = 0.9
 """Share of the base's right answers that a choice needs to count as keeping the reading tasks."""
@@ -52,6 +57,22 @@ def build_catalogue(
         keep_tasks=choices_that_keep_tasks(model, table, tasks_floor),
         token_kinds=model.token_kinds,
     )
+
+
+def with_kv_method(catalogue: Catalogue, method: str) -> Catalogue:
+    """Return the catalogue of a server that keeps KV budgets by a method of `KV_METHODS`.
+
+    The table has losses of one method. Those of another are unknown, and a line of the log says so.
+    """
+    catalogue = replace(catalogue, budgets_free_memory=method != QUEST)
+    if method == MEASURED_KV_METHOD or not catalogue.kv_budgets:
+        return catalogue
+    log.warning(
+        "the losses of KV budgets are measured for kv_scorer %s, not for %s: budgets are used "
+        "last, and never within a max_loss",
+        MEASURED_KV_METHOD, method,
+    )  # fmt: skip
+    return replace(catalogue, kv_loss={})
 
 
 def choices_that_keep_tasks(model: LoadedModel, table: Table, floor: float) -> frozenset[str]:

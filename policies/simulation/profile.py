@@ -78,8 +78,9 @@ class Profile:
     `fingerprint` and `model` are the model's fingerprint and name, `artefact` is the identity of
     its variants, `device` the fingerprint of the machine that `machine` describes. `bytes_read` are
     the bytes that each variant reads for a token, relative to the base. `kv_loss` is the loss of
-    each KV budget in nats per token. `joules` are each variant's for a token, None if no sensor
-    measures energy. `measured` holds the medians that `rates` were fitted to. The base goes with
+    each KV budget in nats per token, by eviction; `quest` is not simulated. `joules` are each
+    variant's for a token, None if no sensor measures energy. `measured` holds the medians that
+    `rates` were fitted to. The base goes with
     each of the `readers`, other variants with those that `pairs` name; a profile of an artefact
     without readers has none. `keep_tasks` are the choices (`Action.choice`) that keep the reading
     tasks.

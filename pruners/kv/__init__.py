@@ -26,6 +26,9 @@ QUEST = "quest"
 KV_METHODS = (*KV_SCORERS, QUEST)
 """The methods by which the engine serves a KV budget."""
 
+MEASURED_KV_METHOD = "streaming"
+"""The method that an artefact's table has the losses of KV budgets for."""
+
 KVBudget = Eviction | PageSelection
 """How the engine keeps a KV budget."""
 
@@ -51,6 +54,7 @@ def make_eviction(budget: int, scorer: str = "streaming") -> Eviction:
 __all__ = [
     "KV_METHODS",
     "KV_SCORERS",
+    "MEASURED_KV_METHOD",
     "QUEST",
     "RECENT_QUERIES",
     "SINK_TOKENS",

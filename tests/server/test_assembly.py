@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from policies.learned import LearnedPolicy
 from pruners.architecture import Shape
 from pruners.variant import base_spec
-from server.assembly import assemble, stall_seconds
+from server.assembly import assemble, make_policy, stall_seconds
 from server.engine.loading.load import load_model
 from server.settings import Settings, SettingsError
 from tests.support.tiny import save_tiny
@@ -37,3 +38,12 @@ def test_pages_are_not_selected_where_every_token_attends_to_all(tmp_path):
     model = load_model(save_tiny(tmp_path / "tiny"), "tiny", "fp32")
     with pytest.raises(SettingsError, match="kv_scorer quest needs int8 or int4 weights"):
         assemble(model, Settings(kv_scorer="quest"), None)
+
+
+def test_a_trained_policy_does_not_know_budgets_that_free_no_memory(monkeypatch):
+    trained = LearnedPolicy("dqn", ("base",), ())
+    monkeypatch.setattr("server.assembly.named_policy", lambda *_: trained)
+    model, catalogue = SimpleNamespace(fingerprint=""), SimpleNamespace(actions=list)
+    assert make_policy(model, catalogue, Settings(kv_scorer="snap")) is trained
+    with pytest.raises(SettingsError, match="set kv_scorer to another than quest"):
+        make_policy(model, catalogue, Settings(kv_scorer="quest"))

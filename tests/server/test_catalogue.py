@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from controller import Catalogue
 from controller.engine_status import shallow_part
 from controller.pairs import ReaderFigures, WriterFigures, useful_pairs
 from pruners.artefact.table import Accuracy
 from pruners.variant import base_spec
 from server.assembly import step_time_model
-from server.catalogue import build_catalogue
+from server.catalogue import build_catalogue, with_kv_method
 from tests.support.artefacts import SHAPE, artefact_with_readers
 
 
@@ -100,3 +101,20 @@ def test_a_shallow_token_multiplies_the_maps_too():
     maps = 2 * (64 * 2 * 2 * 16)  # of two layers, from 64 numbers to 2 * 32
     assert counted[2] == pytest.approx(10 * (lower.body_parameters(SHAPE) + maps) / 1e9)
     assert counted[1] == pytest.approx((lower.body_parameters(SHAPE) + maps) / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("method", "freed"), [("streaming", True), ("snap", True), ("quest", False)]
+)
+def test_losses_of_budgets_are_not_claimed_for_a_method_that_was_not_measured(
+    caplog, method, freed
+):
+    measured = Catalogue({"base": base_spec(SHAPE)}, (64,), {}, {64: 0.02})
+    served = with_kv_method(measured, method)
+    assert served.kv_budgets == (64,)
+    assert served.budgets_free_memory == freed
+    assert served.kv_loss == ({64: 0.02} if method == "streaming" else {})
+    assert [method in line for line in caplog.messages] == [True] * (method != "streaming")
+    without = with_kv_method(replace(measured, kv_budgets=()), method)
+    assert len(caplog.messages) == (method != "streaming"), "there is nothing to say of no budgets"
+    assert without.kv_budgets == ()
