@@ -2,8 +2,8 @@
 
 `python -m benchmarks.burst` starts the real server on the default model, sends single requests,
 then a burst of many at once, then single ones again, and shows from the responses and from
-`/metrics` which variants answered. It fails if the server did not move away from the base while the
-queue lasted, or did not come back to it afterwards.
+`/metrics` by which actions (variant, reader, KV budget) they were answered. It fails if the server
+did not move away from the base while the queue lasted, or did not come back to it afterwards.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.support.disclosed import disclosed_action
 from benchmarks.support.results import option_parser, options_as_json, save_result
 from server.testing import ServerProcess
 from telemetry.machine import describe
@@ -40,10 +41,11 @@ async def ask(client: httpx.AsyncClient, number: int, tokens: int) -> dict[str, 
     response = await client.post("/v1/chat/completions", json=body)
     found = response.json()
     if response.status_code != 200:
-        return {"variant": f"HTTP {response.status_code}", "reason": "", "seconds": 0.0}
+        return {"action": f"HTTP {response.status_code}", "reason": "", "seconds": 0.0}
     decision = found["trimtab"]
     seconds = time.perf_counter() - started
-    return {"variant": decision["variant"], "reason": decision["reason"], "seconds": seconds}
+    action = disclosed_action(decision).label
+    return {"action": action, "reason": decision["reason"], "seconds": seconds}
 
 
 async def run(url: str, burst: int, rate: float, tokens: int) -> dict[str, list[dict[str, Any]]]:
@@ -79,15 +81,15 @@ def main() -> int:
         finally:
             server.stop()
 
-    table = Table(title="Which variant answered")
-    for title in ("phase", "requests", "variants", "reasons", "median s", "longest s"):
+    table = Table(title="How requests were answered")
+    for title in ("phase", "requests", "actions", "reasons", "median s", "longest s"):
         table.add_column(title)
     for phase, answers in phases.items():
         seconds = [a["seconds"] for a in answers]
         table.add_row(
             phase,
             str(len(answers)),
-            _counts(a["variant"] for a in answers),
+            _counts(a["action"] for a in answers),
             _counts(a["reason"] for a in answers),
             f"{median(seconds):.2f}",
             f"{max(seconds):.2f}",
@@ -98,9 +100,9 @@ def main() -> int:
     for name, value in sorted(counted.items()):
         console.print(f"{name} {value:g}", markup=False, highlight=False)
 
-    adapted = any(a["variant"] != "base" for a in phases["burst"])
-    calm = all(a["variant"] == "base" for a in [*phases["before"], *phases["after"]])
-    console.print(f"moved to smaller variants under load: {adapted}")
+    adapted = any(a["action"] != "base" for a in phases["burst"])
+    calm = all(a["action"] == "base" for a in [*phases["before"], *phases["after"]])
+    console.print(f"cut the work of answers under load: {adapted}")
     console.print(f"base before and after: {calm}")
     result = {"machine": describe(), "arguments": options_as_json(arguments), "phases": phases}
     console.print(

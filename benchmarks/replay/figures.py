@@ -9,7 +9,7 @@ from rich.table import Table
 
 from benchmarks.replay.comparison import RunResult
 from benchmarks.replay.open_loop import Objective, ReplayRun
-from pruners.reading.reader import FULL
+from pruners.variant import BASE
 
 
 def run_result(run: ReplayRun, objective: Objective, kl: Sequence[float]) -> RunResult:
@@ -24,7 +24,7 @@ def figures(run: ReplayRun, objective: Objective, kl: Sequence[float]) -> dict[s
 
     `kl` has the loss of each answer, in nats per token. A lost request counts 0 in `quality`, and
     -0.5 in `quality_lost_half`. `base` is the share of answers that the base wrote, `full` that of
-    answers to prompts that were read in full.
+    answers to prompts that were read in full, `budget` that of answers with a KV budget.
     """
     answers = run.answers
     met = [objective.met(answer) for answer in answers]
@@ -43,8 +43,9 @@ def figures(run: ReplayRun, objective: Objective, kl: Sequence[float]) -> dict[s
         "loss": fmean(losses) if losses else float("nan"),
         "worst_quality": min(kept, default=0.0) if attained == 1 else 0.0,
         "refused": sum(a.status == 503 for a in answers) / len(answers),
-        "base": sum(a.status == 200 and a.variant == "base" for a in answers) / len(answers),
-        "full": sum(a.status == 200 and a.reader == FULL for a in answers) / len(answers),
+        "base": sum(a.status == 200 and a.action.variant == BASE for a in answers) / len(answers),
+        "full": sum(a.status == 200 and a.action.reader is None for a in answers) / len(answers),
+        "budget": sum(a.action.kv_budget is not None for a in answers) / len(answers),
         "ttft_mean": fmean([a.ttft for a in served if a.ttft is not None]) if served else 0.0,
         "tpot_median": median([a.tpot or 0.0 for a in served]) if served else 0.0,
         "tokens_per_second": sum(a.request.output for a in served) / max(ends, default=1.0),
@@ -53,7 +54,7 @@ def figures(run: ReplayRun, objective: Objective, kl: Sequence[float]) -> dict[s
 
 SHOWN = (
     "load", "attained", "quality", "quality_lost_half", "loss", "worst_quality", "refused", "base",
-    "full", "ttft_mean", "tpot_median", "tokens_per_second",
+    "full", "budget", "ttft_mean", "tpot_median", "tokens_per_second",
 )  # fmt: skip
 
 

@@ -1,9 +1,11 @@
-"""What live answers lost: they are read again by the base, and as they were read and written."""
+"""What live answers lost: they are read again by the base, and as they were read and written.
+
+What a KV budget loses is not measured. The figures say how many answers had one.
+"""
 
 from collections.abc import Sequence
 
 from benchmarks.replay.open_loop import TimedAnswer
-from pruners.reading.reader import FULL
 from pruners.variant import BASE
 from server.engine.config import EngineConfig, ModelConfig
 from server.engine.loading.configured_model import load_configured_model
@@ -25,16 +27,16 @@ class LossMeter:
             self._model.readers.values(),
             self._model.token_kinds,
         )
-        self._known: dict[tuple[str, str, str, str], float] = {}
+        self._known: dict[tuple[str, str, str], float] = {}
 
     def losses(self, answers: Sequence[TimedAnswer]) -> list[float]:
         """Return the KL of each answer to the base, nats per token; 0 where there is no answer."""
         return [self._loss(answer) for answer in answers]
 
     def _loss(self, answer: TimedAnswer) -> float:
-        if (answer.variant, answer.reader) == (BASE, FULL) or not answer.text:
+        if answer.action.choice == BASE or not answer.text:
             return 0.0
-        key = (answer.variant, answer.reader, answer.request.prompt, answer.text)
+        key = (answer.action.choice, answer.request.prompt, answer.text)
         if key not in self._known:
             self._known[key] = self._read(answer)
         return self._known[key]
@@ -47,8 +49,9 @@ class LossMeter:
         )
         prompt = model.tokenizer.encode(str(framed), add_special_tokens=False)
         output = model.tokenizer.encode(answer.text, add_special_tokens=False)
-        reader = None if answer.reader == FULL else model.readers[answer.reader]
-        forced = ForcedModel(model.variants[answer.variant], self._reading.of(prompt, reader))
+        name, action = answer.action.reader, answer.action
+        reader = None if name is None else model.readers[name]
+        forced = ForcedModel(model.variants[action.variant], self._reading.of(prompt, reader))
         reading = TeacherForcing(
             self._runner.decoder, prompt, output, model.variants[BASE], [forced], chunk_tokens=128
         )

@@ -12,11 +12,14 @@ from typing import Any
 
 import aiohttp
 
-from pruners.reading.reader import FULL
+from benchmarks.support.disclosed import disclosed_action
+from policies import Action
+from pruners.variant import BASE
 from server.engine.config import EngineConfig
 
 TIMEOUT = 60.0  # seconds after which a client gives up
 SLOTS = EngineConfig().max_running  # answers written at once, and clients that keep a server busy
+_BASE = Action(BASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +39,12 @@ class ScheduledRequest:
 class TimedAnswer:
     """What the client got. Times are seconds from when the request was due; None: it never came.
 
-    `variant` wrote the answer, and `reader` read the prompt.
+    `action` says how it was made: the base, in full, for a server that does not say.
     """
 
     request: ScheduledRequest
     status: int = 0
-    variant: str = "base"
-    reader: str = FULL
+    action: Action = _BASE
     ttft: float | None = None
     seconds: float | None = None
     tokens: int = 0
@@ -108,8 +110,7 @@ def _take_line(found: TimedAnswer, line: bytes, due: float) -> None:
         return
     chunk: dict[str, Any] = json.loads(line[6:])
     if "trimtab" in chunk:
-        found.variant = chunk["trimtab"]["variant"]
-        found.reader = chunk["trimtab"].get("read", FULL)
+        found.action = disclosed_action(chunk["trimtab"])
     for choice in chunk.get("choices", ()):
         piece = choice.get("delta", {}).get("content")
         if piece:

@@ -8,10 +8,12 @@ from statistics import fmean
 import pytest
 
 from benchmarks.replay.comparison import REFUSING, RunResult, compare, resampled_medians
+from benchmarks.replay.figures import figures
 from benchmarks.replay.long_prompts import prompts_of_lengths
-from benchmarks.replay.open_loop import Objective
+from benchmarks.replay.open_loop import Objective, ReplayRun, ScheduledRequest, TimedAnswer
 from benchmarks.replay.simulated import simulate
 from benchmarks.replay.trace import TraceSource
+from benchmarks.support.disclosed import disclosed_action
 from policies.simulation.traffic import at_load, synthetic
 from tests.support.paper import READERS, profile
 from tests.support.tiny import tiny_tokenizer
@@ -95,3 +97,19 @@ def test_simulated_policies_are_judged_by_all_three_objectives():
     assert found.quality == found.met, "the base loses nothing"
     strict, _ = simulate(table, arrivals, "refusing:base", Objective(2.0, 0.1, 0.5), 0)
     assert sum(strict.met) < sum(found.met)
+
+
+def test_an_answer_is_counted_by_writer_reader_and_budget():
+    made = [
+        {"variant": "base", "kv_budget": None, "read": "full"},
+        {"variant": "base", "kv_budget": None, "read": "read-65"},
+        {"variant": "mix-80", "kv_budget": 512, "read": "full"},
+        {"variant": "base"},
+    ]
+    answers = [
+        TimedAnswer(ScheduledRequest(float(i), "", 4, 2), 200, disclosed_action(one), 0.1, 0.2, 2)
+        for i, one in enumerate(made)
+    ]
+    assert [a.action.label for a in answers] == ["base", "base+read-65", "mix-80+kv-512", "base"]
+    found = figures(ReplayRun(answers, 1.0), Objective(1.0, 1.0, 1.0), [0.0, 0.1, 0.7, 0.0])
+    assert (found["base"], found["full"], found["budget"]) == (0.75, 0.75, 0.25)
