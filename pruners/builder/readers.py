@@ -17,7 +17,7 @@ from pruners.evaluation.reading_quality import (
     cut_answers,
     measure_readers,
 )
-from pruners.reading.fit import solve_maps, sum_moments
+from pruners.reading.fit import Moments, solve_maps, sum_moments
 from pruners.reading.maps import KVMaps, from_tensors
 from pruners.reading.reader import PromptReader
 from pruners.support.checkpoint import Checkpoint
@@ -29,7 +29,8 @@ class ReadingText:
 
     `rows` are 1-D token ids, which `source` describes; `answers` are of other text. `kinds`
     int8 `[vocab]` are those of tokens. `epochs` is how often maps are
-    trained on pieces of all rows, after their fit; 0 leaves them in closed form.
+    trained on `pairs`, or else on pieces of all rows, after their fit; 0 leaves them in closed
+    form.
     """
 
     rows: Sequence[torch.Tensor]
@@ -37,6 +38,7 @@ class ReadingText:
     kinds: torch.Tensor
     source: str
     epochs: int = 0
+    pairs: Sequence[PromptAnswer] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,14 @@ def fit_readers(
         moments = sum_moments(located, text.rows, depths, progress, state)
         tensors: dict[str, torch.Tensor] = {}
         for depth, sums in moments.items():
-            maps = _trained(located, solve_maps(located, depth, sums), readers, text, progress)
-            tensors |= maps.quantised(sums.within).to_tensors()
+
+            def train(depth: int = depth, sums: Moments = sums) -> dict[str, torch.Tensor]:
+                maps = solve_maps(located, depth, sums)
+                maps = _trained(located, maps, readers, text, checkpoint, progress)
+                return maps.quantised(sums.within).to_tensors()
+
+            part = f"reader maps {depth} of {depths}, {text.epochs} epochs"
+            tensors |= checkpoint.get_or_compute_tensors(part, train)
         return tensors
 
     entry = f"reader maps {depths}, {text.epochs} epochs"
@@ -94,11 +102,14 @@ def _trained(
     maps: KVMaps,
     readers: dict[str, PromptReader],
     text: ReadingText,
+    checkpoint: Checkpoint,
     progress: Progress | None,
 ) -> KVMaps:
     """Return the maps after the text's epochs of training for the readers of their depth."""
     if text.epochs == 0:
         return maps
     used = [reader for reader in readers.values() if reader.depth == maps.depth]
-    options = DistilOptions(text.kinds, text.epochs)
-    return distil_maps(located, maps, cut_answers(text.rows), used, options, progress)
+    pairs = text.pairs or cut_answers(text.rows)
+    state = checkpoint.file_path(f"reader training {maps.depth}.safetensors")
+    options = DistilOptions(text.kinds, text.epochs, state=state)
+    return distil_maps(located, maps, pairs, used, options, progress)

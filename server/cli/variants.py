@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from server.cli.options import (
+    PROMPTS_HELP,
     TEXT_HELP,
     ArtefactFolder,
     Model,
@@ -13,6 +14,7 @@ from server.cli.options import (
     Readers,
     ReaderTokens,
     Seed,
+    UsageError,
     parse_device,
     parse_names,
     parse_readers,
@@ -139,11 +141,22 @@ def fit_readers(
             help="Text to fit on. Without: text that the model itself writes. " + TEXT_HELP
         ),
     ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts that the base answers, to fit on in place of text and of --tokens. The "
+            f"last quarter, 96 at most, is held out to measure on. {PROMPTS_HELP}"
+        ),
+    ] = None,
+    prompt_limit: Annotated[
+        int | None, typer.Option(min=8, help="Largest number of prompts. Without: 1000.")
+    ] = None,
     distil: Annotated[
         int,
         typer.Option(
             min=0,
-            help="How often the maps are then trained on the text, by KL(base || reader).",
+            help="How often the maps are then trained on the text or the answers, by "
+            "KL(base || reader).",
         ),
     ] = 0,
     seed: Seed = 0,
@@ -155,10 +168,16 @@ def fit_readers(
     from pruners.data.corpus import read_corpus
     from server.jobs.readers import ReadersRequest, replace_readers
 
+    if prompts is not None and (text is not None or tokens is not None):
+        raise UsageError("--prompts takes the place of --text and --tokens; give one of them")
+    if prompts is None and prompt_limit is not None:
+        raise UsageError("--prompt-limit is for --prompts; for text give --tokens")
     given: dict[str, Any] = {
         "plans": None if readers is None else parse_readers(readers),
         "tokens": tokens,
         "corpus": None if text is None else read_corpus(text),
+        "prompts": None if prompts is None else read_corpus(prompts),
+        "prompt_limit": prompt_limit,
     }
     request = ReadersRequest(
         seed=seed,

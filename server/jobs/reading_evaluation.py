@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.progress import Progress
-from torch import Tensor, tensor
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pruners.architecture import LocatedModel
@@ -17,7 +17,6 @@ from pruners.data.corpus import Corpus
 from pruners.data.rows import TokenBatch
 from pruners.evaluation.accuracy import PromptForward, measure_accuracy
 from pruners.evaluation.reading_quality import (
-    PromptAnswer,
     ReaderMeasurements,
     ReaderSet,
     cut_answers,
@@ -28,20 +27,11 @@ from pruners.evaluation.tasks import Task, TaskError
 from pruners.reading.reader import PromptReader, token_kinds
 from pruners.reading.realize import read_by
 from pruners.support.checkpoint import Checkpoint
-from pruners.support.progress import track
 from pruners.variant import BASE
-from server.engine.config import EngineConfig
-from server.engine.loading.load import LoadedModel, load_model
-from server.engine.offline import answer_all, sampled_requests
-from server.engine.runner import Runner
-from server.engine.runner_factory import build_runner
+from server.jobs.own_answers import ANSWER_TOKENS, MIN_PROMPTS, answer_prompts
 from server.jobs.prompt_losses import EncodedPrompt, read_prompts
 
-_ANSWER_TOKENS = 48
 _LONGEST_PROMPT = 4096
-_BATCH = 8  # prompts that are answered together
-MIN_PROMPTS = 8
-"""Fewest prompts that readers are measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +75,7 @@ class ReadingJob:
         if prompts is None:
             answers = cut_answers(rows)
         else:
-            answers = _answer(source, prompts, self.checkpoint, self.progress)
+            answers = answer_prompts(source, prompts, self.checkpoint, self.progress)
         if len(answers) < 2:
             return ReaderMeasurements({}, {})
         return measure_readers(self.located, self.readers, answers, self.checkpoint, self.progress)
@@ -115,7 +105,7 @@ class ReadingJob:
     ) -> dict[str, Task]:
         """Return the given tasks and the made ones that fit into the model's context."""
         context = self.located.model.config.max_position_embeddings
-        lengths = tuple(length for length in plan.lengths if length + _ANSWER_TOKENS <= context)
+        lengths = tuple(length for length in plan.lengths if length + ANSWER_TOKENS <= context)
         made = make_reading_tasks(self.tokenizer, rows, ReadingPlan(lengths, plan.items, plan.seed))
         taken = sorted(made.keys() & given.keys())
         if taken:
@@ -134,46 +124,3 @@ def _read(
     maps = readers.maps[reader.depth]
     with read_by(located, reader, maps, prompts, batch.tokens, readers.kinds):
         return final_hidden(located, batch)
-
-
-def _answer(
-    source: Path, prompts: Sequence[EncodedPrompt], checkpoint: Checkpoint, progress: Progress
-) -> list[PromptAnswer]:
-    """Let the base answer each prompt at temperature 1, as it is served.
-
-    Finished batches are saved in the checkpoint. The model is loaded when one is missing there.
-    """
-    longest = max(len(one.tokens) for one in prompts)
-    answering = _Answering(source, _BATCH * (longest + 2 * _ANSWER_TOKENS))
-    made: list[PromptAnswer] = []
-    for first in track(range(0, len(prompts), _BATCH), "Answering prompts", progress):
-        batch = prompts[first : first + _BATCH]
-        key = f"answers from {first}, {' '.join(one.name for one in batch)}"
-        saved = checkpoint.get_or_compute(key, partial(answering.answer, batch, first))
-        made += [
-            PromptAnswer(tensor(one.tokens), tensor(answer))
-            for one, answer in zip(batch, saved, strict=True)
-        ]
-    return made
-
-
-class _Answering:
-    """The base as it is served, loaded when it has to answer for the first time."""
-
-    def __init__(self, source: Path, kv_tokens: int) -> None:
-        self._source = source
-        self._kv_tokens = kv_tokens
-        self._served: tuple[LoadedModel, Runner] | None = None
-
-    def answer(self, prompts: Sequence[EncodedPrompt], first: int) -> list[list[int]]:
-        """Return sampled answers; numbers from `first` on are their seeds."""
-        if self._served is None:
-            model = load_model(self._source, self._source.name)
-            config = EngineConfig(max_running=_BATCH, kv_tokens=self._kv_tokens)
-            self._served = model, build_runner(model, config, None)
-        model, runner = self._served
-        tokens = (one.tokens for one in prompts)
-        requests = sampled_requests(
-            tokens, model.variants[BASE], model.eos_token_ids, _ANSWER_TOKENS, first
-        )
-        return [list(one.output) for one in answer_all(runner, model.tokenizer, requests)]

@@ -7,6 +7,7 @@ import torch
 
 from pruners.architecture import Shape, locate
 from pruners.artefact.folder import load_artefact
+from pruners.builder import readers as builder
 from pruners.builder.pipeline import build
 from pruners.builder.readers import ReadingText, fit_readers
 from pruners.builder.recipe import DEFAULT_READERS, BuildError, ReaderPlan, Recipe, make_readers
@@ -144,3 +145,30 @@ def test_maps_are_trained_as_often_as_the_text_says(monkeypatch):
     assert sorted(asked) == [(1, ["one"], 3, len(TEXT.rows)), (2, ["two"], 3, len(TEXT.rows))]
     for depth, maps in trained.maps.items():
         torch.testing.assert_close(maps.weight, 2 * ridge.maps[depth].weight)
+
+
+def test_maps_are_trained_on_given_pairs_and_depths_are_kept_when_interrupted(
+    tmp_path, monkeypatch
+):
+    located = locate(tiny_model())
+    readers = {"two": PromptReader("two", 2, last=3), "one": PromptReader("one", 1, last=3)}
+    pairs = cut_answers(random_rows(7, (60,), seed=8))
+    text = dataclasses.replace(TEXT, epochs=1, pairs=pairs)
+    expected = fit_readers(located, readers, text, Checkpoint(None, None))
+    trained, real = [], builder.distil_maps
+
+    def train(located, maps, given, *rest):
+        assert given is pairs
+        if maps.depth == 2 and trained == [1]:
+            trained.append("interrupted")
+            raise KeyboardInterrupt
+        trained.append(maps.depth)
+        return real(located, maps, given, *rest)
+
+    monkeypatch.setattr(builder, "distil_maps", train)
+    with pytest.raises(KeyboardInterrupt):
+        fit_readers(located, readers, text, Checkpoint(tmp_path / "run", "id"))
+    found = fit_readers(located, readers, text, Checkpoint(tmp_path / "run", "id"))
+    assert trained == [1, "interrupted", 2]
+    for depth, maps in expected.maps.items():
+        assert torch.equal(found.maps[depth].weight, maps.weight)

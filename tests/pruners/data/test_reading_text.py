@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruners.data.fact_lists import draw_facts
-from pruners.data.reading_text import reading_rows
+from pruners.data.reading_text import fact_pairs, reading_rows
 from tests.support.tiny import tiny_tokenizer
 
 PASSAGE = "the quick brown fox jumps over the lazy dog. "
@@ -54,3 +54,33 @@ def test_a_model_without_a_chat_template_reads_plain_text(given):
 
 def test_no_text_gives_no_rows():
     assert reading_rows(tiny_tokenizer(), [], 3000, seed=1) == []
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_looked_up_fact_stands_in_its_prompt(template):
+    tokenizer = tiny_tokenizer()
+    if not template:
+        tokenizer.chat_template = None
+    pairs = fact_pairs(tokenizer, 12_000, 464, seed=2)
+    assert 12_000 <= sum(len(prompt) + len(answer) for prompt, answer in pairs) < 12_000 + 500
+    assert max(len(prompt) for prompt, _ in pairs) <= 464
+    asked = 0
+    for prompt, answer in pairs:
+        text, said = tokenizer.decode(prompt), tokenizer.decode(answer)
+        assert said.strip() in text
+        if text.startswith("<|user|>"):
+            asked += 1
+            assert text.endswith("?<|end|><|assistant|>")
+        else:
+            *known, cue = text.removeprefix("<s>").splitlines()
+            assert any(line.startswith(cue + said) for line in known)
+    assert (0 < asked < len(pairs)) == template
+    again = fact_pairs(tokenizer, 12_000, 464, seed=2)
+    assert all(
+        torch.equal(a, b) for one, other in zip(pairs, again, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )  # fmt: skip
+
+
+def test_lists_that_are_too_long_give_no_pairs():
+    assert fact_pairs(tiny_tokenizer(), 3000, 20, seed=2) == []

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from pruners.artefact.folder import load_artefact
+from pruners.builder import readers as builder
 from pruners.builder.pipeline import build
+from pruners.builder.readers import fit_readers
 from pruners.builder.recipe import Recipe
 from pruners.builder.steps import BuildRows
-from server.engine.loading.load import load_transformers
+from server.engine.loading.load import load_tokenizer, load_transformers
+from server.jobs import own_answers
 from server.jobs import readers as job
 from tests.support.commands import one_line, trimtab
 from tests.support.models import random_rows
@@ -72,6 +75,83 @@ def test_the_base_writes_the_text_if_there_is_none(root, monkeypatch):
     found = load_artefact(root / "own")
     assert "sampled from the base" in found.provenance["readers"]["source"]
     assert next(iter(found.table.reader_quality.values()))["all"].prompts >= 8
+
+
+@pytest.fixture(scope="module")
+def prompts(root):
+    """A file of a dozen prompts, as Dolly has them."""
+    rows = [
+        {"instruction": f"Which animal {n}?", "context": TEXT * 2 + str(n), "response": "the fox"}
+        for n in range(12)
+    ]
+    (root / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return root / "prompts.jsonl"
+
+
+def fit_to(root, prompts, out, *options):
+    return trimtab(
+        "readers", "--model", root / "mine", "--artefact", root / "artefact", "--out", out,
+        "--prompts", prompts, *options,
+    )  # fmt: skip
+
+
+def test_readers_are_fitted_to_answers_to_prompts(root, prompts, monkeypatch):
+    given = []
+
+    def fitted(located, readers, text, checkpoint, progress):
+        given.append(text)
+        return fit_readers(located, readers, text, checkpoint, progress)
+
+    monkeypatch.setattr(job, "fit_readers", fitted)
+    done = fit_to(root, prompts, root / "told", "--distil", 1, "--prompt-limit", 11)
+    assert done.returncode == 0, done.stderr
+    found, (text,) = load_artefact(root / "told"), given
+    told = found.provenance["readers"]
+    assert told["prompts"].pop("hash")
+    assert told["prompts"] == {"name": "prompts.jsonl", "fitted": 9, "held_out": 2}
+    assert told["epochs"] == 1
+    assert {by["all"].prompts for by in found.table.reader_quality.values()} == {2}
+
+    tokenizer = load_tokenizer(root / "mine")
+    asked = [tokenizer.decode(one.prompt) for one in (*text.pairs[:9], *text.answers)]
+    for number, prompt in enumerate(asked):
+        assert prompt.startswith(f"<|user|>Which animal {number}?\n\n{TEXT}")
+        assert prompt.endswith(f"{number}<|end|><|assistant|>")
+    assert len(text.pairs) >= 10  # the rest looks facts up
+    rows = [torch.cat([one.prompt, one.answer]) for one in text.pairs]
+    assert all(map(torch.equal, text.rows, rows))
+
+
+def test_an_interrupted_call_goes_on_to_the_same_maps(root, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(own_answers, "_SAVED", 4)
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "one"))
+    assert fit_to(root, prompts, tmp_path / "whole", "--distil", 1).returncode == 0
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "other"))
+    calls: list[str] = []
+
+    def interrupted(module, name, at):
+        real = getattr(module, name)
+
+        def call(*given):
+            calls.append(name)
+            if calls.count(name) == at:
+                raise KeyboardInterrupt
+            return real(*given)
+
+        monkeypatch.setattr(module, name, call)
+
+    interrupted(own_answers, "answer_all", 2)
+    interrupted(builder, "distil_maps", 2)
+    for _ in range(2):
+        assert fit_to(root, prompts, tmp_path / "parts", "--distil", 1).returncode != 0
+        assert not (tmp_path / "parts").exists()
+    assert fit_to(root, prompts, tmp_path / "parts", "--distil", 1).returncode == 0
+    assert [calls.count("answer_all"), calls.count("distil_maps")] == [4, 3]
+    whole, parts = load_artefact(tmp_path / "whole"), load_artefact(tmp_path / "parts")
+    assert whole.maps.keys() == parts.maps.keys() == {1, 2}
+    assert all(torch.equal(whole.maps[d].weight, parts.maps[d].weight) for d in (1, 2))
+    assert whole.table.reader_quality == parts.table.reader_quality
+    assert whole.provenance["readers"] == parts.provenance["readers"]
 
 
 def test_build_fits_readers(root):
@@ -142,9 +222,19 @@ def test_evaluate_refuses_in_one_line(root, options, says):
         (["--artefact", "nothing"], "nothing"),
         (["--text", "nothing.txt"], "nothing.txt"),
         (["--tokens", "12"], "256"),
+        (["--prompts", "nothing.jsonl"], "nothing.jsonl"),
+        (["--prompts", "a.jsonl", "--text", "b.txt"], "--prompts takes the place of --text"),
+        (["--prompts", "a.jsonl", "--tokens", "300"], "takes the place of --text and --tokens"),
+        (["--prompt-limit", "20"], "--prompt-limit is for --prompts"),
+        (["--prompts", "few.jsonl"], "few.jsonl has 7 usable prompts; 8 are needed"),
+        (["--prompts", "same.jsonl"], "0 of the last 3 prompts of same.jsonl"),
     ],
 )
-def test_refuses_in_one_line(root, options, says):
+def test_refuses_in_one_line(root, tmp_path, monkeypatch, options, says):
+    monkeypatch.chdir(tmp_path)
+    for name, asked in (("few", range(7)), ("same", [1] * 12)):
+        lines = (json.dumps({"prompt": f"the dog {number}"}) for number in asked)
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     done = trimtab(
         "readers", "--model", root / "mine", "--artefact", root / "artefact", "--out",
         root / "none", *options,

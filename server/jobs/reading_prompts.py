@@ -1,0 +1,87 @@
+"""Prompts that readers are fitted to, with the base's own answers, and prompts that are held out.
+
+What a reader loses on other prompts depends on how many of the base's own answers its maps were
+trained on, more than on how long.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pruners.data.corpus import Corpus
+from pruners.data.reading_text import fact_pairs
+from pruners.data.rows import count_tokens, hash_rows
+from pruners.evaluation.reading_quality import PromptAnswer
+from server.jobs.own_answers import ANSWER_TOKENS, MIN_PROMPTS
+from server.jobs.prompt_losses import EncodedPrompt, TooFewPromptsError, read_prompts
+
+_LONGEST_PROMPT = 1100  # tokens; training needs memory for all of them
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.25, 96
+_LEAST_HELD_OUT = 2  # an interval needs two
+_FACTS_SHARE = 0.1  # of all tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPrompts:
+    """The prompts of the file `name`: what readers are fitted to, and the last ones, held out."""
+
+    name: str
+    fitted: Sequence[EncodedPrompt]
+    held_out: Sequence[EncodedPrompt]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what an artefact's provenance says of the prompts."""
+        together = [torch.tensor(one.tokens) for one in (*self.fitted, *self.held_out)]
+        return {
+            "name": self.name,
+            "fitted": len(self.fitted),
+            "held_out": len(self.held_out),
+            "hash": hash_rows(together),
+        }
+
+
+def split_prompts(
+    corpus: Corpus, limit: int, tokenizer: PreTrainedTokenizerBase, context: int
+) -> SplitPrompts:
+    """Return the first `limit` prompts that fit into the context, the last of them held out.
+
+    A quarter is held out, 96 at most, without those about a text that a fitted one is about, too.
+    Prompts of more than 1,100 tokens are left out. Raises `TooFewPromptsError`.
+    """
+    prompts = read_prompts(corpus, tokenizer, limit, MIN_PROMPTS, _longest_prompt(context))
+    cut = len(prompts) - min(_MOST_HELD_OUT, int(len(prompts) * _HELD_OUT_SHARE))
+    fitted, rest = prompts[:cut], prompts[cut:]
+    known = {_document(one) for one in fitted}
+    held_out = [one for one in rest if _document(one) not in known]
+    if len(held_out) < _LEAST_HELD_OUT:
+        raise TooFewPromptsError(
+            f"{len(held_out)} of the last {len(rest)} prompts of {corpus.name} are about other "
+            f"texts than those before; {_LEAST_HELD_OUT} are needed to measure readers on"
+        )
+    return SplitPrompts(corpus.name, fitted, held_out)
+
+
+def with_look_ups(
+    answers: Sequence[PromptAnswer], tokenizer: PreTrainedTokenizerBase, context: int, seed: int
+) -> list[PromptAnswer]:
+    """Return the answers, and questions about lists of facts with their true answers.
+
+    A tenth of the tokens are of such lists: a reader that is fitted to what the base says alone
+    would forget how to look things up.
+    """
+    own = count_tokens([tokens for one in answers for tokens in (one.prompt, one.answer)])
+    facts = int(own * _FACTS_SHARE / (1 - _FACTS_SHARE))
+    found = fact_pairs(tokenizer, facts, _longest_prompt(context), seed)
+    return [*answers, *(PromptAnswer(*pair) for pair in found)]
+
+
+def _longest_prompt(context: int) -> int:
+    return min(_LONGEST_PROMPT, context - ANSWER_TOKENS)
+
+
+def _document(prompt: EncodedPrompt) -> str:
+    """Return the longest paragraph of a prompt: the text that it is about, if it has one."""
+    return max((part.strip() for part in prompt.text.split("\n\n")), key=len)
