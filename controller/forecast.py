@@ -136,7 +136,7 @@ class Forecast:
         if not total:
             return 0.0
         steps = -(-total // self._status.step_tokens)
-        part = _merge((variant, -(-tokens // steps), 0) for variant, tokens in prompts)
+        part = [(variant, -(-tokens // steps), 0) for variant, tokens in prompts]
         return steps * self._step_times.seconds([*self._others, *part], 1)
 
 
