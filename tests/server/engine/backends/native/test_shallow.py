@@ -96,11 +96,15 @@ def test_maps_are_served_in_the_codes_that_a_file_has():
     shape = native.weights.shape
     generator = torch.Generator().manual_seed(4)
     weight = torch.randn(tiny_maps(shape)[1].weight.shape, generator=generator)
-    x = torch.randn(200, shape.hidden + 1, generator=generator)
+    x = torch.randn(200, 3, generator=generator) @ torch.randn(
+        3, shape.hidden + 1, generator=generator
+    )
     maps = KVMaps(1, weight).quantised(x.T @ x)
     packed = pack_maps(shape, {1: maps}, None)[1].matrix
     assert packed.bits == 4
     assert maps.codes is not None
+    highest = maps.codes.codes.unflatten(-1, (-1, 32)).amax(-1)
+    assert (highest < 15).any(), "a group that its values alone would give another scale"
     stored = maps.codes.scales.view(torch.int16).flatten().sort().values
     blocks = packed.data.unflatten(0, (-1, 256 + 32 + 32))
     served = blocks[:, 256:288].contiguous().view(torch.int16).flatten().sort().values
