@@ -57,12 +57,14 @@ bench: $(INSTALLED_DEV)
 # The shipped variants of the default model, from nothing but the model: half an hour on two cores to
 # build, an hour and a half to train. With a GPU longer, and low ranks beside all projections:
 #   make artefact RECOVER="--device cuda --tier lora --tokens 12000000 --batch 16384"
-# PROMPTS=FILE also learns from real prompts what each variant loses on them (ten minutes).
+# PROMPTS=FILE also trains the readers on the base's answers to real prompts (hours), and learns
+# what each variant loses on them (ten minutes).
 SHIPPED := pruners/shipped/smollm2-135m-instruct
 RECOVER ?= --tokens 163840
 artefact: $(INSTALLED)
 	$(BIN)/trimtab build --out $(SHIPPED)
 	$(BIN)/trimtab recover --artefact $(SHIPPED) $(RECOVER)
+	$(if $(PROMPTS),$(BIN)/trimtab readers --artefact $(SHIPPED) --prompts $(PROMPTS) --distil 3)
 	$(if $(PROMPTS),$(BIN)/trimtab sensitivity --artefact $(SHIPPED) --prompts $(PROMPTS))
 
 clean:

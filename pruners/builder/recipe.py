@@ -95,7 +95,7 @@ class Recipe:
     skip_layers: tuple[int, ...] = ()
     mixed: tuple[tuple[int, float], ...] = ()
     budget: Budget = "bytes"
-    shares: tuple[float, ...] = (0.96, 0.92, 0.88, 0.8, 0.7, 0.6, 0.5)
+    shares: tuple[float, ...] = (0.92, 0.8, 0.6, 0.5)
     search: int = 0
     keep_all: bool = False
     importance: str = "wanda"
