@@ -75,15 +75,15 @@ def test_answers_are_saved_and_read_again(tmp_path, monkeypatch):
         expected = answer_prompts(folder, prompts, Checkpoint(None, None), progress)
         first = answer_prompts(folder, prompts[:8], Checkpoint(tmp_path / "run", "id"), progress)
         kept = Checkpoint(tmp_path / "run", "id")
-        batches, real = [], own_answers.answer_all
+        seeds, real = [], own_answers.answer_all
 
         def answer(runner, tokenizer, requests):
-            batches.append(len(requests))
+            seeds.append([one.sampling.seed for one in requests])
             return real(runner, tokenizer, requests)
 
         monkeypatch.setattr(own_answers, "answer_all", answer)
         found = answer_prompts(folder, prompts, kept, progress)
-    assert batches == [3]
+    assert seeds == [[8, 9, 10]]
     assert [one.answer.tolist() for one in found] == [one.answer.tolist() for one in expected]
     assert [one.answer.tolist() for one in first] == [one.answer.tolist() for one in found[:8]]
     assert [tuple(one.prompt.tolist()) for one in found] == [one.tokens for one in prompts]
