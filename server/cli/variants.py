@@ -145,7 +145,7 @@ def fit_readers(
         str | None,
         typer.Option(
             help="Prompts that the base answers, to fit on in place of text and of --tokens. The "
-            f"last quarter, 96 at most, is held out to measure on. {PROMPTS_HELP}"
+            f"first quarter, 96 at most, is held out to measure on. {PROMPTS_HELP}"
         ),
     ] = None,
     prompt_limit: Annotated[

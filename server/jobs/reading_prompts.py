@@ -20,13 +20,12 @@ from server.jobs.prompt_losses import EncodedPrompt, TooFewPromptsError, read_pr
 
 _LONGEST_PROMPT = 1100  # tokens; training needs memory for all of them
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.25, 96
-_LEAST_HELD_OUT = 2  # an interval needs two
 _FACTS_SHARE = 0.1  # of all tokens
 
 
 @dataclass(frozen=True, slots=True)
 class SplitPrompts:
-    """The prompts of the file `name`: what readers are fitted to, and the last ones, held out."""
+    """The prompts of the file `name`: what readers are fitted to, and the first ones, held out."""
 
     name: str
     fitted: Sequence[EncodedPrompt]
@@ -46,20 +45,21 @@ class SplitPrompts:
 def split_prompts(
     corpus: Corpus, limit: int, tokenizer: PreTrainedTokenizerBase, context: int
 ) -> SplitPrompts:
-    """Return the first `limit` prompts that fit into the context, the last of them held out.
+    """Return the first `limit` prompts that fit into the context, the first of them held out.
 
-    A quarter is held out, 96 at most, without those about a text that a fitted one is about, too.
-    Prompts of more than 1,100 tokens are left out. Raises `TooFewPromptsError`.
+    A quarter is held out, 96 at most: those that `trimtab evaluate` reads of the same file. Prompts
+    about a text that a held-out one is about are left out, and so are those of more than 1,100
+    tokens. Raises `TooFewPromptsError`.
     """
     prompts = read_prompts(corpus, tokenizer, limit, MIN_PROMPTS, _longest_prompt(context))
-    cut = len(prompts) - min(_MOST_HELD_OUT, int(len(prompts) * _HELD_OUT_SHARE))
-    fitted, rest = prompts[:cut], prompts[cut:]
-    known = {_document(one) for one in fitted}
-    held_out = [one for one in rest if _document(one) not in known]
-    if len(held_out) < _LEAST_HELD_OUT:
+    cut = min(_MOST_HELD_OUT, int(len(prompts) * _HELD_OUT_SHARE))
+    held_out, rest = prompts[:cut], prompts[cut:]
+    known = {_document(one) for one in held_out}
+    fitted = [one for one in rest if _document(one) not in known]
+    if len(fitted) < cut:
         raise TooFewPromptsError(
-            f"{len(held_out)} of the last {len(rest)} prompts of {corpus.name} are about other "
-            f"texts than those before; {_LEAST_HELD_OUT} are needed to measure readers on"
+            f"{len(fitted)} of the {len(rest)} prompts of {corpus.name} after the first {cut}, "
+            f"which are held out, are about other texts; {cut} are needed to fit readers to"
         )
     return SplitPrompts(corpus.name, fitted, held_out)
 

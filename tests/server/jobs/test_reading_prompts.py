@@ -20,12 +20,12 @@ def split(documents, limit=1000):
     return split_prompts(Corpus("mine.jsonl", tuple(documents)), limit, tiny_tokenizer(), 512)
 
 
-def test_the_last_quarter_is_held_out():
+def test_the_first_quarter_is_held_out():
     found = split(DOCUMENTS)
-    assert [one.text for one in found.fitted] == list(DOCUMENTS[:30])
-    assert [one.text for one in found.held_out] == list(DOCUMENTS[30:])
+    assert [one.text for one in found.held_out] == list(DOCUMENTS[:10])
+    assert [one.text for one in found.fitted] == list(DOCUMENTS[10:])
     fewer = split(DOCUMENTS, limit=12)
-    assert [one.text for one in (*fewer.fitted, *fewer.held_out)] == list(DOCUMENTS[:12])
+    assert [one.text for one in (*fewer.held_out, *fewer.fitted)] == list(DOCUMENTS[:12])
     assert len(fewer.held_out) == 3
 
 
@@ -37,9 +37,18 @@ def test_at_most_96_are_held_out():
 def test_nothing_is_held_out_about_a_text_that_is_fitted_to():
     again = f"And why?\n\n{DOCUMENTS[3].split(chr(10))[-1]}"
     found = split([*DOCUMENTS[:37], DOCUMENTS[5], again, DOCUMENTS[37]])
-    assert [one.text for one in found.held_out] == [*DOCUMENTS[30:37], DOCUMENTS[37]]
-    with pytest.raises(TooFewPromptsError, match=r"1 of the last 3 prompts of mine.jsonl"):
-        split([*DOCUMENTS[:9], *DOCUMENTS[:2], DOCUMENTS[10]])
+    assert [one.text for one in found.fitted] == [*DOCUMENTS[10:37], DOCUMENTS[37]]
+    with pytest.raises(TooFewPromptsError, match=r"1 of the 9 prompts of mine.jsonl after the"):
+        split(
+            [
+                *DOCUMENTS[:3],
+                *DOCUMENTS[:3],
+                *DOCUMENTS[:3],
+                DOCUMENTS[1],
+                DOCUMENTS[2],
+                DOCUMENTS[10],
+            ]
+        )
 
 
 def test_prompts_are_as_short_as_the_context_asks():
