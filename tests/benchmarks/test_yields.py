@@ -40,8 +40,8 @@ def test_the_meter_answers_by_the_choice_and_reads_again(tmp_path):
     source = load_transformers(folder, torch.float32)
     artefact = replace(artefact_with_readers(), fingerprint=fingerprint(source))
     model = load_model(folder, "tiny", "fp32", artefact)
-    work = Work(["the quick brown fox jumps over the dog " * 6] * 2, [6, 9])
-    meter = YieldMeter(model, work, 200)
+    work = Work(["the quick brown fox jumps over the dog " * 16] * 2, [6, 9])
+    meter = YieldMeter(model, work, 400)
     assert meter.seconds("base+read-50") > 0
     requests = work.requests(model, "base+read-50", 3)
     assert [(one.reader.name, one.max_tokens) for one in requests] == [

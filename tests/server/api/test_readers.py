@@ -93,7 +93,7 @@ def test_a_prompt_with_log_probabilities_is_read_in_full(client):
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/generate"])
 def test_the_last_chunk_of_a_stream_says_how_the_prompt_was_read(client, path):
-    text = f"{next(FRESH)} " + "the quick brown fox jumps over the lazy dog " * 3
+    text = f"{next(FRESH)} " + "the quick brown fox jumps over the lazy dog " * 8
     body = {"prompt": text, "messages": [{"role": "user", "content": text}], **GREEDY}
     body |= {"stream": True, "trimtab": {"read": "read-70"}}
     body.pop("prompt" if "chat" in path else "messages")

@@ -113,7 +113,7 @@ def test_readers_are_fitted_to_answers_to_prompts(root, prompts, monkeypatch):
     assert {by["all"].prompts for by in found.table.reader_quality.values()} == {2}
 
     tokenizer = load_tokenizer(root / "mine")
-    asked = [tokenizer.decode(one.prompt) for one in (*text.pairs[:9], *text.answers)]
+    asked = [tokenizer.decode(one.prompt) for one in (*text.answers, *text.pairs[:9])]
     for number, prompt in enumerate(asked):
         assert prompt.startswith(f"<|user|>Which animal {number}?\n\n{TEXT}")
         assert prompt.endswith(f"{number}<|end|><|assistant|>")
@@ -227,7 +227,7 @@ def test_evaluate_refuses_in_one_line(root, options, says):
         (["--prompts", "a.jsonl", "--tokens", "300"], "takes the place of --text and --tokens"),
         (["--prompt-limit", "20"], "--prompt-limit is for --prompts"),
         (["--prompts", "few.jsonl"], "few.jsonl has 7 usable prompts; 8 are needed"),
-        (["--prompts", "same.jsonl"], "0 of the last 3 prompts of same.jsonl"),
+        (["--prompts", "same.jsonl"], "0 of the 9 prompts of same.jsonl after the first 3"),
     ],
 )
 def test_refuses_in_one_line(root, tmp_path, monkeypatch, options, says):
