@@ -27,10 +27,9 @@ from pruners.support.checkpoint import Checkpoint
 class ReadingText:
     """What readers are fitted on and measured on.
 
-    `rows` are 1-D token ids, which `source` describes; `answers` are of other text. `kinds`
-    int8 `[vocab]` are those of tokens. `epochs` is how often maps are
-    trained on `pairs`, or else on pieces of all rows, after their fit; 0 leaves them in closed
-    form.
+    `rows` are 1-D token ids, which `source` describes; `answers` are of other text. `kinds` int8
+    `[vocab]` are the kinds of tokens. `epochs` is how often maps are trained on `pairs`, or else on
+    pieces of all rows, after their fit; 0 leaves them in closed form.
     """
 
     rows: Sequence[torch.Tensor]

@@ -26,10 +26,9 @@ _NUMBERS_SHARE = 0.2  # of usual text are numbers and what stands before them
 class ReaderPlan:
     """A reader to fit: `depth` in layers, or below 1 as a share of the model's layers.
 
-    `last` tokens and, with `numbers`, numbers with the tokens before them are read in full, beside
-    what every reader reads so. Without
-    a `name` it is called after its share of the base's multiply-adds for a typical prompt, such as
-    `read-70`.
+    The `last` tokens are read in full, where turns begin too, and with `numbers` also numbers and
+    the tokens before them. Without a `name` it is called after its share of the base's
+    multiply-adds for a typical prompt, such as `read-70`.
     """
 
     depth: float

@@ -4,7 +4,6 @@ The idea is that of SwiftKV (Qiao et al. 2024, arXiv 2410.03960), with linear ma
 trained.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,20 +11,18 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pruners.architecture import LocatedModel
+from pruners.architecture import LocatedModel, UnsupportedModelError
 from pruners.correction import RecoveryError
 from pruners.data.rows import group_by_length, hash_rows, pad_rows
 from pruners.distill.loss import kl_divergence, log_probabilities
+from pruners.distill.map_training_state import MapTrainingState
 from pruners.distill.reading_lessons import Lesson, make_lessons
 from pruners.evaluation.reading_quality import PromptAnswer
 from pruners.reading.maps import KVMaps
 from pruners.reading.reader import PromptReader
 from pruners.reading.upper_pass import find_full, read_upper
-from pruners.support.files import replace_file
 
 _BATCH_TOKENS = 1536
 _WARM_UP_STEPS = 10
@@ -33,7 +30,6 @@ _FINAL_RATE = 0.02  # share of the highest learning rate
 _DAMPING = 0.02  # of the mean variance of features, added to each direction before whitening
 _PROMPT_WEIGHT = 0.3  # what a token of a prompt's end counts, beside one of the answer
 _ANSWER_TOKENS = 48  # a shorter answer's tokens count more, by the root of how much shorter it is
-_SAVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +65,16 @@ def distil_maps(
     Raises `RecoveryError` without pairs, readers or an answer, or for a reader of another depth,
     and `UnsupportedModelError` for a family that embeds positions.
     """
+    if located.rotary is None:
+        raise UnsupportedModelError(f"{located.family} has no rotary positions; it is not served")
     _check(maps, pairs, readers)
     lessons, moment = make_lessons(located, maps.depth, pairs, progress)
     trained = _TrainedMaps(maps, moment)
     optimizer = torch.optim.Adam(trained.parameters(), lr=options.rate, betas=(0.9, 0.98))
     plan = list(_draw([len(one.tokens) for one in lessons], readers, options))
-    state = _TrainingFile(options, hash_rows([one.tokens for one in lessons]), readers)
+    steps = (options.epochs, options.rate, options.seed, _BATCH_TOKENS)
+    pairs_hash = hash_rows([one.tokens for one in lessons])
+    state = MapTrainingState(options.state, f"{pairs_hash} {steps} {list(readers)}")
     done = state.read(trained.change, optimizer)
     task = None if progress is None else progress.add_task("Distilling maps", total=len(plan))
     with _frozen(located.model):
@@ -92,48 +92,6 @@ def distil_maps(
                 progress.update(task, completed=step + 1, description=text)
     with torch.no_grad():
         return trained.maps()
-
-
-class _TrainingFile:
-    """The state of an interrupted training: the change of the maps and Adam's moments."""
-
-    def __init__(self, options: DistilOptions, pairs: str, readers: Sequence[PromptReader]) -> None:
-        self._path = options.state
-        steps = (options.epochs, options.rate, options.seed, _BATCH_TOKENS)
-        self._identity = f"{pairs} {steps} {list(readers)}"
-        self._saved = time.monotonic()
-
-    def read(self, change: nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
-        """Set both as they were and return how many steps are done; 0 without a usable file."""
-        if self._path is None:
-            return 0
-        try:
-            with safe_open(self._path, framework="pt") as file:
-                note = file.metadata()
-                if note["identity"] != self._identity:
-                    return 0
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError):
-            return 0
-        with torch.no_grad():
-            change.copy_(tensors.pop("change"))
-        device = change.device
-        optimizer.state[change] = {
-            name: tensor.to(device if tensor.dim() else "cpu") for name, tensor in tensors.items()
-        }
-        return int(note["steps"])
-
-    def write_sometimes(
-        self, steps: int, change: nn.Parameter, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Write the state if that was long ago."""
-        path = self._path
-        if path is None or time.monotonic() - self._saved < _SAVE_SECONDS:
-            return
-        tensors = {"change": change.detach(), **optimizer.state[change]}
-        note = {"identity": self._identity, "steps": str(steps)}
-        replace_file(path, lambda staged: save_file(tensors, staged, note))
-        self._saved = time.monotonic()
 
 
 class _TrainedMaps(nn.Module):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FULL = "full"
 """The name of reading every token through all layers, which needs no reader."""
 
-_DIGIT = re.compile(r"\d")
+_DIGIT = re.compile(r"^(?!<0x[0-9A-F]{2}>$).*\d", re.DOTALL)  # the name of a byte is no number
 NUMBER, SPECIAL = 1, 2
 """Kinds of tokens: those with a digit, and those that mark turns; all others are 0."""
 BEFORE_NUMBER = 3

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from pruners.architecture import locate
+from pruners.architecture import UnsupportedModelError, locate
 from pruners.calibration.layer_replay import final_hidden
 from pruners.correction import RecoveryError
 from pruners.data.rows import pad_rows
-from pruners.distill import reader_maps
+from pruners.distill import map_training_state, reader_maps
 from pruners.distill.loss import kl_divergence
 from pruners.distill.reader_maps import DistilOptions, distil_maps
 from pruners.evaluation.reading_quality import PromptAnswer
@@ -72,7 +72,7 @@ def test_an_interrupted_training_goes_on_to_the_same_maps(
     maps = fit_maps(located, random_rows(8, (40,), seed=3), [DEPTH])[DEPTH]
     options = DistilOptions(NUMBERS, epochs=4, rate=1e-2)
     expected = distil_maps(located, maps, pairs, READERS, options)
-    monkeypatch.setattr(reader_maps, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(map_training_state, "_SAVE_SECONDS", 0.0)
     options = replace(options, state=tmp_path / "state.safetensors")
     compute, steps = reader_maps._loss, []
 
@@ -110,6 +110,8 @@ def test_pairs_and_readers_that_do_not_fit_are_refused() -> None:
     located = locate(tiny_model())
     rows = random_rows(2, (20,))
     maps = fit_maps(located, rows, [DEPTH])[DEPTH]
+    with pytest.raises(UnsupportedModelError, match="no rotary positions"):
+        distil_maps(locate(tiny_model("gpt2")), maps, answered(rows), READERS, DistilOptions())
     with pytest.raises(RecoveryError, match="give some"):
         distil_maps(located, maps, [], READERS, DistilOptions())
     with pytest.raises(RecoveryError, match="depth 1"):

@@ -1,5 +1,8 @@
 """A model that reads as a reader says, against one that reads token by token into a cache."""
 
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -10,7 +13,7 @@ from pruners.data.rows import pad_rows
 from pruners.kv.base import SINK_TOKENS, rotate
 from pruners.reading.fit import fit_maps
 from pruners.reading.maps import features
-from pruners.reading.reader import SPECIAL, PromptReader
+from pruners.reading.reader import NUMBER, SPECIAL, PromptReader, token_kinds
 from pruners.reading.realize import read_by
 from tests.support.models import FAMILIES, VOCAB, random_rows, tiny_model
 
@@ -120,6 +123,16 @@ def test_where_a_turn_begins_is_read_in_full():
     assert shallow.nonzero()[:, 0].tolist() == [4, 5, 6, 7, 13, 14, 15, 16, 17]
     shallow = PromptReader("one", 1, last=2, turn=0).shallow(prompt, kinds)
     assert shallow.nonzero()[:, 0].tolist() == [4, 5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17]
+
+
+def test_a_byte_of_a_tokenizer_is_no_number_and_a_special_token_is_no_text():
+    texts = ["<0x0A>", "<0x31>", "7", "\n7", "a", "<s>", "<|turn_1|>"]
+    added = {5: SimpleNamespace(special=True), 6: SimpleNamespace(special=True)}
+    tokenizer = MagicMock(added_tokens_decoder=added, all_special_ids=[5])
+    tokenizer.__len__.return_value = len(texts)
+    tokenizer.convert_ids_to_tokens = lambda ids: [texts[i] for i in ids]
+    kinds = token_kinds(tokenizer, 9)
+    assert kinds.tolist() == [0, 0, NUMBER, NUMBER, 0, SPECIAL, SPECIAL, 0, 0]
 
 
 def test_numbers_are_read_in_full_with_the_three_tokens_before_each():

@@ -64,7 +64,7 @@ def test_a_prompt_is_read_by_steps_up_to_its_first_token(model, monkeypatch):
     assert decoder.cache.arena.used == 0
 
 
-def test_as_many_names_are_read_in_full_as_the_table_s_share_says(model):
+def test_as_many_numbers_are_read_in_full_as_the_table_s_share_says(model):
     reader, shape = model.readers["read-60"], model.weights.shape
     always = 4 + 24 + reader.last
     share = reader.cost(shape, 512, always + (512 - always) // 4)  # a quarter are numbers
