@@ -1,7 +1,8 @@
 """What a decision and the telemetry cost: `python -m benchmarks.controller`.
 
 Decisions are timed while every core is kept busy by others, prompts and all: p50, p99 and the worst
-by backend of the analyzer, over the shipped variants of the default model and a full queue.
+by backend of the analyzer, over the shipped variants and readers of the default model and a full
+queue.
 Telemetry is the processor time of one sampler over some seconds, as a share of one core.
 """
 
@@ -20,7 +21,6 @@ from rich.table import Table as RichTable
 from benchmarks.support.results import option_parser, save_result
 from controller import (
     Analyzer,
-    Catalogue,
     Controller,
     ControllerSettings,
     EngineStatus,
@@ -32,10 +32,10 @@ from controller import (
 from controller.analyzer import BACKENDS
 from controller.engine_status import StepRecord
 from policies import Objectives, RulePolicy
-from pruners.artefact.folder import load_artefact
-from pruners.variant import BASE, base_spec
-from server.engine.loading.artefact_lookup import shipped_artefact
-from server.engine.loading.source import DEFAULT_MODEL
+from pruners.variant import BASE
+from server.catalogue import build_catalogue, open_sensitivity
+from server.engine.config import ModelConfig
+from server.engine.loading.configured_model import load_configured_model
 from telemetry import default_sampler
 from telemetry.machine import describe
 
@@ -77,19 +77,11 @@ def _spin() -> None:
 
 
 def controller() -> Controller:
-    """Over the shipped variants, with a full batch and as many again in the queue."""
-    folder = shipped_artefact(DEFAULT_MODEL)
-    assert folder is not None
-    artefact = load_artefact(folder)
-    base = base_spec(artefact.shape)
-    table = artefact.table
-    catalogue = Catalogue(
-        {BASE: base, **{spec.name: spec for spec in artefact.variants}},
-        (512, 256),
-        {name: quality.kl for name, quality in table.quality.items()},
-        {budget: quality.kl for budget, quality in table.kv_quality.items()},
-    )
-    latency = StepTimeModel(artefact.shape)
+    """Over the shipped variants and readers, with a full batch and as many again in the queue."""
+    model = load_configured_model(ModelConfig())
+    base = model.variants[BASE]
+    catalogue = build_catalogue(model, (512, 256), open_sensitivity(model, None))
+    latency = StepTimeModel(model.weights.shape)
     latency.fit(
         [
             StepRecord(0.002 + 0.005 * rows, ((base, rows, 100 * rows),), rows)
@@ -132,7 +124,7 @@ def main() -> None:
     options.add_argument("--words", type=int, default=100, help="of a prompt, on average")
     arguments = options.parse_args()
     asked = prompts(arguments.decisions, arguments.words)
-    decide = controller()
+    decide, tokens = controller(), list(range(1000, 1150))
     table = RichTable(title="Milliseconds of a decision, every core busy")
     for title in ("backend", "p50", "p99", "worst", "read by it"):
         table.add_column(title, justify="right")
@@ -144,7 +136,8 @@ def main() -> None:
                 time.sleep(_GAP)
                 started = time.perf_counter()
                 features = analyzer(prompt)
-                decide.decide(IncomingRequest(features, 150, 128))
+                read_in_full = decide.catalogue.full_from(tokens)
+                decide.decide(IncomingRequest(features, 150, 128, full_from=read_in_full))
                 times.append(1e3 * (time.perf_counter() - started))
                 read += features.backend == backend
             cuts = quantiles(times, n=100)
