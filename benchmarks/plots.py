@@ -26,6 +26,7 @@ POLICIES = {
     "static:base": "base,\nqueueing",
     "refusing:base": "base,\nrefusing early",
     "static:mix-50": "smallest variant\nfor all",
+    "rule without readers": "Trimtab\nwithout readers",
     "rule": "Trimtab\n(the rule)",
 }
 """Policies of the overload figure, from left to right, and their labels."""
@@ -121,10 +122,11 @@ def read_replay(path: Path) -> Runs:
 
 def main() -> None:
     """Draw the figures of the documentation."""
-    runs = read_replay(RESULTS / "replay.json")
-    draw_quality_by_load(RESULTS / "replay.png", runs)
+    for name in ("replay", "replay-own-lengths"):
+        runs = read_replay(RESULTS / f"{name}.json")
+        draw_quality_by_load(RESULTS / f"{name}.png", runs)
     draw_overload(OVERLOAD, runs)
-    print(f"written to {RESULTS / 'replay.png'} and {OVERLOAD}")
+    print(f"written to {RESULTS} and {OVERLOAD}")
 
 
 if __name__ == "__main__":
