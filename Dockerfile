@@ -15,7 +15,7 @@ COPY policies policies
 COPY pruners pruners
 COPY telemetry telemetry
 RUN pip install -c constraints.txt . \
- && TRIMTAB_CACHE=/opt/models trimtab fetch \
+ && TRIMTAB_CACHE=/opt/models trimtab pull \
  && chmod -R a+rX /opt/models
 
 FROM python:3.11-slim

@@ -17,7 +17,7 @@ serve: $(INSTALLED)
 	$(BIN)/trimtab serve --model "$(MODEL)" --port $(PORT)
 
 test: $(INSTALLED_DEV)
-	$(BIN)/trimtab fetch
+	$(BIN)/trimtab pull
 	$(BIN)/python -m pytest
 
 # The quick loop: all but tests that are marked slow or browser; they need no model and no network.

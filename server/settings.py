@@ -45,7 +45,8 @@ class Settings(BaseSettings):
     )
 
     model: str = DEFAULT_MODEL
-    """The model: a Hugging Face id, a folder, a GGUF file, or the name of the default model."""
+    """The model: `OWNER/NAME[:QUANT]` of the Hugging Face hub, `ollama:NAME[:TAG]`, a folder, a
+    GGUF file, or the name of the default model."""
     artefact: Path | None = None
     """Folder with the variants, by `trimtab build`. Without: the shipped one, if it was built for
     this model."""

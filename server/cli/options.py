@@ -17,8 +17,8 @@ _TEXT = "a text, .jsonl or .csv file, or hf:NAME[:SPLIT[:COLUMN]] for a Hugging 
 
 
 MODEL_HELP = (
-    "The model: a Hugging Face id, a folder, a GGUF file, or the name of the default model, "
-    f"{DEFAULT_MODEL}."
+    "The model: OWNER/NAME[:QUANT] of the Hugging Face hub, ollama:NAME[:TAG], a folder, a GGUF "
+    f"file, or the name of the default model, {DEFAULT_MODEL}."
 )
 TEXT_HELP = f"It is {_TEXT}."
 PROMPTS_HELP = f"Prompts: {_TEXT}."

@@ -23,11 +23,11 @@ class EngineConfigError(UserError):
 class ModelConfig:
     """Which model to load, and how.
 
-    `model` is a Hugging Face id, a folder, a GGUF file or the default's name. `artefact` is a
-    folder that `trimtab build` wrote; None stands for the one that comes with the package, if there
-    is one. `context` limits prompt and answer together, in tokens; None stands for the model's own
-    maximum. `threads` is the number of processor threads; None leaves PyTorch's. Without `readers`
-    those of the artefact are left out.
+    `model` is a name in one of the forms of `docs/models.md`. `artefact` is a folder that `trimtab
+    build` wrote; None stands for the one that comes with the package, if there is one. `context`
+    limits prompt and answer together, in tokens; None stands for the model's own maximum. `threads`
+    is the number of processor threads; None leaves PyTorch's. Without `readers` those of the
+    artefact are left out.
     """
 
     model: str = DEFAULT_MODEL

@@ -87,7 +87,7 @@ def _settings() -> frozenset[str]:
 def _check_trimtab(arguments: list[str], whole: bool) -> None:
     """Parse a `trimtab` command as it would be, and run nothing."""
     group = typer.main.get_command(cli)
-    context = group.make_context("trimtab", ["fetch"])
+    context = group.make_context("trimtab", ["pull"])
     try:
         name, command, rest = group.resolve_command(context, list(arguments))
         if whole and "--help" not in rest:

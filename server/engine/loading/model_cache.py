@@ -33,7 +33,7 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
     """
     if _fault(folder) is not None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with locked(folder.parent / _LOCK, f"builds a model in {folder.parent}"):
             fault = _fault(folder)
             if fault is not None:
                 _build(folder, fault, build)
@@ -61,29 +61,32 @@ def _build(folder: Path, fault: str, build: Callable[[Path], None]) -> None:
         if folder.exists():
             os.replace(folder, staging / "old")
         os.replace(staging / "model", folder)
-        _sync(folder.parent)
+        sync(folder.parent)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time build beside `folder`. Its lock ends with the process."""
-    lock = FileLock(folder.parent / _LOCK)
+def locked(lock: Path, doing: str) -> Iterator[None]:
+    """Let one process at a time do something. Its lock ends with the process.
+
+    `doing` says in the log what another process does that is waited for, such as `downloads x`.
+    """
+    held = FileLock(lock)
     try:
-        lock.acquire(timeout=0)
+        held.acquire(timeout=0)
     except Timeout:
-        log.info("waiting for another process, which builds a model in %s", folder.parent)
-        lock.acquire()
+        log.info("waiting for another process, which %s", doing)
+        held.acquire()
     try:
         yield
     finally:
-        lock.release()
+        held.release()
 
 
 def _seal(folder: Path) -> None:
     """Write everything through to the disk, then the manifest."""
     files = {}
     for path in sorted(path for path in folder.iterdir() if path.name != MANIFEST):
-        _sync(path)
+        sync(path)
         stat = path.stat()
         files[path.name] = {
             "size": stat.st_size,
@@ -96,9 +99,9 @@ def _seal(folder: Path) -> None:
 def _write(folder: Path, manifest: dict[str, object]) -> None:
     part = folder / f".{MANIFEST}"
     part.write_text(json.dumps(manifest, indent=1) + "\n")
-    _sync(part)
+    sync(part)
     os.replace(part, folder / MANIFEST)
-    _sync(folder)
+    sync(folder)
 
 
 def _fault(folder: Path) -> str | None:
@@ -134,7 +137,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Write a file or a folder through to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

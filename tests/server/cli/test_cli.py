@@ -144,8 +144,8 @@ def test_an_interruption_is_no_success(monkeypatch):
     def interrupted(*rest):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "resolve_model", interrupted)
-    monkeypatch.setattr(sys, "argv", ["trimtab", "fetch"])
+    monkeypatch.setattr(models, "pull_model", interrupted)
+    monkeypatch.setattr(sys, "argv", ["trimtab", "pull"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 130
