@@ -11,11 +11,13 @@ from benchmarks.reading.questions import make_tasks
 from benchmarks.reading.tasks import Tasks
 from benchmarks.reading.ways import Way, compared_ways
 from pruners.architecture import LocatedModel, locate
+from pruners.artefact.folder import load_artefact
 from pruners.reading.reader import token_kinds
 from pruners.realization.variant_set import VariantSet
 from pruners.support.errors import UserError
 from pruners.variant import BASE
 from server.engine.config import EngineConfig, ModelConfig
+from server.engine.loading.artefact_lookup import shipped_artefact
 from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import LoadedModel, load_transformers
 from server.engine.loading.source import DEFAULT_MODEL, resolve_model
@@ -60,7 +62,8 @@ def default_study(plan: StudyPlan) -> ReadingStudy:
     Raises `NoReadersError`, `PromptsError`, `TaskError` or `ReadError`.
     """
     model = load_configured_model(ModelConfig())
-    artefact, context = model.artefact, model.weights.context
+    folder, context = shipped_artefact(model.name), model.weights.context
+    artefact = None if folder is None else load_artefact(folder)  # a served model keeps no maps
     if artefact is None or not artefact.readers:
         raise NoReadersError(f"the artefact of {model.name} holds no readers; see `trimtab build`")
     longest = context - plan.answer_tokens

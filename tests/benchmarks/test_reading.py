@@ -10,6 +10,7 @@ from benchmarks.reading import __main__ as reading
 from benchmarks.reading.examples import Example, read_examples, split_text
 from benchmarks.reading.losses import measure_losses, summarise
 from benchmarks.reading.questions import as_item, make_tasks
+from benchmarks.reading.study import StudyPlan, default_study
 from benchmarks.reading.tasks import Item, measure_tasks
 from benchmarks.reading.tiny import tiny_study
 from benchmarks.reading.work import request_work, whole_work
@@ -180,3 +181,14 @@ def test_tasks_of_every_kind_are_made_of_documents_and_files(tmp_path):
         assert f"{cue} {right}" in text.rpartition("\n")[0]
     (key,) = {len(item.choices) for item in found["passkey-500"]}
     assert key == 1
+
+
+def test_the_study_of_the_default_model_has_its_readers_and_corrected_variants(tmp_path):
+    prompts, texts = tmp_path / "prompts.jsonl", [f"Fact {i} of many. " * 30 for i in range(2)]
+    rows = [{"instruction": "What is said?", "context": text} for text in texts]
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    study = default_study(StudyPlan(prompts, {"up to 256": 1}, {}, answer_tokens=2))
+    ways = {way.name: way for way in study.ways}
+    assert {"read-67", "read-54", "read-42"} <= ways.keys()
+    (writer,) = {name for name in ways if name.startswith("mix-50")}
+    assert ways[writer]._variants.corrections_of(ways[writer]._spec)
