@@ -9,7 +9,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 CSRC := server/engine/backends/native/csrc
 CSRC_FILES := $(wildcard $(CSRC)/*/*.* $(CSRC)/*/*/*.*)
 
-.PHONY: install serve test test-fast lint docs sanitize bench artefact clean
+.PHONY: install serve test test-fast lint docs sanitize bench gpu-check artefact clean
 
 install: $(INSTALLED)
 
@@ -53,6 +53,10 @@ bench: $(INSTALLED_DEV)
 	$(BIN)/python -m benchmarks.burst
 	$(BIN)/python -m benchmarks.controller
 	$(BIN)/python -m benchmarks.shadow
+
+# All that there is to measure on a GPU, in under 8 minutes.
+gpu-check: $(INSTALLED_DEV)
+	$(BIN)/python -m benchmarks.gpu_check
 
 # The shipped variants of the default model, from nothing but the model: half an hour on two cores to
 # build, an hour and a half to train. With a GPU longer, and low ranks beside all projections:

@@ -112,7 +112,7 @@ def main() -> None:
     mixed = mixed_batch(decoder, model, arguments.repeats)
     switch = switch_cost(decoder, specs[plain], arguments.repeats)
     resident, extra = resident_bytes(model)
-    figures = _figures(model, specs, found)
+    figures = variant_figures(model, specs, found, CACHED)
 
     console = Console(width=130)
     console.print(describe())
@@ -147,17 +147,17 @@ def resident_bytes(model: LoadedModel) -> tuple[int, int]:
     return base, sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _figures(
-    model: LoadedModel, specs: Mapping[str, VariantSpec], found: Series
+def variant_figures(
+    model: LoadedModel, specs: Mapping[str, VariantSpec], found: Series, cached: int
 ) -> dict[str, dict[str, float]]:
     """Return, for each variant and number of rows, seconds, bytes over the base's, and efficiency:
-    the speed-up over the reduction of bytes."""
+    the speed-up over the reduction of bytes. Each row has `cached` tokens in the cache."""
     base, seconds = model.variants[BASE], medians(found)
     figures: dict[str, dict[str, float]] = {}
     for name, spec in specs.items():
         figures[name] = {}
-        for rows in ROWS:
-            share = step_bytes(model, spec, rows, CACHED) / step_bytes(model, base, rows, CACHED)
+        for rows in dict.fromkeys(int(rows) for _, rows in found):
+            share = step_bytes(model, spec, rows, cached) / step_bytes(model, base, rows, cached)
             taken = seconds[name, str(rows)]
             figures[name] |= {
                 f"seconds_{rows}": taken,

@@ -1,10 +1,11 @@
 """The other engines on the same model: transformers, llama.cpp and OpenVINO, where they are."""
 
 import json
+import math
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -139,15 +140,23 @@ def peers(llama_cpp: Path | None, threads: int) -> list[Peer]:
     return found
 
 
-def interleaved(jobs: dict[Job, Measure], repeats: int) -> dict[Job, list[float]]:
+def interleaved(
+    jobs: Mapping[Job, Measure], repeats: int, until: float = math.inf
+) -> dict[Job, list[float]]:
     """Run every job in turn, so that a change of the machine's speed meets all alike.
 
-    The first of `repeats + 1` rounds is a warm-up and not returned.
+    The first of `repeats + 1` rounds is a warm-up and not returned. Ends early where the next job
+    would not end before the time `until` of the monotonic clock; jobs without a value are left out.
     """
     found: dict[Job, list[float]] = {key: [] for key in jobs}
+    took = dict.fromkeys(jobs, 0.0)
     for turn in range(repeats + 1):
         for key, job in jobs.items():
+            started = time.monotonic()
+            if started + took[key] > until:
+                return {key: values for key, values in found.items() if values}
             value = job()
+            took[key] = time.monotonic() - started
             if turn:
                 found[key].append(value)
     return found

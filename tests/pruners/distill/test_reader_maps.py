@@ -64,6 +64,20 @@ def test_the_loss_of_prompts_that_were_not_learnt_from_falls() -> None:
     assert all(p.grad is None and p.requires_grad for p in located.model.parameters())
 
 
+@pytest.mark.cuda
+def test_maps_are_trained_on_a_gpu_as_on_the_cpu() -> None:
+    pairs = answered(random_rows(24, (40, 36), seed=1))
+    fitted = fit_maps(locate(tiny_model()), random_rows(8, (40,), seed=3), [DEPTH])
+    start, found = 0.3 * fitted[DEPTH].weight, []
+    for device in ("cpu", "cuda"):
+        located = locate(tiny_model().to(device))
+        maps = KVMaps(DEPTH, start.to(device))
+        trained = distil_maps(located, maps, pairs, READERS, DistilOptions(NUMBERS, epochs=4))
+        found.append(trained.weight.cpu())
+        assert trained.weight.device.type == device
+    torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-3)
+
+
 def test_an_interrupted_training_goes_on_to_the_same_maps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,7 @@ def test_a_step_stays_on_its_device(family):
 
 
 @torch.no_grad()
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replayed_steps_equal_the_ragged_pass_on_a_gpu(family):
     found = []
