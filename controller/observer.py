@@ -279,6 +279,8 @@ class Observer:
 def _is_hot(snapshot: Snapshot) -> bool | None:
     """Return whether any sensor says that the host is too hot; None where there is no sensor."""
     readings = [(snapshot.temperature_celsius.value, HOT_CELSIUS)]
+    limit = snapshot.cpu_speed_limit_ratio.value
+    readings += [(None if limit is None else 1.0 - limit, 0.0)]
     readings += [(gpu.throttled.value, 0.5) for gpu in snapshot.gpus]
     known = [value > limit for value, limit in readings if value is not None]
     return any(known) if known else None

@@ -1,7 +1,10 @@
 """Charge of the machine's batteries, and whether it runs on them."""
 
+import sys
 from pathlib import Path
 from typing import ClassVar
+
+import psutil  # type: ignore[import-untyped]
 
 from telemetry.files import read_int, read_text
 from telemetry.snapshot import Reading, missing, present
@@ -14,11 +17,15 @@ class BatteryReader:
 
     fields: ClassVar[tuple[str, ...]] = ("battery_charge_ratio", "on_battery")
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: Path = Path("/"), system: str = sys.platform) -> None:
+        """`system` is the operating system as in `sys.platform`. Linux is asked by its files."""
         self._folder = root / "sys/class/power_supply"
+        self._asks_psutil = system != "linux"
 
     def read(self) -> dict[str, Reading]:
         """Return the readings. See `Reader`."""
+        if self._asks_psutil:
+            return self._from_psutil()
         if not self._folder.is_dir():
             return dict.fromkeys(self.fields, missing(_SOURCE, f"no {_SOURCE}"))
         supplies = sorted(self._folder.iterdir())
@@ -29,6 +36,19 @@ class BatteryReader:
         return {
             "battery_charge_ratio": _charge(batteries),
             "on_battery": _draining(batteries, lines),
+        }
+
+    def _from_psutil(self) -> dict[str, Reading]:
+        # It has no such function on systems where it cannot know.
+        battery = getattr(psutil, "sensors_battery", lambda: None)()
+        if battery is None:
+            return dict.fromkeys(self.fields, missing("psutil", "no battery"))
+        plugged = battery.power_plugged
+        return {
+            "battery_charge_ratio": present(min(1.0, battery.percent / 100), "psutil"),
+            "on_battery": missing("psutil", "battery state unknown")
+            if plugged is None
+            else present(float(not plugged), "psutil"),
         }
 
 

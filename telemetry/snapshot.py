@@ -65,7 +65,8 @@ class Snapshot:
 
     `taken_at` is `time.monotonic()` seconds when the sample began. `cpu_effective_count` and the
     two memory readings are what this process may use: the host's, or a tighter cgroup limit.
-    `temperature_celsius` is the hottest sensor. `cpu_energy_joules` counts from the first sample.
+    `temperature_celsius` is the hottest sensor. `cpu_speed_limit_ratio` is the share of their speed
+    to which heat limits the processors. `cpu_energy_joules` counts from the first sample.
     `on_battery` is 1.0 or 0.0. `gpu_source` is the number of visible GPUs, or why there is none.
     """
 
@@ -80,6 +81,7 @@ class Snapshot:
     cpu_pressure_ratio: Reading = _NOT_READ
     memory_pressure_ratio: Reading = _NOT_READ
     temperature_celsius: Reading = _NOT_READ
+    cpu_speed_limit_ratio: Reading = _NOT_READ
     disk_free_bytes: Reading = _NOT_READ
     battery_charge_ratio: Reading = _NOT_READ
     on_battery: Reading = _NOT_READ

@@ -124,6 +124,11 @@ def test_a_hot_host_cools_down(host):
     variant, _, reason = decision(ask(host, SHORT))
     assert variant != "base"
     assert reason == "thermal"
+    host.now = replace(HEALTHY, cpu_speed_limit_ratio=present(1.0, "planted"))
+    time.sleep(DWELL + 0.1)
+    assert decision(ask(host, SHORT))[0] == "base"
+    host.now = replace(HEALTHY, cpu_speed_limit_ratio=present(0.8, "planted"))
+    assert decision(ask(host, SHORT))[2] == "thermal"
 
 
 def test_little_memory_means_a_smaller_cache_and_not_a_smaller_model(host):

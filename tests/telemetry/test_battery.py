@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import psutil
 import pytest
 
 from telemetry.battery import BatteryReader
@@ -20,7 +23,7 @@ def mains(online):
 
 
 def read(root):
-    readings = BatteryReader(root).read()
+    readings = BatteryReader(root, "linux").read()
     return readings["battery_charge_ratio"].value, readings["on_battery"].value
 
 
@@ -60,9 +63,30 @@ def test_the_percentage_serves_where_nothing_finer_is_reported(plant):
     ],
 )
 def test_no_battery_of_the_machine_is_missing_not_full(plant, files):
-    for reading in BatteryReader(plant(files)).read().values():
+    for reading in BatteryReader(plant(files), "linux").read().values():
         assert (reading.value, reading.reason) == (None, "no battery")
 
 
 def test_no_power_supply_class_is_missing(tmp_path):
     assert read(tmp_path) == (None, None)
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+@pytest.mark.parametrize(("plugged", "on_battery"), [(True, 0.0), (False, 1.0), (None, None)])
+def test_elsewhere_psutil_knows_the_battery(system, plugged, on_battery, tmp_path, monkeypatch):
+    battery = SimpleNamespace(percent=37, secsleft=4200, power_plugged=plugged)
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: battery, raising=False)
+    readings = BatteryReader(tmp_path, system).read()
+    assert (readings["battery_charge_ratio"].value, readings["on_battery"].value) == (
+        0.37,
+        on_battery,
+    )
+    assert readings["battery_charge_ratio"].source == "psutil"
+
+
+def test_elsewhere_too_no_battery_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: None, raising=False)
+    for reading in BatteryReader(tmp_path, "darwin").read().values():
+        assert (reading.value, reading.reason) == (None, "no battery")
+    monkeypatch.delattr(psutil, "sensors_battery")
+    assert BatteryReader(tmp_path, "win32").read()["on_battery"].value is None

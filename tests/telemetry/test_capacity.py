@@ -1,7 +1,9 @@
 """Memory and CPU limits on the cgroup layouts met in practice."""
 
 import os
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from telemetry import cgroup
@@ -179,3 +181,27 @@ def test_hybrid_takes_from_v2_what_v1_does_not_have(plant):
         f"{V2}/unified/app/cpu.max": "300000 100000",
     }
     assert read(plant(files))["cpu_effective_count"] == (3, "cgroup-v2:/app")
+
+
+PRESSURE = """\
+The system has 17179869184 (1048576 pages with a page size of 16384).
+System-wide memory free percentage: 40%
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "available"),
+    [
+        (PRESSURE, (0.4 * 16 * GIB, "memory_pressure")),
+        ("memory_pressure: not permitted", (5 * GIB, "psutil")),
+        (None, (5 * GIB, "psutil")),
+    ],
+)
+def test_on_macos_the_kernel_says_what_is_free(tmp_path, monkeypatch, text, available):
+    memory = SimpleNamespace(total=16 * GIB, available=5 * GIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    tool = SimpleNamespace(output=lambda: text)
+    readings = CapacityReader(tmp_path, "darwin", tool).read()
+    found = readings["memory_available_bytes"]
+    assert (found.value, found.source) == available
+    assert readings["memory_total_bytes"].value == 16 * GIB

@@ -198,7 +198,8 @@ def test_all_telemetry_names_and_types():
     host = (
         "cpu_utilization_ratio effective_cpus cpu_frequency_hertz load_1m memory_total_bytes "
         "memory_available_bytes process_resident_bytes cpu_pressure_ratio memory_pressure_ratio "
-        "temperature_celsius disk_free_bytes battery_charge_ratio on_battery gpus"
+        "temperature_celsius cpu_speed_limit_ratio disk_free_bytes battery_charge_ratio on_battery "
+        "gpus"
     )
     gpu = "memory_total_bytes memory_used_bytes utilization_ratio power_watts temperature_celsius"
     assert names == {

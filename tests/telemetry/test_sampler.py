@@ -208,6 +208,7 @@ def test_a_container_without_any_sensor_is_silent(plant, monkeypatch, caplog):
         "cpu_pressure_ratio": "psi not available",
         "memory_pressure_ratio": "psi not available",
         "temperature_celsius": "no temperature sensor",
+        "cpu_speed_limit_ratio": "the system does not report a limit",
         "battery_charge_ratio": "no /sys/class/power_supply",
         "on_battery": "no /sys/class/power_supply",
         "cpu_energy_joules": "no rapl",
