@@ -7,7 +7,9 @@ from pathlib import Path
 from pruners.support.errors import UserError
 
 _MODE = 0o600
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+    _FLAGS |= getattr(os, _name, 0)  # Windows has the last one alone
 
 
 class AuditError(UserError):
@@ -78,7 +80,8 @@ class RotatingFile:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(0, "it is no plain file")
-            os.fchmod(file, _MODE)
+            if hasattr(os, "fchmod"):
+                os.fchmod(file, _MODE)
             self._size = status.st_size
             if self._size and not self._ends_with_newline():
                 self._size += os.write(file, b"\n")

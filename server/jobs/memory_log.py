@@ -1,6 +1,5 @@
 """Records how much memory the process and the GPU use at named moments."""
 
-import resource
 import sys
 
 import psutil  # type: ignore[import-untyped]
@@ -23,7 +22,16 @@ class MemoryLog:
 
     def readings(self) -> dict[str, int]:
         """Return everything that was recorded, and the peaks since the process began."""
-        peaks = {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES}
+        peaks = {"peak": _peak_bytes()}
         if torch.cuda.is_available():
             peaks["peak, GPU"] = torch.cuda.max_memory_allocated()
         return {**self._recorded, **peaks}
+
+
+def _peak_bytes() -> int:
+    """Return the most memory that the process had at any time."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES

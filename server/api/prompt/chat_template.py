@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from server.api.prompt.template_worker import MAX_SECONDS
+from server.api.prompt.template_watchdog import Watched, watched
+from server.api.prompt.template_worker import HAS_TIMER, MAX_MEMORY, MAX_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -105,16 +107,22 @@ class ChatTemplate:
         assert worker is not None
         assert worker.stdin is not None
         assert worker.stdout is not None
-        try:
-            worker.stdin.write(line.encode() + b"\n")
-            worker.stdin.flush()
-            answer = worker.stdout.readline()
-        except BrokenPipeError:
-            answer = b""
+        bounds = (
+            nullcontext(Watched()) if HAS_TIMER else watched(worker.pid, MAX_SECONDS, MAX_MEMORY)
+        )
+        with bounds as found:
+            try:
+                worker.stdin.write(line.encode() + b"\n")
+                worker.stdin.flush()
+                answer = worker.stdout.readline()
+            except OSError:  # a broken pipe
+                answer = b""
         if not answer.endswith(b"\n"):
             self.close()
-            if worker.returncode == -signal.SIGPROF:
+            if found.too_long or (HAS_TIMER and worker.returncode == -signal.SIGPROF):
                 raise TemplateFailedError(f"it took longer than {MAX_SECONDS:g} s")
+            if found.too_large:
+                raise TemplateFailedError("it needs too much memory")
             raise TemplateFailedError("its process was ended by the system")
         reply: dict[str, Any] = json.loads(answer)
         if "error" in reply:

@@ -21,6 +21,7 @@ from jinja2.utils import Namespace
 
 MAX_MEMORY = 512 * 2**20  # bytes of address space
 MAX_SECONDS = 2.0  # of processor time for one chat
+HAS_TIMER = hasattr(signal, "setitimer")  # if not, the parent bounds time and memory
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the same field
 
@@ -153,17 +154,23 @@ def _limit_memory() -> None:
         pass
 
 
+def _set_timer(seconds: float) -> None:
+    if HAS_TIMER:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
 def main() -> None:
     """Reply to each line of standard input with one line on standard output."""
     _limit_memory()
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the parent may have ignored it
+    if HAS_TIMER:
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the parent may have ignored it
     sandbox = environment()
     template: Template | None = None
     source = ""
     for line in sys.stdin.buffer:
         job = json.loads(line)
         # When the time is over, the signal ends the process, whatever it is doing.
-        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+        _set_timer(MAX_SECONDS)
         try:
             if template is None:
                 source = job["template"]
@@ -175,7 +182,7 @@ def main() -> None:
                 reply = {"too_long": True} if text is None else {"text": text}
         except Exception as error:
             reply = {"error": _describe(error)}
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        _set_timer(0)
         sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
         sys.stdout.buffer.flush()
 

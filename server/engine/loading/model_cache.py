@@ -139,6 +139,8 @@ def _sha256(path: Path) -> str:
 
 def sync(path: Path) -> None:
     """Write a file or a folder through to the disk."""
+    if os.name != "posix":  # Windows cannot open folders, nor flush what is open for reading
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
