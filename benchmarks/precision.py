@@ -15,7 +15,8 @@ from pruners.data.corpus import read_corpus
 from pruners.data.rows import hash_rows
 from pruners.variant import BASE
 from server.engine.backends.base import Segment
-from server.engine.backends.native.packed_weights import round_weights
+from server.engine.backends.matrix import Matrix
+from server.engine.backends.native.matrix_packer import MatrixPacker
 from server.engine.backends.pytorch.backend import PyTorchBackend
 from server.engine.backends.pytorch.weights import PyTorchWeights
 from server.engine.loading.load import LoadedModel, load_model, load_tokenizer, open_decoder
@@ -45,8 +46,11 @@ def compare(precision: Precision, rows: list[Tensor]) -> dict[str, float]:
     native = load_model(source, DEFAULT_MODEL, precision)
     dense = load_model(source, DEFAULT_MODEL, "fp32")
     assert isinstance(dense.weights, PyTorchWeights)
-    weights = round_weights(dense.weights, BITS[precision])
-    rounded = replace(dense, backend=PyTorchBackend(weights, {}, {}))
+    packer = MatrixPacker(BITS[precision], exact=True)  # most of the model has 4 bits
+    matrices = [part for layer in dense.weights.layers for part in layer.matrices]
+    for part in (*matrices, dense.weights.head):
+        part.weight.copy_(packer.codes(Matrix(part.weight))[0].values())
+    rounded = replace(dense, backend=PyTorchBackend(dense.weights, {}, {}))
     expected, found = log_probabilities(rounded, rows), log_probabilities(native, rows)
     return {
         "kl": float((expected.exp() * (expected - found)).sum(-1).mean()),

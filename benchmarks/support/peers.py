@@ -3,7 +3,6 @@
 import json
 import math
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,7 +12,7 @@ from statistics import median
 import torch
 
 from server.engine.loading.load import load_transformers
-from server.engine.loading.source import DEFAULT_MODEL, cache_folder, fetch_gguf, resolve_model
+from server.engine.loading.source import DEFAULT_MODEL, cache_folder, resolve_model
 
 Measure = Callable[[], float]
 Job = tuple[str, str]
@@ -113,10 +112,7 @@ def ggufs(llama_cpp: Path | None) -> dict[str, Path]:
     """Return the default model's files: as published and, given llama.cpp, converted to Q4_0."""
     folder = cache_folder() / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    published = folder / f"{DEFAULT_MODEL}.Q4_1.gguf"
-    if not published.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as staging:
-            fetch_gguf(Path(staging)).rename(published)
+    published = resolve_model(DEFAULT_MODEL)
     found = {"Q4_1": published}
     if llama_cpp is not None:
         repacked = folder / f"{DEFAULT_MODEL}.Q4_0.gguf"

@@ -188,3 +188,12 @@ class LocatedModel:
         types = () if layer_type is None else (layer_type,)
         cos, sin = self.rotary(self.embed.weight[:1, None], positions[None].to(device), *types)
         return cos[0], sin[0]
+
+    def rope_frequencies(self, layer_type: str | None = None) -> tuple[torch.Tensor, float]:
+        """Return the inverse frequencies, fp32 `[head_dim / 2]`, and what cos and sin are times.
+
+        `layer_type` is a layer's `rope_layer_type`.
+        """
+        kind = "" if layer_type is None else f"{layer_type}_"
+        scaling = getattr(self.rotary, f"{kind}attention_scaling")
+        return getattr(self.rotary, f"{kind}inv_freq"), float(scaling)

@@ -10,6 +10,7 @@ import torch
 
 from pruners.support.errors import UserError
 from pruners.variant import BASE
+from server.engine.loading.checkpoint import description_folder
 from server.engine.loading.load import load_tokenizer, load_transformers
 from server.engine.loading.source import resolve_model
 from server.jobs.export import merged_variant
@@ -69,7 +70,7 @@ def run_harness_on_server(
     settings = {
         "base_url": f"{url}/v1/completions",
         "model": name,
-        "tokenizer": str(resolve_model(model)),
+        "tokenizer": str(description_folder(resolve_model(model))),
         "tokenized_requests": True,
         "num_concurrent": 4,
     }

@@ -5,7 +5,6 @@ from collections.abc import Sequence as Tokens
 import torch
 from transformers import PreTrainedModel
 
-from pruners.architecture import locate
 from pruners.variant import VariantSpec, base_spec, depth_spec, width_spec
 from server.engine.backends.pytorch.convert import convert_weights
 from server.engine.backends.pytorch.corrections import PyTorchCorrections
@@ -17,24 +16,16 @@ from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import Delta, GenerationRequest, Sequence
+from tests.support.parameters import converted
 from tests.support.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def random_order(layers: int, width: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(width, generator=generator) for _ in range(layers)])
-
-
-def weights_of(model: PreTrainedModel, seed: int | None = 7) -> PyTorchWeights:
+def weights_of(model: PreTrainedModel, seed: int | None = 7, device: str = "cpu") -> PyTorchWeights:
     """Serving weights; with a seed, in a random order, which must not change the base."""
-    located = locate(model)
-    shape = located.shape
-    ffn = None if seed is None else random_order(shape.layers, shape.ffn, seed)
-    kv = None if seed is None else random_order(shape.layers, shape.kv_groups, seed)
-    return convert_weights(located, ffn, kv, model.config.max_position_embeddings)
+    return convert_weights(converted(model, seed), torch.device(device))
 
 
 def runner_of(

@@ -15,7 +15,7 @@ from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.backends.pytorch.kv_maps import convert_maps
 from server.engine.cache.kv_cache import KVCache
 from tests.support.corrections import corrections_by_name, specs_of
-from tests.support.driving import weights_of
+from tests.support.parameters import converted
 from tests.support.reading import served_order, tiny_maps
 from tests.support.tiny import VOCAB, tiny_model
 
@@ -44,8 +44,8 @@ def reference_and_native(
 
     Both have the same corrections and maps. `changes` are of the model's configuration.
     """
-    rounded = round_weights(weights_of(tiny_model(family, **changes)), bits)
-    packed = pack_weights(weights_of(tiny_model(family, **changes)), bits)
+    rounded = round_weights(converted(tiny_model(family, **changes)), bits)
+    packed = pack_weights(converted(tiny_model(family, **changes)), bits)
     maps = tiny_maps(packed.shape)
     order = served_order(packed.shape)
     shape = packed.shape

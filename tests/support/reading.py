@@ -12,7 +12,7 @@ from pruners.reading.reader import PromptReader
 from pruners.reading.realize import read_by
 from pruners.variant import VariantSpec
 from server.engine.backends.base import Decoder, Segment
-from tests.support.driving import random_order
+from tests.support.parameters import random_order
 from tests.support.tiny import VOCAB
 
 LAST = 5

@@ -70,12 +70,11 @@ def sampling_defaults(generation: GenerationConfig | None) -> dict[str, float]:
     return defaults
 
 
-def check_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Compare a tokenizer with its model: one warning if it knows tokens that the model does not.
+def check_tokens(size: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare a tokenizer with a model of `size` tokens: one warning if it knows others.
 
     Raises `UnsupportedModelError` if it puts such a token into every prompt.
     """
-    size = config.vocab_size
     for token in tokenizer("").input_ids:
         if token >= size:
             raise UnsupportedModelError(

@@ -1,24 +1,29 @@
 """What a model folder holds, looked at before anything is loaded.
 
-`transformers` reads every file that an index names and does not report what does not fit together.
+What does not fit together is refused by the name of the file or of the tensor.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from pruners.architecture import UnsupportedModelError
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-QUANTISED = "gguf_types.json"
-"""In a converted folder: which parameters the GGUF file holds quantised, and in what type."""
-
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _MAX_HEADER = 100_000_000  # bytes, as in the format's own reader
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a safetensors file: its type, such as `BF16`, and its shape."""
+
+    file: Path
+    type: str
+    shape: tuple[int, ...]
 
 
 def check_code(source: Path) -> None:
@@ -38,71 +43,55 @@ def check_code(source: Path) -> None:
             )
 
 
-def check_weights(source: Path) -> None:
-    """Check that the safetensors files are whole and hold each tensor once, as their index says.
+def stored_tensors(source: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a folder's safetensors files, by name, from their headers.
 
-    Reads their headers only. Raises `UnsupportedModelError` with the file or tensor that is wrong.
+    Checks that the files are whole and hold each tensor once, as their index says. Raises
+    `UnsupportedModelError` with the file or tensor that is wrong.
     """
     if (source / _WEIGHTS).is_file():
-        _header(source / _WEIGHTS)
-        return
+        return _header(source / _WEIGHTS)
     if not (source / _INDEX).is_file():
         pickles = sorted(path.name for path in source.glob("*.bin"))
         why = f"; {pickles[0]} is a pickle, which is not read" if pickles else ""
         raise UnsupportedModelError(f"{source} holds no {_WEIGHTS}{why}")
     listed = _weight_map(source)
-    in_files: dict[str, str] = {}
+    found: dict[str, StoredTensor] = {}
     for file in sorted(set(listed.values())):
         if Path(file).name != file or not (source / file).is_file():
             raise UnsupportedModelError(f"{source}: {_INDEX} names {file}, which is not there")
-        for name in _header(source / file):
-            if name in in_files:
+        for name, tensor in _header(source / file).items():
+            if name in found:
                 raise UnsupportedModelError(
-                    f"{source}: tensor {name} is there twice, in {in_files[name]} and {file}"
+                    f"{source}: tensor {name} is there twice, in {found[name].file.name} and {file}"
                 )
-            in_files[name] = file
+            found[name] = tensor
+    in_files = {name: tensor.file.name for name, tensor in found.items()}
     if listed != in_files:
         wrong = sorted(dict(listed.items() ^ in_files.items()))
         raise UnsupportedModelError(f"{source}: {_INDEX} is wrong about {listing(wrong)}")
+    return found
 
 
-def check_report(source: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Refuse a model that took something else than its parameters from the files.
+def check_shapes(
+    source: Path,
+    stored: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    family: str,
+) -> None:
+    """Refuse a model whose files hold something else than its parameters.
 
-    `info` is the loading report of `from_pretrained`. Raises `UnsupportedModelError`.
+    Both are shapes by the names of `transformers`. Raises `UnsupportedModelError`.
     """
-    family = model.config.model_type
-    for what, key in (
-        ("missing", "missing_keys"),
-        (f"not part of a '{family}'", "unexpected_keys"),
-    ):
-        if info[key]:
-            raise UnsupportedModelError(f"{source}: tensors {what}: {listing(info[key])}")
-    for name, in_file, expected in sorted(info["mismatched_keys"]):
-        raise UnsupportedModelError(
-            f"{source}: tensor {name} is {tuple(in_file)}, the configuration says {tuple(expected)}"
-        )
-    if info["error_msgs"]:
-        raise UnsupportedModelError(f"{source}: {info['error_msgs'][0]}")
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if model.config.tie_word_embeddings and head.weight is not embedding.weight:
-        raise UnsupportedModelError(
-            f"{source}: tie_word_embeddings is true, but the tensor lm_head.weight is another"
-        )
-
-
-def quantised_types(source: Path) -> dict[str, str]:
-    """Return the type of each parameter that a folder's GGUF file held quantised.
-
-    Raises `UnsupportedModelError`.
-    """
-    if not (source / QUANTISED).is_file():
-        return {}
-    try:
-        types = json.loads((source / QUANTISED).read_bytes())
-        return {str(name): str(kind) for name, kind in types.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UnsupportedModelError(f"{source}: {QUANTISED} is damaged") from error
+    missing, extra = expected.keys() - stored.keys(), stored.keys() - expected.keys()
+    for what, names in (("missing", missing), (f"not part of a '{family}'", extra)):
+        if names:
+            raise UnsupportedModelError(f"{source}: tensors {what}: {listing(names)}")
+    for name, shape in sorted(stored.items()):
+        if shape != expected[name]:
+            raise UnsupportedModelError(
+                f"{source}: tensor {name} is {shape}, the configuration says {expected[name]}"
+            )
 
 
 def listing(names: Iterable[str], limit: int = 3) -> str:
@@ -120,8 +109,8 @@ def _weight_map(source: Path) -> dict[str, str]:
         raise UnsupportedModelError(f"{source}: {_INDEX} is damaged") from error
 
 
-def _header(path: Path) -> list[str]:
-    """Return the names of a safetensors file's tensors; check its length and their types."""
+def _header(path: Path) -> dict[str, StoredTensor]:
+    """Return a safetensors file's tensors by name; check its length and their types."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -130,16 +119,20 @@ def _header(path: Path) -> list[str]:
         tensors = {name: dict(about) for name, about in header.items()}
         end = max((about["data_offsets"][1] for about in tensors.values()), default=0)
         whole = path.stat().st_size == 8 + size + end
+        found = {
+            name: StoredTensor(path, str(about["dtype"]), tuple(map(int, about["shape"])))
+            for name, about in tensors.items()
+        }
     except OSError as error:
         raise UnsupportedModelError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UnsupportedModelError(f"{path} is damaged: its header cannot be read") from error
     if not whole:
         raise UnsupportedModelError(f"{path} is damaged: it is not as long as its header says")
-    for name, about in tensors.items():
-        if about["dtype"] not in _FLOATS:
-            raise UnsupportedModelError(f"{path}: tensor {name} is {about['dtype']}, not a float")
-    return list(tensors)
+    for name, tensor in found.items():
+        if tensor.type not in _FLOATS:
+            raise UnsupportedModelError(f"{path}: tensor {name} is {tensor.type}, not a float")
+    return found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

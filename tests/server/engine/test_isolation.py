@@ -27,13 +27,13 @@ from tests.support.driving import (
     variants_of,
     weights_of,
 )
+from tests.support.parameters import converted
 from tests.support.tiny import VOCAB, tiny_model
 
 POISON = 77
 SAMPLED = SamplingParams(temperature=0.9, seed=5)
 NATIVE = pytest.param(
-    True,
-    marks=pytest.mark.skipif(not native_library.is_available(), reason="kernels are not built"),
+    True, marks=pytest.mark.skipif(not native_library.is_available(), reason="not built")
 )
 both = pytest.mark.parametrize("native", [False, NATIVE])
 
@@ -42,7 +42,7 @@ def made(native: bool, running: int = 4) -> Runner:
     if not native:
         runner = runner_of(weights_of(tiny_model()), running=running)
     else:
-        packed = pack_weights(weights_of(tiny_model()), 8)
+        packed = pack_weights(converted(tiny_model()), 8)
         decoder = NativeDecoder(packed, KVCache(packed.shape, 4096, packed.dtype, packed.device))
         runner = Runner(decoder, Scheduler(decoder.cache, SchedulerLimits(running, 32)))
     runner.failures = []

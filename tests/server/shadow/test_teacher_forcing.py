@@ -8,7 +8,8 @@ from pruners.realization.mask import apply_mask
 from pruners.realization.order import Order
 from server.engine.reading_depth import ReadingDepths
 from server.shadow.teacher_forcing import ForcedModel, TeacherForcing
-from tests.support.driving import random_order, runner_of, variants_of, weights_of
+from tests.support.driving import runner_of, variants_of, weights_of
+from tests.support.parameters import random_order
 from tests.support.readers import DEEPER, SubstitutingDecoder, as_read
 from tests.support.tiny import tiny_model
 

@@ -1,6 +1,7 @@
 """The base's weights in 4 or 8 bits, laid out for the native kernels."""
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -9,26 +10,21 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.architecture import Shape
+from server.engine.backends.matrix import Projection, join_rows
 from server.engine.backends.native.head_screening import HeadScreen
-from server.engine.backends.native.packing import (
-    BLOCK,
-    Bits,
-    Codes,
-    PackedMatrix,
-    pack,
-    quantise,
-    relative_error,
-)
-from server.engine.backends.native.source_precision import is_exact, mostly_4bit
-from server.engine.backends.pytorch.linear import SliceableLinear
-from server.engine.backends.pytorch.weights import LayerWeights, PyTorchWeights, RMSNorm
+from server.engine.backends.native.matrix_packer import MatrixPacker
+from server.engine.backends.native.packing import BLOCK, Bits, PackedMatrix
+from server.engine.backends.native.source_precision import source_bits
+from server.engine.backends.pytorch.convert import ConvertedBase, convert_weights
+from server.engine.backends.pytorch.rope import RopeFrequencies, rope_tables
+from server.engine.backends.pytorch.weights import LayerParts, PyTorchWeights, RMSNorm
 
 log = logging.getLogger(__name__)
 
 MAX_SCREENED_ROWS = 4
 """Rows for which the head is screened; for more rows reading it whole costs less."""
 
-_ROWS = 64  # of a matrix, to tell whether 4 bits hold it
+_LOG_SECONDS = 2.0  # between two lines about the progress
 
 
 @dataclass(slots=True)
@@ -60,9 +56,9 @@ class PackedLayer:
 class PackedWeights:
     """Everything that the kernels read of a base.
 
-    `rope[kind]` is cos and sin, fp32 `[positions, head_dim]`; the first half of sin has its sign
-    changed. `errors` are the largest relative errors by kind of matrix. `dtype` is the default of
-    the cache.
+    `rope[kind]` is cos and sin, fp32 `[positions, head_dim]`, computed from `frequencies`; the
+    first half of sin has its sign changed. `errors` are the largest relative errors by kind of
+    matrix. `dtype` is the default of the cache.
     """
 
     shape: Shape
@@ -79,6 +75,7 @@ class PackedWeights:
     errors: dict[str, float]
     precision: str
     head_screen: HeadScreen | None = None
+    frequencies: dict[str | None, RopeFrequencies] = field(default_factory=dict)
     dtype: torch.dtype = torch.bfloat16
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -115,116 +112,78 @@ class PackedWeights:
         return list({t.data_ptr(): t for t in found}.values())
 
 
-def pack_weights(weights: PyTorchWeights, bits: Bits, exact: bool = False) -> PackedWeights:
-    """Pack an fp32 base in 4 or 8 bits. Its fp32 matrices are released layer by layer.
+def pack_weights(base: ConvertedBase, bits: Bits, exact: bool = False) -> PackedWeights:
+    """Read a base and pack it in 4 or 8 bits, layer by layer.
 
     In 4 bits, with `exact` or if most matrices are exact in 4 bits, only matrices that 4 bits hold
     exactly have 4 bits. All others have 8: for example those whose inputs were put in a new order,
     which breaks up the groups of the source.
     """
-    packer = _Packer(bits, weights, exact)
-    layers = [packer.layer(layer) for layer in weights.layers]
-    head = packer.matrix("head", weights.head.weight, weights.head.bias)
-    embed = head if weights.tied else packer.matrix("embedding", weights.embed, None)
+    packer = MatrixPacker(bits, exact or _mostly_4(base, bits))
+    head = packer.rows("head", base, base.located.head)
+    layers = [_pack_layer(packer, layer) for layer in _logged(base)]
+    embed = head if base.tied else packer.rows("embedding", base, base.located.embed)
+    final_norm = base.final_norm()
     packed = PackedWeights(
-        shape=weights.shape,
+        shape=base.shape,
         layers=layers,
         embed=embed,
         head=head,
-        final_norm=_floats(weights.final_norm),
-        rope={kind: (c.float(), s.float()) for kind, (c, s) in weights.rope.items()},
-        eps=weights.final_norm.eps,
-        embed_scale=weights.embed_scale,
-        softmax_scale=weights.softmax_scale,
-        activation=weights.activation_name,
-        context=weights.context,
+        final_norm=_floats(final_norm),
+        rope=rope_tables(base.frequencies, base.context, torch.float32),
+        eps=final_norm.eps,
+        embed_scale=base.embed_scale,
+        softmax_scale=base.softmax_scale,
+        activation=base.serving.activation,
+        context=base.context,
         errors=packer.errors,
         precision=f"int{bits}",
+        frequencies=base.frequencies,
     )
     size = sum(tensor.nbytes for tensor in packed.tensors())
     log.info("matrices: %s; %.0f MB resident", packer.summary(), size / 1e6)
     return packed
 
 
-def round_weights(weights: PyTorchWeights, bits: Bits, exact: bool = False) -> PyTorchWeights:
-    """Round an fp32 base, in place, to the values that `pack_weights` would give it."""
-    packer = _Packer(bits, weights, exact)
-    tied = weights.tied
-    for layer in weights.layers:
-        for part in layer.matrices:
-            part.weight.copy_(packer.codes(part.weight).values())
-    weights.head.weight.copy_(packer.codes(weights.head.weight).values())
-    if not tied:
-        weights.embed.copy_(packer.codes(weights.embed).values())
-    return weights
+def round_weights(base: ConvertedBase, bits: Bits, exact: bool = False) -> PyTorchWeights:
+    """Read a base in fp32, rounded to the values that `pack_weights` would give it."""
+    packer = MatrixPacker(bits, exact or _mostly_4(base, bits))
+    cpu = torch.device("cpu")
+    return convert_weights(base, cpu, lambda matrix: packer.codes(matrix)[0].values())
 
 
-class _Packer:
-    """Packs matrices and notes the relative errors, by the kind of matrix."""
-
-    def __init__(self, bits: Bits, weights: PyTorchWeights, exact: bool) -> None:
-        self._bits = bits
-        self._exact = bits == 4 and (exact or mostly_4bit(_matrices(weights)))
-        self.errors: dict[str, float] = {}
-        self._packed: dict[Bits, dict[str, list[float]]] = {}
-
-    def matrix(
-        self, kind: str, weight: Tensor, bias: Tensor | None, input_major: bool = False
-    ) -> PackedMatrix:
-        """Pack a matrix `[outputs, inputs]` with its bias `[outputs]`."""
-        codes = self.codes(weight)
-        error = relative_error(codes, weight)
-        self.errors[kind] = max(self.errors.get(kind, 0.0), error)
-        self._packed.setdefault(codes.bits, {}).setdefault(kind, []).append(error)
-        return pack(codes, bias, input_major)
-
-    def summary(self) -> str:
-        """Say how many matrices have 4 and 8 bits, and the largest relative error of each kind."""
-        return ", ".join(
-            f"{sum(map(len, kinds.values()))} in {bits} bits ("
-            + ", ".join(f"{kind} {max(errors):.1g}" for kind, errors in kinds.items())
-            + ")"
-            for bits, kinds in sorted(self._packed.items())
-        )
-
-    def layer(self, layer: LayerWeights) -> PackedLayer:
-        """Pack one layer and release its matrices."""
-        gate_up, bias = interleave_gate_up(layer.gate, layer.up)
-        packed = PackedLayer(
-            qkv=self.matrix("qkv", layer.qkv.weight, layer.qkv.bias),
-            o=self.matrix("o", layer.o.weight, layer.o.bias, input_major=True),
-            gate_up=self.matrix("gate and up", gate_up, bias),
-            down=self.matrix("down", layer.down.weight, layer.down.bias, input_major=True),
-            norms={name: _floats(norm) for name, norm in layer.norms.items()},
-            rope=layer.rope,
-            window=layer.window,
-        )
-        for part in layer.matrices:
-            part.release()
-        return packed
-
-    def codes(self, weight: Tensor) -> Codes:
-        """Quantise a matrix `[outputs, inputs]` in the bits that it is served in."""
-        if self._exact and not is_exact(weight, 4, _ROWS):
-            return quantise(weight, 8)
-        return quantise(weight, self._bits)
+def _mostly_4(base: ConvertedBase, bits: Bits) -> bool:
+    return bits == 4 and source_bits(base.located, base.parameters).mostly_4
 
 
-def _matrices(weights: PyTorchWeights) -> Iterator[Tensor]:
-    """Yield the weights `[outputs, inputs]` of all layers."""
-    for layer in weights.layers:
-        for part in layer.matrices:
-            yield part.weight
+def _logged(base: ConvertedBase) -> Iterator[LayerParts[Projection]]:
+    """Yield the layers; say every few seconds how many are done."""
+    started = said = time.monotonic()
+    for index, layer in enumerate(base.layers()):
+        yield layer
+        now, done = time.monotonic(), 100 * (index + 1) // base.shape.layers
+        if now - said > _LOG_SECONDS:
+            log.info("packing: %d %% of the layers in %.0f s", done, now - started)
+            said = now
+
+
+def _pack_layer(packer: MatrixPacker, layer: LayerParts[Projection]) -> PackedLayer:
+    gate_up = join_rows(interleave, layer.gate.matrix, layer.up.matrix)
+    gate_bias, up_bias = layer.gate.bias, layer.up.bias
+    biases = None if gate_bias is None or up_bias is None else interleave(gate_bias, up_bias)
+    return PackedLayer(
+        qkv=packer.matrix("qkv", layer.qkv),
+        o=packer.matrix("o", layer.o, input_major=True),
+        gate_up=packer.matrix("gate and up", Projection(gate_up, biases)),
+        down=packer.matrix("down", layer.down, input_major=True),
+        norms={name: _floats(norm) for name, norm in layer.norms.items()},
+        rope=layer.rope,
+        window=layer.window,
+    )
 
 
 def _floats(norm: RMSNorm) -> Tensor:
     return norm.weight.float().contiguous()
-
-
-def interleave_gate_up(gate: SliceableLinear, up: SliceableLinear) -> tuple[Tensor, Tensor | None]:
-    """Return weight `[2 * neurons, hidden]` and bias of 16 gates, their 16 ups, and so on."""
-    bias = None if gate.bias is None or up.bias is None else interleave(gate.bias, up.bias)
-    return interleave(gate.weight, up.weight), bias
 
 
 def interleave(gates: Tensor, ups: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 GROUP = 32
 BLOCK = 16
 Bits = int  # 4 or 8
+_CHUNK = 1 << 18  # weights that are rounded at a time, so that they stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,21 @@ def quantise(weight: Tensor, bits: Bits) -> Codes:
     exactly. The scale is `(max - min) / 15` of a group or its value of largest size over -8,
     whichever has the smaller error; in 8 bits it is the largest size over 127.
     """
+    rows = max(1, _CHUNK // max(1, weight.shape[1]))
+    parts = [_quantise_rows(part, bits) for part in weight.split(rows)]
+    if len(parts) == 1:
+        return parts[0]
+    minima = [part.minima for part in parts if part.minima is not None]
+    return Codes(
+        bits,
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat(minima) if minima else None,
+        weight.shape[1],
+    )
+
+
+def _quantise_rows(weight: Tensor, bits: Bits) -> Codes:
     padded = F.pad(weight.float(), (0, -weight.shape[1] % GROUP))
     groups = padded.unflatten(1, (-1, GROUP))
     if bits == 8:
@@ -118,31 +134,40 @@ class PackedMatrix:
 
 def pack(codes: Codes, bias: Tensor | None = None, input_major: bool = False) -> PackedMatrix:
     """Lay codes out in blocks for the kernels; `bias` is `[outputs]` or None."""
-    outputs = codes.codes.shape[0]
-    rows = -outputs % BLOCK
+    data = pack_rows(codes)
+    if input_major:
+        data = data.transpose(0, 1).contiguous()
+    bias = None if bias is None else bias.float().contiguous()
+    outputs = len(codes.codes)
+    return PackedMatrix(data.flatten(), bias, outputs, codes.inputs, codes.bits, input_major)
 
-    def blocks(tensor: Tensor) -> Tensor:
-        """From `[outputs, groups]` to `[output blocks, groups, 16]`."""
-        return F.pad(tensor, (0, 0, 0, rows)).unflatten(0, (-1, BLOCK)).transpose(1, 2)
 
-    # [output block, 16, groups * 32] -> [output block, group, 16, 32]
-    grid = F.pad(codes.codes, (0, 0, 0, rows)).unflatten(0, (-1, BLOCK))
-    grid = grid.unflatten(2, (-1, GROUP)).transpose(1, 2)
+def pack_rows(codes: Codes) -> Tensor:
+    """Return the blocks of rows, uint8 `[output blocks, input groups, bytes of a block]`.
+
+    The last rows are padded to a block.
+    """
+    rows = -len(codes.codes) % BLOCK
+    whole = F.pad(codes.codes, (0, 0, 0, rows)) if rows else codes.codes
     if codes.bits == 4:
         assert codes.minima is not None
-        low, high = grid[..., :16], grid[..., 16:]
-        lines = (low | high << 4).unflatten(3, (4, 4)).transpose(2, 3)
-        parts = [lines.flatten(2), _bytes(blocks(codes.scales)), _bytes(blocks(codes.minima))]
+        # 16 codes of each half of a group at once, in two words of 8 bytes.
+        words = whole.contiguous().view(torch.int64).unflatten(1, (-1, 4))
+        lines = words[..., :2] | words[..., 2:] << 4
+        floats = [codes.scales, codes.minima]
     else:
-        lines = grid.unflatten(3, (8, 4)).transpose(2, 3)
-        parts = [lines.flatten(2).view(torch.uint8), _bytes(blocks(codes.scales))]
-    data = torch.cat(parts, dim=2)
-    if input_major:
-        data = data.transpose(0, 1)
-    bias = None if bias is None else bias.float().contiguous()
-    return PackedMatrix(
-        data.contiguous().flatten(), bias, outputs, codes.inputs, codes.bits, input_major
-    )
+        lines, floats = whole.contiguous().view(torch.int64), [codes.scales]
+    # [output block, 16, group, lines] of 4 bytes -> [output block, group, lines, 16]
+    fours = lines.contiguous().view(torch.int32).reshape(len(whole), codes.scales.shape[1], -1)
+    fours = fours.unflatten(0, (-1, BLOCK)).permute(0, 2, 3, 1)
+    size = fours.shape[2] * BLOCK * 4
+    blocks = torch.empty(*fours.shape[:2], size + len(floats) * BLOCK * 2, dtype=torch.uint8)
+    blocks[..., :size].view(torch.int32).unflatten(2, (-1, BLOCK)).copy_(fours)
+    for index, part in enumerate(floats):
+        start = size + index * BLOCK * 2
+        halves = F.pad(part, (0, 0, 0, rows)).unflatten(0, (-1, BLOCK)).transpose(1, 2)
+        blocks[..., start : start + BLOCK * 2].view(torch.float16).copy_(halves)
+    return blocks
 
 
 def unpack(matrix: PackedMatrix) -> Codes:
@@ -159,8 +184,3 @@ def unpack(matrix: PackedMatrix) -> Codes:
     flat = lines.reshape(blocks * BLOCK, groups * GROUP).view(torch.int8)
     scale = scales.contiguous().view(torch.float16).transpose(1, 2).flatten(0, 1)
     return Codes(8, flat[: matrix.outputs], scale[: matrix.outputs], None, matrix.inputs)
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """View a tensor as uint8; the last dimension grows by the size of an element."""
-    return tensor.contiguous().view(torch.uint8)

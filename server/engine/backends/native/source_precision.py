@@ -1,10 +1,12 @@
 """Finds out in how many bits the source of a model stores its weights, matrix by matrix."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruners.architecture import LocatedModel
+from server.engine.backends.matrix import Parameters
 from server.engine.backends.native.packing import Bits, quantise, relative_error
 
 _MAX_ERROR = 1e-6  # relative: a source that was quantised in the same way
@@ -20,33 +22,39 @@ def is_exact(weight: Tensor, bits: Bits, rows: int = _ROWS) -> bool:
     return relative_error(quantise(sample, bits), sample) <= _MAX_ERROR
 
 
-def mostly_4bit(matrices: Iterable[Tensor]) -> bool:
-    """Return whether most values of the matrices `[outputs, inputs]` are exact in 4 bits."""
-    exact = total = 0
-    for matrix in matrices:
-        total += matrix.numel()
-        exact += matrix.numel() if is_exact(matrix, 4) else 0
-    return 2 * exact > total
+@dataclass(frozen=True, slots=True)
+class SourceBits:
+    """How many weights of the layers there are, in 4 bits, and in 4, 8 or a few others."""
+
+    weights: int
+    in_4: int
+    quantised: int
+
+    @property
+    def mostly_4(self) -> bool:
+        """Return whether most weights are in 4 bits."""
+        return 2 * self.in_4 > self.weights
+
+    @property
+    def bits(self) -> Bits | None:
+        """Return 4 or 8 if most weights are quantised, else None: 4 if any are in 4 bits."""
+        if 2 * self.quantised <= self.weights:
+            return None
+        return 4 if self.in_4 else 8
 
 
-def source_bits(located: LocatedModel, quantised: Collection[str]) -> Bits | None:
-    """Return 4 or 8 if most values of the layers are quantised in the source, else None.
+def source_bits(located: LocatedModel, parameters: Parameters) -> SourceBits:
+    """Count the weights of an outline's layers by how the source stores them."""
+    weights = in_4 = quantised = 0
+    for module in _matrices(located):
+        bits, size = parameters.exact_bits(module), module.weight.numel()
+        weights += size
+        in_4 += size * (bits == 4)
+        quantised += size * (bits is not None or parameters.is_quantised(module))
+    return SourceBits(weights, in_4, quantised)
 
-    It is 4 if at least one matrix is exact in 4 bits. `quantised` names parameters that are known
-    to be quantised, such as K-quants, which neither 4 nor 8 bits hold exactly.
-    """
-    names = {id(parameter): name for name, parameter in located.model.named_parameters()}
-    total = known = 0
-    some_4bit = False
+
+def _matrices(located: LocatedModel) -> Iterator[nn.Linear]:
     for layer in located.layers:
         attention, mlp = layer.attention, layer.mlp
-        for module in (attention.q, attention.k, attention.v, attention.o, *mlp.inputs, mlp.down):
-            weight = module.weight
-            in_4bit = is_exact(weight, 4)
-            some_4bit = some_4bit or in_4bit
-            total += weight.numel()
-            if in_4bit or names[id(weight)] in quantised or is_exact(weight, 8):
-                known += weight.numel()
-    if 2 * known <= total:
-        return None
-    return 4 if some_4bit else 8
+        yield from (attention.q, attention.k, attention.v, attention.o, *mlp.inputs, mlp.down)

@@ -1,6 +1,7 @@
-"""Converts a loaded model to the layout in which every variant is a prefix."""
+"""Converts a base to the layout in which every variant is a prefix, layer by layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,60 +14,193 @@ from pruners.architecture import (
     Shape,
     UnsupportedModelError,
 )
+from pruners.realization.order import feature_indices
+from server.engine.backends.matrix import Matrix, Parameters, Projection, join_rows
 from server.engine.backends.pytorch.linear import SliceableLinear
+from server.engine.backends.pytorch.rope import RopeFrequencies, rope_frequencies, rope_tables
 from server.engine.backends.pytorch.weights import (
     ACTIVATIONS,
+    LayerParts,
     LayerWeights,
     PyTorchWeights,
     RMSNorm,
 )
 
-_EXTRA_POSITIONS = 512  # beyond the context, for which evictions predict queries
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 
 
-def convert_weights(
-    located: LocatedModel, ffn_order: Tensor | None, kv_order: Tensor | None, context: int
-) -> PyTorchWeights:
-    """Move a loaded model's weights into the serving layout, most important units first.
+class ConvertedBase:
+    """A base in the order of serving, the most important units first. It holds no weights.
 
-    `ffn_order` is int `[layers, ffn]` and `kv_order` int `[layers, kv_groups]`; None keeps the
-    order. A new order of neurons and groups leaves the function unchanged up to rounding. The
-    model's matrices are released layer by layer, so the peak of memory is one layer above the
-    model. Raises `UnsupportedModelError`.
+    Each layer is read, and put in order, when it is asked for. A new order of neurons and groups
+    leaves the function unchanged up to rounding. `context` is the largest number of tokens of a
+    prompt and its answer.
     """
-    serving = check_served(located)
-    dtype = located.embed.weight.dtype
 
-    def norm(module: nn.Module | None) -> RMSNorm | None:
-        if module is None:
-            return None
-        weight = next(module.parameters()).detach()
-        shift = located.names.norm_shift
+    def __init__(
+        self,
+        located: LocatedModel,
+        parameters: Parameters,
+        ffn_order: Tensor | None,
+        kv_order: Tensor | None,
+        context: int,
+    ) -> None:
+        """Take an outline, what reads its parameters, and the orders of units.
+
+        `ffn_order` is int `[layers, ffn]` and `kv_order` int `[layers, kv_groups]`; None keeps the
+        order. Raises `UnsupportedModelError`.
+        """
+        self.located = located
+        self.parameters = parameters
+        self.context = context
+        self.serving = check_served(located)
+        self.shape: Shape = located.shape
+        self.tied = bool(located.model.config.tie_word_embeddings)
+        self._ffn_order = ffn_order
+        self._kv_order = kv_order
+
+    @property
+    def embed_scale(self) -> float:
+        """Return the scale of embeddings, rounded as in `transformers`: to the values' dtype."""
+        return float(torch.tensor(self.serving.embed_scale).to(self.parameters.dtype))
+
+    @property
+    def softmax_scale(self) -> float:
+        """Return the scale of the products of queries and keys."""
+        return self.located.layers[0].attention.scale
+
+    @cached_property
+    def frequencies(self) -> dict[str | None, RopeFrequencies]:
+        """Return the frequencies of rotary embeddings, by kind. Raises `UnsupportedModelError`."""
+        return rope_frequencies(self.located)
+
+    def final_norm(self) -> RMSNorm:
+        """Read the norm behind the last layer."""
+        return self._norm(self.located.final_norm)
+
+    def layers(self) -> Iterator[LayerParts[Projection]]:
+        """Read one layer after another. What one has mapped is released when it was used."""
+        for index, layer in enumerate(self.located.layers):
+            kv = None if self._kv_order is None else self._kv_order[index].long()
+            ffn = None if self._ffn_order is None else self._ffn_order[index].long()
+            yield self._layer(layer, kv, ffn)
+            self.parameters.release(layer.module)
+
+    def _layer(
+        self, layer: LocatedLayer, kv: Tensor | None, ffn: Tensor | None
+    ) -> LayerParts[Projection]:
+        attention, mlp = layer.attention, layer.mlp
+        return LayerParts(
+            attention_norm=self._norm(layer.attention_norm),
+            qkv=self._qkv(attention, kv),
+            qk_norm=self._qk_norm(attention),
+            o=self._inputs(attention.o, self._head_features(kv)),
+            attention_out_norm=self._optional_norm(layer.attention_out_norm),
+            mlp_norm=self._norm(layer.mlp_norm),
+            gate=self._outputs(mlp.gate, ffn),
+            up=self._outputs(mlp.up, ffn),
+            down=self._inputs(mlp.down, ffn),
+            mlp_out_norm=self._optional_norm(layer.mlp_out_norm),
+            window=layer.window,
+            rope=layer.rope_layer_type,
+        )
+
+    def _norm(self, module: nn.Module) -> RMSNorm:
+        weight, shift = self.parameters.norm(module), self.located.names.norm_shift
         # A family that shifts its norms multiplies in fp32.
-        return RMSNorm(shift + weight.float() if shift else weight, serving.norm_eps, dtype)
+        weight = shift + weight.float() if shift else weight
+        return RMSNorm(weight, self.serving.norm_eps, self.parameters.dtype)
 
+    def _optional_norm(self, module: nn.Module | None) -> RMSNorm | None:
+        return None if module is None else self._norm(module)
+
+    def _outputs(self, module: nn.Linear, order: Tensor | None) -> Projection:
+        """Read a linear layer with its outputs in the given order, int64 `[outputs]`."""
+        matrix, bias = self.parameters.matrix(module), self.parameters.bias(module)
+        if order is None:
+            return Projection(matrix, bias)
+        moved = join_rows(lambda part: part[order], matrix)
+        return Projection(moved, None if bias is None else bias[order])
+
+    def _inputs(self, module: nn.Linear, order: Tensor | None) -> Projection:
+        """Read a linear layer with its inputs in the given order, int64 `[inputs]`."""
+        matrix = self.parameters.matrix(module).columns(order)
+        return Projection(matrix, self.parameters.bias(module))
+
+    def _head_features(self, order: Tensor | None) -> Tensor | None:
+        """Return the order of the inputs of `o`, which are the heads of all groups."""
+        width = self.shape.queries_per_group * self.shape.head_dim
+        return None if order is None else feature_indices(order, width)
+
+    def _qkv(self, attention: Attention, order: Tensor | None) -> Projection:
+        """Join q, k and v group after group, with the groups in the given order, `[kv_groups]`.
+
+        The outputs are `kv_groups * (queries_per_group + 2) * head_dim`.
+        """
+        groups = self.shape.kv_groups
+
+        def join(*parts: Tensor) -> Tensor:
+            """Join weights `[heads * head_dim, hidden]` or biases `[heads * head_dim]`."""
+            joined = torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1)
+            return (joined if order is None else joined[order]).flatten(0, 1)
+
+        modules = (attention.q, attention.k, attention.v)
+        matrix = join_rows(join, *(self.parameters.matrix(module) for module in modules))
+        biases = [self.parameters.bias(module) for module in modules]
+        found = [bias for bias in biases if bias is not None]
+        return Projection(matrix, join(*found) if found else None)
+
+    def _qk_norm(self, attention: Attention) -> RMSNorm | None:
+        """Join the norms of queries and key: a weight `[queries_per_group + 1, head_dim]`."""
+        q, k = self._optional_norm(attention.q_norm), self._optional_norm(attention.k_norm)
+        if q is None or k is None:
+            return None
+        weight = torch.cat([q.weight.expand(self.shape.queries_per_group, -1), k.weight[None]])
+        return RMSNorm(weight, q.eps, q.dtype)
+
+
+def convert_weights(
+    base: ConvertedBase,
+    device: torch.device,
+    values_of: Callable[[Matrix], Tensor] = Matrix.values,
+) -> PyTorchWeights:
+    """Read a base into PyTorch tensors on a device, layer by layer.
+
+    `values_of` returns the values of a matrix that are computed with.
+    """
+
+    def linear(matrix: Matrix, bias: Tensor | None) -> SliceableLinear:
+        values = values_of(matrix).to(base.parameters.dtype).contiguous()
+        return SliceableLinear(values.to(device), None if bias is None else bias.to(device))
+
+    def norm(one: RMSNorm) -> RMSNorm:
+        return RMSNorm(one.weight.to(device), one.eps, one.dtype)
+
+    def moved(part: object) -> object:
+        if isinstance(part, Projection):
+            return linear(part.matrix, part.bias)
+        return norm(part) if isinstance(part, RMSNorm) else part
+
+    located, parameters = base.located, base.parameters
     layers = []
-    with torch.no_grad():
-        for index, layer in enumerate(located.layers):
-            kv = None if kv_order is None else kv_order[index].long()
-            ffn = None if ffn_order is None else ffn_order[index].long()
-            layers.append(_convert_layer(located, layer, kv, ffn, norm))
-    final_norm = norm(located.final_norm)
-    assert final_norm is not None
+    for layer in base.layers():
+        parts = {name: moved(part) for name, part in layer.fields().items()}
+        layers.append(LayerWeights(**parts))  # type: ignore[arg-type]
+    head = linear(parameters.matrix(located.head), parameters.bias(located.head))
+    embed = head if base.tied else linear(parameters.matrix(located.embed), None)
+    tables = rope_tables(base.frequencies, base.context, parameters.dtype)
     return PyTorchWeights(
-        shape=located.shape,
-        dtype=dtype,
-        embed=located.embed.weight.detach(),
-        # Rounded as in `transformers`, where the scale is a tensor of the embedding's dtype.
-        embed_scale=float(torch.tensor(serving.embed_scale).to(dtype)),
+        shape=base.shape,
+        dtype=parameters.dtype,
+        embed=embed.weight,
+        embed_scale=base.embed_scale,
         layers=layers,
-        final_norm=final_norm,
-        head=SliceableLinear(located.head.weight.detach(), _bias(located.head)),
-        rope=_rope_tables(located, context + _EXTRA_POSITIONS),
-        softmax_scale=located.layers[0].attention.scale,
-        activation_name=serving.activation,
-        context=context,
+        final_norm=norm(base.final_norm()),
+        head=head,
+        rope={kind: (cos.to(device), sin.to(device)) for kind, (cos, sin) in tables.items()},
+        softmax_scale=base.softmax_scale,
+        activation_name=base.serving.activation,
+        context=base.context,
     )
 
 
@@ -87,112 +221,3 @@ def check_served(located: LocatedModel) -> ServingConfig:
     if refusals:
         raise UnsupportedModelError(f"config.json: {'; '.join(refusals)}")
     return serving
-
-
-def _convert_layer(
-    located: LocatedModel,
-    layer: LocatedLayer,
-    kv: Tensor | None,
-    ffn: Tensor | None,
-    norm: Callable[[nn.Module | None], RMSNorm | None],
-) -> LayerWeights:
-    attention, mlp = layer.attention, layer.mlp
-    attention_norm, mlp_norm = norm(layer.attention_norm), norm(layer.mlp_norm)
-    assert attention_norm is not None
-    assert mlp_norm is not None
-    converted = LayerWeights(
-        attention_norm=attention_norm,
-        qkv=_fuse_qkv(attention, located.shape, kv),
-        qk_norm=_fuse_qk_norm(attention, located.shape, norm),
-        o=_order_o(attention, located.shape, kv),
-        attention_out_norm=norm(layer.attention_out_norm),
-        mlp_norm=mlp_norm,
-        gate=_rows(mlp.gate, ffn),
-        up=_rows(mlp.up, ffn),
-        down=_columns(mlp.down, ffn),
-        mlp_out_norm=norm(layer.mlp_out_norm),
-        window=layer.window,
-        rope=layer.rope_layer_type,
-    )
-    for module in (attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down):
-        module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-    return converted
-
-
-def _bias(module: nn.Linear) -> Tensor | None:
-    return None if module.bias is None else module.bias.detach()
-
-
-def _rows(module: nn.Linear, order: Tensor | None) -> SliceableLinear:
-    """Copy a linear layer with its outputs in the given order, int64 `[outputs]`."""
-    weight, bias = module.weight.detach(), _bias(module)
-    if order is None:
-        return SliceableLinear(weight.clone(), bias)
-    return SliceableLinear(weight[order], None if bias is None else bias[order])
-
-
-def _columns(module: nn.Linear, order: Tensor | None) -> SliceableLinear:
-    """Copy a linear layer with its inputs in the given order, int64 `[inputs]`."""
-    weight = module.weight.detach()
-    return SliceableLinear(weight.clone() if order is None else weight[:, order], _bias(module))
-
-
-def _fuse_qkv(attention: Attention, shape: Shape, order: Tensor | None) -> SliceableLinear:
-    """Join q, k and v group after group, with the groups in the given order, int64 `[kv_groups]`.
-
-    The outputs are `kv_groups * (queries_per_group + 2) * head_dim`.
-    """
-
-    def fuse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Join weights `[heads * head_dim, hidden]` or biases `[heads * head_dim]`."""
-        groups, dim, rest = shape.kv_groups, shape.head_dim, q.shape[1:]
-        parts = (
-            q.reshape(groups, shape.queries_per_group * dim, *rest),
-            k.reshape(groups, dim, *rest),
-            v.reshape(groups, dim, *rest),
-        )
-        fused = torch.cat(parts, dim=1)
-        return (fused if order is None else fused[order]).flatten(0, 1).contiguous()
-
-    q, k, v = attention.q, attention.k, attention.v
-    bias = None if q.bias is None else fuse(q.bias.detach(), k.bias.detach(), v.bias.detach())
-    return SliceableLinear(fuse(q.weight.detach(), k.weight.detach(), v.weight.detach()), bias)
-
-
-def _order_o(attention: Attention, shape: Shape, order: Tensor | None) -> SliceableLinear:
-    """Copy `o`, whose inputs are the heads, with the groups in the given order, `[kv_groups]`."""
-    weight = attention.o.weight.detach()
-    if order is None:
-        return SliceableLinear(weight.clone(), _bias(attention.o))
-    blocks = weight.reshape(weight.shape[0], shape.kv_groups, -1)[:, order]
-    return SliceableLinear(blocks.flatten(1).contiguous(), _bias(attention.o))
-
-
-def _fuse_qk_norm(
-    attention: Attention, shape: Shape, norm: Callable[[nn.Module | None], RMSNorm | None]
-) -> RMSNorm | None:
-    """Join the norms of queries and key: a weight `[queries_per_group + 1, head_dim]`."""
-    q, k = norm(attention.q_norm), norm(attention.k_norm)
-    if q is None or k is None:
-        return None
-    weight = torch.cat([q.weight.expand(shape.queries_per_group, -1), k.weight[None]])
-    return RMSNorm(weight, q.eps, q.dtype)
-
-
-def _rope_tables(located: LocatedModel, context: int) -> dict[str | None, tuple[Tensor, Tensor]]:
-    """Return cos and sin by kind, each `[context, head_dim]`, from the model's rotary module.
-
-    The first half of sin has its sign changed: rotating is `x * cos + roll(x, dim / 2) * sin`.
-    """
-    tables = {}
-    with torch.no_grad():
-        for kind in {layer.rope_layer_type for layer in located.layers}:
-            cos, sin = (t.clone() for t in located.rope_tables(torch.arange(context), kind))
-            if sin.shape[1] != located.shape.head_dim:
-                raise UnsupportedModelError(
-                    f"rotary tables of {sin.shape[1]} for heads of {located.shape.head_dim} "
-                    "(partial_rotary_factor or head_dim in config.json) are not supported"
-                )
-            sin[:, : sin.shape[1] // 2].neg_()
-            tables[kind] = (cos, sin)
-    return tables

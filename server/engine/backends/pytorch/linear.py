@@ -53,16 +53,6 @@ class SliceableLinear:
             self._slices[key] = SliceableLinear(self.weight[:, low:high], bias)
         return self._slices[key]
 
-    def to(self, device: torch.device) -> "SliceableLinear":
-        """Return a copy on another device."""
-        bias = self.bias
-        return SliceableLinear(self.weight.to(device), None if bias is None else bias.to(device))
-
-    def release(self) -> None:
-        """Free the weight, once it was packed."""
-        self.weight = self.weight.new_empty(0)
-        self._slices.clear()
-
     def tensors(self) -> list[Tensor]:
         """Return the weight and the bias, if there is one."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]

@@ -1,8 +1,8 @@
 """The base's weights in PyTorch tensors, in the layout in which every variant is a prefix."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -27,10 +27,6 @@ class RMSNorm:
         self.eps = eps
         self.dtype = dtype
 
-    def to(self, device: torch.device) -> "RMSNorm":
-        """Return a copy on another device."""
-        return RMSNorm(self.weight.to(device), self.eps, self.dtype)
-
     def of_last(self) -> "RMSNorm":
         """Return the norm of the last vector only, for a weight `[vectors, size]`."""
         return RMSNorm(self.weight[-1:], self.eps, self.dtype)
@@ -44,8 +40,12 @@ class RMSNorm:
         return self.weight * normed.to(self.dtype)
 
 
+Part = TypeVar("Part")
+"""A linear layer: as it was read, or as a backend computes with it."""
+
+
 @dataclass(slots=True)
-class LayerWeights:
+class LayerParts(Generic[Part]):
     """One layer. `qkv` holds, group after group, the query heads, key and value of that group.
 
     So a prefix of KV groups is a range of rows of `qkv` and of columns of `o`, and a prefix of FFN
@@ -55,28 +55,36 @@ class LayerWeights:
     """
 
     attention_norm: RMSNorm
-    qkv: SliceableLinear
+    qkv: Part
     qk_norm: RMSNorm | None
-    o: SliceableLinear
+    o: Part
     attention_out_norm: RMSNorm | None
     mlp_norm: RMSNorm
-    gate: SliceableLinear
-    up: SliceableLinear
-    down: SliceableLinear
+    gate: Part
+    up: Part
+    down: Part
     mlp_out_norm: RMSNorm | None
     window: int | None
     rope: str | None
 
     @property
+    def norms(self) -> dict[str, RMSNorm]:
+        """Return the norms that the layer has, by the names of the fields."""
+        return {name: norm for name, norm in self.fields().items() if isinstance(norm, RMSNorm)}
+
+    def fields(self) -> dict[str, Any]:
+        """Return all parts by the names of the fields."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(slots=True)
+class LayerWeights(LayerParts[SliceableLinear]):
+    """One layer in PyTorch tensors."""
+
+    @property
     def matrices(self) -> tuple[SliceableLinear, ...]:
         """Return the five projections."""
         return (self.qkv, self.o, self.gate, self.up, self.down)
-
-    @property
-    def norms(self) -> dict[str, RMSNorm]:
-        """Return the norms that the layer has, by the names of the fields."""
-        norms = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: norm for name, norm in norms.items() if isinstance(norm, RMSNorm)}
 
     def attention_tensors(self) -> list[Tensor]:
         """Return the tensors of `qkv` and `o`."""
@@ -85,14 +93,6 @@ class LayerWeights:
     def mlp_tensors(self) -> list[Tensor]:
         """Return the tensors of `gate`, `up` and `down`."""
         return [*self.gate.tensors(), *self.up.tensors(), *self.down.tensors()]
-
-    def to(self, device: torch.device) -> "LayerWeights":
-        """Return a copy on another device."""
-        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, part in parts.items():
-            if isinstance(part, SliceableLinear | RMSNorm):
-                parts[name] = part.to(device)
-        return LayerWeights(**parts)
 
 
 @dataclass(slots=True)
@@ -150,18 +150,6 @@ class PyTorchWeights:
     def tied(self) -> bool:
         """Return whether the head is the embedding."""
         return self.embed.data_ptr() == self.head.weight.data_ptr()
-
-    def to(self, device: torch.device) -> "PyTorchWeights":
-        """Return a copy on another device."""
-        head = self.head.to(device)
-        return replace(
-            self,
-            embed=head.weight if self.tied else self.embed.to(device),
-            layers=[layer.to(device) for layer in self.layers],
-            final_norm=self.final_norm.to(device),
-            head=head,
-            rope={kind: (c.to(device), s.to(device)) for kind, (c, s) in self.rope.items()},
-        )
 
     def rope_at(self, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
         """Return cos and sin by kind, `[rows, 1, 1, head_dim]` each, at positions `[rows]`."""

@@ -1,6 +1,6 @@
-"""GGUF files: what they say, checked key by key and tensor by tensor, as a Hugging Face folder."""
+"""GGUF files: what they say, checked key by key and tensor by tensor."""
 
-from server.engine.loading.gguf_file.convert import convert_gguf
-from server.engine.loading.gguf_file.parts import part_paths
+from server.engine.loading.gguf_file.describe import describe_gguf
+from server.engine.loading.gguf_file.parts import GgufModel, open_gguf, part_paths
 
-__all__ = ["convert_gguf", "part_paths"]
+__all__ = ["GgufModel", "describe_gguf", "open_gguf", "part_paths"]

@@ -1,7 +1,6 @@
 """The tensors of a GGUF file, with the names and the layout that `transformers` has for them."""
 
 import re
-from collections.abc import Iterator
 
 import gguf
 import numpy as np
@@ -40,7 +39,9 @@ _IN_GEMMA_LAYER = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-_FLOATS = ("F32", "F16", "BF16", "F64")
+_ROTATED = ("q_proj.weight", "k_proj.weight")
+FLOATS = ("F32", "F16", "BF16", "F64")
+"""The types of tensors that are not quantised."""
 
 
 def tensor_names(model: GgufModel, config: PretrainedConfig) -> dict[str, str]:
@@ -69,43 +70,40 @@ def tensor_names(model: GgufModel, config: PretrainedConfig) -> dict[str, str]:
         stored = tuple(int(size) for size in reversed(tensor.shape.tolist()))
         if stored != shape:
             raise UnsupportedModelError(f"{where}: tensor {name} is {stored}, not {shape}")
-        if tensor.tensor_type.name not in _FLOATS and not _can_read(tensor.tensor_type):
+        if tensor.tensor_type.name not in FLOATS and not _can_read(tensor.tensor_type):
             kind = tensor.tensor_type.name
             raise UnsupportedModelError(f"{where}: tensor {name} of type {kind} cannot be read")
     return names
 
 
-def quantised_types(model: GgufModel, names: dict[str, str]) -> dict[str, str]:
-    """Return the quantised type of each parameter that has one, such as `Q4_K`."""
-    types = {name: model.tensors[stored].tensor_type.name for name, stored in names.items()}
-    return {name: kind for name, kind in types.items() if kind not in _FLOATS}
+def stored_values(model: GgufModel, stored: str, rows: NDArray[np.int64] | slice) -> Floats:
+    """Return rows of a tensor, or numbers of a vector, dequantised exactly to fp32.
 
-
-def values(
-    model: GgufModel, config: PretrainedConfig, names: dict[str, str]
-) -> Iterator[tuple[str, Floats]]:
-    """Yield each parameter in fp32, dequantised exactly, in `transformers`' layout."""
-    for name, stored in names.items():
-        tensor = model.tensors[stored]
-        data = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        if not np.isfinite(data).all():
-            raise UnsupportedModelError(
-                f"{model.path.name}: tensor {stored} holds values that are not finite"
-            )
-        if config.model_type == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            data = _halves(data, config.head_dim)
-        if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
-            data = data - 1  # llama.cpp stores the sum, `transformers` adds 1 later
-        yield name, np.ascontiguousarray(data)
-
-
-def _halves(rows: Floats, head_dim: int) -> Floats:
-    """Reorder rows `[heads * head_dim, inputs]` of a Llama projection for `transformers`.
-
-    llama.cpp rotates pairs of neighbours in a head, `transformers` its two halves.
+    Raises `UnsupportedModelError` for values that are not finite.
     """
-    heads = rows.reshape(-1, head_dim // 2, 2, rows.shape[1])
-    return heads.swapaxes(1, 2).reshape(rows.shape)
+    tensor = model.tensors[stored]
+    data = gguf.dequantize(tensor.data[rows], tensor.tensor_type).astype(np.float32)
+    if not np.isfinite(data).all():
+        raise UnsupportedModelError(
+            f"{model.path.name}: tensor {stored} holds values that are not finite"
+        )
+    return data
+
+
+def stored_rows(config: PretrainedConfig, name: str, count: int) -> NDArray[np.int64] | None:
+    """Return which stored row each of the `count` rows of a parameter is; None: the same.
+
+    llama.cpp rotates pairs of neighbours in a head of a Llama, `transformers` its two halves.
+    """
+    if config.model_type != "llama" or not name.endswith(_ROTATED):
+        return None
+    heads = np.arange(count).reshape(-1, config.head_dim // 2, 2)
+    return heads.swapaxes(1, 2).reshape(count)
+
+
+def stored_shift(config: PretrainedConfig, name: str) -> float:
+    """Return what the file adds to a parameter: llama.cpp adds Gemma's 1 to its norms."""
+    return float(config.model_type.startswith("gemma") and name.endswith("norm.weight"))
 
 
 def _parameters(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,8 @@ from pruners.realization.order import Order
 from server.engine.backends.base import Segment
 from server.engine.backends.pytorch.corrections import convert_corrections
 from tests.support.corrections import corrections_by_name, specs_of
-from tests.support.driving import random_order, run, runner_of, submit, weights_of
+from tests.support.driving import run, runner_of, submit, weights_of
+from tests.support.parameters import random_order
 from tests.support.tiny import tiny_model
 
 SEED = 7

@@ -19,7 +19,7 @@ PROMPT = list(range(30, 63))
 
 def corrected(family: str, kind: type[PyTorchDecoder], device: str = "cpu"):
     """A decoder with every kind of correction, and the variants."""
-    weights = weights_of(tiny_model(family)).to(torch.device(device))
+    weights = weights_of(tiny_model(family), device=device)
     specs = specs_of(weights.shape)
     corrections = {
         name: corrections_of(specs[name], weights.shape, how, seed)

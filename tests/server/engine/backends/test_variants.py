@@ -8,7 +8,8 @@ from torch import nn
 
 from pruners.architecture import locate
 from server.engine.backends.base import Segment
-from tests.support.driving import random_order, run, runner_of, submit, variants_of, weights_of
+from tests.support.driving import run, runner_of, submit, variants_of, weights_of
+from tests.support.parameters import random_order
 from tests.support.tiny import tiny_model
 
 

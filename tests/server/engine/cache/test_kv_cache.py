@@ -20,6 +20,7 @@ from server.engine.cache.arena import Arena
 from server.engine.cache.eviction import evict
 from server.engine.cache.kv_cache import KVCache
 from tests.support.driving import run, runner_of, submit, variants_of, weights_of
+from tests.support.parameters import converted
 from tests.support.tiny import tiny_model
 
 
@@ -149,8 +150,8 @@ def test_the_engine_evicts_what_the_builder_measured(family: str, scorer: str):
 def test_the_native_engine_keeps_queries_and_positions_too(scorer: str):
     eviction = Eviction(KV_SCORERS[scorer](), 40, interval=8, sinks=2, recent=6)
     tokens = [(11 * i + 5) % 384 for i in range(120)]
-    rounded = round_weights(weights_of(tiny_model("qwen3")), 8)
-    packed = pack_weights(weights_of(tiny_model("qwen3")), 8)
+    rounded = round_weights(converted(tiny_model("qwen3")), 8)
+    packed = pack_weights(converted(tiny_model("qwen3")), 8)
     native = NativeDecoder(packed, KVCache(packed.shape, 512, packed.dtype, packed.device))
     expected = drive(runner_of(rounded).decoder, tokens, 70, eviction).log_softmax(-1)
     found = drive(native, tokens, 70, eviction).log_softmax(-1)
@@ -164,8 +165,8 @@ def test_the_native_engine_keeps_queries_and_positions_too(scorer: str):
 @pytest.mark.skipif(not native_library.is_available(), reason="the native kernels are not built")
 def test_queries_are_noted_of_prompts_and_of_decoded_tokens():
     eviction = Eviction(SnapKV(), 400)
-    rounded = round_weights(weights_of(tiny_model("qwen3")), 8)
-    packed = pack_weights(weights_of(tiny_model("qwen3")), 8)
+    rounded = round_weights(converted(tiny_model("qwen3")), 8)
+    packed = pack_weights(converted(tiny_model("qwen3")), 8)
     native = NativeDecoder(packed, KVCache(packed.shape, 512, packed.dtype, packed.device))
     noted = []
     for decoder in (runner_of(rounded).decoder, native):

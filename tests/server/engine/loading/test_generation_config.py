@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from pruners.architecture import UnsupportedModelError
+from server.engine.loading.checkpoint import description_folder
 from server.engine.loading.generation_config import check_tokens, end_token_ids, sampling_defaults
-from server.engine.loading.gguf_file import convert_gguf
 from server.engine.loading.load import load_model, load_tokenizer, load_transformers, open_decoder
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits
@@ -106,16 +106,14 @@ def test_an_answer_ends_at_token_0(folder: Path):
     assert recorder.text == ""
 
 
-def test_a_tokenizer_that_knows_more_than_its_model_warns_once(folder: Path, caplog):
+def test_a_tokenizer_that_knows_more_than_its_model_warns_once(caplog):
     tokenizer = tiny_tokenizer()
     known = len(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>", "<c>"]})
-    config = AutoConfig.from_pretrained(folder)
     for size, behind in ((known + 3, None), (known + 1, 2), (known - 10, 13)):
-        config.vocab_size = size
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="server"):
-            check_tokens(config, tokenizer)
+            check_tokens(size, tokenizer)
         lines = [r.getMessage() for r in caplog.records]
         assert len(lines) == (behind is not None)
         if behind is not None:
@@ -195,9 +193,12 @@ def test_a_sampling_default_that_no_request_could_have_is_refused(name: str, wro
         ({"eos": None, "eot": 3}, {1, 3}),
     ],
 )
-def test_all_ends_of_a_gguf_file_are_united(tmp_path: Path, keys: dict, expected: set[int]):
+def test_all_ends_of_a_gguf_file_are_united(
+    tmp_path: Path, monkeypatch, keys: dict, expected: set[int]
+):
     general = {f"tokenizer.ggml.{key}_token_id": token for key, token in keys.items()}
-    convert_gguf(write_gguf(tmp_path / "tiny.gguf", **general), tmp_path / "model")
-    assert ends(tmp_path / "model") == expected
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
+    folder = description_folder(write_gguf(tmp_path / "tiny.gguf", **general))
+    assert ends(folder) == expected
     # And `transformers` adds no token of its own.
-    assert load_tokenizer(tmp_path / "model").get_vocab() == tiny_tokenizer().get_vocab()
+    assert load_tokenizer(folder).get_vocab() == tiny_tokenizer().get_vocab()

@@ -8,7 +8,7 @@ import torch
 
 from pruners.architecture import UnsupportedModelError
 from server.engine.backends.base import Segment
-from server.engine.loading.gguf_file import convert_gguf
+from server.engine.loading.checkpoint import open_checkpoint
 from server.engine.loading.load import load_model, load_tokenizer, load_transformers, open_decoder
 from tests.support.gguf_tiny import (
     HEAD_DIM,
@@ -29,14 +29,21 @@ YARN = {
 }
 
 
-def logits_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch) -> Path:
+    """Where what files say of themselves is kept."""
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "gguf"
+
+
+def logits_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of the prompt's tokens: as we serve them, and `transformers`' own."""
-    model = load_model(folder, "tiny", "fp32")
+    model = load_model(path, "tiny", "fp32")
     decoder = open_decoder(model, 256)
     cache = decoder.cache.open()
     assert cache.reserve(len(PROMPT))
     ours = decoder.logits(decoder.forward([Segment(PROMPT, cache, model.variants["base"])]))
-    theirs = load_transformers(folder, torch.float32)(torch.tensor([PROMPT])).logits[0]
+    theirs = load_transformers(path, torch.float32)(torch.tensor([PROMPT])).logits[0]
     return ours.log_softmax(-1).double().numpy(), theirs.log_softmax(-1).double().numpy()
 
 
@@ -76,9 +83,8 @@ def test_logits_are_llama_cpps(tmp_path: Path, architecture: str, keys: dict, fa
     if factors is not None:
         tensors["rope_freqs.weight"] = factors
     path = write_gguf(tmp_path / "tiny.gguf", architecture, keys, tensors)
-    convert_gguf(path, tmp_path / "model")
     wanted = reference(path)
-    for found in logits_of(tmp_path / "model"):
+    for found in logits_of(path):
         np.testing.assert_allclose(found, wanted, atol=2e-3)
     if keys or factors is not None:  # they matter
         plain = reference(
@@ -118,12 +124,12 @@ def test_logits_are_llama_cpps(tmp_path: Path, architecture: str, keys: dict, fa
     ],
 )
 def test_a_key_that_is_not_applied_is_refused_by_name(
-    tmp_path: Path, architecture: str, key: str, value: object
+    tmp_path: Path, cache: Path, architecture: str, key: str, value: object
 ):
     path = write_gguf(tmp_path / "tiny.gguf", architecture, {key: value})
     with pytest.raises(UnsupportedModelError, match=rf"tiny\.gguf: .*{architecture}\.{key}"):
-        convert_gguf(path, tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+        open_checkpoint(path)
+    assert not any(found.is_dir() for found in cache.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -138,7 +144,7 @@ def test_a_key_that_is_not_applied_is_refused_by_name(
     ],
 )
 def test_a_key_at_rest_is_accepted(tmp_path: Path, key: str, value: object):
-    convert_gguf(write_gguf(tmp_path / "tiny.gguf", keys={key: value}), tmp_path / "model")
+    open_checkpoint(write_gguf(tmp_path / "tiny.gguf", keys={key: value}))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def test_other_keys_are_refused_by_name(tmp_path: Path, key: str, value: object)
     general = {} if key == "general.architecture" else {key: value}
     path = write_gguf(tmp_path / "tiny.gguf", architecture, **general)
     with pytest.raises(UnsupportedModelError, match=value if architecture != "llama" else key):
-        convert_gguf(path, tmp_path / "model")
+        open_checkpoint(path)
 
 
 def without(name: str) -> dict[str, np.ndarray]:
@@ -193,7 +199,7 @@ def without(name: str) -> dict[str, np.ndarray]:
 def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path: Path, tensors: dict, named: str):
     path = write_gguf(tmp_path / "tiny.gguf", tensors=tensors)
     with pytest.raises(UnsupportedModelError, match=rf"(?s)(tiny\.gguf.*)?{named}"):
-        convert_gguf(path, tmp_path / "model")
+        load_model(path, "tiny", "fp32")
 
 
 def test_biases_that_a_family_has_are_needed(tmp_path: Path):
@@ -201,14 +207,13 @@ def test_biases_that_a_family_has_are_needed(tmp_path: Path):
     del tensors["blk.0.attn_v.bias"]
     path = write_gguf(tmp_path / "tiny.gguf", "qwen2", tensors=tensors)
     with pytest.raises(UnsupportedModelError, match=r"missing: blk\.0\.attn_v\.bias"):
-        convert_gguf(path, tmp_path / "model")
+        open_checkpoint(path)
 
 
 def test_a_head_of_its_own_is_read(tmp_path: Path):
     head = tensors_of(seed=3)["token_embd.weight"]
     path = write_gguf(tmp_path / "tiny.gguf", tensors={**tensors_of(), "output.weight": head})
-    convert_gguf(path, tmp_path / "model")
-    np.testing.assert_allclose(logits_of(tmp_path / "model")[0], reference(path), atol=2e-3)
+    np.testing.assert_allclose(logits_of(path)[0], reference(path), atol=2e-3)
 
 
 def split_gguf(folder: Path, count: int = 3) -> list[Path]:
@@ -222,19 +227,18 @@ def split_gguf(folder: Path, count: int = 3) -> list[Path]:
 
 def test_a_split_file_is_read_whole(tmp_path: Path):
     parts = split_gguf(tmp_path)
-    convert_gguf(parts[0], tmp_path / "model")
     whole = write_gguf(tmp_path / "whole.gguf")
-    np.testing.assert_allclose(logits_of(tmp_path / "model")[0], reference(whole), atol=2e-3)
+    np.testing.assert_allclose(logits_of(parts[0])[0], reference(whole), atol=2e-3)
 
 
 def test_parts_that_are_missing_are_named(tmp_path: Path):
     parts = split_gguf(tmp_path)
     parts[1].unlink()
     with pytest.raises(UnsupportedModelError, match=r"not found.*tiny-00002-of-00003\.gguf"):
-        convert_gguf(parts[0], tmp_path / "model")
+        open_checkpoint(parts[0])
     alone = parts[0].rename(tmp_path / "renamed.gguf")
     with pytest.raises(UnsupportedModelError, match=r"split\.count is 3"):
-        convert_gguf(alone, tmp_path / "model")
+        open_checkpoint(alone)
 
 
 def test_the_same_tensor_in_two_parts_is_refused(tmp_path: Path):
@@ -242,7 +246,7 @@ def test_the_same_tensor_in_two_parts_is_refused(tmp_path: Path):
     names = dict(list(tensors_of().items())[0::2])
     write_gguf(parts[1], tensors=names, **{"split.no": 1, "split.count": 2})
     with pytest.raises(UnsupportedModelError, match=r"token_embd\.weight is there twice"):
-        convert_gguf(parts[0], tmp_path / "model")
+        open_checkpoint(parts[0])
 
 
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path):
@@ -251,12 +255,11 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path):
     for length in (2, 30, 5000, len(whole) // 2, len(whole) - 1000):
         path.write_bytes(whole[:length])
         with pytest.raises(UnsupportedModelError, match=r"tiny\.gguf"):
-            convert_gguf(path, tmp_path / "model")
+            open_checkpoint(path)
 
 
 def test_the_tokenizer_is_the_same(tmp_path: Path):
-    convert_gguf(write_gguf(tmp_path / "tiny.gguf"), tmp_path / "model")
-    found, wanted = load_tokenizer(tmp_path / "model"), tiny_tokenizer()
+    found, wanted = load_tokenizer(write_gguf(tmp_path / "tiny.gguf")), tiny_tokenizer()
     text = "<|user|>the quick  brown fox 12\n  34<|end|>"
     assert found.encode(text, add_special_tokens=False) == wanted.encode(text)
     assert found.chat_template == wanted.chat_template

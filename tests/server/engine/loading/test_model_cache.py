@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from pruners.architecture import UnsupportedModelError
 from server.engine.loading import source
-from server.engine.loading.gguf_file import convert
+from server.engine.loading.checkpoint import gguf_checkpoint, open_checkpoint
 from server.engine.loading.model_cache import MANIFEST, cached, remove_stale
 from server.engine.loading.source import DEFAULT_MODEL, ModelSourceError, resolve_model
 from tests.support.gguf_tiny import write_gguf
@@ -122,30 +123,29 @@ def test_what_killed_builds_left_is_removed(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_killed_conversion_leaves_nothing_after_the_next_start(tmp_path: Path, monkeypatch):
+def test_a_killed_description_leaves_nothing_after_the_next_start(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
     path = write_gguf(tmp_path / "tiny.gguf")
     killed = (
-        "import os, signal, sys; from server.engine.loading.gguf_file import convert\n"
-        "convert.write_safetensors = lambda *rest: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from server.engine.loading.source import resolve_model; resolve_model(sys.argv[1])"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from server.engine.loading.checkpoint import gguf_checkpoint, open_checkpoint\n"
+        "gguf_checkpoint.describe_gguf = lambda *rest: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "open_checkpoint(Path(sys.argv[1]))"
     )
     done = subprocess.run([sys.executable, "-c", killed, str(path)], check=False)
     assert done.returncode == -9
-    assert any(found.is_dir() for found in (tmp_path / "models").glob(".tiny-*"))
-    folder = resolve_model(str(path))
-    assert {found.name for found in (tmp_path / "models").iterdir() if found.is_dir()} == {
-        folder.name
-    }
+    assert any(found.is_dir() for found in (tmp_path / "gguf").glob(".tiny-*"))
+    folder = open_checkpoint(path).folder
+    assert [found for found in (tmp_path / "gguf").iterdir() if found.is_dir()] == [folder]
 
 
-def test_a_gguf_file_is_converted_again_when_it_changes(tmp_path: Path, monkeypatch):
+def test_a_gguf_file_is_described_again_when_it_changes(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
     path = write_gguf(tmp_path / "tiny.gguf")
-    first = resolve_model(str(path))
-    assert resolve_model(str(path)) == first
+    first = open_checkpoint(path).folder
+    assert open_checkpoint(path).folder == first
     os.utime(path, (1, 1))
-    assert resolve_model(str(path)) != first
+    assert open_checkpoint(path).folder != first
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch):
@@ -153,19 +153,20 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
-    monkeypatch.setattr(convert, "write_safetensors", full)
-    with pytest.raises(ModelSourceError, match="No space left on device"):
-        resolve_model(str(write_gguf(tmp_path / "tiny.gguf")))
-    assert not any(found.is_dir() for found in (tmp_path / "models").iterdir())
+    monkeypatch.setattr(gguf_checkpoint, "describe_gguf", full)
+    with pytest.raises(UnsupportedModelError, match="No space left on device"):
+        open_checkpoint(write_gguf(tmp_path / "tiny.gguf"))
+    assert not any(found.is_dir() for found in (tmp_path / "gguf").iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch):
     (tmp_path / "file").write_text("")
     path = write_gguf(tmp_path / "tiny.gguf")
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "file"))
-    for model in (str(path), DEFAULT_MODEL):
-        with pytest.raises(ModelSourceError, match="Not a directory"):
-            resolve_model(model)
+    with pytest.raises(ModelSourceError, match="Not a directory"):
+        resolve_model(DEFAULT_MODEL)
+    with pytest.raises(UnsupportedModelError, match="Not a directory"):
+        open_checkpoint(path)
 
 
 def test_a_name_that_no_disk_takes_is_one_line():

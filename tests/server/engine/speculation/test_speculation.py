@@ -16,6 +16,7 @@ from server.engine.speculation.drafting import Drafter, choose_drafter
 from server.engine.speculation.prompt_lookup import PromptLookup
 from server.engine.speculation.step_cost import StepCost
 from tests.support.driving import reference, run, runner_of, submit, variants_of, weights_of
+from tests.support.parameters import converted
 from tests.support.tiny import tiny_model
 
 REPEATING = [7, 8, 9, 10, 11] * 6
@@ -26,7 +27,7 @@ def runner(speculate: bool, native: bool = False, drafter: Drafter | None = None
     made = runner_of(weights_of(tiny_model()))
     decoder = made.decoder
     if native:
-        packed = pack_weights(weights_of(tiny_model()), 8)
+        packed = pack_weights(converted(tiny_model()), 8)
         decoder = NativeDecoder(packed, KVCache(packed.shape, 4096, packed.dtype, packed.device))
     scheduler = Scheduler(decoder.cache, SchedulerLimits(8, 64, speculate))
     return Runner(decoder, scheduler, drafter)

@@ -12,7 +12,6 @@ from server.engine.backends.native.decoder import NativeDecoder, add_head_screen
 from server.engine.backends.native.library import NativeEngine, is_available
 from server.engine.backends.native.packed_weights import pack_weights
 from server.engine.cache.kv_cache import KVCache
-from tests.support.driving import weights_of
 from tests.support.native import (
     CPU,
     PROMPTS,
@@ -21,6 +20,7 @@ from tests.support.native import (
     prompt_and_token_logits,
     reference_and_native,
 )
+from tests.support.parameters import converted
 from tests.support.tiny import FAMILIES, VOCAB, tiny_model
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="the native kernels are not built")
@@ -33,7 +33,7 @@ each_bits = pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("token", [-1, -(2**31), VOCAB, 2**31 - 1])
 def test_a_token_outside_the_vocabulary_reads_nothing(isa, bits, token, monkeypatch):
     monkeypatch.setattr(native_batch, "check_rows", lambda *_: None)
-    packed = pack_weights(weights_of(tiny_model()), bits)
+    packed = pack_weights(converted(tiny_model()), bits)
     decoder = NativeDecoder(packed, KVCache(packed.shape, 256, torch.bfloat16, CPU))
     decoder._engine = NativeEngine(2, isa)
     base = base_spec(packed.shape)

@@ -9,13 +9,17 @@ import torch
 
 from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
-from server.engine.loading.gguf_file import convert_gguf
 from server.engine.loading.load import load_model, load_transformers, open_decoder
 from tests.support.gguf_tiny import PROMPT, write_gguf
 
 pytestmark = pytest.mark.skipif(
     not native_library.is_available(), reason="the native kernels are not built"
 )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
 
 
 def only(kind: str, where: str = "blk") -> Callable[[str], str | None]:
@@ -33,14 +37,14 @@ def bits_of(model) -> list[dict[str, int]]:
     ]
 
 
-def divergence(model, folder: Path) -> float:
+def divergence(model, path: Path) -> float:
     """KL of what is served from what `transformers` computes with the dequantised values."""
     decoder = open_decoder(model, 256)
     cache = decoder.cache.open()
     assert cache.reserve(len(PROMPT))
     step = [Segment(PROMPT, cache, model.variants["base"])]
     found = decoder.logits(decoder.forward(step)).log_softmax(-1)
-    wanted = load_transformers(folder, torch.float32)(torch.tensor([PROMPT])).logits[0]
+    wanted = load_transformers(path, torch.float32)(torch.tensor([PROMPT])).logits[0]
     wanted = wanted.log_softmax(-1)
     return float((wanted.exp() * (wanted - found)).sum(-1).mean())
 
@@ -72,9 +76,8 @@ def test_each_matrix_has_the_bits_that_hold_it(
     tmp_path: Path, caplog, types: Callable, precision: str, bits: dict[str, int] | None
 ):
     path = write_gguf(tmp_path / "tiny.gguf", types=types)
-    convert_gguf(path, tmp_path / "model")
     with caplog.at_level(logging.INFO, logger="server.engine.backends.native.packed_weights"):
-        model = load_model(tmp_path / "model", "tiny")
+        model = load_model(path, "tiny")
     assert model.weights.precision == precision
     if bits is None:
         assert bits_of(model) == [ALL_4, {**ALL_4, "down": 8}]
@@ -86,16 +89,14 @@ def test_each_matrix_has_the_bits_that_hold_it(
     said = [line for line in caplog.messages if line.startswith("matrices: ")]
     assert len(said) == 1
     assert "MB resident" in said[0]
-    assert divergence(model, tmp_path / "model") < 0.02  # .005 by rounded activations; .7 by 4 bits
+    assert divergence(model, path) < 0.02  # .005 by rounded activations; .7 by 4 bits
 
 
 def test_what_is_not_quantised_is_not_rounded(tmp_path: Path):
-    convert_gguf(
-        write_gguf(tmp_path / "tiny.gguf", types=mixed("F16", "Q4_0", "attn_q")), tmp_path / "model"
-    )
-    assert load_model(tmp_path / "model", "tiny").weights.precision in ("float32", "bfloat16")
+    path = write_gguf(tmp_path / "tiny.gguf", types=mixed("F16", "Q4_0", "attn_q"))
+    assert load_model(path, "tiny").weights.precision in ("float32", "bfloat16")
 
 
 def test_4_bits_that_are_asked_for_are_given(tmp_path: Path):
-    convert_gguf(write_gguf(tmp_path / "tiny.gguf", types=only("Q8_0")), tmp_path / "model")
-    assert bits_of(load_model(tmp_path / "model", "tiny", "int4")) == [ALL_4, ALL_4]
+    path = write_gguf(tmp_path / "tiny.gguf", types=only("Q8_0"))
+    assert bits_of(load_model(path, "tiny", "int4")) == [ALL_4, ALL_4]
