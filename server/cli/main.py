@@ -57,7 +57,8 @@ def main() -> None:
     if not sys.stderr.isatty():  # progress bars of Hugging Face would overwrite their line
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2"):  # they log every request
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         sys.exit(cli(standalone_mode=False))  # 130 after an interruption, else None
     except typer.TyperException as error:
