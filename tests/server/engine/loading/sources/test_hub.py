@@ -107,6 +107,17 @@ def test_a_pull_brings_the_newest_commit_and_only_what_changed(hub):
     assert resolve_hub(named("me/plain")) == after
 
 
+def test_what_is_not_whole_is_not_used(hub):
+    before = pull_hub(named("me/shards"))
+    hub.commit, hub.spoil = "e" * 40, 50
+    hub.files["me/shards"]["model-2.safetensors"] += b"more"
+    with pytest.raises(ModelSourceError, match=r"model-2.safetensors arrived damaged"):
+        pull_hub(named("me/shards"))
+    assert cached_model(named("me/shards")) == before
+    (before / "model-2.safetensors").unlink()
+    assert cached_model(named("me/shards")) is None
+
+
 def test_a_connection_that_breaks_goes_on_where_it_broke(hub):
     hub.cut = [10, 2000, 3000, 4000]  # two answers for config.json, then the weights
     folder = pull_hub(named("me/plain"))
