@@ -1,18 +1,22 @@
 """Models with random weights in bf16, made on the device that they are measured on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pruners.architecture import LocatedModel, Shape, locate
 from pruners.reading.maps import KVMaps
 from pruners.reading.reader import PromptReader
 from pruners.variant import BASE, base_spec
+from server.engine.backends.matrix import Matrix
+from server.engine.backends.native.packing import Bits
 from server.engine.backends.pytorch.backend import PyTorchBackend
-from server.engine.backends.pytorch.convert import convert_weights
+from server.engine.backends.pytorch.convert import ConvertedBase, convert_weights
 from server.engine.backends.pytorch.kv_maps import convert_maps
 from server.engine.loading.load import LoadedModel
+from server.engine.loading.outline import outline_of
 
 READER_DEPTHS = (0.6, 0.3)
 """Shares of the layers that shallow tokens run through."""
@@ -86,11 +90,48 @@ def random_located(config: LlamaConfig, device: torch.device) -> LocatedModel:
     return locate(model.eval().requires_grad_(False))
 
 
+class RandomParameters:
+    """Draws the parameters of an outline in bf16 (see `matrix.Parameters`); norms are ones."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def matrix(self, module: nn.Linear | nn.Embedding, rows: slice | None = None) -> Matrix:
+        """Return random values of the size of 0.02."""
+        drawn = torch.empty(module.weight.shape, dtype=self.dtype, device=self._device)
+        return Matrix(drawn.normal_(std=0.02)[slice(None) if rows is None else rows])
+
+    def bias(self, module: nn.Linear) -> Tensor | None:
+        """Return None: these models have none."""
+        return None
+
+    def norm(self, module: nn.Module) -> Tensor:
+        """Return ones `[size]`."""
+        size = next(module.parameters()).shape
+        return torch.ones(size, dtype=self.dtype, device=self._device)
+
+    def exact_bits(self, module: nn.Linear | nn.Embedding) -> Bits | None:
+        """Return None: no bits hold random values."""
+        return None
+
+    def is_quantised(self, module: nn.Linear | nn.Embedding) -> bool:
+        """Return False."""
+        return False
+
+    def release(self, module: nn.Module) -> None:
+        """Do nothing: nothing is kept."""
+
+
 def random_model(name: str, config: LlamaConfig, device: torch.device) -> LoadedModel:
     """Return such a model in the serving layout, with readers whose maps are random."""
-    located = random_located(config, device)
+    outline = locate(outline_of(config, name))
+    located = replace(outline, rotary=type(outline.rotary)(config))
     shape = located.shape
-    weights = convert_weights(located, None, None, config.max_position_embeddings).to(device)
+    parameters = RandomParameters(device)
+    base = ConvertedBase(located, parameters, None, None, config.max_position_embeddings)
+    weights = convert_weights(base, device)
     readers = [reader_of(shape, share) for share in READER_DEPTHS]
     maps = {reader.depth: random_maps(shape, reader.depth, device) for reader in readers}
     return LoadedModel(

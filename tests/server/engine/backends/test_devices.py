@@ -4,7 +4,6 @@ Without a GPU the same is compared on the CPU, between its decoder and the one t
 """
 
 import pytest
-import torch
 
 from pruners.kv import make_eviction
 from server.engine.backends.pytorch.decoder import PyTorchDecoder
@@ -23,7 +22,7 @@ READERS = {depth: reader_of(depth)[0] for depth in (1, 2)}
 
 
 def runner_on(device: str, kind: type[PyTorchDecoder], family: str) -> Runner:
-    weights = weights_of(tiny_model(family)).to(torch.device(device))
+    weights = weights_of(tiny_model(family), device=device)
     maps = convert_maps(weights, tiny_maps(weights.shape), served_order(weights.shape))
     cache = KVCache(weights.shape, 4096, weights.dtype, weights.device, spare=1)
     reading = ReadingDepths(weights.shape.layers, READERS.values(), reader_of(1)[1])
