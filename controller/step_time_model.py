@@ -19,6 +19,7 @@ StepCounts = tuple[float, float, float, float]
 numbers that are read from KV caches."""
 Coefficients = tuple[float, float, float, float]
 """Seconds for each of `StepCounts`."""
+NO_RATES: Coefficients = (0.0, 0.0, 0.0, 0.0)
 _SMOOTHING = 0.1
 """Weight of the newest step in the running means."""
 _WINDOW, _REFIT_AFTER = 1024, 256
@@ -115,17 +116,25 @@ class StepTimeModel:
     at start-up and to recent steps. In between, one correction factor follows the host: if another
     process takes the processor, all predictions grow within a few steps.
 
-    Threads: the main thread calls `fit`, the engine's thread `observe`; both hold a lock. Any
-    thread calls the rest. What it reads is `now`, an immutable value that writers replace as a
+    Threads: any thread calls `fit`, the engine's thread `observe`; both hold a lock. Any thread
+    calls the rest. What it reads is `now`, an immutable value that writers replace as a
     whole. Whoever makes several predictions that belong together takes `now` once.
     """
 
-    def __init__(self, shape: Shape, own_weights: Mapping[str, int] | None = None) -> None:
-        """`own_weights` are the numbers that a variant reads beside the shared weights, by name."""
+    def __init__(
+        self,
+        shape: Shape,
+        own_weights: Mapping[str, int] | None = None,
+        declared: Coefficients = NO_RATES,
+    ) -> None:
+        """`own_weights` are the numbers that a variant reads beside the shared weights, by name.
+
+        `declared` rates hold until the first `fit`.
+        """
         self._counter = StepCounter(shape, own_weights or {})
         self._lock = threading.Lock()  # of all below; `now` is read without it
         self._measured: list[tuple[StepCounts, float]] = []  # at start-up
-        self._idle: Coefficients = (0.0, 0.0, 0.0, 0.0)  # fitted to these alone
+        self._idle = declared  # fitted to these alone
         self._recent: deque[tuple[StepCounts, float]] = deque(maxlen=_WINDOW)
         self._since_fit = 0  # steps
         self._mean_seconds = self._mean_predicted = 0.0  # running means over steps
@@ -144,10 +153,10 @@ class StepTimeModel:
     def observe(self, record: StepRecord) -> None:
         """Move the correction towards a step's duration, and refit the rates from time to time.
 
-        Before the first `fit` nothing is learned.
+        Without any rates nothing is learned.
         """
         with self._lock:
-            if not self._measured:
+            if not any(self._idle):
                 return
             counts = self._counter.count(record.rows, record.sampled)
             coefficients = self.now.coefficients

@@ -30,7 +30,9 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     parts = assemble(model, settings, sampler)
     service = _service(model, settings, parts)
     step_times = parts.controller.step_time_model
-    readiness = Readiness(parts.engine, stall_seconds(settings, step_times, model.variants[BASE]))
+    readiness = Readiness(
+        parts.engine, lambda: stall_seconds(settings, step_times, model.variants[BASE])
+    )
     app = FastAPI(title="Trimtab", lifespan=_lifespan(parts))
     app.state.service = service
     app.state.readiness = readiness

@@ -18,6 +18,7 @@ from controller import (
 )
 from controller.audit import AuditLog
 from controller.engine_status import shallow_part
+from controller.step_time_model import NO_RATES, Coefficients
 from policies import ExploringPolicy, Objectives, Policy
 from policies.learned import LearnedPolicy
 from policies.registry import named_policy
@@ -29,17 +30,22 @@ from server.api.prompt.encoder import PromptEncoder
 from server.api.prompt.processor import PromptProcessor
 from server.api.request_log import RequestLog
 from server.catalogue import build_catalogue, open_sensitivity, with_kv_method
+from server.engine.cache.kv_cache import KVCache
+from server.engine.cache.memory_allowance import MemoryAllowance
+from server.engine.cache.memory_relief import MemoryRelief
 from server.engine.engine import Engine
+from server.engine.idle_works import IdleWorks
 from server.engine.loading.load import LoadedModel
 from server.engine.options import EngineOptions
-from server.engine.runner import Runner
 from server.engine.runner_factory import build_runner
-from server.engine.warmup import measure_steps
+from server.engine.warmup import FirstMeasurements
 from server.settings import Settings, SettingsError
 from server.shadow.monitor import ShadowMonitor
 from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, default_sampler
 
 _JOIN_SECONDS = 1.0  # that the engine's step in progress has, at the end
+_STREAMED_BYTES, _MULTIPLY_ADDS = 10e9, 50e9  # a second, of a processor with few cores
+_GPU_SPEED = 50.0
 _MIN_STALL_SECONDS, _STALL_STEPS = 5.0, 10  # a step that takes longer than both hangs
 
 
@@ -65,7 +71,7 @@ class Monitoring:
 
 
 class StepListener:
-    """Passes what each step took on to the metrics, and to the controller once it is attached.
+    """Passes what steps took on to the metrics, and to the controller once it is attached.
 
     The controller needs the engine, and the engine needs this listener, so it comes first.
     """
@@ -83,12 +89,18 @@ class StepListener:
         if self._controller is not None:
             self._controller.observe_step(record)
 
+    def fit(self, records: list[StepRecord]) -> None:
+        """Give the controller its first measurements."""
+        if self._controller is not None and records:
+            self._controller.step_time_model.fit(records)
+
 
 @dataclass(frozen=True, slots=True)
 class ServerParts:
     """All that works behind the routes. `context_tokens` limits prompt and answer together."""
 
     monitoring: Monitoring
+    cache: KVCache
     engine: Engine
     controller: Controller
     request_log: RequestLog
@@ -101,6 +113,7 @@ class ServerParts:
         metrics.requests_running.set(status.running)
         metrics.requests_waiting.set(status.waiting)
         metrics.kv_cache_usage.set(status.kv_used / status.kv_capacity)
+        metrics.kv_cache_held.set(self.cache.arena.held * self.cache.slot_bytes)
 
     async def close(self) -> None:
         """Stop the engine, its helpers and the sampler, and close the audit log."""
@@ -124,6 +137,8 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
     runner = build_runner(model, settings.to_engine_config(), free_bytes)
     listener = StepListener(metrics)
     shadow = ShadowMonitor(runner.decoder, model.variants[BASE], settings.shadow_share)
+    smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
+    first = FirstMeasurements(runner, [model.variants[BASE], smallest], listener.fit)
     engine = Engine(
         runner,
         model.tokenizer,
@@ -133,21 +148,22 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
             threads=settings.threads,
             on_step=listener,
             on_failure=metrics.count_failure,
-            idle_work=shadow,
+            idle_work=IdleWorks(first, shadow),
+            relief=_open_relief(runner.decoder.cache, monitoring),
         ),
     )
     controller = build_controller(model, settings, engine, monitoring)
     listener.attach(controller)
-    controller.step_time_model.fit(_warm_up(runner, model))
     request_log = RequestLog(
         metrics, controller, shadow, monitoring.snapshot, _open_audit_log(settings, metrics),
         settings.audit_prompts,
     )  # fmt: skip
     set_constant_metrics(model, metrics)
     metrics.policy.info(controller.policy_info())
-    context_tokens = min(model.weights.context, runner.scheduler.cache.arena.capacity)
+    context_tokens = min(model.weights.context, runner.decoder.cache.arena.capacity)
     prompts = _prompt_processor(model, context_tokens)
-    return ServerParts(monitoring, engine, controller, request_log, prompts, context_tokens)
+    cache = runner.decoder.cache
+    return ServerParts(monitoring, cache, engine, controller, request_log, prompts, context_tokens)
 
 
 def build_controller(
@@ -159,7 +175,7 @@ def build_controller(
     catalogue = with_kv_method(catalogue, settings.kv_scorer)
     return Controller(
         catalogue,
-        step_time_model(model),
+        step_time_model(model, _declared_rates(model)),
         make_policy(model, catalogue, settings),
         StatusSources(engine.status, monitoring.snapshot),
         ControllerSettings(
@@ -182,7 +198,7 @@ def default_objectives(settings: Settings) -> Objectives:
     )
 
 
-def step_time_model(model: LoadedModel) -> StepTimeModel:
+def step_time_model(model: LoadedModel, declared: Coefficients = NO_RATES) -> StepTimeModel:
     """Return a model of how long steps take, not fitted, that knows what each variant reads.
 
     A shallow token also multiplies the maps of its reader.
@@ -193,7 +209,7 @@ def step_time_model(model: LoadedModel) -> StepTimeModel:
         maps = (shape.layers - reader.depth) * shape.hidden * 2 * shape.kv_groups * shape.head_dim
         corrections = own.get(variant.name, 0) * reader.depth // shape.layers
         own[shallow_part(variant, reader.depth).name] = maps + corrections
-    return StepTimeModel(shape, own)
+    return StepTimeModel(shape, own, declared)
 
 
 def make_policy(model: LoadedModel, catalogue: Catalogue, settings: Settings) -> Policy:
@@ -240,10 +256,22 @@ def set_constant_metrics(model: LoadedModel, metrics: ServerMetrics) -> None:
         metrics.variant_trusted.labels(f"{BASE}+{name}").set(1)
 
 
-def _warm_up(runner: Runner, model: LoadedModel) -> list[StepRecord]:
-    """Measure steps of the base and of the smallest variant."""
-    smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
-    return measure_steps(runner, [model.variants[BASE], smallest])
+def _declared_rates(model: LoadedModel) -> Coefficients:
+    """Return rates of steps as a common machine has them, until they are measured here."""
+    weights = model.weights
+    held = sum(tensor.nbytes for tensor in weights.tensors())
+    per_weight = held / model.variants[BASE].parameters(weights.shape)
+    speed = 1.0 if weights.device.type == "cpu" else _GPU_SPEED
+    streamed, cached = (1e9 * size / _STREAMED_BYTES for size in (per_weight, 2.0))
+    return 1e-3, streamed / speed, 1e9 / _MULTIPLY_ADDS / speed, cached / speed
+
+
+def _open_relief(cache: KVCache, monitoring: Monitoring) -> MemoryRelief | None:
+    """Bound the memory of a cache on the CPU by that of the host; return what gives it back."""
+    if cache.keys.device.type != "cpu":
+        return None
+    cache.allowance = MemoryAllowance(monitoring.snapshot)
+    return MemoryRelief(cache, cache.allowance, monitoring.metrics.count_given_back)
 
 
 def _prompt_processor(model: LoadedModel, context_tokens: int) -> PromptProcessor:

@@ -1,6 +1,7 @@
 """Checks the settings before a model is loaded, which may take minutes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policies.registry import named_policy
@@ -13,26 +14,42 @@ if TYPE_CHECKING:
     from controller import Analyzer
 
 
-def check_settings(settings: Settings) -> None:
-    """Raise `UserError` if a part of the server cannot be made with these settings.
+def check_choices(settings: Settings) -> None:
+    """Raise `UserError` for an artefact or a policy that cannot be served.
 
-    The policy is checked first, since that does not import PyTorch.
+    This does not import PyTorch.
     """
-    folder = settings.artefact or shipped_artefact(model_name(settings.model))
-    if folder is not None and not folder.is_dir():
-        raise SettingsError(f"there is no artefact {folder}; make one with `trimtab build`")
-    fingerprint, choices = (None, [BASE]) if folder is None else declared_choices(folder)
+    fingerprint, choices = _declared(settings)
     named_policy(settings.policy, choices, fingerprint, settings.force)
+
+
+def check_parts(settings: Settings) -> None:
+    """Raise `UserError` if another part of the server cannot be made with these settings."""
     # Imported here, since all of them import PyTorch.
     from controller.audit import AuditLog
     from controller.sensitivity import load_sensitivity
 
     _check_kv_budgets(settings)
+    folder, (fingerprint, _) = _artefact(settings), _declared(settings)
     if folder is not None and fingerprint is not None:
         load_sensitivity(folder, fingerprint)
     open_analyzer(settings)
     if settings.audit_log is not None:
         AuditLog(settings.audit_log, settings.audit_max_bytes).close()
+
+
+def _artefact(settings: Settings) -> Path | None:
+    """Return the folder of the artefact, if there is one. Raises `SettingsError`."""
+    folder = settings.artefact or shipped_artefact(model_name(settings.model))
+    if folder is not None and not folder.is_dir():
+        raise SettingsError(f"there is no artefact {folder}; make one with `trimtab build`")
+    return folder
+
+
+def _declared(settings: Settings) -> tuple[str | None, list[str]]:
+    """Return the fingerprint that the artefact declares, and all choices of a server."""
+    folder = _artefact(settings)
+    return (None, [BASE]) if folder is None else declared_choices(folder)
 
 
 def _check_kv_budgets(settings: Settings) -> None:

@@ -79,10 +79,11 @@ class Settings(BaseSettings):
     step_tokens: int = Field(default=256, ge=16)
     """Tokens that one step of the engine processes, over all requests."""
     kv_tokens: int | None = Field(default=None, ge=512)
-    """Size of the KV cache in tokens. Without: at most a quarter of the free memory."""
-    kv_cache: Literal["auto", "int8"] = "auto"
-    """Type of the KV cache: `auto` (that of the weights) or `int8`, which takes half the memory
-    and needs weights in 4 or 8 bits."""
+    """Size of the KV cache in tokens. Without: what half of the free memory holds, or all that can
+    be used. On a CPU memory is taken as tokens come."""
+    kv_cache: Literal["auto", "weights", "int8"] = "auto"
+    """Type of the KV cache: `weights` (that of the weights), `int8`, which takes half the memory
+    and needs weights in 4 or 8 bits, or `auto`: `int8` if the other would hold few tokens."""
     kv_scorer: str = "streaming"
     """Which tokens a KV budget keeps: `streaming`, `key-norm`, `key-diff`, `snap` or
     `expected-attention`; or `quest`, which keeps all, and each written token attends to the pages
@@ -196,8 +197,13 @@ class Settings(BaseSettings):
 
     def to_engine_config(self) -> EngineConfig:
         """Return the settings that say how the engine batches requests."""
+        selects_pages = self.kv_scorer == "quest"  # which a cache in 8 bits does not
         return EngineConfig(
-            self.max_running, self.step_tokens, self.kv_tokens, self.kv_cache, self.speculate
+            self.max_running,
+            self.step_tokens,
+            self.kv_tokens,
+            "weights" if selects_pages else self.kv_cache,
+            self.speculate,
         )
 
 

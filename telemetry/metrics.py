@@ -196,12 +196,24 @@ class ServerMetrics:
         self.kv_cache_usage = make.gauge(
             "kv_cache_usage_ratio", "Used share of the KV cache, 0 to 1."
         )
+        self.kv_cache_held = make.gauge(
+            "kv_cache_held_bytes", "Memory that the KV cache has taken from the system."
+        )
+        self.kv_cache_given_back = make.counter(
+            "kv_cache_given_back_bytes_total",
+            "Memory given back to the system while it was short: of free slots or of prefixes.",
+            "held",
+        )
         self.weights_resident = make.gauge(
             "weights_resident_bytes", "Resident weights, kind base, variants or readers.", "kind"
         )
         # Exposed as trimtab_variant_info and trimtab_reader_info.
         self.variant = make.info("variant", "What a variant is made of.", "variant")
         self.reader = make.info("reader", "How deep a reader reads.", "reader")
+
+    def count_given_back(self, what: Literal["free", "prefixes"], size: int) -> None:
+        """Count bytes of the KV cache that went back to the system, by what they held."""
+        self.kv_cache_given_back.labels(what).inc(size)
 
     def count_failure(self, what: Literal["step", "request"]) -> None:
         """Count a step or a request that failed in the engine."""

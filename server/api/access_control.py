@@ -2,10 +2,12 @@
 
 import hmac
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
-from starlette.types import Scope
+from server.api.page_files import PUBLIC_PATHS
 
-from server.api.page import PUBLIC_PATHS
+if TYPE_CHECKING:
+    from starlette.types import Scope
 
 HEALTH = "/health"
 _WITHOUT_KEY = {HEALTH, *PUBLIC_PATHS}
@@ -37,7 +39,7 @@ class AccessControl:
         if self._allowed or (loopback and api_key is None):
             self._hosts = self._allowed | ({*_LOOPBACK, host.lower()} if loopback else set())
 
-    def refusal(self, scope: Scope) -> tuple[int, str] | None:
+    def refusal(self, scope: "Scope") -> tuple[int, str] | None:
         """Return the status and message of a refusal, or None for a request that is let in."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         checked = {name: value for name, value in headers if name in _CHECKED_HEADERS}

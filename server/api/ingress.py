@@ -1,13 +1,15 @@
 """The middleware before all routes: access control, the size of bodies, refusal at shutdown."""
 
-import json
 from collections.abc import Callable
-
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing import TYPE_CHECKING
 
 from server.api.access_control import HEALTH, AccessControl
-from server.api.errors import envelope
+from server.api.error_envelope import envelope
+from server.api.plain_response import send_json
 from server.api.readiness import DRAINING
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _MAX_BODIES = 64  # bodies of the largest size that may be in memory at once
 
@@ -20,7 +22,11 @@ class IngressMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, max_body_bytes: int, access: AccessControl, draining: Callable[[], bool]
+        self,
+        app: "ASGIApp",
+        max_body_bytes: int,
+        access: AccessControl,
+        draining: Callable[[], bool],
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
@@ -28,14 +34,14 @@ class IngressMiddleware:
         self._draining = draining
         self._body_bytes = 0  # of all requests that are read or answered
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Answer with a refusal, or pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         refusal = self._access.refusal(scope)
         if refusal is not None:
-            await _answer(send, *refusal)
+            await _refuse(send, *refusal)
             return
         body = bytearray()
         try:
@@ -44,14 +50,14 @@ class IngressMiddleware:
                 raise _RequestRefusedError(503, DRAINING, retry_after=1)
             await self._app(scope, _replayed(bytes(body), receive), send)
         except _RequestRefusedError as error:
-            await _answer(send, error.status, error.message, error.retry_after)
+            await _refuse(send, error.status, error.message, error.retry_after)
         except _DisconnectedError:
             pass
         finally:
             self._body_bytes -= len(body)
 
     async def _read(
-        self, headers: list[tuple[bytes, bytes]], receive: Receive, body: bytearray
+        self, headers: list[tuple[bytes, bytes]], receive: "Receive", body: bytearray
     ) -> None:
         """Fill `body`. Raise `_RequestRefusedError` if it or all bodies together are too large."""
         too_large = _RequestRefusedError(
@@ -89,11 +95,11 @@ class _DisconnectedError(Exception):
     """The client disconnected before its body had arrived."""
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+def _replayed(body: bytes, receive: "Receive") -> "Receive":
     """Return a function that gives the body in one message, then what `receive` gives."""
     replayed = False
 
-    async def replay() -> Message:
+    async def replay() -> "Message":
         nonlocal replayed
         if replayed:
             return await receive()
@@ -103,12 +109,5 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _answer(send: Send, status: int, message: str, retry_after: int | None = None) -> None:
-    body = json.dumps(envelope(status, message)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if retry_after is not None:
-        headers.append((b"retry-after", str(retry_after).encode()))
-    # The unread rest of a body must not be parsed as the next request.
-    headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _refuse(send: "Send", status: int, message: str, retry_after: int | None = None) -> None:
+    await send_json(send, status, envelope(status, message), retry_after)

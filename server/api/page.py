@@ -7,16 +7,11 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
+from server.api.page_files import PAGE_FILES
 from server.api.reader_cards import reader_cards
 from server.api.service import Service
 from telemetry import Snapshot
 
-_FILES = {
-    "index.html": "text/html; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-}
-PUBLIC_PATHS = {"/", *(f"/{name}" for name in _FILES)}
 _SECURITY_POLICY = "default-src 'self'; img-src data:; style-src 'self'; frame-ancestors 'none'"
 
 
@@ -24,17 +19,17 @@ def public_router() -> APIRouter:
     """Return the routes of the page's files, which are open to all without an API key."""
     routes = APIRouter()
     folder = resources.files("server") / "page"
-    files = {name: (folder / name).read_bytes() for name in _FILES}
+    files = {name: (folder / name).read_bytes() for name in PAGE_FILES}
 
     def route(name: str) -> Callable[[], Any]:
         async def file() -> Response:
             headers = {"Content-Security-Policy": _SECURITY_POLICY, "Cache-Control": "no-cache"}
-            return Response(files[name], media_type=_FILES[name], headers=headers)
+            return Response(files[name], media_type=PAGE_FILES[name], headers=headers)
 
         return file
 
     routes.add_api_route("/", route("index.html"), include_in_schema=False)
-    for name in _FILES:
+    for name in PAGE_FILES:
         routes.add_api_route(f"/{name}", route(name), include_in_schema=False)
     return routes
 

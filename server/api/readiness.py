@@ -1,14 +1,21 @@
 """Whether the server takes requests, and if not, why."""
 
-from server.engine.engine import Engine
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.engine.engine import Engine
 
 DRAINING = "the server is shutting down"
 
 
 class Readiness:
-    """What `/health` reports. `draining` is set when the shutdown begins."""
+    """What `/health` reports. `draining` is set when the shutdown begins.
 
-    def __init__(self, engine: Engine, stall_seconds: float) -> None:
+    `stall_seconds` returns how long a step may take before the engine counts as hanging.
+    """
+
+    def __init__(self, engine: "Engine", stall_seconds: Callable[[], float]) -> None:
         self.draining = False
         self._engine = engine
         self._stall_seconds = stall_seconds
@@ -21,7 +28,7 @@ class Readiness:
     @property
     def stalled(self) -> bool:
         """Whether the engine's current step takes longer than any should."""
-        return self._engine.stalled_seconds > self._stall_seconds
+        return self._engine.stalled_seconds > self._stall_seconds()
 
     def trouble(self) -> str | None:
         """Return why no requests are taken now, or None if they are."""

@@ -12,7 +12,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.api.active_request import ActiveRequest
-from server.api.errors import ApiError, envelope
+from server.api.error_envelope import envelope
+from server.api.errors import ApiError
 from server.api.schemas import StreamOptions
 from server.api.service import Service
 from server.engine.sequence import Delta, FinishReason, TokenLogprob

@@ -6,12 +6,15 @@ import logging
 import os
 import socket
 import sys
+import time
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from server.cli.options import UsageError
+from server.engine.loading.stages import stage
 from server.settings import (
     Settings,
     default_text,
@@ -20,6 +23,9 @@ from server.settings import (
     setting_groups,
 )
 from server.settings_sources import read_settings, unknown_variables
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 log = logging.getLogger(__name__)
 
@@ -47,22 +53,36 @@ def serve(config: Path | None, **options: str | bool | None) -> None:
     for line in unknown_variables(os.environ):
         log.warning("%s", line)
     _check_address(settings.host, settings.port)
-    from server.prechecks import check_settings
-
-    check_settings(settings)
-    # Imported here, so that other commands start without PyTorch and the HTTP stack.
-    from server.app import create_app
-    from server.engine.loading.configured_model import load_configured_model
-    from server.http import connection_limiter
+    # Imported here, so that other commands start without the HTTP server.
+    from server.http import StartupFront, connection_limiter
     from server.http import serve as run
+    from server.prechecks import check_choices
 
-    connections = connection_limiter(settings)
-    model = load_configured_model(settings.to_model_config())
-    app = create_app(model, settings)
+    check_choices(settings)
+    front = StartupFront(settings, partial(_load, settings))
+    sys.exit(run(front, settings, connection_limiter(settings)))
+
+
+def _load(settings: Settings) -> "FastAPI":
+    """Return the application of the settings. Most of a start is spent here."""
+    with stage("imports"):  # of PyTorch and the HTTP application
+        import psutil  # type: ignore[import-untyped]
+
+        from server.app import create_app
+        from server.engine.loading.configured_model import load_configured_model
+        from server.prechecks import check_parts
+    with stage("settings"):
+        check_parts(settings)
+    with stage("model"):
+        model = load_configured_model(settings.to_model_config())
+    with stage("controller"):
+        app = create_app(model, settings)
     gc.collect()
     gc.freeze()  # what is loaded stays, so it need not be searched for garbage again
-    log.info("serving %s on http://%s:%s", settings.model, settings.host, settings.port)
-    sys.exit(run(app, settings, connections))
+    seconds = time.time() - psutil.Process().create_time()
+    address = f"http://{settings.host}:{settings.port}"
+    log.info("serving %s on %s, %.1f s after the start", settings.model, address, seconds)
+    return app
 
 
 def _signature() -> inspect.Signature:

@@ -45,12 +45,13 @@ class EngineConfig:
 
     `max_running` sequences share a step of at most `step_tokens` tokens. The KV cache holds
     `kv_tokens` tokens; None stands for as many as fit into the memory that it may take. `kv_cache`
-    is the type of its numbers; `auto` stands for that of the weights. `speculate` allows guessing
-    tokens ahead, which are then verified.
+    is the type of its numbers: `int8`, `weights` for that of the weights, or `auto` for `int8` if
+    there is little memory and else that of the weights. `speculate` allows guessing tokens ahead,
+    which are then verified.
     """
 
     max_running: int = 16
     step_tokens: int = 256
     kv_tokens: int | None = None
-    kv_cache: Literal["auto", "int8"] = "auto"
+    kv_cache: Literal["auto", "weights", "int8"] = "auto"
     speculate: bool = True

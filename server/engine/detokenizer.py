@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 _UNFINISHED = "\ufffd"  # what a tokenizer shows for half a UTF-8 character
 _MAX_UNFINISHED = 3  # bytes of a character that is not finished
@@ -31,7 +34,7 @@ class Detokenizer:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         stop: StopRules,
         prompt: Sequence[int] = (),
         min_tokens: int = 0,

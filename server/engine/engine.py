@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from controller import EngineStatus, StepRecord
 from pruners.variant import VariantSpec
@@ -20,6 +20,9 @@ from server.engine.options import EngineOptions
 from server.engine.runner import Runner
 from server.engine.sequence import Delta, FinishReason, GenerationRequest, Sequence
 from server.engine.sequence_status import status_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ class Engine:
     """
 
     def __init__(
-        self, runner: Runner, tokenizer: PreTrainedTokenizerBase, options: EngineOptions
+        self, runner: Runner, tokenizer: "PreTrainedTokenizerBase", options: EngineOptions
     ) -> None:
         self._runner = runner
         self._tokenizer = tokenizer
@@ -152,7 +155,7 @@ class Engine:
         running, waiting = self._sequences()
         if deciding is not None:
             waiting = tuple(one for one in waiting if one.decide is not deciding)
-        used = cache.arena.used - cache.prefixes.slots
+        used, capacity = cache.arena.used - cache.prefixes.slots, cache.attainable()
         if self._idle_work is not None:
             used -= self._idle_work.slots
         return EngineStatus(
@@ -161,8 +164,8 @@ class Engine:
             ),
             max_running=scheduler.limits.max_running,
             step_tokens=scheduler.limits.step_tokens,
-            kv_used=min(max(0, used), cache.arena.capacity),  # the terms may be a moment apart
-            kv_capacity=cache.arena.capacity,
+            kv_used=min(max(0, used), capacity),  # the terms may be a moment apart
+            kv_capacity=capacity,
         )
 
     def stop(self, join_seconds: float = 10.0) -> None:
@@ -225,6 +228,8 @@ class Engine:
             for sequence in self._arrivals:
                 self._runner.scheduler.add(sequence)
             self._arrivals.clear()
+        if self._options.relief is not None:
+            self._options.relief.check()
         busy = self._runner.step(self._notify_step) or self._use_idle_moment()
         self._send()
         self._step_started = None

@@ -1,8 +1,7 @@
 """Answers requests without a server, in the caller's thread."""
 
 from collections.abc import Callable, Iterable
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from controller import StepRecord
 from pruners.variant import VariantSpec
@@ -11,10 +10,13 @@ from server.engine.runner import Runner
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Delta, GenerationRequest, Sequence
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def answer_all(
     runner: Runner,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     requests: Iterable[GenerationRequest],
     on_step: Callable[[list[Sequence]], None] = lambda sequences: None,
     on_record: Callable[[StepRecord], None] | None = None,

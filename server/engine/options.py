@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from controller import StepRecord
+from server.engine.cache.memory_relief import MemoryRelief
 from server.engine.runner import Failure
 
 
@@ -31,7 +32,7 @@ class EngineOptions:
 
     At most `max_waiting` requests wait, with `max_waiting_tokens` tokens to be read together.
     `threads` is the number of PyTorch's threads; None leaves it. `on_step` is called after each
-    pass of the decoder, `on_failure` for everything that fails.
+    pass of the decoder, `on_failure` for everything that fails. `relief` gives memory back.
     """
 
     max_waiting: int
@@ -40,3 +41,4 @@ class EngineOptions:
     on_step: Callable[[StepRecord], None] | None = None
     on_failure: Callable[[Failure], None] | None = None
     idle_work: IdleWork | None = None
+    relief: MemoryRelief | None = None

@@ -160,7 +160,7 @@ class Scheduler:
     def _reserve(self, sequence: Sequence, count: int) -> bool:
         """Make room for tokens of a sequence; return False if it had to be preempted itself."""
         assert sequence.cache is not None
-        while not sequence.cache.reserve(count):
+        while not sequence.cache.reserve(count, must_grow=len(self.running) == 1):
             victim = self.running[-1]
             self._preempt(victim)
             if victim is sequence:
@@ -220,7 +220,9 @@ class Scheduler:
         Nothing is preempted for a sequence that waits.
         """
         cache = self.cache.open(sequence.request.kv_budget)
+        alone = not self.running  # nothing else would end and make room
         fits = cache.reserve(sequence.slots_to_start) or self._reserve_budget(sequence, cache)
+        fits = fits or (alone and cache.reserve(sequence.slots_to_start, must_grow=True))
         return cache if fits else None
 
     def _reserve_budget(self, sequence: Sequence, cache: SequenceCache) -> bool:

@@ -1,8 +1,9 @@
-"""Measures steps for half a second before the first request, to fit the step-time model."""
+"""Measures steps in the first idle half second, to fit the step-time model."""
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from controller import StepRecord
 from pruners.variant import VariantSpec
@@ -15,27 +16,50 @@ _PROMPT_LENGTHS = (32, 128)
 _REPEATS = 3
 
 
-def measure_steps(runner: Runner, variants: Sequence[VariantSpec]) -> list[StepRecord]:
-    """Measure decode steps and prompts of each variant, as far as they fit into the cache.
+class FirstMeasurements:
+    """Idle work: decode steps and prompts of each variant, as far as they fit into the cache.
 
-    The fastest of repeated steps counts. The first ones also warm the allocator and the kernels.
-    The contents of the cache are arbitrary.
+    The fastest of repeated steps counts. The contents of the cache are arbitrary. `on_measured` is
+    called once, with all records.
     """
-    full = runner.scheduler.limits.max_running
-    sizes = [(rows, 1, _SHORT_CONTEXT) for rows in sorted({1, full})]
-    sizes += [(min(_LONG_CONTEXT_ROWS, full), 1, _LONG_CONTEXT)]
-    sizes += [(1, tokens, 0) for tokens in _PROMPT_LENGTHS]
-    fastest: dict[tuple[VariantSpec, int, int, int], float] = {}
-    with runner.threads():
-        for _, variant, size in itertools.product(range(_REPEATS), variants, sizes):
-            seconds = _step(runner, variant, *size)
-            if seconds is not None:
-                before = fastest.get((variant, *size), seconds)
-                fastest[variant, *size] = min(before, seconds)
-    return [
-        StepRecord(seconds, ((variant, rows * tokens, rows * cached),), rows)
-        for (variant, rows, tokens, cached), seconds in fastest.items()
-    ]
+
+    slots = 0  # between two pieces nothing is held
+
+    def __init__(
+        self,
+        runner: Runner,
+        variants: Sequence[VariantSpec],
+        on_measured: Callable[[list[StepRecord]], None],
+    ) -> None:
+        full = runner.scheduler.limits.max_running
+        sizes = [(rows, 1, _SHORT_CONTEXT) for rows in sorted({1, full})]
+        sizes += [(min(_LONG_CONTEXT_ROWS, full), 1, _LONG_CONTEXT)]
+        sizes += [(1, tokens, 0) for tokens in _PROMPT_LENGTHS]
+        self._runner = runner
+        self._on_measured = on_measured
+        self._left = deque(itertools.product(range(_REPEATS), variants, sizes))
+        self._fastest: dict[tuple[VariantSpec, int, int, int], float] = {}
+
+    def step(self) -> bool:
+        """Measure one step. Return False if all are measured."""
+        if not self._left:
+            return False
+        _, variant, size = self._left.popleft()
+        seconds = _step(self._runner, variant, *size)
+        if seconds is not None:
+            before = self._fastest.get((variant, *size), seconds)
+            self._fastest[variant, *size] = min(before, seconds)
+        if not self._left:
+            self._on_measured(
+                [
+                    StepRecord(seconds, ((variant, rows * tokens, rows * cached),), rows)
+                    for (variant, rows, tokens, cached), seconds in self._fastest.items()
+                ]
+            )
+        return True
+
+    def make_way(self) -> None:
+        """Do nothing: no memory is held."""
 
 
 def _step(

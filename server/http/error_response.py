@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from server.api.errors import envelope
+from server.api.error_envelope import envelope
 
 
 class RejectedError(Exception):

@@ -8,19 +8,21 @@ import asyncio
 import functools
 import logging
 import os
+import socket
 import threading
 import time
 from types import FrameType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
-from fastapi import FastAPI
 
-from server.api.readiness import Readiness
-from server.engine.engine import Engine
 from server.http.connection_limiter import ConnectionLimiter
 from server.http.protocol import HttpProtocol
+from server.http.startup_front import StartupFront
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.api.readiness import Readiness
 
 log = logging.getLogger(__name__)
 
@@ -32,25 +34,24 @@ _CLOSING_POLLS = 10
 
 
 class HttpServer(uvicorn.Server):
-    """Runs the application until a signal comes or the engine dies.
+    """Runs the application of a front until a signal comes, loading fails or the engine dies.
 
     `exit_code` is 0 after one signal, else 1. After a signal, running requests may take another
     `drain_seconds`.
     """
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        engine: Engine,
-        readiness: Readiness,
-        drain_seconds: float,
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, front: StartupFront, drain_seconds: float) -> None:
         super().__init__(config)
         self.exit_code = 0
-        self._engine = engine
-        self._readiness = readiness
+        self._front = front
         self._drain_seconds = drain_seconds
         self._stalled = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then begin to load."""
+        await super().startup(sockets)
+        if self.started:
+            self._front.begin()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start the shutdown at the first signal; end the process within a second at the next."""
@@ -62,36 +63,53 @@ class HttpServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether it is time to end. uvicorn calls it ten times a second."""
-        if self._readiness.failure is not None:
-            log.critical("ending: %s", self._readiness.failure)
+        if self._front.failure is not None:
+            return True
+        if self._front.app is not None and self._engine_died(self._front.app.state.readiness):
+            return True
+        return await super().on_tick(counter)
+
+    def _engine_died(self, readiness: "Readiness") -> bool:
+        """Return whether the engine died, which is logged, and so is an engine that hangs."""
+        if readiness.failure is not None:
+            log.critical("ending: %s", readiness.failure)
             self.exit_code = 1
             return True
-        stalled = self._readiness.stalled
+        stalled = readiness.stalled
         if stalled != self._stalled:
             self._stalled = stalled
             log.warning(
                 "the engine hangs: %s" if stalled else "the engine is back: %s",
-                self._readiness.trouble() or "no trouble",
+                readiness.trouble() or "no trouble",
             )
-        return await super().on_tick(counter)
+        return False
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Let requests finish, cut off the rest, and close. New requests get 503 meanwhile."""
-        self._readiness.draining = True
-        if self._readiness.failure is None:
-            if busy := self._busy_connections():
-                log.info("shutting down: %d requests may end in %g s", busy, self._drain_seconds)
-            await self._wait_until_idle(self._drain_seconds)
-        backstop = _end_after(_ERROR_SECONDS + _CLEANUP_SECONDS, self.exit_code or 1)
-        threading.Thread(target=self._engine.stop, args=(_ERROR_SECONDS / 2,), daemon=True).start()
-        await self._wait_until_idle(_ERROR_SECONDS)
+        backstop = await self._end_requests() if self._front.app is not None else None
         for server in self.servers:
             server.close()
         if busy := self._busy_connections():
             log.warning("shutting down: %d requests are cut off", busy)
         await self._close_all()
         await self.lifespan.shutdown()
-        backstop.cancel()
+        if backstop is not None:
+            backstop.cancel()
+
+    async def _end_requests(self) -> threading.Timer:
+        """Wait for the requests and stop the engine; return what ends the process if that hangs."""
+        assert self._front.app is not None
+        state = self._front.app.state
+        state.readiness.draining = True
+        if state.readiness.failure is None:
+            if busy := self._busy_connections():
+                log.info("shutting down: %d requests may end in %g s", busy, self._drain_seconds)
+            await self._wait_until_idle(self._drain_seconds)
+        backstop = _end_after(_ERROR_SECONDS + _CLEANUP_SECONDS, self.exit_code or 1)
+        stop = state.service.engine.stop
+        threading.Thread(target=stop, args=(_ERROR_SECONDS / 2,), daemon=True).start()
+        await self._wait_until_idle(_ERROR_SECONDS)
+        return backstop
 
     async def _wait_until_idle(self, seconds: float) -> None:
         """Wait until nothing is being answered, at most for some seconds."""
@@ -117,22 +135,27 @@ class HttpServer(uvicorn.Server):
         return sum(connection.busy for connection in connections)
 
 
-def serve(app: FastAPI, settings: Settings, limiter: ConnectionLimiter) -> int:
-    """Serve until the end. Return the exit code of the process."""
-    server = HttpServer(
-        server_config(app, settings, limiter),
-        app.state.service.engine,
-        app.state.readiness,
-        settings.drain_seconds,
-    )
+def serve(front: StartupFront, settings: Settings, limiter: ConnectionLimiter) -> int:
+    """Serve until the end. Return the exit code of the process.
+
+    Raises what the front's `load` raised. A signal while it loads ends the process at once.
+    """
+    server = HttpServer(server_config(front, settings, limiter), front, settings.drain_seconds)
     server.run()
+    if front.failure is not None:
+        raise front.failure
+    if front.loading:  # its thread may be in the middle of anything, and is not waited for
+        logging.shutdown()
+        os._exit(server.exit_code)
     return server.exit_code
 
 
-def server_config(app: FastAPI, settings: Settings, limiter: ConnectionLimiter) -> uvicorn.Config:
+def server_config(
+    front: StartupFront, settings: Settings, limiter: ConnectionLimiter
+) -> uvicorn.Config:
     """Return uvicorn's configuration: only `HttpProtocol`, and no log line for each request."""
     return uvicorn.Config(
-        app,
+        front,
         host=settings.host,
         port=settings.port,
         http=functools.partial(HttpProtocol, limiter),  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from policies.bundle import PolicyBundle
 from pruners.support.errors import UserError
 from server.engine.config import ModelConfig
 from server.engine.loading.configured_model import load_configured_model
-from server.prechecks import check_settings
+from server.prechecks import check_choices, check_parts
 from server.settings import Settings
 from tests.support.commands import one_line, trimtab
 from tests.support.network import random_network
@@ -21,6 +21,11 @@ NOWHERE = "no-such-model"  # an error that does not name it came first
 @pytest.fixture
 def artefact(varied_folders, tmp_path):
     return shutil.copytree(varied_folders[1], tmp_path / "artefact")
+
+
+def check_settings(settings):
+    check_choices(settings)
+    check_parts(settings)
 
 
 def refused(says, **given):

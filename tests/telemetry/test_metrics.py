@@ -48,6 +48,8 @@ SERVER_METRICS = {
     "trimtab_speculation_draft_tokens_total": "counter",
     "trimtab_speculation_accepted_tokens_total": "counter",
     "trimtab_kv_cache_usage_ratio": "gauge",
+    "trimtab_kv_cache_held_bytes": "gauge",
+    "trimtab_kv_cache_given_back_bytes_total": "counter",
     "trimtab_weights_resident_bytes": "gauge",
     "trimtab_variant_info": "gauge",
     "trimtab_reader_info": "gauge",

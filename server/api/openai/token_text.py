@@ -4,11 +4,14 @@ import codecs
 import json
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tokenizers.decoders import Decoder
-from transformers import PreTrainedTokenizerBase
 
 from server.api.byte_level import BYTE_OF_CHARACTER
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MIN_LOGPROB = -9999.0
 """The smallest log-probability that is sent: JSON has no -inf."""
@@ -23,7 +26,7 @@ class TokenText:
     their bytes depends on the tokenizer's decoder, which is examined once.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._name = tokenizer.convert_ids_to_tokens if backend is None else backend.id_to_token

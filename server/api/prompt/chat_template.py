@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from server.api.prompt.template_watchdog import Watched, watched
 from server.api.prompt.template_worker import HAS_TIMER, MAX_MEMORY, MAX_SECONDS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class ChatTemplate:
         return reply
 
 
-def open_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | TemplateFailedError:
+def open_template(tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate | TemplateFailedError:
     """Return the tokenizer's chat template, or the error why it cannot be used.
 
     It is tried on one message. A template that fails on that is kept, as it may take others, and

@@ -1,12 +1,13 @@
 """From text to token ids; a text that is too long is refused before it is tokenised."""
 
 import re
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from server.api.errors import ApiError
 from server.api.prompt.text_bound import text_bound
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Marks around control tokens that are text: characters for private use, which no text needs.
 _OPEN, _CLOSE = "\U000f0000", "\U000f0001"
@@ -18,7 +19,9 @@ class PromptEncoder:
     `vocab` is the number of rows of the embedding, `context_tokens` the length of the context.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab: int, context_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", vocab: int, context_tokens: int
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocab = vocab
         self._context_tokens = context_tokens

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Protocol
 
 from server.api.byte_level import CHARACTER_OF_BYTE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MAX_FOLDING = 4  # largest factor by which normalisation or lower case shortens a text's bytes
 # Pre-tokenizers that keep all of a text.
@@ -31,7 +32,7 @@ class TextBound:
         return -(-len(text.encode().translate(None, self.dropped)) // self.bytes_per_token)
 
 
-def text_bound(tokenizer: PreTrainedTokenizerBase) -> TextBound | None:
+def text_bound(tokenizer: "PreTrainedTokenizerBase") -> TextBound | None:
     """Return the bound of a tokenizer, or None if there is none or it is not known.
 
     There is none where a token may stand for any length of text: where blanks or unknown

@@ -57,23 +57,29 @@ class SequenceCache:
         """Return whether no budget applies: every token is cached, in the order of positions."""
         return self.eviction is None and self.selection is None
 
-    def reserve(self, count: int) -> bool:
-        """Make room for the next `count` tokens; return False if the arena has none."""
+    def reserve(self, count: int, must_grow: bool = False) -> bool:
+        """Make room for the next `count` tokens; return False if there is none.
+
+        While the host lacks memory there is only what the cache holds, unless it `must_grow`.
+        """
         needed = self.cached + count
-        if needed <= self.size:
+        if needed <= self.size or self._grow(_rounded_up(needed), must_grow=False):
             return True
-        size = _rounded_up(needed)
-        arena = self._storage.arena
-        if self.size and arena.extend(self.start + self.size, size - self.size):
+        return must_grow and self._grow(_rounded_up(needed), must_grow=True)
+
+    def _grow(self, size: int, must_grow: bool) -> bool:
+        """Extend the region to `size` slots, or move it to a larger one."""
+        end = self.start + self.size
+        if self.size and self._storage.extend(end, size - self.size, must_grow):
             self.size = size
             return True
-        start = self._storage.allocate(size)
+        start = self._storage.allocate(size, must_grow)
         if start is None:
             return False
         for tensor in self._storage.tensors():
             old = tensor[:, :, self.start : self.start + self.cached]
             tensor[:, :, start : start + self.cached] = old
-        arena.release(self.start, self.size)
+        self._storage.arena.release(self.start, self.size)
         self.start, self.size = start, size
         return True
 

@@ -21,6 +21,6 @@ from server.api.readiness import Readiness
 )
 def test_the_first_trouble_is_reported(engine, draining, trouble):
     healthy = {"failure": None, "stalled_seconds": 0.0, "alive": True}
-    readiness = Readiness(SimpleNamespace(**{**healthy, **engine}), stall_seconds=2.0)
+    readiness = Readiness(SimpleNamespace(**{**healthy, **engine}), stall_seconds=lambda: 2.0)
     readiness.draining = draining
     assert readiness.trouble() == trouble

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from server.api.errors import ApiError, envelope
+from server.api.error_envelope import envelope
+from server.api.errors import ApiError
 from server.api.request_body import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, parse
 
 

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from controller import StepRecord
 from pruners.kv import make_eviction
 from server.engine.backends.base import Segment
 from server.engine.detokenizer import StopRules
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import FinishReason
 from server.engine.speculation.drafting import Drafter
-from server.engine.warmup import measure_steps
+from server.engine.warmup import FirstMeasurements
 from tests.support.driving import (
     GREEDY,
     TOKENIZER,
@@ -271,7 +272,11 @@ def test_the_first_measurements_leave_out_what_has_no_room_and_give_all_room_bac
         made = runner_of(weights_of(tiny_model()), capacity=capacity, running=3)
         free = made.scheduler.cache.open()
         base = variants_of(made.decoder.weights)["base"]
-        records = measure_steps(made, [base])
+        measured: list[list[StepRecord]] = []
+        first = FirstMeasurements(made, [base], measured.append)
+        while first.step():
+            pass
+        (records,) = measured
         found = {(n, held) for r in records for _, n, held in r.rows if held}
         assert found == {s for s in sizes if s[1] // s[0] < made.decoder.weights.context}
         assert {n for r in records for _, n, held in r.rows if not held} == {32, 128}

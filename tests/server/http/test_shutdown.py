@@ -17,6 +17,7 @@ from server.app import create_app
 from server.engine.loading.configured_model import load_configured_model
 from server.http.connection_limiter import connection_limiter
 from server.http.server import HttpServer, server_config
+from server.http.startup_front import StartupFront
 from server.settings import Settings
 from server.testing import ServerProcess
 
@@ -44,11 +45,12 @@ class SlowServer:
             return busy
 
         self.engine._runner.step = paced
-        config = server_config(app, chosen, connection_limiter(chosen))
-        self.server = HttpServer(config, self.engine, app.state.readiness, chosen.drain_seconds)
+        front = StartupFront(chosen, lambda: app)
+        config = server_config(front, chosen, connection_limiter(chosen))
+        self.server = HttpServer(config, front, chosen.drain_seconds)
         self._thread = threading.Thread(target=self.server.run, daemon=True)
         self._thread.start()
-        while not self.server.started:
+        while front.loading:
             time.sleep(0.01)
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
