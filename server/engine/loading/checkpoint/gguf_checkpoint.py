@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from server.engine.loading.gguf_file.tensors import (
     stored_values,
     tensor_names,
 )
+from server.engine.loading.gguf_file.types import tensor_type
 from server.engine.loading.model_cache import cached, remove_stale
 from server.engine.loading.source import cache_folder
 
@@ -66,16 +66,16 @@ class GgufCheckpoint(ModelCheckpoint):
         Raises `UnsupportedModelError` for values that are not finite.
         """
         values = stored_values(self._model, self._names[name], self._stored(name, rows))
-        shift = stored_shift(self.config, name)
-        return torch.from_numpy(values - np.float32(shift) if shift else values)
+        return values - stored_shift(self.config, name)
 
     def code_bits(self, name: str) -> Bits | None:
         """Return the bits of a matrix's `codes`, None where there are none."""
-        return None
+        return tensor_type(self.stored_type(name)).bits
 
     def codes(self, name: str, rows: Rows = None) -> Codes | None:
         """Return the codes of a quantised matrix, or of some rows, where 4 or 8 bits hold them."""
-        return None
+        tensor = self._model.tensors[self._names[name]]
+        return tensor_type(self.stored_type(name)).codes(tensor.data[self._stored(name, rows)])
 
     def release(self, name: str) -> None:
         """Unmap the pages of a tensor; reading it again maps them again."""

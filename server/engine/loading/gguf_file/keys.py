@@ -15,6 +15,7 @@ class Keys:
     """
 
     def __init__(self, metadata: dict[str, Value], architecture: str) -> None:
+        self.architecture = architecture
         self._prefix = f"{architecture}."
         self._left = {
             key.removeprefix(self._prefix): value
@@ -30,6 +31,10 @@ class Keys:
         """Return a value of any type."""
         return self._left.pop(key, default)
 
+    def has(self, key: str) -> bool:
+        """Return whether a key is there and was not read yet."""
+        return key in self._left
+
     def count(self, key: str, default: int | None = None) -> int:
         """Return a whole number above 0. Raises `UnsupportedModelError` for others."""
         value = self._required(key, default)
@@ -43,6 +48,13 @@ class Keys:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
             raise self.refuse(key, value, "is not supported; one number above 0 is")
         return float(value)
+
+    def scale(self, key: str, default: float) -> float:
+        """Return a finite number above 0, or `default` if it is 0 or not there."""
+        if self._left.get(key, 0) == 0:
+            self.take(key)
+            return default
+        return self.number(key)
 
     def neutral(self, key: str, *values: object, close: float | None = None) -> None:
         """Accept a key only where its value changes nothing: one of `values`, or near `close`."""

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
-
 from pruners.architecture import UnsupportedModelError
+from server.engine.loading.gguf_file.header import GgufHeader, length
 from server.engine.loading.model_files import listing
 
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -15,11 +14,25 @@ _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 @dataclass(frozen=True, slots=True)
 class GgufModel:
-    """Metadata and tensors of all parts. Arrays of the tokenizer are kept as their lengths."""
+    """Metadata and tensors of all parts.
+
+    Of arrays of the tokenizer the metadata has the lengths; `array` reads them.
+    """
 
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, Any]  # `gguf.ReaderTensor` by name
+    _header: GgufHeader
+
+    def array(self, key: str) -> list[Any]:
+        """Return the elements of an array of the metadata; none if the file does not have it.
+
+        Raises `UnsupportedModelError` if it is damaged.
+        """
+        try:
+            return self._header.array(key)
+        except ValueError as error:
+            raise UnsupportedModelError(f"{self.path.name}: {key} is damaged: {error}") from error
 
 
 def part_paths(path: Path) -> list[Path]:
@@ -47,7 +60,7 @@ def open_gguf(path: Path) -> GgufModel:
     """
     paths = part_paths(path)
     readers = [_reader(part) for part in paths]
-    metadata = _metadata(readers[0])
+    metadata = _metadata(paths[0], readers[0])
     tensors: dict[str, Any] = {}
     for index, (part, reader) in enumerate(zip(paths, readers, strict=True)):
         _check_part(part, reader, index, len(paths))
@@ -60,12 +73,12 @@ def open_gguf(path: Path) -> GgufModel:
         raise UnsupportedModelError(
             f"{path.name}: split.tensors.count is {total}, the parts hold {len(tensors)} tensors"
         )
-    return GgufModel(paths[0], metadata, tensors)
+    return GgufModel(paths[0], metadata, tensors, readers[0])
 
 
-def _reader(path: Path) -> GGUFReader:
+def _reader(path: Path) -> GgufHeader:
     try:
-        return GGUFReader(path)
+        reader = GgufHeader(path)
     except OSError as error:
         raise UnsupportedModelError(f"cannot read {path.name}: {error.strerror}") from error
     except Exception as error:  # of many types, where the file is damaged
@@ -73,9 +86,12 @@ def _reader(path: Path) -> GGUFReader:
         raise UnsupportedModelError(
             f"cannot read {path.name}, which is damaged or cut off: {reason}"
         ) from error
+    if reader.byte_order == "S":
+        raise UnsupportedModelError(f"{path.name}: files of big-endian numbers are not supported")
+    return reader
 
 
-def _check_part(path: Path, reader: GGUFReader, index: int, count: int) -> None:
+def _check_part(path: Path, reader: GgufHeader, index: int, count: int) -> None:
     fields = reader.fields
     stated = int(fields["split.count"].contents()) if "split.count" in fields else 0
     number = int(fields["split.no"].contents()) if "split.no" in fields else 0
@@ -88,9 +104,12 @@ def _check_part(path: Path, reader: GGUFReader, index: int, count: int) -> None:
         raise UnsupportedModelError(f"{path.name}: split.no is {number}, its name says {index}")
 
 
-def _metadata(reader: GGUFReader) -> dict[str, Any]:
-    long = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
-    return {
-        key: len(field.data) if key in (*long, "tokenizer.ggml.merges") else field.contents()
-        for key, field in reader.fields.items()
-    }
+def _metadata(path: Path, reader: GgufHeader) -> dict[str, Any]:
+    found = {}
+    for key, field in reader.fields.items():
+        count = length(field) if key.startswith("tokenizer.ggml.") else None
+        try:
+            found[key] = reader.value(key) if count is None else count
+        except ValueError as error:
+            raise UnsupportedModelError(f"{path.name}: {key} is damaged: {error}") from error
+    return found

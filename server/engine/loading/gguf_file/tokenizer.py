@@ -1,20 +1,16 @@
-"""The tokenizer that a GGUF file describes."""
+"""The tokenizer that a GGUF file describes, with the meaning that llama.cpp gives the keys."""
 
-import json
-import tempfile
-from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pruners.architecture import UnsupportedModelError
+from server.engine.loading.gguf_file.byte_level import SPLITTINGS, byte_level_tokenizer
 from server.engine.loading.gguf_file.parts import GgufModel
+from server.engine.loading.gguf_file.sentencepiece import sentencepiece_tokenizer
+from server.engine.loading.gguf_file.vocabulary import Vocabulary, read_vocabulary
 
-# How a byte-level vocabulary splits text: llama.cpp's names that `transformers` knows. Those of
-# Llama 3 take a piece that is a token whole, and begin with BOS unless the file says otherwise.
-_LLAMA3 = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "tekken"})
-_OTHERS = frozenset({"gpt-2", "dbrx", "smaug-bpe", "qwen2", "deepseek-r1-qwen", "kormo", "megrez"})
-_DIGITS = "smollm"  # and one that it does not: every digit stands alone
 _APPLIED = frozenset(
     {
         "model",
@@ -57,6 +53,9 @@ _HARMLESS = frozenset(
         "add_sep_token",
     }
 )
+_NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's, where a file names none
+_TEMPLATE = "tokenizer.chat_template"
 # The names of the served families' control tokens at which llama.cpp stops.
 _ENDS = frozenset(
     {
@@ -76,40 +75,31 @@ _ENDS = frozenset(
 def tokenizer_of(model: GgufModel) -> PreTrainedTokenizerBase:
     """Build the tokenizer. Raises `UnsupportedModelError` with the key that is in the way."""
     where = model.path.name
-    stated = {
-        key.removeprefix("tokenizer.ggml."): value
-        for key, value in model.metadata.items()
-        if key.startswith("tokenizer.ggml.")
-    }
-    for key in stated:
-        if key not in _APPLIED | _HARMLESS:
-            raise _refused(where, key, stated[key])
-    kind, split = stated.get("model"), stated.get("pre")
-    if kind not in ("gpt2", "llama"):
-        raise _refused(where, "model", kind)
-    splits = {*_LLAMA3, *_OTHERS, _DIGITS} if kind == "gpt2" else {None, "default"}
-    if split not in splits:
-        raise _refused(where, "pre", split)
-    spaced = stated.get("add_space_prefix", True)
-    if kind == "llama" and spaced is not _spaced(model):
-        raise _refused(where, "add_space_prefix", spaced)
+    stated = _checked_keys(model)
+    vocabulary = read_vocabulary(model)
     rows = int(model.tensors["token_embd.weight"].shape[1])
-    if stated.get("tokens", 0) > rows:
+    if len(vocabulary.tokens) > rows:
         raise UnsupportedModelError(
-            f"{where}: tokenizer.ggml.tokens holds {stated['tokens']} tokens, the model {rows}"
+            f"{where}: tokenizer.ggml.tokens holds {len(vocabulary.tokens)} tokens, "
+            f"the model {rows}"
         )
-    begins = {"add_bos_token": stated.get("add_bos_token", True)} if split in _LLAMA3 else {}
-    tokenizer = _read(model.path, begins)
-    tokenizer = _without_added_tokens(tokenizer, int(stated.get("tokens", 0)))
-    if split in _LLAMA3:
-        tokenizer.backend_tokenizer.model.ignore_merges = True
-    if split == _DIGITS:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
+    named = _named_tokens(model, vocabulary, stated["model"] == "llama")
+    backend, begins = _backend(model, vocabulary, stated, named)
+    backend.add_tokens(vocabulary.added())
+    adds = {"bos": stated.get("add_bos_token", begins), "eos": stated.get("add_eos_token", False)}
+    for name, wanted in adds.items():
+        if wanted and name not in named:
+            raise UnsupportedModelError(
+                f"{where}: GGUF key tokenizer.ggml.{name}_token_id is missing"
+            )
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        add_bos_token=bool(adds["bos"]),
+        add_eos_token=bool(adds["eos"]),
+        **{f"{name}_token": token for name, token in named.items()},
+    )
+    tokenizer.chat_template = _chat_template(model)
     return tokenizer
 
 
@@ -122,41 +112,66 @@ def named_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, entry in added if entry.special and entry.content in _ENDS]
 
 
-def _without_added_tokens(
-    tokenizer: PreTrainedTokenizerBase, count: int
-) -> PreTrainedTokenizerBase:
-    """Take away what `transformers` adds to the file's `count` tokens; no model knows it."""
-    for name, text in list(tokenizer.special_tokens_map.items()):
-        if isinstance(text, str) and tokenizer.convert_tokens_to_ids(text) >= count:
-            setattr(tokenizer, name, None)
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["added_tokens"] = [added for added in state["added_tokens"] if added["id"] < count]
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
-    return tokenizer
+def _checked_keys(model: GgufModel) -> dict[str, Any]:
+    """Return the keys `tokenizer.ggml.*`, after refusing those that are not supported."""
+    prefix, where = "tokenizer.ggml.", model.path.name
+    stated = {
+        key.removeprefix(prefix): value
+        for key, value in model.metadata.items()
+        if key.startswith(prefix)
+    }
+    for key, value in stated.items():
+        if key not in _APPLIED | _HARMLESS:
+            raise _refused(where, key, value)
+    kind, split = stated.get("model"), stated.get("pre")
+    if kind not in ("gpt2", "llama"):
+        raise _refused(where, "model", kind)
+    if split not in (SPLITTINGS if kind == "gpt2" else (None, "default")):
+        raise _refused(where, "pre", split)
+    for key in ("add_bos_token", "add_eos_token", "add_space_prefix"):
+        if not isinstance(stated.get(key, True), bool):
+            raise _refused(where, key, stated[key])
+    return stated
 
 
-def _spaced(model: GgufModel) -> bool:
-    """Return whether the family's tokenizer puts a space in front of a text."""
-    return not str(model.metadata["general.architecture"]).startswith("gemma")
+def _named_tokens(model: GgufModel, vocabulary: Vocabulary, sentencepiece: bool) -> dict[str, str]:
+    """Return the tokens that begin and end a text, stand for what is unknown, and fill gaps."""
+    found = {}
+    for name, in_file in _NAMED.items():
+        default = _SENTENCEPIECE_IDS.get(name) if sentencepiece else None
+        token = model.metadata.get(f"tokenizer.ggml.{in_file}_token_id", default)
+        if token is not None and token < len(vocabulary.tokens):
+            found[name] = vocabulary.tokens[token]
+    return found
+
+
+def _backend(
+    model: GgufModel, vocabulary: Vocabulary, stated: dict[str, Any], named: dict[str, str]
+) -> tuple[Tokenizer, bool]:
+    """Return the tokenizer, and whether it begins a text with BOS unless the file says."""
+    where = model.path.name
+    try:
+        if stated["model"] == "llama":
+            if not vocabulary.scores:
+                raise ValueError("tokenizer.ggml.scores is missing")
+            blank = stated.get("add_space_prefix", True)
+            return sentencepiece_tokenizer(vocabulary, named.get("unk"), blank), True
+        splitting = SPLITTINGS[stated["pre"]]
+        merges = [str(merge) for merge in model.array("tokenizer.ggml.merges")]
+        return byte_level_tokenizer(vocabulary, merges, splitting), splitting.begins
+    except Exception as error:  # the library raises plain ones for what does not fit together
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(f"cannot read the tokenizer of {where}: {reason}") from error
+
+
+def _chat_template(model: GgufModel) -> str | None:
+    """Return the template of plain chats. Those that a file has for tools and the like rest."""
+    named = (_TEMPLATE, f"{_TEMPLATE}.default")
+    found = (model.metadata[key] for key in named if key in model.metadata)
+    return next((str(template) for template in found), None)
 
 
 def _refused(where: str, key: str, value: object) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{where}: GGUF key tokenizer.ggml.{key} = {value!r} is not supported"
     )
-
-
-def _read(path: Path, begins: dict[str, bool]) -> PreTrainedTokenizerBase:
-    # Read from an empty folder, since files beside it would be read, too.
-    with tempfile.TemporaryDirectory() as alone:
-        (Path(alone) / path.name).symlink_to(path.resolve())
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                alone, gguf_file=path.name, trust_remote_code=False, **begins
-            )
-        except Exception as error:  # of many types, where the file is damaged
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UnsupportedModelError(
-                f"cannot read the tokenizer of {path.name}: {reason}"
-            ) from error
-    return tokenizer

@@ -10,13 +10,13 @@ from pruners.architecture import UnsupportedModelError
 from server.engine.backends.base import Segment
 from server.engine.loading.checkpoint import open_checkpoint
 from server.engine.loading.load import load_model, load_tokenizer, load_transformers, open_decoder
+from tests.support.gguf_reference import reference_logits
 from tests.support.gguf_tiny import (
     HEAD_DIM,
     HIDDEN,
     LAYERS,
     PROMPT,
     llama3_factors,
-    reference_logits,
     tensors_of,
     write_gguf,
 )
@@ -103,8 +103,22 @@ def test_logits_are_llama_cpps(tmp_path: Path, architecture: str, keys: dict, fa
         ("qwen3", "rope.dimension_count", HEAD_DIM // 2),
         ("llama", "attn_logit_softcapping", 50.0),
         ("gemma3", "final_logit_softcapping", 30.0),
-        ("llama", "attention.sliding_window", 24),
+        ("llama", "attention.sliding_window", 24.5),
+        ("llama", "attention.sliding_window_pattern", 4),
+        ("llama", "attention.temperature_scale", 0.1),
+        ("mistral3", "attention.temperature_scale", 0.1),
         ("qwen2", "attention.sliding_window", 24),
+        ("olmo2", "attention.sliding_window", 24),
+        ("smollm3", "attention.sliding_window", 24),
+        ("granite", "attention.sliding_window", 24),
+        ("granite", "logit_scale", None),
+        ("granite", "residual_scale", -1.0),
+        ("granite", "rope.scaling.finetuned", False),
+        ("phi3", "rope.dimension_count", HEAD_DIM + 2),
+        ("phi3", "rope.scaling.type", "yarn"),
+        ("phi3", "rope.scaling.attn_factor", 1.2),
+        ("llama", "rope.scaling.yarn_attn_factor", 1.2),
+        ("llama", "rope.scaling.yarn_log_multiplier", 1.0),
         ("llama", "attention.scale", 0.5),
         ("gemma3", "attention.scale", 0.5),
         ("llama", "attention.value_length", HEAD_DIM // 2),
@@ -176,7 +190,10 @@ def without(name: str) -> dict[str, np.ndarray]:
     [
         (without("blk.1.ffn_down.weight"), "missing: blk.1.ffn_down.weight"),
         (without("token_embd.weight"), "token_embd.weight is missing"),
-        ({**tensors_of(), "blk.0.attn_q.bias": np.ones(256, np.float32)}, "blk.0.attn_q.bias"),
+        (
+            {**tensors_of(), "blk.0.attn_norm.bias": np.ones(256, np.float32)},
+            "blk.0.attn_norm.bias",
+        ),
         (
             {**tensors_of(), f"blk.{LAYERS}.attn_norm.weight": np.ones(HIDDEN, np.float32)},
             "blk.2.attn_norm",
