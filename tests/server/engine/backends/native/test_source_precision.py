@@ -62,7 +62,11 @@ ALL_8 = {"qkv": 8, "o": 8, "gate_up": 8, "down": 8}
         (only("Q8_0"), "int8", ALL_8),
         (only("Q5_0"), "int8", ALL_8),
         (only("Q5_1"), "int8", ALL_8),
-        (only("Q4_K"), "int8", ALL_8),
+        (only("Q4_K"), "int4", ALL_4),
+        (only("IQ4_NL"), "int8", ALL_8),
+        (only("IQ4_XS"), "int8", ALL_8),
+        (only("Q2_K"), "int8", ALL_8),
+        (only("Q3_K"), "int8", ALL_8),
         (only("Q5_K"), "int8", ALL_8),
         (only("Q6_K"), "int8", ALL_8),
         (mixed("Q4_0", "Q8_0", "ffn_gate"), "int4", {**ALL_4, "gate_up": 8}),
@@ -84,12 +88,13 @@ def test_each_matrix_has_the_bits_that_hold_it(
     else:
         assert bits_of(model) == [bits, bits]
     if bits == ALL_4:
-        assert all(model.weights.errors[kind] < 1e-6 for kind in ("qkv", "o", "gate and up"))
+        # Q4_K's scales are rounded to fp16; all else is exact.
+        assert all(model.weights.errors[kind] < 5e-4 for kind in ("qkv", "o", "gate and up"))
     assert max(model.weights.errors.values()) < 0.02
     said = [line for line in caplog.messages if line.startswith("matrices: ")]
     assert len(said) == 1
     assert "MB resident" in said[0]
-    assert divergence(model, path) < 0.02  # .005 by rounded activations; .7 by 4 bits
+    assert divergence(model, path) < 0.01  # .005 by rounded activations; .7 by 4 bits
 
 
 def test_what_is_not_quantised_is_not_rounded(tmp_path: Path):
