@@ -241,6 +241,7 @@ def _tiny_weights(shape: Shape, positions: int) -> PackedWeights:
         eps=1e-5,
         embed_scale=1.0,
         softmax_scale=shape.head_dim**-0.5,
+        residual_scale=1.0,
         activation="silu",
         context=positions,
         errors={},

@@ -50,6 +50,11 @@ class VariantSpec:
                 )
             if not all(isinstance(width, int) and 0 <= width <= full for width in widths):
                 raise ValueError(f"variant '{self.name}': {what} outside 0..{full}")
+        if not shape.cuts_groups and not set(self.kv_groups) <= {0, shape.kv_groups}:
+            raise ValueError(
+                f"variant '{self.name}' keeps some of a layer's KV groups, but in this model a "
+                "norm joins all heads: a layer keeps all of them or none"
+            )
 
     def width(self, block: Block) -> int:
         """Return the number of KV groups or neurons that one block keeps."""

@@ -22,8 +22,8 @@ SLOW_FIXTURES = {
 
 
 OTHER_FAMILIES = {
-    *("bert", "gemma3", "gpt2", "llama-bias", "llama-mha", "llama3-rope"),
-    *("mistral", "opt", "opt-350m", "qwen2", "qwen3"),
+    *("bert", "gemma3", "gpt2", "granite", "llama-bias", "llama-mha", "llama3-rope", "ministral"),
+    *("mistral", "olmo2", "opt", "opt-350m", "phi3", "phi3-longrope", "qwen2", "qwen3", "smollm3"),
 }
 """A test of many model families is `slow` for these; `llama` and `llama-gqa` are typical."""
 

@@ -64,7 +64,7 @@ def _empty_curves(shape: Shape) -> list[Curve]:
     """Return every block's widths, with errors of 0."""
     blocks = count_blocks(shape.ffn, MULTIPLE)
     ffn = tuple(MULTIPLE * n for n in range(blocks, 0, -1))
-    kv = tuple(range(shape.kv_groups, 0, -1))
+    kv = tuple(range(shape.kv_groups, 0, -1)) if shape.cuts_groups else (shape.kv_groups,)
     parts: tuple[tuple[Part, tuple[int, ...]], ...] = (("attention", kv), ("mlp", ffn))
     return [
         Curve(layer, part, widths, (0.0,) * len(widths))

@@ -172,7 +172,8 @@ class _GreedyElimination:
             skipped = [block for part in PARTS if (block := Block(index, part)) in gone]
             if len(skipped) == len(PARTS):
                 for block in skipped:
-                    hidden = hidden + self.biases[block] if block in self.biases else hidden
+                    if block in self.biases:
+                        hidden = hidden + layer.residual_scale * self.biases[block]
                 return hidden
             with ExitStack() as hooks:
                 for block in skipped:

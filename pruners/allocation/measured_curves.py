@@ -35,8 +35,8 @@ def ffn_levels(shape: Shape, multiple: int = MULTIPLE) -> tuple[int, ...]:
 
 
 def kv_levels(shape: Shape) -> tuple[int, ...]:
-    """Return every number of KV groups, falling from the full one to 0."""
-    return tuple(range(shape.kv_groups, -1, -1))
+    """Return every number of KV groups that a layer can keep, falling from the full one to 0."""
+    return tuple(range(shape.kv_groups, -1, -1)) if shape.cuts_groups else (shape.kv_groups, 0)
 
 
 @torch.no_grad()

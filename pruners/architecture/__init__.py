@@ -1,8 +1,10 @@
 """Adapters, one module a model family: where attention, feed-forward blocks and norms are."""
 
+from typing import Any
+
 from torch import nn
 
-from pruners.architecture import bert, gemma3, gpt2, llama, opt
+from pruners.architecture import bert, gemma3, gpt2, granite, llama, olmo2, opt, phi3, smollm3
 from pruners.architecture.base import (
     Attention,
     ConfigFields,
@@ -13,14 +15,13 @@ from pruners.architecture.base import (
     Shape,
     UnsupportedModelError,
 )
-from pruners.architecture.weight_view import stored_module
+from pruners.architecture.weight_view import LinearView, OutputView, stored_module
 
-SERVED_FAMILIES = (*llama.FAMILIES, *gemma3.FAMILIES)
+_SERVED = (llama, gemma3, phi3, granite, olmo2, smollm3)
+SERVED_FAMILIES = tuple(family for adapter in _SERVED for family in adapter.FAMILIES)
 
 _LOCATE = {
-    family: adapter.locate
-    for adapter in (llama, gemma3, gpt2, opt, bert)
-    for family in adapter.FAMILIES
+    family: adapter.locate for adapter in (*_SERVED, gpt2, opt, bert) for family in adapter.FAMILIES
 }
 
 
@@ -29,12 +30,11 @@ def locate(model: nn.Module) -> LocatedModel:
 
     Raises `UnsupportedModelError` with the supported families or the modules that the model has.
     """
-    family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    config = getattr(model, "config", None)
+    family = getattr(config, "model_type", type(model).__name__)
     if family not in _LOCATE:
-        raise UnsupportedModelError(
-            f"model family '{family}' is not supported; supported: {', '.join(_LOCATE)}; "
-            f"found modules: {_describe_modules(model)}"
-        )
+        refusal = describe_refusal(family, config, tuple(_LOCATE))
+        raise UnsupportedModelError(f"{refusal}; found modules: {_describe_modules(model)}")
     if getattr(getattr(model, "config", None), "is_heterogeneous", False):
         raise UnsupportedModelError("per_layer_config in config.json is not supported")
     try:
@@ -47,6 +47,18 @@ def locate(model: nn.Module) -> LocatedModel:
     if not located.layers:
         raise UnsupportedModelError("a model of 0 layers is not supported (num_hidden_layers)")
     return located
+
+
+def describe_refusal(family: str, config: Any, supported: tuple[str, ...]) -> str:  # noqa: ANN401
+    """Say why a model of another family than the `supported` ones is refused.
+
+    `config` is its `transformers` configuration, if there is one.
+    """
+    fields = config.to_dict() if hasattr(config, "to_dict") else {}
+    counts = [number for name, number in fields.items() if "experts" in name]
+    if any(isinstance(number, int) and number > 1 for number in counts):
+        return f"mixture-of-experts is not supported: {family}"
+    return f"model family '{family}' is not supported; supported: {', '.join(supported)}"
 
 
 def _describe_modules(model: nn.Module) -> str:
@@ -68,12 +80,15 @@ __all__ = [
     "SERVED_FAMILIES",
     "Attention",
     "ConfigFields",
+    "LinearView",
     "LocatedLayer",
     "LocatedModel",
     "Mlp",
+    "OutputView",
     "ServingConfig",
     "Shape",
     "UnsupportedModelError",
+    "describe_refusal",
     "locate",
     "stored_module",
 ]

@@ -13,6 +13,11 @@ from pruners.architecture.base import (
 FAMILIES = ("bert",)
 
 
+def _set_heads(module: HfModule, heads: int) -> None:
+    module.num_attention_heads = heads
+    module.all_head_size = heads * module.attention_head_size
+
+
 def _layer(module: HfModule) -> LocatedLayer:
     attention = module.attention.self
     return LocatedLayer(
@@ -24,8 +29,7 @@ def _layer(module: HfModule) -> LocatedLayer:
             o=module.attention.output.dense,
             module=attention,
             scale=attention.scaling,
-            heads_attribute="num_attention_heads",
-            width_attribute="all_head_size",
+            set_heads=_set_heads,
         ),
         mlp=Mlp(gate=None, up=module.intermediate.dense, down=module.output.dense),
         attention_norm=module.attention.output.LayerNorm,

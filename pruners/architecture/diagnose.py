@@ -61,7 +61,7 @@ def diagnose(model: nn.Module) -> ModelReport:
         shape=located.shape,
         gated=located.layers[0].mlp.gate is not None,
         causal=located.causal,
-        tied=located.head.weight is located.embed.weight,
+        tied=stored_module(located.head).weight is located.embed.weight,
         parameters=_count(located),
         targets=_targets(located),
         served=located.family in SERVED_FAMILIES,
@@ -96,9 +96,10 @@ def render(report: ModelReport) -> RenderableType:
 
 def _attention(shape: Shape) -> str:
     heads = f"{shape.heads} heads of {shape.head_dim}"
+    together = "" if shape.cuts_groups else "; a norm joins them, so they are cut together"
     if shape.queries_per_group == 1:
-        return f"{heads}, each with its own keys and values"
-    return f"{heads} in {shape.kv_groups} KV groups of {shape.queries_per_group}"
+        return f"{heads}, each with its own keys and values{together}"
+    return f"{heads} in {shape.kv_groups} KV groups of {shape.queries_per_group}{together}"
 
 
 def _count(located: LocatedModel) -> dict[str, int]:
@@ -118,10 +119,10 @@ def _kinds_by_id(located: LocatedModel) -> dict[int, str]:
     places: list[tuple[str, nn.Module]] = []
     for layer in located.layers:
         attention = layer.attention
-        projections = (attention.q, attention.k, attention.v, attention.o)
+        projections = (*attention.inputs, attention.o)
         places += [("attention", stored_module(projection)) for projection in projections]
         places += [("ffn", stored_module(part)) for part in (*layer.mlp.inputs, layer.mlp.down)]
-    places += [("head", located.head), ("embedding", located.embed)]
+    places += [("head", stored_module(located.head)), ("embedding", located.embed)]
     # The embedding comes last, so that a tied head counts as embedding.
     return {id(p): kind for kind, module in places for p in module.parameters()}
 
@@ -136,15 +137,14 @@ def _kind_of(module: nn.Module) -> str:
 def _targets(located: LocatedModel) -> tuple[PruningTarget, ...]:
     shape, layer = located.shape, located.layers[0]
     attention = layer.attention
-    inputs = layer.mlp.inputs
-    outputs = (attention.q, attention.k, attention.v)
-    neurons = sum(_size(part) for part in inputs) + layer.mlp.down.weight.numel()
+    neurons = sum(_size(part) for part in layer.mlp.inputs) + layer.mlp.down.weight.numel()
     norms = [norm for norm in (attention.q_norm, attention.k_norm) if norm is not None]
     head_norms = sum(p.numel() for norm in norms for p in norm.parameters())
-    groups = sum(_size(part) for part in outputs) + attention.o.weight.numel()
+    groups = sum(_size(part) for part in attention.inputs) + attention.o.weight.numel()
+    cut = PruningTarget("kv_group", shape.layers * shape.kv_groups, groups // shape.kv_groups)
     return (
         PruningTarget("ffn_neuron", shape.layers * shape.ffn, neurons // shape.ffn),
-        PruningTarget("kv_group", shape.layers * shape.kv_groups, groups // shape.kv_groups),
+        *([cut] if shape.cuts_groups else []),
         PruningTarget("attention_block", shape.layers, groups + _bias(attention.o) + head_norms),
         PruningTarget("mlp_block", shape.layers, neurons + _bias(layer.mlp.down)),
         PruningTarget("layer", shape.layers, sum(p.numel() for p in layer.module.parameters())),

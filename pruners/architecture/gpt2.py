@@ -14,6 +14,11 @@ from pruners.architecture.weight_view import Conv1DView
 FAMILIES = ("gpt2",)
 
 
+def _set_heads(module: HfModule, heads: int) -> None:
+    module.num_heads = heads
+    module.split_size = heads * module.head_dim
+
+
 def _layer(module: HfModule) -> LocatedLayer:
     attention, mlp = module.attn, module.mlp
     width = attention.c_attn.nf // 3
@@ -27,8 +32,7 @@ def _layer(module: HfModule) -> LocatedLayer:
             o=Conv1DView(attention.c_proj),
             module=attention,
             scale=attention.scaling,
-            heads_attribute="num_heads",
-            width_attribute="split_size",
+            set_heads=_set_heads,
         ),
         mlp=Mlp(gate=None, up=Conv1DView(mlp.c_fc), down=Conv1DView(mlp.c_proj)),
         attention_norm=module.ln_1,

@@ -1,4 +1,4 @@
-"""Llama and the families with the same module names: Mistral, Qwen2, Qwen3, SmolLM."""
+"""Llama and the families with the same modules: Mistral, Ministral, Qwen2, Qwen3, SmolLM."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,6 +75,7 @@ def no_windows(config: HfModule) -> Windows:
 _WINDOWS: dict[str, Callable[[HfModule], Windows]] = {
     "llama": no_windows,
     "mistral": windows_everywhere,
+    "ministral": windows_by_layer,
     "qwen2": windows_by_layer,
     "qwen3": windows_by_layer,
 }
@@ -141,7 +142,6 @@ def locate(model: HfModule) -> LocatedModel:
             activation=config.hidden_act,
             activation_field="hidden_act",
             norm_eps=config.rms_norm_eps,
-            embed_scale=1.0,
             rope_types=frozenset({body.rotary_emb.rope_type}),
             refusals=tuple(list_refusals(config, windows, layer_types)),
         ),

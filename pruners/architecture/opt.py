@@ -15,6 +15,10 @@ from pruners.architecture.base import (
 FAMILIES = ("opt",)
 
 
+def _set_heads(module: HfModule, heads: int) -> None:
+    module.num_heads = heads
+
+
 def _layer(module: HfModule) -> LocatedLayer:
     attention = module.self_attn
     return LocatedLayer(
@@ -26,7 +30,7 @@ def _layer(module: HfModule) -> LocatedLayer:
             o=attention.out_proj,
             module=attention,
             scale=attention.scaling,
-            heads_attribute="num_heads",
+            set_heads=_set_heads,
         ),
         mlp=Mlp(gate=None, up=module.fc1, down=module.fc2),
         attention_norm=module.self_attn_layer_norm,

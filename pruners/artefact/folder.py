@@ -228,7 +228,7 @@ def _check(artefact: Artefact, corrected: Mapping[str, object]) -> None:
     """Raise `ValueError` for variants that do not fit the model, each other or the table."""
     shape, table = artefact.shape, artefact.table
     sizes = asdict(shape)
-    wrong = [name for name, size in sizes.items() if name != "gated" and size < 1]
+    wrong = [n for n, size in sizes.items() if not isinstance(size, bool) and size < 1]
     if wrong or shape.heads % shape.kv_groups:
         raise ValueError(f"model.shape has {', '.join(f'{n} {s}' for n, s in sizes.items())}")
     names: set[str] = set()

@@ -171,7 +171,7 @@ class ResidualCosine:
 
         def leave(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
             before, after = self._before, unpad(output)
-            between = before + self._added
+            between = before + layer.residual_scale * self._added
             self.tokens += len(after)
             for name, start, end in (
                 ("layer", before, after),

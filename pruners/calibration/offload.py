@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import nn
 
-from pruners.architecture import LocatedModel
+from pruners.architecture import LocatedModel, stored_module
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def offload_layers(located: LocatedModel, device: torch.device) -> Iterator[None
     The device needs memory for one of them, its statistics and a batch. Activations between layers
     stay on the model's own device. Gradients do not work, since the weights move away again.
     """
-    modules = [*(layer.module for layer in located.layers), located.head]
+    modules = [*(layer.module for layer in located.layers), stored_module(located.head)]
     try:
         for module in modules:
             # An instance attribute shadows the class's `forward` until it is deleted. Hooks on the

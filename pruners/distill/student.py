@@ -46,17 +46,20 @@ class Student(nn.Module):
         self._model = [slice_into(copies, located, spec, order)]  # hidden: nothing of it is trained
         generator = torch.Generator().manual_seed(options.seed)
         self.blocks = nn.ModuleDict()
-        start: torch.Tensor | None = None
+        start: list[torch.Tensor] = []  # added to the input of the first layer that is kept
         before: nn.Module | None = None
         for index, layer in enumerate(located.layers):
             if spec.kv_groups[index] == spec.ffn[index] == 0:
                 for part in PARTS:
                     bias = _constant(corrections, Block(index, part))
                     if bias is not None and before is None:
-                        start = bias if start is None else start + bias
+                        start.append(layer.residual_scale * bias)
                     elif bias is not None and before is not None:
-                        before.register_forward_hook(_add_bias(bias))
+                        before.register_forward_hook(_add_bias(layer.residual_scale * bias))
                 continue
+            if before is None and start:
+                first: nn.Module = copies[id(layer.module)]
+                first.register_forward_pre_hook(_add_to_input(sum(start, torch.zeros(()))))
             before = copies[id(layer.module)]
             for part in PARTS:
                 block = Block(index, part)
@@ -69,8 +72,6 @@ class Student(nn.Module):
                 trained = TrainedBlock(located, block, units, correction, options, generator)
                 trained.attach(copies)
                 self.blocks[f"{index}_{part}"] = trained
-        if start is not None:
-            copies[id(located.embed)].register_forward_hook(_add_bias(start))
 
     def hidden(self, batch: TokenBatch) -> torch.Tensor:
         """Return the input of the head, `[rows, length, hidden]`."""
@@ -96,6 +97,10 @@ def _constant(corrections: Mapping[Block, Correction], block: Block) -> torch.Te
 
 def _add_bias(bias: torch.Tensor) -> Any:  # noqa: ANN401
     return lambda module, args, output: output + bias.to(output)
+
+
+def _add_to_input(bias: torch.Tensor) -> Any:  # noqa: ANN401
+    return lambda module, args: (args[0] + bias.to(args[0]), *args[1:])
 
 
 def _add_constant(

@@ -8,7 +8,7 @@ from torch import nn
 from pruners.architecture import LocatedModel
 from pruners.correction import InputCorrection, LowRankCorrection
 from pruners.distill.options import TrainingOptions
-from pruners.realization.mask import split_input_correction
+from pruners.realization.mask import hook_block_input, split_input_correction
 from pruners.realization.order import feature_indices
 from pruners.realization.slice import CopyMemo
 from pruners.variant import Block
@@ -69,12 +69,14 @@ class TrainedBlock(nn.Module):
     def attach(self, copies: CopyMemo) -> None:
         """Hook this block of the slice; `copies` finds its modules by the ids of the base's."""
         layer = self._located.layers[self.block.layer]
-        attention = self.block.part == "attention"
-        norm = layer.attention_norm if attention else layer.mlp_norm
-        copies[id(norm)].register_forward_hook(
-            lambda module, args, output: output * self.norm.to(output.dtype)
+        norm, inputs, output = layer.mlp_norm, layer.mlp.inputs, layer.mlp.down
+        if self.block.part == "attention":
+            norm, inputs, output = layer.attention_norm, layer.attention.inputs, layer.attention.o
+        hook_block_input(
+            None if norm is None else copies[id(norm)],
+            [copies[id(projection)] for projection in inputs],
+            lambda normed: normed * self.norm.to(normed.dtype),
         )
-        output = layer.attention.o if attention else layer.mlp.down
         copies[id(output)].register_forward_hook(self._correct_output)
         if self.entry_up.shape[1]:
             # The rows of `entry_up` that belong to each projection, by their numbers.

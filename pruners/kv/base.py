@@ -12,7 +12,7 @@ SINK_TOKENS = 4
 2309.17453)."""
 
 RopeTables = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Maps integer positions `[positions]` to cos and sin, each `[positions, head_dim]`."""
+"""Maps integer positions `[positions]` to cos and sin, each `[positions, rotated features]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,11 @@ class KVScorer(Protocol):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply the rotary embedding to `x` `[..., positions, head_dim]`.
 
-    Features `i` and `i + head_dim / 2` form a pair, as in `transformers`. `cos` and `sin` are
-    `[positions, head_dim]`.
+    `cos` and `sin` are `[positions, rotated]`: of that many first features, `i` and
+    `i + rotated / 2` form a pair, as in `transformers`; the others stay. The result has the dtype
+    of `x`.
     """
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    rotated = cos.shape[-1]
+    first, second = x[..., :rotated].chunk(2, dim=-1)
+    turned = x[..., :rotated] * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([turned.to(x.dtype), x[..., rotated:]], dim=-1)

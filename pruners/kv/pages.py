@@ -73,10 +73,9 @@ def _mask_hook(
 ) -> Callable[..., Any]:
     attention, shape = layer.attention, located.shape
 
-    def heads(hidden: Tensor, projection: nn.Linear, norm: nn.Module | None) -> Tensor:
+    def rotated(heads: Tensor) -> Tensor:
         """Return `[rows, heads, new, head_dim]` as attention uses them."""
-        found = projection(hidden).unflatten(-1, (-1, shape.head_dim))
-        found = (found if norm is None else norm(found)).transpose(1, 2)
+        found = heads.transpose(1, 2)
         if located.rotary is None:
             return found
         return rotate(found, *located.rope_tables(positions, layer.rope_layer_type))
@@ -85,8 +84,8 @@ def _mask_hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         hidden = args[0] if args else kwargs["hidden_states"]
-        queries = heads(hidden, attention.q, attention.q_norm)
-        new = heads(hidden, attention.k, attention.k_norm)
+        queries = rotated(attention.query_heads(attention.q(hidden), shape.head_dim))
+        new = rotated(attention.key_heads(attention.k(hidden), shape.head_dim))
         keys = torch.cat([cached_keys(), new], dim=2)
         seen = selection.select(queries.float(), keys.float(), attention.scale)
         if layer.window is not None:

@@ -105,12 +105,10 @@ def _recording(located: LocatedModel) -> Iterator[_CacheRecorder]:
 def _record_queries_hook(
     located: LocatedModel, recorder: _CacheRecorder, index: int
 ) -> Callable[..., None]:
-    heads = (located.shape.heads, located.shape.head_dim)
-    norm = located.layers[index].attention.q_norm
+    attention, dim = located.layers[index].attention, located.shape.head_dim
 
     def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        queries = output.unflatten(-1, heads)
-        recorder.add_queries(index, (queries if norm is None else norm(queries)).transpose(1, 2))
+        recorder.add_queries(index, attention.query_heads(output, dim).transpose(1, 2))
 
     return record
 

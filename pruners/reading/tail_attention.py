@@ -35,8 +35,10 @@ class TailAttention:
         It is summed over these queries and all heads, then averaged over neighbouring tokens.
         """
         attention, last = self._layer.attention, min(self._last, prompt)
-        queries = self._heads(self._queries[row, prompt - last : prompt], attention.q_norm)
-        keys = self._heads(self._keys[row, :prompt], attention.k_norm)
+        dim = self._located.shape.head_dim
+        queries = attention.query_heads(self._queries[row, prompt - last : prompt], dim)
+        keys = attention.key_heads(self._keys[row, :prompt], dim)
+        queries, keys = (heads.transpose(0, 1).float() for heads in (queries, keys))
         if self._located.rotary is not None:
             kind = self._layer.rope_layer_type
             cos, sin = self._located.rope_tables(torch.arange(prompt), kind)
@@ -50,11 +52,6 @@ class TailAttention:
         scores = scores.masked_fill(~seen, -torch.inf)
         received = scores.softmax(-1).sum((0, 1))
         return F.avg_pool1d(received[None], _POOLED, 1, _POOLED // 2)[0]
-
-    def _heads(self, projected: Tensor, norm: nn.Module | None) -> Tensor:
-        """Return fp32 `[heads, tokens, head_dim]` of a projection's output, after its norm."""
-        heads = projected.unflatten(-1, (-1, self._located.shape.head_dim))
-        return (heads if norm is None else norm(heads)).transpose(0, 1).float()
 
     def _note_queries(self, module: nn.Module, args: object, output: Tensor) -> None:
         self._queries = output

@@ -97,17 +97,15 @@ class _UpperKeys:
         self, keys: Tensor, values: Tensor, layer: int, *args: object
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values `[rows, kv_groups, length, head_dim]` of all tokens of a layer."""
-        attention = self._located.layers[layer].attention
-        heads = (self._located.shape.kv_groups, self._located.shape.head_dim)
+        attention, dim = self._located.layers[layer].attention, self._located.shape.head_dim
         mapped_keys, mapped_values = (
-            one.to(keys).unflatten(-1, heads)
-            for one in self._maps.keys_values(layer, self._features)
+            one.to(keys) for one in self._maps.keys_values(layer, self._features)
         )
-        if attention.k_norm is not None:
-            mapped_keys = attention.k_norm(mapped_keys)
         cos, sin = (table[self._places] for table in self.tables)
-        mapped_keys = rotate(mapped_keys.transpose(0, 1), cos, sin).transpose(0, 1)
-        return self._joined(mapped_keys, keys), self._joined(mapped_values, values)
+        heads = attention.key_heads(mapped_keys, dim).transpose(0, 1)
+        turned = rotate(heads, cos, sin).transpose(0, 1)
+        by_group = mapped_values.unflatten(-1, (-1, dim))
+        return self._joined(turned, keys), self._joined(by_group, values)
 
     def _joined(self, mapped: Tensor, computed: Tensor) -> Tensor:
         together = torch.cat([mapped, computed.transpose(1, 2).flatten(0, 1)])

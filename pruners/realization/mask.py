@@ -3,7 +3,7 @@
 It is for measuring quality: the model gets neither smaller nor faster.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from pruners.architecture import LocatedModel
+from pruners.architecture import LocatedModel, stored_module
 from pruners.correction import Correction, LowRankCorrection
 from pruners.realization.order import Order, feature_indices
 from pruners.variant import Block, VariantSpec
@@ -41,7 +41,8 @@ def apply_mask(
             if spec.width(attention) == spec.width(mlp) == 0:
                 # The whole layer, since norms after the residual sums would still change its input.
                 biases = [corrections[b].bias for b in (attention, mlp) if b in corrections]
-                hooks.callback(layer.module.register_forward_hook(_pass_input(biases)).remove)
+                added = [layer.residual_scale * bias for bias in biases]
+                hooks.callback(layer.module.register_forward_hook(_pass_input(added)).remove)
                 continue
             for block, linear, output, units, size in (
                 (attention, layer.attention.o, layer.attention_output, order.kv[index], queries),
@@ -64,15 +65,15 @@ def apply_mask(
         yield
 
 
-def _pass_input(biases: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Return a forward hook that replaces a layer's output by its input plus `biases`."""
+def _pass_input(added: list[torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a forward hook that replaces a layer's output by its input plus what is `added`."""
 
     def pass_input(
         module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor:
         hidden = args[0]
-        for bias in biases:
-            hidden = hidden + bias.to(hidden)
+        for constant in added:
+            hidden = hidden + constant.to(hidden)
         return hidden
 
     return pass_input
@@ -105,13 +106,32 @@ def _correct_inputs(
     if entry is None:
         return []
     layer = located.layers[block.layer]
-    norm = layer.attention_norm if block.part == "attention" else layer.mlp_norm
+    norm, inputs = layer.attention_norm, layer.attention.inputs
+    if block.part == "mlp":
+        norm, inputs = layer.mlp_norm, layer.mlp.inputs
     return [
-        norm.register_forward_hook(lambda module, args, output: output * entry.norm.to(output)),
+        *hook_block_input(norm, inputs, lambda normed: normed * entry.norm.to(normed)),
         *(
             _add_low_rank(linear, kept, up, entry.down)
             for linear, kept, up in split_input_correction(located, block, units, entry.up)
         ),
+    ]
+
+
+def hook_block_input(
+    norm: nn.Module | None,
+    inputs: Sequence[nn.Module],
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> list[RemovableHandle]:
+    """Register hooks that change what a block's input projections read, `[..., hidden]`.
+
+    It is the output of `norm`, or the residual stream itself in families without one there.
+    """
+    if norm is not None:
+        return [norm.register_forward_hook(lambda module, args, output: change(output))]
+    return [
+        source.register_forward_pre_hook(lambda module, args: (change(args[0]),))
+        for source in dict.fromkeys(stored_module(one) for one in inputs)
     ]
 
 

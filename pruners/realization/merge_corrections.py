@@ -25,10 +25,11 @@ def slice_with_corrections(
     """Return the slice of `slice_model` with the variant's corrections in its weights.
 
     It computes what the variant computes when it is served. Low-rank terms are added to weights,
-    norms are multiplied, and the constant of a skipped block is added to the bias of the output
-    projection before it. If the configuration has flags for biases (Llama), all projections get
-    one, so that `from_pretrained` builds them too. Raises `SliceError` for families that are not
-    served, and if there is no projection before a skipped block to hold its constant.
+    norms, or the projections that read the residual stream without one, are multiplied, and the
+    constant of a skipped block is added to the bias of the output projection before it. If the
+    configuration has flags for biases (Llama), all projections get one, so that `from_pretrained`
+    builds them too. Raises `SliceError` for families that are not served, and if there is no
+    projection before a skipped block to hold its constant.
     """
     if located.family not in SERVED_FAMILIES:
         raise SliceError(f"corrections of family '{located.family}' are not merged")
@@ -113,14 +114,18 @@ def _merge_input_correction(
     entry: InputCorrection,
 ) -> None:
     layer = located.layers[block.layer]
-    norm = memo[id(layer.attention_norm if block.part == "attention" else layer.mlp_norm)]
-    shift = located.names.norm_shift
-    norm.weight.copy_((norm.weight.float() + shift) * entry.norm.float() - shift)
+    norm = layer.attention_norm if block.part == "attention" else layer.mlp_norm
+    factor = entry.norm.float()
+    if norm is not None:
+        weight, shift = memo[id(norm)].weight, located.names.norm_shift
+        weight.copy_((weight.float() + shift) * factor - shift)
     # The position of each of the variant's units in the slice.
     positions = units.argsort().argsort()
     for linear, rows, up in split_input_correction(located, block, positions, entry.up.float()):
         weight = memo[id(linear)].weight
         weight.index_add_(0, rows, (up @ entry.down.float()).to(weight))
+        if norm is None:  # nothing else is left to scale the inputs
+            weight.copy_(weight.float() * factor)
 
 
 def _add_bias(linear: nn.Linear, bias: torch.Tensor) -> None:

@@ -39,7 +39,8 @@ def reorder_units(located: LocatedModel, order: Order) -> None:
     """Permute neurons and KV groups in place; the model computes the same up to rounding.
 
     A KV group moves with its query heads, so that each query head keeps its key/value head. The
-    norms of single heads are shared by all heads and need no permutation.
+    norms of single heads are shared by all heads and need no permutation; those that join all heads
+    have a weight for each feature, which moves too.
     """
     shape = located.shape
     queries = shape.queries_per_group * shape.head_dim
@@ -52,6 +53,9 @@ def reorder_units(located: LocatedModel, order: Order) -> None:
         _permute_outputs(attention.k, feature_indices(kv, shape.head_dim))
         _permute_outputs(attention.v, feature_indices(kv, shape.head_dim))
         _permute_inputs(attention.o, feature_indices(kv, queries))
+        if attention.norms_all_heads:
+            _permute_norm(attention.q_norm, feature_indices(kv, queries))
+            _permute_norm(attention.k_norm, feature_indices(kv, shape.head_dim))
 
 
 def feature_indices(units: torch.Tensor, size: int) -> torch.Tensor:
@@ -72,3 +76,9 @@ def _permute_outputs(linear: nn.Linear, index: torch.Tensor) -> None:
 @torch.no_grad()
 def _permute_inputs(linear: nn.Linear, index: torch.Tensor) -> None:
     linear.weight.copy_(linear.weight[:, index])
+
+
+@torch.no_grad()
+def _permute_norm(norm: nn.Module | None, index: torch.Tensor) -> None:
+    for weight in () if norm is None else norm.parameters():
+        weight.copy_(weight[index])

@@ -13,6 +13,7 @@ from pruners.architecture import (
     Attention,
     LocatedModel,
     Mlp,
+    OutputView,
     Shape,
     UnsupportedModelError,
     stored_module,
@@ -48,7 +49,7 @@ def slice_into(
     """Do what `slice_model` does with a given `memo`, and add all copies to it.
 
     An object whose id is in `memo` is not copied; with the base's own tensors in it, the slice
-    shares all weights that are not cut.
+    shares all weights that are not cut. Views of packed projections get views of their copies.
     """
     spec.check(located.shape)
     kept = [
@@ -72,8 +73,8 @@ def slice_into(
     # deepcopy uses the copies in the memo and makes the others.
     smaller = copy.deepcopy(located.model, memo)
     for index in kept:
-        attention = located.layers[index].attention
-        _set_head_count(memo[id(attention.module)], attention, spec.kv_groups[index], located.shape)
+        _set_heads(memo, located.layers[index].attention, spec.kv_groups[index], located.shape)
+        _add_views(memo, located, spec, index)
     _remove_layers(smaller)
     update_config(smaller.config, located, spec, kept)
     return smaller
@@ -185,12 +186,26 @@ def _rebuild(source: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None)
     return module.train(source.training)
 
 
-def _set_head_count(module: nn.Module, attention: Attention, groups: int, shape: Shape) -> None:
-    heads = groups * shape.queries_per_group
-    if groups and attention.heads_attribute:
-        setattr(module, attention.heads_attribute, heads)
-    if groups and attention.width_attribute:
-        setattr(module, attention.width_attribute, heads * shape.head_dim)
+def _set_heads(memo: CopyMemo, attention: Attention, groups: int, shape: Shape) -> None:
+    if 0 < groups < shape.kv_groups and attention.set_heads is not None:
+        attention.set_heads(memo[id(attention.module)], groups * shape.queries_per_group)
+
+
+def _add_views(memo: CopyMemo, located: LocatedModel, spec: VariantSpec, index: int) -> None:
+    """Add views of a layer's copied modules for those input projections that are views."""
+    layer, groups, dim = located.layers[index], spec.kv_groups[index], located.shape.head_dim
+    attention, keys = layer.attention, groups * dim
+    queries = keys * located.shape.queries_per_group
+    for parts, sizes in (
+        (attention.inputs, [queries, keys, keys]),
+        (layer.mlp.inputs, [spec.ffn[index]] * len(layer.mlp.inputs)),
+    ):
+        start = 0
+        for projection, size in zip(parts, sizes, strict=True):
+            if size and isinstance(projection, OutputView):
+                copied = memo[id(projection.source)]
+                memo[id(projection)] = projection.moved_to(copied, start, size)
+            start += size
 
 
 def _remove_layers(model: nn.Module) -> None:

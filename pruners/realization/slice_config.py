@@ -21,8 +21,9 @@ def update_config(
     another model from this configuration.
     """
     setattr(config, located.names.layers, len(kept))
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[index] for index in kept]
+    for name in located.names.by_layer:
+        if getattr(config, name, None):
+            setattr(config, name, [getattr(config, name)[index] for index in kept])
     config.architectures = [type(located.model).__name__]
     widths = {(spec.kv_groups[index], spec.ffn[index]) for index in kept}
     if len(widths) == 1:

@@ -146,7 +146,7 @@ def _reading_text(base: _Base, request: ReadersRequest) -> tuple[ReadingText, di
     if request.prompts is None:
         given = _given_text(base, request)
         return make_reading_text(base.tokenizer, vocab, given, request), told
-    context = base.located.model.config.max_position_embeddings
+    context = base.located.context
     split = split_prompts(request.prompts, request.prompt_limit, base.tokenizer, context)
     prompts = [*split.fitted, *split.held_out]
     answers = answer_prompts(base.source, prompts, base.kept, base.progress)

@@ -104,7 +104,7 @@ class ReadingJob:
         self, rows: Sequence[Tensor], plan: ReadingPlan, given: Mapping[str, Task]
     ) -> dict[str, Task]:
         """Return the given tasks and the made ones that fit into the model's context."""
-        context = self.located.model.config.max_position_embeddings
+        context = self.located.context
         lengths = tuple(length for length in plan.lengths if length + ANSWER_TOKENS <= context)
         made = make_reading_tasks(self.tokenizer, rows, ReadingPlan(lengths, plan.items, plan.seed))
         taken = sorted(made.keys() & given.keys())

@@ -1,5 +1,6 @@
 """Fields of model configurations and other values for them: those that a family has, and strays."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -48,7 +49,8 @@ class Case:
 
     @property
     def changes(self) -> dict[str, Any]:
-        return {**self.with_, self.field: self.value}
+        # A copy, since configurations change what they are given.
+        return deepcopy({**self.with_, self.field: self.value})
 
 
 def _all(name: str, *values: object) -> list[Case]:
@@ -109,6 +111,12 @@ _GEMMA_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
     "full_attention": LINEAR,
 }
+_SHORT_AND_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.2, 1.5],
+    "long_factor": [2.0] * 3,
+}
 OWN = {
     "llama": [
         *_EVERY,
@@ -149,6 +157,67 @@ OWN = {
         *_all("final_logit_softcapping", None),
         Case("final_logit_softcapping", 2.0, "final_logit_softcapping"),
         Case("use_bidirectional_attention", True, "use_bidirectional_attention"),
+    ],
+    "ministral": [
+        *_EVERY,
+        *_ACT,
+        *_ONE_ROPE,
+        *_all("sliding_window", 9, 1000),
+        Case("sliding_window", None, "sliding_window"),
+        Case("sliding_window", 0, "sliding_window"),
+        *_all("layer_types", ["full_attention"] * 3, MIXED[::-1], None),
+        Case("layer_types", ["chunked_attention"] * 3, "layer_types"),
+    ],
+    "phi3": [
+        *_EVERY,
+        *_ACT,
+        *_all("rope_parameters", {"rope_type": "default", "rope_theta": 300.0}),
+        Case("rope_parameters", _SHORT_AND_LONG),
+        Case("rope_parameters", {**_SHORT_AND_LONG, "attention_factor": 1.3}),
+        Case("rope_parameters", {**_SHORT_AND_LONG, "short_factor": [1.0] * 4}, "short_factor"),
+        Case("rope_parameters", LINEAR, "rope_parameters"),
+        Case("rope_parameters", YARN, "short_factor"),
+        Case("original_max_position_embeddings", 64, with_={"rope_parameters": _SHORT_AND_LONG}),
+        *_all("original_max_position_embeddings", 64),
+        *_all("sliding_window", None, 9, 1, 1000),
+        Case("sliding_window", 0, "sliding_window"),
+        *_all("resid_pdrop", 0.5),
+        *_all("embd_pdrop", 0.5),
+        *_all("num_key_value_heads", None),
+    ],
+    "granite": [
+        *_EVERY,
+        *_ACT,
+        *_ONE_ROPE,
+        *_all("attention_bias", True),
+        *_all("mlp_bias", True),
+        *_all("attention_multiplier", 0.05, 1),
+        *_all("embedding_multiplier", 1.0, 12),
+        *_all("logits_scaling", 1.0, 8),
+        *_all("residual_multiplier", 1.0, 0.22),
+        *_all("num_key_value_heads", None),
+    ],
+    "olmo2": [
+        *_EVERY,
+        *_ACT,
+        *_ONE_ROPE,
+        *_all("attention_bias", True),
+        *_all("num_key_value_heads", None),
+    ],
+    "smollm3": [
+        *_EVERY,
+        *_ACT,
+        *_ONE_ROPE,
+        *_all("attention_bias", True),
+        *_all("mlp_bias", True),
+        *_all("no_rope_layers", [0, 1, 1], [0, 0, 0], [1, 1, 1, 1]),
+        *_all("no_rope_layer_interval", 1, 3),
+        *_all("use_sliding_window", False),
+        *_all("sliding_window", 9, None),
+        Case("layer_types", MIXED),
+        Case("layer_types", MIXED, with_={"use_sliding_window": False}),
+        Case("layer_types", MIXED, "sliding_window", {"sliding_window": None}),
+        Case("layer_types", ["chunked_attention"] * 3, "layer_types"),
     ],
 }
 """By family; together they name every field of its configuration's class."""
@@ -215,5 +284,5 @@ STRAYS = [
 def cases_of(family: str, config: type[PreTrainedConfig]) -> list[Case]:
     """Every case of a family: its own fields, older names of them, and strays."""
     own = {one.name for one in fields(config)}
-    old = _OLD_ROPE if family != "gemma3" else [*_all("rope_theta", 300.0)]
+    old = _OLD_ROPE if family not in ("gemma3", "phi3") else [*_all("rope_theta", 300.0)]
     return [*OWN[family], *old, *(case for case in STRAYS if case.field not in own)]

@@ -25,14 +25,15 @@ KINDS = {
 def specs_of(shape: Shape) -> dict[str, VariantSpec]:
     """Return variants of a tiny model by name: the base, and widths that differ by layer."""
     full = shape.kv_groups
+    part = 1 if shape.cuts_groups else full
     found = [
         base_spec(shape),
-        VariantSpec("narrow", (1, full, 1), (32, 64, 96)),
-        VariantSpec("narrower", (1, 1, 0), (32, 32, 64)),
+        VariantSpec("narrow", (part, full, part), (32, 64, 96)),
+        VariantSpec("narrower", (part, part, 0), (32, 32, 64)),
         VariantSpec("plain", (full, full, full), (64, 64, 64)),
-        VariantSpec("own", (full, 1, full), (64, 96, 0)),
-        VariantSpec("trained", (1, full, 1), (96, 40, 64)),
-        VariantSpec("norms", (full, 0, 1), (0, 96, 80)),
+        VariantSpec("own", (full, part, full), (64, 96, 0)),
+        VariantSpec("trained", (part, full, part), (96, 40, 64)),
+        VariantSpec("norms", (full, 0, part), (0, 96, 80)),
     ]
     return {spec.name: spec for spec in found}
 

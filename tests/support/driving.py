@@ -44,9 +44,10 @@ def runner_of(
 def variants_of(weights: PyTorchWeights) -> dict[str, VariantSpec]:
     """Base, two widths, a depth, and one that is cut in every way."""
     shape = weights.shape
+    groups = max(1, shape.kv_groups // 2) if shape.cuts_groups else shape.kv_groups
     mixed = VariantSpec(
         "mixed",
-        (*[max(1, shape.kv_groups // 2)] * (shape.layers - 1), 0),
+        (*[groups] * (shape.layers - 1), 0),
         (0, *[32] * (shape.layers - 1)),
     )
     found = [

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from tests.support.families import BASE_SIZES, served_families
 
@@ -29,9 +36,21 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+    "short_factor": [1.0, 1.1, 1.3, 1.5],
+    "long_factor": [4.0] * 4,
+}
 _FAMILIES = {
     **served_families(llama="llama", window=24),
     "llama3-rope": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": _LLAMA3_ROPE}),
+    "phi3-longrope": (
+        Phi3ForCausalLM,
+        Phi3Config,
+        {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 320},
+    ),
 }
 FAMILIES = list(_FAMILIES)
 

@@ -40,6 +40,7 @@ from server.engine.loading.checkpoint.description import (
     read_generation_config,
     read_tokenizer,
 )
+from server.engine.loading.context import limit_context
 from server.engine.loading.generation_config import (
     check_embedded,
     check_tokens,
@@ -177,13 +178,12 @@ def load_model(
     resolved = _resolve_precision(precision, located, coded, device)
     dtype = torch.bfloat16 if resolved == "bf16" else torch.float32
     plain = CheckpointParameters(located.model, checkpoint, dtype, coded=False)
-    longest = config.max_position_embeddings
     base = ConvertedBase(
         located,
         coded if resolved in BITS else plain,
         None if artefact is None else artefact.ffn_order,
         None if artefact is None else artefact.kv_order,
-        longest if context is None else min(longest, context),
+        limit_context(located, context),
     )
     specs = [base_spec(base.shape), *(() if artefact is None else artefact.variants)]
     readers = {} if artefact is None else artefact.readers

@@ -10,7 +10,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pruners.architecture import SERVED_FAMILIES, LocatedModel, UnsupportedModelError, locate
+from pruners.architecture import (
+    SERVED_FAMILIES,
+    LocatedModel,
+    UnsupportedModelError,
+    describe_refusal,
+    locate,
+)
 from server.engine.backends.pytorch.convert import check_served
 from server.engine.loading.checkpoint import ModelCheckpoint
 from server.engine.loading.checkpoint.base import HEAD
@@ -41,10 +47,7 @@ def served_outline(checkpoint: ModelCheckpoint) -> LocatedModel:
     """
     config = checkpoint.config
     if config.model_type not in SERVED_FAMILIES:
-        known = ", ".join(SERVED_FAMILIES)
-        raise UnsupportedModelError(
-            f"model family '{config.model_type}' is not supported; supported: {known}"
-        )
+        raise UnsupportedModelError(describe_refusal(config.model_type, config, SERVED_FAMILIES))
     check_padding(config)
     outline = outline_of(config, checkpoint.path)
     expected = {name: tuple(one.shape) for name, one in outline.state_dict().items()}

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pruners.architecture import LinearView
 from server.engine.backends.matrix import Matrix
 from server.engine.backends.native.packing import Bits, relative_error
 from server.engine.backends.native.source_precision import is_exact
@@ -32,7 +33,7 @@ class CheckpointParameters:
 
     def matrix(self, module: nn.Linear | nn.Embedding, rows: slice | None = None) -> Matrix:
         """Return a module's weight, or some rows of it. Raises `UnsupportedModelError`."""
-        name = self._name(module.weight)
+        name, rows = self._place(module, rows)
         codes = self._checkpoint.codes(name, rows) if self._coded else None
         if codes is not None:
             return Matrix(codes, self._error(name))
@@ -40,7 +41,11 @@ class CheckpointParameters:
 
     def bias(self, module: nn.Linear) -> Tensor | None:
         """Return a module's bias `[outputs]`, if it has one. Raises `UnsupportedModelError`."""
-        return None if module.bias is None else self._vector(module.bias)
+        if module.bias is None:
+            return None
+        if isinstance(module, LinearView):
+            return self._vector(module.source.bias)[module.columns]
+        return self._vector(module.bias)
 
     def norm(self, module: nn.Module) -> Tensor:
         """Return the weight of a norm `[size]`. Raises `UnsupportedModelError`."""
@@ -51,7 +56,7 @@ class CheckpointParameters:
 
         Where the file has no codes, the values of a few rows are tested.
         """
-        name = self._name(module.weight)
+        name, _ = self._place(module)
         bits = self._checkpoint.code_bits(name)
         if bits is not None:
             return bits
@@ -60,12 +65,20 @@ class CheckpointParameters:
 
     def is_quantised(self, module: nn.Linear | nn.Embedding) -> bool:
         """Return whether the file holds a module's weight in blocks of codes."""
-        return self._checkpoint.is_quantised(self._name(module.weight))
+        return self._checkpoint.is_quantised(self._place(module)[0])
 
     def release(self, module: nn.Module) -> None:
         """Let go of the memory that reading a module's parameters mapped."""
         for parameter in module.parameters():
             self._checkpoint.release(self._name(parameter))
+
+    def _place(
+        self, module: nn.Linear | nn.Embedding, rows: slice | None = None
+    ) -> tuple[str, slice | None]:
+        """Return the name of the parameter that holds a module's weight, and which of its rows."""
+        if isinstance(module, LinearView):
+            return self._name(module.source.weight), module.columns
+        return self._name(module.weight), rows
 
     def _name(self, parameter: Tensor) -> str:
         return self._names[id(parameter)]

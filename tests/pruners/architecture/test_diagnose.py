@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 from rich.console import Console
+from transformers import AutoModelForCausalLM, GraniteMoeConfig, MixtralConfig, Qwen3MoeConfig
 
 from pruners.architecture import UnsupportedModelError, locate
 from pruners.architecture.diagnose import diagnose, render
@@ -47,6 +48,8 @@ def test_a_target_has_the_parameters_that_a_slice_without_it_lacks(
     model = tiny_model(family)
     located = locate(model)
     groups, ffn = located.shape.kv_groups, located.shape.ffn
+    if name == "kv_group" and not located.shape.cuts_groups:
+        return
     spec = VariantSpec(
         name,
         (groups, max(0, groups - fewer_groups), groups),
@@ -56,6 +59,30 @@ def test_a_target_has_the_parameters_that_a_slice_without_it_lacks(
     removed = diagnose(model).total - sum(p.numel() for p in sliced.parameters())
     targets = {target.name: target for target in diagnose(model).targets}
     assert targets[name].parameters == removed
+
+
+def test_groups_that_a_norm_joins_are_no_target():
+    report = diagnose(tiny_model("olmo2"))
+    assert "kv_group" not in {target.name for target in report.targets}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(render(report))
+    assert "a norm joins them, so they are cut together" in console.export_text()
+    shape = report.shape
+    spec = VariantSpec("some", (1, 2, 2), (shape.ffn,) * 3)
+    with pytest.raises(ValueError, match=r"'some' keeps some .* keeps all of them or none"):
+        spec.check(shape)
+    VariantSpec("skip", (0, 2, 2), (shape.ffn,) * 3).check(shape)
+
+
+@pytest.mark.parametrize("config", [MixtralConfig, Qwen3MoeConfig, GraniteMoeConfig])
+def test_a_mixture_of_experts_is_refused_by_its_name(config):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config(hidden_size=64, intermediate_size=64, num_hidden_layers=1, vocab_size=64)
+        )
+    refusal = f"^mixture-of-experts is not supported: {config.model_type};"
+    with pytest.raises(UnsupportedModelError, match=refusal):
+        locate(model)
 
 
 def test_a_model_on_the_meta_device_gives_the_same_report():

@@ -18,7 +18,12 @@ from tests.support.models import PRUNED_FAMILIES, logits, random_order, random_r
 
 ROWS = random_rows(2, (24,))
 CUTS = ("ffn", "kv", "layer", "attention", "mlp", "mixed")
-MATRIX = [(family, cut) for family in PRUNED_FAMILIES for cut in CUTS]
+MATRIX = [
+    (family, cut)
+    for family in PRUNED_FAMILIES
+    for cut in CUTS
+    if (family, cut) != ("olmo2", "kv")  # refused
+]
 matrix = pytest.mark.parametrize(("family", "cut"), MATRIX)
 close = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -26,13 +31,14 @@ close = {"rtol": 1e-4, "atol": 1e-4}
 def cut_spec(cut: str, shape: Shape) -> VariantSpec:
     """Return a cut of three layers; the first counts the cached tokens, so it is cut as well."""
     full, ffn = shape.kv_groups, shape.ffn
+    fewer = full - 1 if shape.cuts_groups else full
     kv_groups, neurons = {
         "ffn": ((full, full, full), (32, 32, 32)),
         "kv": ((full // 2,) * 3, (ffn, ffn, ffn)),
         "layer": ((full, 0, full), (ffn, 0, ffn)),
         "attention": ((0, full, full), (ffn, ffn, ffn)),
         "mlp": ((full, full, full), (ffn, 0, ffn)),
-        "mixed": ((0, full - 1, full), (32, 7, 0)),
+        "mixed": ((0, fewer, full), (32, 7, 0)),
     }[cut]
     return VariantSpec(cut, kv_groups, neurons)
 

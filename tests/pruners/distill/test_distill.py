@@ -27,11 +27,13 @@ def setting(family: str = "llama-gqa"):
     )
     shape, order = located.shape, random_order(located.shape)
     full = shape.kv_groups
+    part = 1 if shape.cuts_groups else full
     specs = [
-        VariantSpec("narrow", (1, 0, 0, full), (64, 96, 0, 0)),
-        VariantSpec("late", (0, full, 1, 0), (0, 64, 96, 32)),
+        VariantSpec("narrow", (part, 0, 0, full), (64, 96, 0, 0)),
+        VariantSpec("late", (0, full, part, 0), (0, 64, 96, 32)),
     ]
-    library = fit_library(located, order, ROWS[:6], {"attention": (1, 0), "mlp": (64, 32, 0)}, 4)
+    widths = {"attention": tuple({part, 0} - {full}), "mlp": (64, 32, 0)}
+    library = fit_library(located, order, ROWS[:6], widths, 4)
     return located, order, specs, {spec.name: library.of(spec) for spec in specs}
 
 

@@ -96,7 +96,7 @@ def test_the_model_attends_to_the_pages_that_are_selected(family):
     torch.testing.assert_close(found[prompt:], expected, rtol=1e-4, atol=1e-4)
     base = final_hidden(located, pad_rows([row]))[0]
     torch.testing.assert_close(found[:prompt], base[:prompt], rtol=1e-4, atol=1e-4)
-    if family != "mistral":  # its window of 8 is what the last pages hold
+    if family not in ("mistral", "phi3"):  # their window of 8 is what the last pages hold
         assert not torch.allclose(found[prompt:], base[prompt:], atol=1e-3)
 
 

@@ -39,11 +39,9 @@ def read_token_by_token(located, maps, tokens, shallow):
         x = features(output.hidden_states[maps.depth][0, 0])
         for index in range(maps.depth, config.num_hidden_layers):
             layer = located.layers[index]
-            keys, values = (
-                half.view(-1, located.shape.head_dim) for half in maps.keys_values(index, x)
-            )
-            if layer.attention.k_norm is not None:
-                keys = layer.attention.k_norm(keys)
+            keys, values = maps.keys_values(index, x)
+            keys = layer.attention.key_heads(keys, located.shape.head_dim)
+            values = values.view(-1, located.shape.head_dim)
             cos, sin = located.rope_tables(positions[0], layer.rope_layer_type)
             cache.layers[index].keys[0, :, -1] = rotate(keys, cos, sin)
             cache.layers[index].values[0, :, -1] = values

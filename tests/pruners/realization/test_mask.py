@@ -43,15 +43,19 @@ def cut_projections(located: LocatedModel, spec: VariantSpec, order: Order) -> N
         narrow(layer.attention.k, key, None)
         narrow(layer.attention.v, key, None)
         narrow(layer.attention.o, None, query)
+        if layer.attention.norms_all_heads:
+            layer.attention.q_norm.weight.data = layer.attention.q_norm.weight.data[query]
+            layer.attention.k_norm.weight.data = layer.attention.k_norm.weight.data[key]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "phi3"])
 def test_mask_equals_explicit_slicing(family: str):
     model = tiny_model(family)
     located = locate(model)
     order = random_order(located.shape)
     full = located.shape.kv_groups
-    spec = VariantSpec("narrow", (full, 1, full - 1), (32, 96, 7))
+    groups = (full, 1, full - 1) if located.shape.cuts_groups else (full, full, full)
+    spec = VariantSpec("narrow", groups, (32, 96, 7))
     sliced = tiny_model(family)
     cut_projections(locate(sliced), spec, order)
 

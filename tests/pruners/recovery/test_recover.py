@@ -32,9 +32,10 @@ def test_a_corrected_mask_is_the_model_with_new_weights(family: str, options: Re
     model = tiny_model(family)
     located = locate(model)
     shape, order = located.shape, random_order(located.shape)
-    spec = VariantSpec("narrow", (1, shape.kv_groups, 0), NARROW.ffn)
+    groups = (1 if shape.cuts_groups else shape.kv_groups, shape.kv_groups, 0)
+    spec = VariantSpec("narrow", groups, NARROW.ffn)
     (found,) = recover(located, [spec], order, ROWS, options)
-    assert list(found.corrections) == BLOCKS
+    assert list(found.corrections) == (BLOCKS if shape.cuts_groups else BLOCKS[1:])
     rebuilt = copy.deepcopy(model)
     queries = shape.heads // shape.kv_groups * shape.head_dim
     for block, correction in found.corrections.items():
@@ -96,7 +97,8 @@ def test_full_rank_is_the_materialised_refit_in_every_family(family: str):
     model = tiny_model(family)
     located = locate(model)
     shape, order = located.shape, random_order(located.shape)
-    spec = VariantSpec("narrow", (1, shape.kv_groups, 1), (64, 96, 32))
+    fewer = 1 if shape.cuts_groups else shape.kv_groups
+    spec = VariantSpec("narrow", (fewer, shape.kv_groups, fewer), (64, 96, 32))
     rows = random_rows(2, (24,), seed=5)
     outputs = []
     for recipe in (RecoveryOptions(rank=64), RecoveryOptions(materialised=True)):

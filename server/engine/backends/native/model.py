@@ -63,15 +63,18 @@ class NativeModel:
             groups=shape.kv_groups,
             queries=shape.queries_per_group,
             head_dim=shape.head_dim,
+            rotated=weights.rotated,
             ffn=shape.ffn,
             activation=ACTIVATIONS[weights.activation],
             eps=weights.eps,
             embed_scale=weights.embed_scale,
             softmax_scale=weights.softmax_scale,
+            residual_scale=weights.residual_scale,
         )
 
     def _layer(self, layer: PackedLayer) -> LayerStruct:
         cos, sin = self.weights.rope[layer.rope]
+        qk_norm = layer.norms.get("qk_norm")
         return LayerStruct(
             qkv=matrix_struct(layer.qkv),
             o=matrix_struct(layer.o),
@@ -80,17 +83,18 @@ class NativeModel:
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
             window=layer.window or 0,
+            wide_qk_norm=int(qk_norm is not None and qk_norm.dim() == 3),
             **{name: norm.data_ptr() for name, norm in layer.norms.items()},
         )
 
     def variant(self, spec: VariantSpec) -> int:
         """Return the address of a variant's structure, which is made at the first call.
 
-        Raises `ValueError` if the variant is wider than the base: the kernels would read beyond the
+        Raises `ValueError` if the variant does not fit the base: the kernels would read beyond the
         weights.
         """
         if spec not in self._variants:
-            self._check_widths(spec)
+            spec.check(self.weights.shape)
             groups, ffn = int32_array(spec.kv_groups), int32_array(spec.ffn)
             attention = self._correction_pointers(spec, "attention")
             mlp = self._correction_pointers(spec, "mlp")
@@ -103,12 +107,6 @@ class NativeModel:
             self._alive += [groups, ffn, attention, mlp, variant]
             self._variants[spec] = ctypes.addressof(variant)
         return self._variants[spec]
-
-    def _check_widths(self, spec: VariantSpec) -> None:
-        shape = self.weights.shape
-        for widths, limit in ((spec.kv_groups, shape.kv_groups), (spec.ffn, shape.ffn)):
-            if len(widths) != shape.layers or not all(0 <= width <= limit for width in widths):
-                raise ValueError(f"variant '{spec.name}' is no part of this model")
 
     def _correction_pointers(self, spec: VariantSpec, part: Part) -> CorrectionPointers:
         """Return a pointer for each layer, null where the variant has no correction."""

@@ -93,7 +93,8 @@ class _CorrectionPacker:
     def _entry(
         self, entry: InputCorrection, layer: PackedLayer, part: Part
     ) -> PackedInputCorrection:
-        norm = (layer.norms[f"{part}_norm"] * entry.norm.float()).contiguous()
+        norm, of_base = entry.norm.float(), layer.norms.get(f"{part}_norm")
+        norm = (norm if of_base is None else of_base * norm).contiguous()
         inner, outer = self._low_rank(entry, gated=part == "mlp")
         return PackedInputCorrection(norm, inner, outer)
 

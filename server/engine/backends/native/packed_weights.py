@@ -31,8 +31,8 @@ _LOG_SECONDS = 2.0  # between two lines about the progress
 class PackedLayer:
     """One layer; `gate_up` holds 16 gates, their 16 ups, and so on.
 
-    `norms` are fp32, by the names of `LayerWeights`. `rope` is the kind of rotary embedding and
-    `window` the length of sliding attention in tokens.
+    `norms` are those that the layer has, fp32, by the names of `LayerWeights`. `rope` is the kind
+    of rotary embedding and `window` the length of sliding attention in tokens.
     """
 
     qkv: PackedMatrix
@@ -56,9 +56,10 @@ class PackedLayer:
 class PackedWeights:
     """Everything that the kernels read of a base.
 
-    `rope[kind]` is cos and sin, fp32 `[positions, head_dim]`, computed from `frequencies`; the
-    first half of sin has its sign changed. `errors` are the largest relative errors by kind of
-    matrix. `dtype` is the default of the cache.
+    `rope[kind]` is cos and sin, fp32 `[positions, rotated]`, computed from `frequencies`; the first
+    half of sin has its sign changed. `residual_scale` is what a block's output is multiplied by
+    before the residual sum. `errors` are the largest relative errors by kind of matrix. `dtype` is
+    the default of the cache.
     """
 
     shape: Shape
@@ -70,6 +71,7 @@ class PackedWeights:
     eps: float
     embed_scale: float
     softmax_scale: float
+    residual_scale: float
     activation: str
     context: int
     errors: dict[str, float]
@@ -78,6 +80,11 @@ class PackedWeights:
     frequencies: dict[str | None, RopeFrequencies] = field(default_factory=dict)
     dtype: torch.dtype = torch.bfloat16
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def rotated(self) -> int:
+        """Return the number of first features of a head to which rotary embedding is applied."""
+        return next(iter(self.rope.values()))[0].shape[1]
 
     @property
     def rope_kinds(self) -> list[str | None]:
@@ -120,7 +127,7 @@ def pack_weights(base: ConvertedBase, bits: Bits, exact: bool = False) -> Packed
     which breaks up the groups of the source.
     """
     packer = MatrixPacker(bits, exact or _mostly_4(base, bits))
-    head = packer.rows("head", base, base.located.head)
+    head = packer.rows("head", base, base.head)
     layers = [_pack_layer(packer, layer) for layer in _logged(base)]
     embed = head if base.tied else packer.rows("embedding", base, base.located.embed)
     final_norm = base.final_norm()
@@ -134,6 +141,7 @@ def pack_weights(base: ConvertedBase, bits: Bits, exact: bool = False) -> Packed
         eps=final_norm.eps,
         embed_scale=base.embed_scale,
         softmax_scale=base.softmax_scale,
+        residual_scale=base.residual_scale,
         activation=base.serving.activation,
         context=base.context,
         errors=packer.errors,

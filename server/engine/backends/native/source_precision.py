@@ -57,4 +57,4 @@ def source_bits(located: LocatedModel, parameters: Parameters) -> SourceBits:
 def _matrices(located: LocatedModel) -> Iterator[nn.Linear]:
     for layer in located.layers:
         attention, mlp = layer.attention, layer.mlp
-        yield from (attention.q, attention.k, attention.v, attention.o, *mlp.inputs, mlp.down)
+        yield from (*attention.inputs, attention.o, *mlp.inputs, mlp.down)

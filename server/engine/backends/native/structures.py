@@ -71,6 +71,7 @@ class LayerStruct(Structure):
         ("cos", c_void_p),
         ("sin", c_void_p),
         ("window", c_int32),
+        ("wide_qk_norm", c_int32),
     )
 
 
@@ -82,8 +83,8 @@ class ModelStruct(Structure):
         ("embed", MatrixStruct),
         ("final_norm", c_void_p),
         *((name, c_int32) for name in ("layers", "hidden", "groups", "queries", "head_dim")),
-        *((name, c_int32) for name in ("ffn", "activation")),
-        *((name, c_float) for name in ("eps", "embed_scale", "softmax_scale")),
+        *((name, c_int32) for name in ("rotated", "ffn", "activation")),
+        *((name, c_float) for name in ("eps", "embed_scale", "softmax_scale", "residual_scale")),
     )
 
 

@@ -49,20 +49,21 @@ class SubBlock:
 
     `features(h, widths, corrections)` computes the inputs of `project` that the units of one width
     range give, `[rows, unit * (high - low)]`. `corrections` are those of this sub-block by the
-    variant's name.
+    variant's name. What the sub-block adds to the residual stream is multiplied by `scale`.
     """
 
     ranges: tuple[WidthRange, ...]
-    norm: RMSNorm
+    norm: RMSNorm | None
     out_norm: RMSNorm | None
     features: Callable[[Tensor, WidthRange, RangeCorrections], Tensor]
     project: SliceableLinear
     unit: int
     corrections: Mapping[str, PyTorchCorrection]
+    scale: float
 
 
 def run_sub_block(x: Tensor, subsets: RowSubsets, block: SubBlock) -> Tensor:
-    """Return `x + f(norm(x))` for rows that have this sub-block, range by range.
+    """Return `x + scale * f(norm(x))` for rows that have this sub-block, range by range.
 
     `x` is `[rows, hidden]` and may be changed. To rows that skip the sub-block, the constant that
     their variant's correction has in its place is added, if there is one.
@@ -72,13 +73,16 @@ def run_sub_block(x: Tensor, subsets: RowSubsets, block: SubBlock) -> Tensor:
         where = subsets.index(members, subsets.variants)
         named = block.corrections
         corrections = {v: named[v.name] for v in members if v.name in named} if named else {}
-        h = block.norm(x[where])
+        # Without a norm a copy, since corrections change what the projections read.
+        h = x[where].clone() if block.norm is None else block.norm(x[where])
         for variant, correction in corrections.items():
             if correction.entry is not None:
                 h[subsets.index(frozenset((variant,)), members)] *= correction.entry.norm
         out = _outputs(h, subsets, block, corrections)
         if block.out_norm is not None:
             out = block.out_norm(out)
+        if block.scale != 1.0:
+            out = out * block.scale
         if isinstance(where, slice) and where == ALL_ROWS:
             return x + out
         _add(x, where, out)
@@ -86,7 +90,7 @@ def run_sub_block(x: Tensor, subsets: RowSubsets, block: SubBlock) -> Tensor:
         if variant.name in block.corrections:
             rows = frozenset((variant,))
             constant = block.corrections[variant.name].finish(None, subsets.of(rows).count)
-            _add(x, subsets.index(rows, subsets.variants), constant)
+            _add(x, subsets.index(rows, subsets.variants), constant * block.scale)
     return x
 
 

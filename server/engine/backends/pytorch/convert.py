@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from pruners.architecture import (
     ServingConfig,
     Shape,
     UnsupportedModelError,
+    stored_module,
 )
 from pruners.realization.order import feature_indices
 from server.engine.backends.matrix import Matrix, Parameters, Projection, join_rows
@@ -24,6 +26,7 @@ from server.engine.backends.pytorch.weights import (
     LayerWeights,
     PyTorchWeights,
     RMSNorm,
+    WideNorm,
 )
 
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
@@ -61,8 +64,21 @@ class ConvertedBase:
 
     @property
     def embed_scale(self) -> float:
-        """Return the scale of embeddings, rounded as in `transformers`: to the values' dtype."""
-        return float(torch.tensor(self.serving.embed_scale).to(self.parameters.dtype))
+        """Return the scale of embeddings, in families that do so rounded to the values' dtype."""
+        if self.serving.rounds_embed_scale:
+            return float(torch.tensor(self.serving.embed_scale).to(self.parameters.dtype))
+        return self.serving.embed_scale
+
+    @property
+    def residual_scale(self) -> float:
+        """Return what the output of a block is multiplied by before the residual sum."""
+        return self.located.layers[0].residual_scale
+
+    @property
+    def head(self) -> nn.Linear:
+        """Return the module of the output head's weight."""
+        stored: nn.Linear | Any = stored_module(self.located.head)
+        return stored
 
     @property
     def softmax_scale(self) -> float:
@@ -75,8 +91,12 @@ class ConvertedBase:
         return rope_frequencies(self.located)
 
     def final_norm(self) -> RMSNorm:
-        """Read the norm behind the last layer."""
-        return self._norm(self.located.final_norm)
+        """Read the norm behind the last layer, divided by what the family divides logits by.
+
+        That rounds its weight in fp32; a power of two changes nothing but the exponent.
+        """
+        norm, scale = self._norm(self.located.final_norm), self.serving.logits_scale
+        return norm if scale == 1.0 else RMSNorm(norm.weight.float() / scale, norm.eps, norm.dtype)
 
     def layers(self) -> Iterator[LayerParts[Projection]]:
         """Read one layer after another. What one has mapped is released when it was used."""
@@ -91,12 +111,12 @@ class ConvertedBase:
     ) -> LayerParts[Projection]:
         attention, mlp = layer.attention, layer.mlp
         return LayerParts(
-            attention_norm=self._norm(layer.attention_norm),
+            attention_norm=self._optional_norm(layer.attention_norm),
             qkv=self._qkv(attention, kv),
-            qk_norm=self._qk_norm(attention),
+            qk_norm=self._qk_norm(attention, kv),
             o=self._inputs(attention.o, self._head_features(kv)),
             attention_out_norm=self._optional_norm(layer.attention_out_norm),
-            mlp_norm=self._norm(layer.mlp_norm),
+            mlp_norm=self._optional_norm(layer.mlp_norm),
             gate=self._outputs(mlp.gate, ffn),
             up=self._outputs(mlp.up, ffn),
             down=self._inputs(mlp.down, ffn),
@@ -106,9 +126,9 @@ class ConvertedBase:
         )
 
     def _norm(self, module: nn.Module) -> RMSNorm:
-        weight, shift = self.parameters.norm(module), self.located.names.norm_shift
-        # A family that shifts its norms multiplies in fp32.
-        weight = shift + weight.float() if shift else weight
+        weight, names = self.parameters.norm(module), self.located.names
+        if names.norm_rounds_last:
+            weight = names.norm_shift + weight.float()
         return RMSNorm(weight, self.serving.norm_eps, self.parameters.dtype)
 
     def _optional_norm(self, module: nn.Module | None) -> RMSNorm | None:
@@ -144,17 +164,23 @@ class ConvertedBase:
             joined = torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1)
             return (joined if order is None else joined[order]).flatten(0, 1)
 
-        modules = (attention.q, attention.k, attention.v)
-        matrix = join_rows(join, *(self.parameters.matrix(module) for module in modules))
-        biases = [self.parameters.bias(module) for module in modules]
+        matrix = join_rows(join, *(self.parameters.matrix(one) for one in attention.inputs))
+        biases = [self.parameters.bias(one) for one in attention.inputs]
         found = [bias for bias in biases if bias is not None]
         return Projection(matrix, join(*found) if found else None)
 
-    def _qk_norm(self, attention: Attention) -> RMSNorm | None:
-        """Join the norms of queries and key: a weight `[queries_per_group + 1, head_dim]`."""
+    def _qk_norm(self, attention: Attention, order: Tensor | None) -> RMSNorm | None:
+        """Join the norms of queries and key: a weight `[queries_per_group + 1, head_dim]`.
+
+        A norm of all heads has one for each group, in the order int64 `[kv_groups]`.
+        """
         q, k = self._optional_norm(attention.q_norm), self._optional_norm(attention.k_norm)
         if q is None or k is None:
             return None
+        if attention.norms_all_heads:
+            groups, dim = self.shape.kv_groups, self.shape.head_dim
+            joined = torch.cat([one.weight.view(groups, -1, dim) for one in (q, k)], dim=1)
+            return WideNorm(joined if order is None else joined[order], q.eps, q.dtype)
         weight = torch.cat([q.weight.expand(self.shape.queries_per_group, -1), k.weight[None]])
         return RMSNorm(weight, q.eps, q.dtype)
 
@@ -174,7 +200,7 @@ def convert_weights(
         return SliceableLinear(values.to(device), None if bias is None else bias.to(device))
 
     def norm(one: RMSNorm) -> RMSNorm:
-        return RMSNorm(one.weight.to(device), one.eps, one.dtype)
+        return type(one)(one.weight.to(device), one.eps, one.dtype)
 
     def moved(part: object) -> object:
         if isinstance(part, Projection):
@@ -186,9 +212,10 @@ def convert_weights(
     for layer in base.layers():
         parts = {name: moved(part) for name, part in layer.fields().items()}
         layers.append(LayerWeights(**parts))  # type: ignore[arg-type]
-    head = linear(parameters.matrix(located.head), parameters.bias(located.head))
+    head = linear(parameters.matrix(base.head), parameters.bias(base.head))
     embed = head if base.tied else linear(parameters.matrix(located.embed), None)
-    tables = rope_tables(base.frequencies, base.context, parameters.dtype)
+    table_dtype = torch.float32 if base.serving.rotates_in_fp32 else parameters.dtype
+    tables = rope_tables(base.frequencies, base.context, table_dtype)
     return PyTorchWeights(
         shape=base.shape,
         dtype=parameters.dtype,
@@ -199,6 +226,7 @@ def convert_weights(
         head=head,
         rope={kind: (cos.to(device), sin.to(device)) for kind, (cos, sin) in tables.items()},
         softmax_scale=base.softmax_scale,
+        residual_scale=base.residual_scale,
         activation_name=base.serving.activation,
         context=base.context,
     )

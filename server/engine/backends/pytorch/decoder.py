@@ -32,6 +32,17 @@ class _AttentionStep:
     layer: LayerWeights
 
 
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary embedding to the first features of heads `[rows, groups, heads, head_dim]`.
+
+    `cos` and `sin`, whose first half has its sign changed, are `[rows, 1, 1, rotated]`.
+    """
+    size = cos.shape[-1]
+    if size < heads.shape[-1]:
+        return torch.cat([rotate(heads[..., :size], cos, sin), heads[..., size:]], dim=-1)
+    return (heads * cos + heads.roll(size // 2, -1) * sin).to(heads.dtype)
+
+
 class PyTorchDecoder:
     """Runs segments through the base or its variants with PyTorch (see `base.Decoder`)."""
 
@@ -96,8 +107,7 @@ class PyTorchDecoder:
             keys, values = heads[:, :, :1], heads[:, :, 1]
             if layer.qk_norm is not None:
                 keys = layer.qk_norm.of_last()(keys)
-            cos, sin = ending.rope[layer.rope]
-            keys = keys * cos + keys.roll(shape.head_dim // 2, -1) * sin
+            keys = rotate(keys, *ending.rope[layer.rope])
             self.cache.keys[index].index_copy_(1, ending.slots, keys[:, :, 0].transpose(0, 1))
             self.cache.values[index].index_copy_(1, ending.slots, values.transpose(0, 1))
 
@@ -126,6 +136,7 @@ class PyTorchDecoder:
                 project=layer.o,
                 unit=shape.queries_per_group * shape.head_dim,
                 corrections=self._corrections.get(Block(index, "attention"), {}),
+                scale=self.weights.residual_scale,
             ),
             SubBlock(
                 ranges=width_ranges(variants, index, "ffn"),
@@ -135,6 +146,7 @@ class PyTorchDecoder:
                 project=layer.down,
                 unit=1,
                 corrections=self._corrections.get(Block(index, "mlp"), {}),
+                scale=self.weights.residual_scale,
             ),
         )
 
@@ -170,7 +182,7 @@ class PyTorchDecoder:
             heads = layer.qk_norm(heads)
         step.record_queries(heads[:, :, :queries], rows, at.index, groups)
         cos, sin = step.rope[layer.rope]
-        heads = heads * cos[where] + heads.roll(dim // 2, -1) * sin[where]
+        heads = rotate(heads, cos[where], sin[where])
         slots = step.slots[where]
         cached_keys = self.cache.keys[at.index, groups]
         cached_values = self.cache.values[at.index, groups]

@@ -35,9 +35,29 @@ class RMSNorm:
         """Normalise the last dimension of `x`, `[..., size]`; the result has the norm's `dtype`."""
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.weight.dtype == torch.float32:  # Gemma scales before it rounds
+        if self.weight.dtype == torch.float32:  # some families scale before they round
             return (normed * self.weight).to(self.dtype)
         return self.weight * normed.to(self.dtype)
+
+
+class WideNorm(RMSNorm):
+    """RMS norm of queries over all their heads, and of keys over theirs.
+
+    `weight` is `[kv_groups, queries_per_group + 1, head_dim]`: for each group its queries' weights,
+    then its key's.
+    """
+
+    def of_last(self) -> RMSNorm:
+        """Return the norm of the keys only, `[rows, kv_groups, 1, head_dim]`."""
+        return WideNorm(self.weight[:, -1:], self.eps, self.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise queries and keys, `[rows, kv_groups, queries_per_group + 1, head_dim]`."""
+        sizes, parts = [x.shape[2] - 1, 1], []
+        for heads, weight in zip(x.split(sizes, 2), self.weight.split(sizes, 1), strict=True):
+            flat = RMSNorm(weight.flatten(), self.eps, self.dtype)(heads.flatten(1))
+            parts.append(flat.view(heads.shape))
+        return torch.cat(parts, dim=2)
 
 
 Part = TypeVar("Part")
@@ -49,17 +69,18 @@ class LayerParts(Generic[Part]):
     """One layer. `qkv` holds, group after group, the query heads, key and value of that group.
 
     So a prefix of KV groups is a range of rows of `qkv` and of columns of `o`, and a prefix of FFN
-    neurons a range of rows of `gate` and `up` and of columns of `down`. `qk_norm` normalises each
-    head of a group's queries and its key. `window` is the length of sliding attention in tokens;
-    `rope` is the kind of rotary embedding.
+    neurons a range of rows of `gate` and `up` and of columns of `down`. `attention_norm` and
+    `mlp_norm` are None where blocks read the residual stream as it is. `qk_norm` normalises each
+    head of a group's queries and its key, or as a `WideNorm` all of them together. `window` is the
+    length of sliding attention in tokens; `rope` is the kind of rotary embedding.
     """
 
-    attention_norm: RMSNorm
+    attention_norm: RMSNorm | None
     qkv: Part
     qk_norm: RMSNorm | None
     o: Part
     attention_out_norm: RMSNorm | None
-    mlp_norm: RMSNorm
+    mlp_norm: RMSNorm | None
     gate: Part
     up: Part
     down: Part
@@ -99,9 +120,10 @@ class LayerWeights(LayerParts[SliceableLinear]):
 class PyTorchWeights:
     """Everything that the PyTorch decoder reads of a base.
 
-    `embed` is `[vocab, hidden]`. `rope[kind]` is cos and sin, each `[positions, head_dim]`; the
-    first half of sin has its sign changed. `context` is the largest number of tokens of a prompt
-    and its answer.
+    `embed` is `[vocab, hidden]`. `rope[kind]` is cos and sin, each `[positions, rotated]` for so
+    many first features of a head; the first half of sin has its sign changed. `residual_scale` is
+    what a block's output is multiplied by before the residual sum. `context` is the largest number
+    of tokens of a prompt and its answer.
     """
 
     shape: Shape
@@ -113,6 +135,7 @@ class PyTorchWeights:
     head: SliceableLinear
     rope: dict[str | None, tuple[Tensor, Tensor]]
     softmax_scale: float
+    residual_scale: float
     activation_name: str
     context: int
 
@@ -152,7 +175,7 @@ class PyTorchWeights:
         return self.embed.data_ptr() == self.head.weight.data_ptr()
 
     def rope_at(self, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
-        """Return cos and sin by kind, `[rows, 1, 1, head_dim]` each, at positions `[rows]`."""
+        """Return cos and sin by kind, `[rows, 1, 1, rotated]` each, at positions `[rows]`."""
         return {
             kind: (
                 cos.index_select(0, positions)[:, None, None],

@@ -40,7 +40,9 @@ def logits_of(runner, spec):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["llama", "llama-bias", "qwen3", "gemma3"])
+@pytest.mark.parametrize(
+    "family", ["llama", "llama-bias", "qwen3", "gemma3", "phi3", "granite", "olmo2"]
+)
 def test_a_corrected_variant_equals_the_corrected_mask(family: str):
     decoder, order, specs, corrections, runner = setting(family)
     for name, spec in specs.items():

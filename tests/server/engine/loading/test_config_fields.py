@@ -12,12 +12,17 @@ import pytest
 import torch
 from transformers import (
     Gemma3TextConfig,
+    GraniteConfig,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from pruners.architecture import SERVED_FAMILIES, UnsupportedModelError
@@ -42,6 +47,11 @@ CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
     "gemma3": Gemma3TextConfig,
+    "ministral": MinistralConfig,
+    "phi3": Phi3Config,
+    "granite": GraniteConfig,
+    "olmo2": Olmo2Config,
+    "smollm3": SmolLM3Config,
 }
 SMALL = {
     "vocab_size": 96,

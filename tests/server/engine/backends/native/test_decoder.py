@@ -84,7 +84,9 @@ def test_heads_of_other_sizes_are_close_too(head_dim):
         assert kl(expected, prompt_and_token_logits(native, specs)) < 1e-3, isa
 
 
-@pytest.mark.parametrize(("family", "head_dim"), [("llama", 16), ("llama", 64), ("gemma3", 16)])
+@pytest.mark.parametrize(
+    ("family", "head_dim"), [("llama", 16), ("llama", 64), ("gemma3", 16), ("granite", 16)]
+)
 def test_a_row_is_the_same_bit_for_bit_whatever_it_is_batched_with(family, head_dim):
     _, native, specs = reference_and_native(family, 4, head_dim=head_dim)
     mixed = prompt_and_token_logits(native, specs)

@@ -132,7 +132,9 @@ def opened(native: NativeDecoder, read: list[int], spec, count: int) -> Sequence
     return cache
 
 
-@pytest.mark.parametrize(("family", "head_dim"), [("llama", 16), ("gemma3", 16), ("qwen3", 64)])
+@pytest.mark.parametrize(
+    ("family", "head_dim"), [("llama", 16), ("gemma3", 16), ("qwen3", 64), ("olmo2", 16)]
+)
 def test_a_row_is_the_same_bit_for_bit_however_it_is_read(family, head_dim):
     """In chunks, beside shallow and full rows of all variants, on any number of threads."""
     _, native, specs = reference_and_native(family, 4, head_dim=head_dim)

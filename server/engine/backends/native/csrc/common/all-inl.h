@@ -53,6 +53,7 @@ namespace TRIM_ISA {
 #include "common/attend-inl.h"
 #include "common/page_selection-inl.h"
 #include "common/low_rank-inl.h"
+#include "common/norm-inl.h"
 #include "common/sub_block-inl.h"
 #include "common/write_cache-inl.h"
 #include "common/kv_writer-inl.h"

@@ -23,6 +23,7 @@ class AttentionBlock : public KVMapper {
     find_active_rows(index, kAttention, active);
     if (active.count) {
       project(index, active, normalise(index, kAttention, active, layer.attention_norm, local));
+      if (layer.wide_qk_norm) find_wide_factors(active);
       if (has_prompts_) rotate_and_cache_prompts(index, active);
       run_tasks(index, local);
       if (is_last(index)) find_active_rows(index, kAttention, active, true);

@@ -125,6 +125,7 @@ struct ThreadBuffers {
 struct Buffers {
   Scratch<float> residual, block_output, qkv, attention_output;
   Scratch<float> partials;  // results of attention over one chunk
+  Scratch<float> qk_factors;  // [2]: what a wide norm multiplies a row's queries and keys by
   Scratch<int32_t> segment_of_row;
   QuantisedRows normed;          // after the norm: inputs of qkv, gate_up and head
   QuantisedRows heads, neurons;  // inputs of o and down

@@ -1,7 +1,8 @@
 // Keys and values of shallow rows in the layers that they do not run through (see `TrimKVMaps`).
 //
 // They are written when the rows' last layer is done, for all layers above at once: one product
-// that is cut by layer, KV group and rows.
+// that is cut by layer, KV group and rows. With wide norms, which join the keys of all groups, it is
+// cut by layer and rows only.
 
 class KVMapper : public KVWriter {
  public:
@@ -9,6 +10,8 @@ class KVMapper : public KVWriter {
            Buffers& buffers, ThreadPool& pool)
       : KVWriter(model, cache, batch, buffers, pool) {
     if (!batch.maps) return;
+    for (int i = 0; i < model.layers; ++i)
+      if (model.layer[i].wide_qk_norm) span_ = model.groups;
     for (int s = 0; s < batch.segments; ++s)
       if (batch.maps[s]) add_rows(s);
     size_t most = 0;
@@ -35,7 +38,7 @@ class KVMapper : public KVWriter {
       });
       pool_.barrier();
       const int64_t parts = (rows + kCachedRows - 1) / kCachedRows;
-      const int64_t units = (int64_t)(model_.layers - layer) * model_.groups;
+      const int64_t units = (int64_t)(model_.layers - layer) * model_.groups / span_;
       pool_.share(units * parts, 1, [&](int64_t from, int64_t to) {
         for (int64_t i = from; i < to; ++i)
           map_unit(mapped, i / parts, i % parts * kCachedRows, local);
@@ -73,12 +76,13 @@ class KVMapper : public KVWriter {
       if (float* out = recorded_queries(layer, row)) memset(out, 0, recorded() * sizeof(float));
   }
 
-  // Write keys and values of one layer and KV group, for at most kCachedRows rows from `first` on.
+  // Write keys and values of one layer and span of KV groups, for at most kCachedRows rows from
+  // `first` on.
   void map_unit(const MappedRows& mapped, int64_t unit, int64_t first, ThreadBuffers& local) {
-    const int layer = mapped.maps->depth + (int)(unit / model_.groups);
-    const int group = (int)(unit % model_.groups), dim = model_.head_dim;
+    const int layer = mapped.maps->depth + (int)(unit * span_ / model_.groups);
+    const int group = (int)(unit * span_ % model_.groups);
     const TrimMatrix& matrix = mapped.maps->matrix;
-    const int64_t width = round_up(2 * dim, 16), blocks = width / 16;
+    const int64_t width = span_ * group_width(), blocks = width / 16;
     float* outputs = local.values.reserve((kCachedRows + 1) * width);
     float* key = outputs + kCachedRows * width;
     int32_t* kept = local.rows.reserve(kCachedRows);
@@ -94,10 +98,26 @@ class KVMapper : public KVWriter {
     for (int i = 0; i < count; ++i) {
       const float* output = outputs + (kept[i] - first) * width;
       const int64_t row = mapped.rows[kept[i]];
-      norm_and_rotate_head(model_.layer[layer], row, model_.queries, output, key);
-      cache_head(layer, row, group, key, output + dim);
+      const float wide[2] = {0, key_factor(layer, output)};
+      for (int g = group; g < group + span_; ++g, output += group_width()) {
+        norm_and_rotate_head(model_.layer[layer], row, g, model_.queries, wide, output, key);
+        cache_head(layer, row, g, key, output + model_.head_dim);
+      }
     }
   }
 
+  // Return the outputs of maps for one layer and KV group: key, value, padding.
+  int64_t group_width() const { return round_up(2 * model_.head_dim, 16); }
+
+  // Return what a layer's wide norm, if it has one, multiplies mapped keys by.
+  float key_factor(int layer, const float* outputs) const {
+    if (!model_.layer[layer].wide_qk_norm) return 0;
+    float squares = 0;
+    for (int g = 0; g < model_.groups; ++g)
+      squares += sum_squares(outputs + g * group_width(), model_.head_dim);
+    return wide_factor(squares, (int64_t)model_.groups * model_.head_dim);
+  }
+
   std::vector<MappedRows> mapped_;
+  int span_ = 1;  // KV groups that are mapped together
 };

@@ -14,18 +14,56 @@ class KVWriter : public SubBlock {
         group_((model.queries + 2) * model.head_dim),
         qkv_(round_up((int64_t)model.groups * group_, 16)) {
     b_.qkv.reserve(batch.rows * qkv_);
+    b_.qk_factors.reserve(batch.rows * 2);
   }
 
  protected:
-  // out[head_dim] = a query head of a row's KV group, or its key (number `queries`), after its
-  // norm, if there is one, and with rotary position embedding. It may be computed in place.
-  void norm_and_rotate_head(const TrimLayer& layer, int64_t row, int head, const float* x,
-                            float* out) const {
-    const int dim = model_.head_dim, half = dim / 2;
-    const float* cos = layer.cos + (int64_t)batch_.positions[row] * dim;
-    const float* sin = layer.sin + (int64_t)batch_.positions[row] * dim;
-    if (layer.qk_norm) {
+  // Return what a wide norm multiplies features by whose squares have this sum.
+  float wide_factor(float squares, int64_t features) const {
+    return 1.0f / sqrtf(squares / features + model_.eps);
+  }
+
+  // Compute `qk_factors` of the active rows of a layer with a wide norm.
+  void find_wide_factors(const ActiveRows& active) {
+    const int64_t queries = (int64_t)model_.queries * model_.head_dim;
+    pool_.share(active.count, pool_.grain(active.count), [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t r = active.row.get()[i];
+        const float* group = b_.qkv.get() + r * qkv_;
+        float of_queries = 0, of_keys = 0;
+        for (int g = 0; g < model_.groups; ++g, group += group_) {
+          of_queries += sum_squares(group, queries);
+          of_keys += sum_squares(group + queries, model_.head_dim);
+        }
+        float* factors = b_.qk_factors.get() + 2 * r;
+        factors[0] = wide_factor(of_queries, model_.groups * queries);
+        factors[1] = wide_factor(of_keys, (int64_t)model_.groups * model_.head_dim);
+      }
+    });
+    pool_.barrier();
+  }
+
+  // out[head_dim] = a query head of a KV group, or its key (number `queries`), after the norm.
+  // `wide` are the row's factors of queries and keys, which a wide norm needs.
+  void norm_head(const TrimLayer& layer, int64_t group, int head, const float* wide,
+                 const float* x, float* out) const {
+    const int dim = model_.head_dim;
+    if (!layer.wide_qk_norm) {
       norm(x, layer.qk_norm + head * dim, dim, out);
+      return;
+    }
+    const int64_t at = group * (model_.queries + 1) + head;
+    apply_weight(x, wide[head == model_.queries], layer.qk_norm + at * dim, dim, out);
+  }
+
+  // Do the same, if there is a norm, then apply rotary embedding. It may be computed in place.
+  void norm_and_rotate_head(const TrimLayer& layer, int64_t row, int64_t group, int head,
+                            const float* wide, const float* x, float* out) const {
+    const int rotated = model_.rotated, half = rotated / 2;
+    const float* cos = layer.cos + (int64_t)batch_.positions[row] * rotated;
+    const float* sin = layer.sin + (int64_t)batch_.positions[row] * rotated;
+    if (layer.qk_norm) {
+      norm_head(layer, group, head, wide, x, out);
       x = out;
     }
     for (int d = 0; d < half; ++d) {
@@ -33,14 +71,16 @@ class KVWriter : public SubBlock {
       out[d] = low * cos[d] + high * sin[d];
       out[d + half] = high * cos[d + half] + low * sin[d + half];
     }
+    for (int d = rotated; d < model_.head_dim; ++d) out[d] = x[d];
   }
 
   // out[queries + 1][head_dim] = the queries and the key of one row and KV group, normed and
   // rotated.
   void norm_and_rotate(int index, int64_t row, int64_t group, float* out) const {
     const float* heads = b_.qkv.get() + row * qkv_ + group * group_;
+    const float* wide = b_.qk_factors.get() + 2 * row;
     for (int h = 0; h <= model_.queries; ++h, heads += model_.head_dim, out += model_.head_dim)
-      norm_and_rotate_head(model_.layer[index], row, h, heads, out);
+      norm_and_rotate_head(model_.layer[index], row, group, h, wide, heads, out);
   }
 
   // Write a key and a value of one row and KV group into the cache.
@@ -83,7 +123,7 @@ class KVWriter : public SubBlock {
     const float* heads = b_.qkv.get() + row * qkv_ + group * group_;
     for (int h = 0; h < model_.queries; ++h, heads += dim, out += dim) {
       if (model_.layer[index].qk_norm)
-        norm(heads, model_.layer[index].qk_norm + h * dim, dim, out);
+        norm_head(model_.layer[index], group, h, b_.qk_factors.get() + 2 * row, heads, out);
       else
         memcpy(out, heads, dim * sizeof(float));
     }

@@ -2,9 +2,9 @@
 // projections, and the projection back to the residual stream.
 //
 //   normed   = rms_norm(x) * weight
-//   x       += out_norm(matrix(inputs) + outer(inner(inputs)) + bias)
+//   x       += scale * out_norm(matrix(inputs) + outer(inner(inputs)) + bias)
 //
-// out_norm, and the terms of a correction (see `TrimCorrection`), are optional.
+// Both norms, and the terms of a correction (see `TrimCorrection`), are optional.
 //
 // The result for a row does not depend on which thread computes it, nor on the other rows.
 
@@ -42,22 +42,9 @@ class SubBlock {
   }
 
  protected:
-  // Return 1 / sqrt(mean(x^2) + eps) for x[0..width).
-  float inverse_rms(const float* x, int64_t width, float eps) const {
-    v8f squares = splat(0);
-    float rest = 0;
-    int64_t i = 0;
-    for (; i + 8 <= width; i += 8) squares = Isa::fma(load8(x + i), load8(x + i), squares);
-    for (; i < width; ++i) rest += x[i] * x[i];
-    return 1.0f / sqrtf((sum8(squares) + rest) / width + eps);
-  }
-
   // out[0..width) = rms_norm(x) * weight.
   void norm(const float* x, const float* weight, int64_t width, float* out) const {
-    const float factor = inverse_rms(x, width, model_.eps);
-    int64_t i = 0;
-    for (; i + 8 <= width; i += 8) store8(out + i, load8(x + i) * factor * load8(weight + i));
-    for (; i < width; ++i) out[i] = x[i] * factor * weight[i];
+    apply_weight(x, inverse_rms(x, width, model_.eps), weight, width, out);
   }
 
   // Return the first row of a segment whose result is needed.
@@ -151,6 +138,7 @@ class SubBlock {
     const QuantisedRows &normed, &low_rank;
   };
 
+  // The inputs of a sub-block whose norm has this weight; null: it has no norm.
   ProjectionInputs normalise(int index, BlockKind kind, const ActiveRows& active,
                              const float* weight, ThreadBuffers& local) {
     float* buffer = local.line.reserve(max_int64(hidden_, kTileRows * round_up(rank_, 16)));
@@ -160,8 +148,12 @@ class SubBlock {
       for (int64_t i = from; i < to; ++i) {
         const int32_t r = active.row.get()[i];
         const TrimInputCorrection* found = input_correction(r, index, kind);
-        norm(b_.residual.get() + r * hidden_, found ? found->norm : weight, model_.hidden, buffer);
-        quantise(buffer, model_.hidden, out, r);
+        const float* x = b_.residual.get() + r * hidden_;
+        if (weight)
+          norm(x, found ? found->norm : weight, model_.hidden, buffer);
+        else if (found)
+          apply_weight(x, 1.0f, found->norm, model_.hidden, buffer);
+        quantise(weight || found ? buffer : x, model_.hidden, out, r);
       }
       if (has_input_low_rank_)
         multiply_inner(active, nullptr, from, to, out, low_rank, buffer,
@@ -180,12 +172,13 @@ class SubBlock {
     add_outer(active, from, to, inputs.low_rank, block, outer, place);
   }
 
-  // x += out_norm(matrix(inputs) + correction). Rows that skip the sub-block get the bias of their
-  // correction only.
+  // x += scale * out_norm(matrix(inputs) + correction). Rows that skip the sub-block get the scaled
+  // bias of their correction only.
   void add_to_residual(int index, BlockKind kind, const TrimMatrix& matrix,
                        const QuantisedRows& inputs, const float* out_norm, ThreadBuffers& local) {
     const ActiveRows& active = local.active;
-    float* target = (out_norm ? b_.block_output : b_.residual).get();
+    const bool apart = out_norm || model_.residual_scale != 1.0f;
+    float* target = (apart ? b_.block_output : b_.residual).get();
     const bool corrected = compute_inner(index, kind, inputs, active, local);
     const int64_t blocks = hidden_ / 16;
     int32_t* rows = local.rows.reserve(batch_.rows);
@@ -205,7 +198,7 @@ class SubBlock {
       const auto place = [&](int32_t row) { return target + row * hidden_ + begin; };
       for (int i = 0; i < active.count; ++i) {
         const int32_t r = active.row.get()[i];
-        if (out_norm) memset(place(r), 0, 16 * (to - from) * sizeof(float));
+        if (apart) memset(place(r), 0, 16 * (to - from) * sizeof(float));
         const TrimCorrection* own = correction(r, index, kind);
         if (own && own->replaces)
           multiply(*own->inner, from, to, inputs, {&r, &active.width.get()[i], 1}, place);
@@ -216,24 +209,27 @@ class SubBlock {
       if (corrected) add_corrections(index, kind, active, target, begin, 16 * to);
     });
     pool_.barrier();
-    if (out_norm && active.count) {
+    if (apart && active.count) {
       float* buffer = local.line.reserve(hidden_);
       pool_.share(active.count, pool_.grain(active.count), [&](int64_t from, int64_t to) {
         for (int64_t i = from; i < to; ++i) {
           const int64_t r = active.row.get()[i];
-          norm(b_.block_output.get() + r * hidden_, out_norm, model_.hidden, buffer);
-          for (int64_t d = 0; d < model_.hidden; ++d)
-            b_.residual.get()[r * hidden_ + d] += buffer[d];
+          const float* output = b_.block_output.get() + r * hidden_;
+          if (out_norm) {
+            norm(output, out_norm, model_.hidden, buffer);
+            output = buffer;
+          }
+          add(b_.residual.get() + r * hidden_, output, 0, model_.hidden, model_.residual_scale);
         }
       });
       pool_.barrier();
     }
   }
 
-  // out[0..) += values[begin..end).
-  void add(float* out, const float* values, int64_t begin, int64_t end) const {
+  // out[0..) += factor * values[begin..end).
+  void add(float* out, const float* values, int64_t begin, int64_t end, float factor = 1) const {
     if (end > model_.hidden) end = model_.hidden;
-    for (int64_t i = begin; i < end; ++i) out[i - begin] += values[i];
+    for (int64_t i = begin; i < end; ++i) out[i - begin] += factor * values[i];
   }
 
   // Compute the inner products of corrections. Return whether any row has a correction.
@@ -266,8 +262,11 @@ class SubBlock {
       if (!own || !own->bias) continue;
       const int segment = b_.segment_of_row.get()[r];
       if (has_ended_rows(segment, index) && batch_.shallow[r]) continue;
-      const bool is_active = width(segment, index, kind) > 0;
-      add((is_active ? target : b_.residual.get()) + r * hidden_ + begin, own->bias, begin, end);
+      if (width(segment, index, kind) > 0)
+        add(target + r * hidden_ + begin, own->bias, begin, end);
+      else
+        add(b_.residual.get() + r * hidden_ + begin, own->bias, begin, end,
+            model_.residual_scale);
     }
     const int32_t* rows = active.row.get();
     for (int64_t at = begin; at < end; at += 16)

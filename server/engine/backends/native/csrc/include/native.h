@@ -61,7 +61,7 @@ typedef struct {
 
 // The part of a correction that is applied before a sub-block:
 //
-//   normed     = rms_norm(x) * norm                 (in place of the base's norm)
+//   normed     = rms_norm(x) * norm  (in place of the base's norm; x * norm if it has none)
 //   projection = matrix(normed) + outer(inner(normed))
 //
 // The outputs of `outer` are those of the kept units in the order of the projection, padded to 16.
@@ -75,6 +75,8 @@ typedef struct {
 //
 //   replaces = 0: output = matrix(inputs) + outer(inner(inputs)) + bias
 //   replaces = 1: output = inner(inputs) + bias
+//
+// The output of a skipped sub-block is the bias.
 typedef struct {
   const TrimMatrix *inner, *outer;  // or null
   const float* bias;                // [hidden] or null
@@ -87,11 +89,14 @@ typedef struct {
   TrimMatrix o;        // input-major
   TrimMatrix gate_up;  // 16 gates, then their 16 ups, and so on; output-major
   TrimMatrix down;     // input-major
-  const float *attention_norm, *mlp_norm;          // [hidden]
-  const float *attention_out_norm, *mlp_out_norm;  // [hidden] or null
-  const float* qk_norm;                            // [queries + 1][head_dim] or null
-  const float *cos, *sin;  // [positions][head_dim]; the first half of sin is negated
+  // [hidden], or null: the projections read, or the residual sum takes, what is there as it is
+  const float *attention_norm, *mlp_norm, *attention_out_norm, *mlp_out_norm;
+  // [queries + 1][head_dim] for the heads of each KV group, or null. Wide: [groups][queries + 1]
+  // [head_dim]; then the queries of all heads are normed together, and so are the keys.
+  const float* qk_norm;
+  const float *cos, *sin;  // [positions][rotated]; the first half of sin is negated
   int32_t window;          // sliding window in tokens; 0: none
+  int32_t wide_qk_norm;
 } TrimLayer;
 
 enum { TRIM_SILU = 0, TRIM_GELU = 1, TRIM_GELU_TANH = 2 };
@@ -102,8 +107,11 @@ typedef struct {
   const float* final_norm;  // [hidden]
   int32_t layers, hidden, groups;
   int32_t queries;  // query heads of a KV group
-  int32_t head_dim, ffn, activation;
+  int32_t head_dim;
+  int32_t rotated;  // the first features of a head, to which rotary embedding is applied
+  int32_t ffn, activation;
   float eps, embed_scale, softmax_scale;
+  float residual_scale;  // of what a block adds to the residual stream
 } TrimModel;
 
 // The widths of a variant, and its corrections; a pointer is null where there is no correction.
