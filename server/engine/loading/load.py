@@ -225,7 +225,7 @@ def _resolve_precision(
     bits = source_bits(located, parameters).bits if _has_native_kernels() else None
     if bits is not None:
         return "int4" if bits == 4 else "int8"
-    return "bf16" if _multiplies_bf16() else "fp32"
+    return "bf16" if multiplies_bf16() else "fp32"
 
 
 def _open_backend(
@@ -259,6 +259,7 @@ def _has_native_kernels() -> bool:
     return native_library.is_available()
 
 
-def _multiplies_bf16() -> bool:
+def multiplies_bf16() -> bool:
+    """Return whether the processor multiplies bf16 by itself."""
     capability = torch.backends.cpu.get_cpu_capability()
     return capability == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()

