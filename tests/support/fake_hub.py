@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote
+
+from huggingface_hub import constants
+
+from server.engine.loading.sources.hub import HubName
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 1000
@@ -50,6 +55,19 @@ def digest_of(content: bytes) -> str:
     if len(content) >= LARGE:
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def named(text: str) -> HubName:
+    name = HubName.parse(text)
+    assert name is not None
+    return name
+
+
+def part_of(hub, repo: str, name: str) -> Path:
+    """Where the bytes of an unfinished download are."""
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{digest_of(hub.files[repo][name])}.incomplete"
 
 
 @contextmanager

@@ -18,7 +18,7 @@ _MAX_HEADER = 100_000_000  # bytes, as in the format's own reader
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
+class FileTensor:
     """A tensor of a safetensors file: its type, such as `BF16`, and its shape."""
 
     file: Path
@@ -43,7 +43,7 @@ def check_code(source: Path) -> None:
             )
 
 
-def stored_tensors(source: Path) -> dict[str, StoredTensor]:
+def stored_tensors(source: Path) -> dict[str, FileTensor]:
     """Return the tensors of a folder's safetensors files, by name, from their headers.
 
     Checks that the files are whole and hold each tensor once, as their index says. Raises
@@ -56,7 +56,7 @@ def stored_tensors(source: Path) -> dict[str, StoredTensor]:
         why = f"; {pickles[0]} is a pickle, which is not read" if pickles else ""
         raise UnsupportedModelError(f"{source} holds no {_WEIGHTS}{why}")
     listed = _weight_map(source)
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, FileTensor] = {}
     for file in sorted(set(listed.values())):
         if Path(file).name != file or not (source / file).is_file():
             raise UnsupportedModelError(f"{source}: {_INDEX} names {file}, which is not there")
@@ -109,7 +109,7 @@ def _weight_map(source: Path) -> dict[str, str]:
         raise UnsupportedModelError(f"{source}: {_INDEX} is damaged") from error
 
 
-def _header(path: Path) -> dict[str, StoredTensor]:
+def _header(path: Path) -> dict[str, FileTensor]:
     """Return a safetensors file's tensors by name; check its length and their types."""
     try:
         with path.open("rb") as file:
@@ -120,7 +120,7 @@ def _header(path: Path) -> dict[str, StoredTensor]:
         end = max((about["data_offsets"][1] for about in tensors.values()), default=0)
         whole = path.stat().st_size == 8 + size + end
         found = {
-            name: StoredTensor(path, str(about["dtype"]), tuple(map(int, about["shape"])))
+            name: FileTensor(path, str(about["dtype"]), tuple(map(int, about["shape"])))
             for name, about in tensors.items()
         }
     except OSError as error:
