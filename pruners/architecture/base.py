@@ -5,14 +5,16 @@ Pruning and serving read a `transformers` model only through these classes.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from pruners.support.errors import UserError
 from pruners.support.validation import EXACT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HfModule: TypeAlias = Any
 """A module or configuration of `transformers`; only its adapter knows its attributes."""
@@ -209,7 +211,7 @@ class LocatedModel:
     """
 
     family: str
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     shape: Shape
     layers: list[LocatedLayer] = field(repr=False)
     embed: nn.Embedding

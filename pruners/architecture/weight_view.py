@@ -1,12 +1,14 @@
 """Views of projections that a module stores transposed, packed with others or scaled."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from transformers.pytorch_utils import Conv1D
 
 
 class ModuleView(nn.Linear):
@@ -86,9 +88,9 @@ class LinearView(OutputView):
 class Conv1DView(OutputView):
     """Outputs `start:stop` of a `Conv1D`, which stores its weight transposed."""
 
-    source: Conv1D
+    source: "Conv1D"
 
-    def __init__(self, source: Conv1D, start: int = 0, stop: int | None = None) -> None:
+    def __init__(self, source: "Conv1D", start: int = 0, stop: int | None = None) -> None:
         super().__init__(source, source.nx, start, source.nf if stop is None else stop)
 
     @property

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pruners.architecture import LocatedModel, UnsupportedModelError
 from pruners.artefact.folder import Artefact
@@ -50,6 +51,9 @@ from server.engine.loading.generation_config import (
 from server.engine.loading.outline import outline_of, served_outline
 from server.engine.loading.parameters import CheckpointParameters
 from server.engine.precision import BITS, Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +102,7 @@ def preferred_device() -> torch.device:
     return torch.device("cuda") if torch.cuda.is_available() else CPU
 
 
-def load_transformers(source: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_transformers(source: Path, dtype: torch.dtype) -> "PreTrainedModel":
     """Load a decoder as a `transformers` model. Raises `UnsupportedModelError`.
 
     Every parameter comes from the files, and every tensor in the files is a parameter. The model
@@ -142,7 +146,7 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     return read_tokenizer(description_folder(source))
 
 
-def load_outline(source: Path) -> PreTrainedModel:
+def load_outline(source: Path) -> "PreTrainedModel":
     """Build a model's modules without weights, of any family that `transformers` knows.
 
     Raises `UnsupportedModelError`.

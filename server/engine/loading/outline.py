@@ -1,14 +1,10 @@
 """Models without weights: what their modules are, from the configuration alone."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
 
 from pruners.architecture import (
     SERVED_FAMILIES,
@@ -24,8 +20,11 @@ from server.engine.loading.checkpoint.description import line_of
 from server.engine.loading.generation_config import check_padding
 from server.engine.loading.model_files import check_shapes
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def outline_of(config: PretrainedConfig, where: object) -> PreTrainedModel:
+
+def outline_of(config: PretrainedConfig, where: object) -> "PreTrainedModel":
     """Build the modules of any family that `transformers` knows.
 
     `where` names the model in errors. Raises `UnsupportedModelError`.

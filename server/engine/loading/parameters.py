@@ -1,8 +1,9 @@
 """Reads the parameters of an outline's modules from a checkpoint."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from pruners.architecture import LinearView
 from server.engine.backends.matrix import Matrix
@@ -10,6 +11,9 @@ from server.engine.backends.native.packing import Bits, relative_error
 from server.engine.backends.native.source_precision import is_exact
 from server.engine.loading.checkpoint import ModelCheckpoint
 from server.engine.loading.checkpoint.base import EMBEDDING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _SAMPLE = 16  # rows of a matrix, all of which were quantised alike
 
@@ -21,7 +25,11 @@ class CheckpointParameters:
     """
 
     def __init__(
-        self, outline: PreTrainedModel, checkpoint: ModelCheckpoint, dtype: torch.dtype, coded: bool
+        self,
+        outline: "PreTrainedModel",
+        checkpoint: ModelCheckpoint,
+        dtype: torch.dtype,
+        coded: bool,
     ) -> None:
         self.dtype = dtype
         self._checkpoint = checkpoint

@@ -14,7 +14,7 @@ from torch import Tensor
 from server.engine.backends.native.packing import Bits, Codes
 from server.engine.loading.checkpoint.base import ModelCheckpoint, Rows
 from server.engine.loading.checkpoint.description import read_config
-from server.engine.loading.gguf_file import GgufModel, describe_gguf, open_gguf, part_paths
+from server.engine.loading.gguf_file import GgufModel, open_gguf, part_paths
 from server.engine.loading.gguf_file.tensors import (
     FLOATS,
     stored_rows,
@@ -97,6 +97,9 @@ class GgufCheckpoint(ModelCheckpoint):
         return index if order is None else order[index]
 
     def _describe(self, staging: Path) -> None:
+        # Imported here: the configurations of `transformers` take seconds to import.
+        from server.engine.loading.gguf_file.describe import describe_gguf
+
         log.info("reading what %s says of itself, once", self._path.name)
         describe_gguf(self._model, staging / "model")
 

@@ -1,6 +1,5 @@
 """GGUF files: what they say, checked key by key and tensor by tensor."""
 
-from server.engine.loading.gguf_file.describe import describe_gguf
 from server.engine.loading.gguf_file.parts import GgufModel, open_gguf, part_paths
 
-__all__ = ["GgufModel", "describe_gguf", "open_gguf", "part_paths"]
+__all__ = ["GgufModel", "open_gguf", "part_paths"]

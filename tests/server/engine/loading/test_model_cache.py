@@ -14,7 +14,8 @@ from filelock import FileLock
 
 from pruners.architecture import UnsupportedModelError
 from server.engine.loading import source
-from server.engine.loading.checkpoint import gguf_checkpoint, open_checkpoint
+from server.engine.loading.checkpoint import open_checkpoint
+from server.engine.loading.gguf_file import describe
 from server.engine.loading.model_cache import MANIFEST, cached, remove_stale
 from server.engine.loading.source import DEFAULT_MODEL, ModelSourceError, resolve_model
 from tests.support.gguf_tiny import write_gguf
@@ -128,8 +129,9 @@ def test_a_killed_description_leaves_nothing_after_the_next_start(tmp_path: Path
     path = write_gguf(tmp_path / "tiny.gguf")
     killed = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from server.engine.loading.checkpoint import gguf_checkpoint, open_checkpoint\n"
-        "gguf_checkpoint.describe_gguf = lambda *rest: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from server.engine.loading.checkpoint import open_checkpoint\n"
+        "from server.engine.loading.gguf_file import describe\n"
+        "describe.describe_gguf = lambda *rest: os.kill(os.getpid(), signal.SIGKILL)\n"
         "open_checkpoint(Path(sys.argv[1]))"
     )
     done = subprocess.run([sys.executable, "-c", killed, str(path)], check=False)
@@ -153,7 +155,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
-    monkeypatch.setattr(gguf_checkpoint, "describe_gguf", full)
+    monkeypatch.setattr(describe, "describe_gguf", full)
     with pytest.raises(UnsupportedModelError, match="No space left on device"):
         open_checkpoint(write_gguf(tmp_path / "tiny.gguf"))
     assert not any(found.is_dir() for found in (tmp_path / "gguf").iterdir())
