@@ -16,12 +16,12 @@ install: $(INSTALLED)
 serve: $(INSTALLED)
 	$(BIN)/trimtab serve --model "$(MODEL)" --port $(PORT)
 
+# One thread: for tiny models more threads only wait for each other, ten times as long on a busy machine.
 test: $(INSTALLED_DEV)
 	$(BIN)/trimtab pull
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # The quick loop: all but tests that are marked slow or browser; they need no model and no network.
-# One thread: for tiny models more threads only wait for each other.
 test-fast: $(INSTALLED_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser"
 

@@ -42,6 +42,17 @@ HEAVY = {
     "stable_baselines3",
 }
 """Packages that take long to import, or that an installation may not have."""
+LIGHT_OF_TRANSFORMERS = {
+    "AutoConfig",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoTokenizer",
+    "GenerationConfig",
+    "PretrainedConfig",
+    "PreTrainedTokenizerBase",
+    "TokenizersBackend",
+}
+"""What of `transformers` is imported without its model code, which takes seconds."""
 ENTRY_POINTS = ("server.cli.main", "server.app", "controller.controller", "policies.registry")
 
 
@@ -132,3 +143,16 @@ def test_entry_points_load_no_heavy_package(start: str):
 def test_no_module_of_the_library_loads_a_heavy_package():
     found = {name: {one.split(".")[0] for one in loaded_by(name)} & HEAVY for name in library()}
     assert {name: packages for name, packages in found.items() if packages} == {}
+
+
+def test_serving_imports_no_model_code_of_transformers():
+    """Only what describes a model that is not packed yet does, and that is imported late."""
+    found = {
+        f"{name} imports {node.module}.{alias.name}"
+        for name in loaded_by("server.app") & modules().keys()
+        for node in run_at_import(modules()[name])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers")
+        for alias in node.names
+        if node.module != "transformers" or alias.name not in LIGHT_OF_TRANSFORMERS
+    }
+    assert found == set()
