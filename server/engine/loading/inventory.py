@@ -66,7 +66,7 @@ def summarise(path: Path, serving: Serving, free_bytes: float) -> ModelSummary:
 
     Raises `UserError` for one that cannot be served.
     """
-    family, stored, files = _folder(path) if path.is_dir() else _gguf(path)
+    family, stored, files = read_stored(path)
     file_bytes = sum(file.stat().st_size for file in files)
     values = sum(math.prod(tensor.shape) for tensor in stored.tensors.values())
     needed = memory_estimate(stored, serving)
@@ -80,6 +80,14 @@ def summarise(path: Path, serving: Serving, free_bytes: float) -> ModelSummary:
         fits=needed.total <= free_bytes,
         tokens=int(min(room, stored.context)),
     )
+
+
+def read_stored(path: Path) -> tuple[str, StoredModel, list[Path]]:
+    """Return the family of a folder or a GGUF file, its tensors, and its files.
+
+    Raises `UserError` for one that cannot be served.
+    """
+    return _folder(path) if path.is_dir() else _gguf(path)
 
 
 def _folder(path: Path) -> tuple[str, StoredModel, list[Path]]:

@@ -17,7 +17,8 @@ MIN_KV_TOKENS = 1024
 PROCESS_BYTES = 450 * 10**6
 """What a server takes beside weights and cache: interpreter, libraries, tokenizer, scratch."""
 
-_EXACT_4BIT = {"Q4_0", "Q4_1", "IQ4_NL", "Q4_K", "IQ4_XS"}
+_EXACT_4BIT = {"Q4_0", "Q4_1", "Q4_K"}
+"""Types that are served in 4 bits where possible; all other quantised ones have 8."""
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _PACKED_BYTES = {4: (16 * 32 // 2 + 64) / (16 * 32), 8: (16 * 32 + 32) / (16 * 32)}
 """Of a weight, by its bits: a block of 16 outputs by 32 inputs has its scales behind it."""

@@ -7,9 +7,10 @@ from huggingface_hub import constants
 
 from pruners.support.errors import UserError
 from server.engine.loading import inventory
-from server.engine.loading.inventory import models_here, serving_here, summarise
+from server.engine.loading.inventory import models_here, read_stored, serving_here, summarise
 from server.engine.loading.load import load_model
-from server.engine.loading.memory_estimate import PROCESS_BYTES, Serving
+from server.engine.loading.memory_estimate import Serving, memory_estimate
+from server.engine.loading.source import resolve_model
 from tests.support.commands import trimtab
 from tests.support.gguf_tiny import write_gguf
 from tests.support.ollama_store import add_ollama
@@ -59,17 +60,20 @@ def test_the_default_model_is_there_once_it_was_pulled(here):
     assert next(iter(models_here())) == "SmolLM2-135M-Instruct"
 
 
-def test_what_a_model_takes_is_what_it_takes_when_it_is_served(here):
-    for name in ("me/plain", "me/gguf:Q8_0"):
-        path = models_here()[name]
-        serving, free = serving_here()
-        found = summarise(path, serving, free)
-        weights = load_model(path, name).weights
-        taken = sum(tensor.nbytes for tensor in weights.tensors())
-        assert found.family == "llama"
-        assert found.needed - PROCESS_BYTES == pytest.approx(taken, rel=0.5, abs=2e6)
-        assert found.fits
-        assert found.tokens == weights.context
+@pytest.mark.parametrize("kind", ["F16", "Q4_0", "Q5_0", "Q4_K", "Q6_K", "IQ4_NL"])
+def test_what_a_model_takes_is_what_it_takes_when_it_is_served(tmp_path, kind, monkeypatch):
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
+    path = write_gguf(tmp_path / "tiny.gguf", types=lambda name: kind)
+    serving, _ = serving_here()
+    told = memory_estimate(read_stored(path)[1], serving)
+    weights = load_model(path, "tiny").weights
+    taken = sum(tensor.nbytes for tensor in weights.tensors())
+    assert told.weights == pytest.approx(taken, rel=0.02)
+    assert summarise(path, serving, 1e12).needed == told.total
+
+
+def test_a_model_of_ollama_is_served_from_its_file(here):
+    assert load_model(resolve_model("ollama:mine:1b"), "mine:1b").weights.precision == "int8"
 
 
 def test_bits_are_those_of_the_files(here):
