@@ -80,7 +80,7 @@ def controller() -> Controller:
     """Over the shipped variants and readers, with a full batch and as many again in the queue."""
     model = load_configured_model(ModelConfig())
     base = model.variants[BASE]
-    catalogue = build_catalogue(model, (512, 256), open_sensitivity(model, None))
+    catalogue = build_catalogue(model, (512, 256), open_sensitivity(model))
     latency = StepTimeModel(model.weights.shape)
     latency.fit(
         [

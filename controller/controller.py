@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from controller.catalogue import Catalogue
@@ -94,6 +95,18 @@ class Controller:
     def quality_guard(self) -> QualityGuard:
         """The comparison of losses in production with the table's."""
         return self._observer.quality_guard
+
+    def extend(self, catalogue: Catalogue, policy: Policy, own_weights: Mapping[str, int]) -> None:
+        """Let `policy` choose from a catalogue with further actions; what was learned stays.
+
+        Called in the event loop. The catalogue has all actions of the one before, since decisions
+        for them are under way. `own_weights` are as `StepTimeModel` has them.
+        """
+        with self._lock:
+            self.step_time_model.add_variants(own_weights)
+            self.quality_guard.expect(catalogue.expected_losses())
+            self._observer.extend(catalogue)
+            self.catalogue, self._policy = catalogue, policy
 
     def decide(self, request: IncomingRequest) -> Decision:
         """Choose the action for a request. A variant that the request names must exist."""

@@ -124,17 +124,20 @@ class Observer:
         sensitivity: Sensitivity | None,
     ) -> None:
         """Without a `sensitivity`, a variant's predicted loss is its mean loss for every prompt."""
-        self._catalogue = catalogue
-        self._actions = catalogue.actions()
-        self._choices = {a.choice: catalogue.choice(a.variant, a.reader) for a in self._actions}
+        self.extend(catalogue)
+        self.quality_guard = QualityGuard(catalogue.expected_losses())
         self._step_time_model = step_time_model
         self._sources = sources
         self._settings = settings
         self._sensitivity = sensitivity
-        self.quality_guard = QualityGuard(catalogue.expected_losses())
         self.estimators = RequestEstimators(sources.clock)
         self.started = DwellTracker(sources.clock)  # of final decisions
         self._random = random.Random()
+
+    def extend(self, catalogue: Catalogue) -> None:
+        """Take a catalogue with further actions in the place of the one before."""
+        self._catalogue, self._actions = catalogue, catalogue.actions()
+        self._choices = {a.choice: catalogue.choice(a.variant, a.reader) for a in self._actions}
 
     def observe(self, request: IncomingRequest) -> Observation:
         """Return what the policy is shown. The request counts as arriving now."""

@@ -32,10 +32,15 @@ class QualityGuard:
 
     def __init__(self, expected: Mapping[str, float]) -> None:
         """`expected` are the table's losses by choice."""
+        self._lock = threading.Lock()  # of the two lines below
         self._expected = expected
-        self._lock = threading.Lock()  # of the line below
         self._losses: dict[str, deque[float]] = {}
         self._corrections: Mapping[str, float] = {}  # of distrusted choices
+
+    def expect(self, expected: Mapping[str, float]) -> None:
+        """Take the table's losses by choice, of more choices than before."""
+        with self._lock:
+            self._expected = expected
 
     def observe(self, choice: str, loss: float) -> None:
         """Add one answer's mean loss per token, as the shadow measured it."""

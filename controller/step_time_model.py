@@ -54,6 +54,10 @@ class StepCounter:
         # There is no small bound on the combinations of variants in a step.
         self._streamed = lru_cache(maxsize=4096)(self._union)
 
+    def add(self, own_weights: Mapping[str, int]) -> None:
+        """Take the numbers of further variants, of which nothing was counted yet."""
+        self._own_weights = {**self._own_weights, **own_weights}
+
     def count(self, rows: Iterable[StepPart], sampled: int) -> StepCounts:
         """Return the counts of a step over `rows` that samples `sampled` tokens."""
         head = self._shape.hidden * self._shape.vocab
@@ -149,6 +153,10 @@ class StepTimeModel:
             self._mean_seconds = float(np.mean([r.seconds for r in records]))
             self._mean_predicted = self._mean_seconds
             self.now = self._predictor(self._idle, 1.0)
+
+    def add_variants(self, own_weights: Mapping[str, int]) -> None:
+        """Take the numbers that further variants read beside the shared weights, by name."""
+        self._counter.add(own_weights)
 
     def observe(self, record: StepRecord) -> None:
         """Move the correction towards a step's duration, and refit the rates from time to time.

@@ -12,6 +12,12 @@ class UnknownPolicyError(PolicyError):
     """There is no policy of this name, and no folder. The message lists the names that exist."""
 
 
+def is_trained(name: str) -> bool:
+    """Return whether `name` stands for a folder that `train-policy` wrote."""
+    kind = name.partition(":")[0]
+    return kind not in ("rule", "random", "static", "refusing") and Path(name).is_dir()
+
+
 def named_policy(
     name: str, variants: Sequence[str], fingerprint: str | None, force: bool
 ) -> Policy:

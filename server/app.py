@@ -51,7 +51,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         generate.router(service, parts.prompts),
         completions.router(service, parts.prompts),
         chat.router(service, parts.prompts),
-        page.router(service, parts.monitoring.snapshot),
+        page.router(service, parts.monitoring.snapshot, parts.learning.status),
     ):
         app.include_router(router)
     return app
@@ -65,7 +65,7 @@ def _service(model: LoadedModel, settings: Settings, parts: ServerParts) -> Serv
         open_analyzer(settings, lambda name: fallbacks.labels(name).inc()),
         RequestBuilder(model, parts.context_tokens, settings.max_answers, settings.kv_scorer),
         parts.request_log,
-        AnswerNarrowing(model.variants, settings.narrow),
+        AnswerNarrowing(settings.narrow),
     )
 
 
@@ -74,7 +74,7 @@ def _lifespan(parts: ServerParts) -> Callable[[FastAPI], AbstractAsyncContextMan
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        parts.engine.start()
+        parts.start()
         yield
         await parts.close()
 

@@ -18,7 +18,7 @@ from controller import (
 )
 from controller.audit import AuditLog
 from controller.engine_status import shallow_part
-from controller.step_time_model import NO_RATES, Coefficients
+from controller.step_time_model import Coefficients
 from policies import ExploringPolicy, Objectives, Policy
 from policies.learned import LearnedPolicy
 from policies.registry import named_policy
@@ -39,6 +39,9 @@ from server.engine.loading.load import LoadedModel
 from server.engine.options import EngineOptions
 from server.engine.runner_factory import build_runner
 from server.engine.warmup import FirstMeasurements
+from server.learning.background import BackgroundLearning
+from server.learning.offer import Choices, RunningServer
+from server.model_metrics import set_model_metrics
 from server.settings import Settings, SettingsError
 from server.shadow.monitor import ShadowMonitor
 from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, default_sampler
@@ -97,7 +100,10 @@ class StepListener:
 
 @dataclass(frozen=True, slots=True)
 class ServerParts:
-    """All that works behind the routes. `context_tokens` limits prompt and answer together."""
+    """All that works behind the routes. `context_tokens` limits prompt and answer together.
+
+    `running` is what learning may add to.
+    """
 
     monitoring: Monitoring
     cache: KVCache
@@ -106,17 +112,26 @@ class ServerParts:
     request_log: RequestLog
     prompts: PromptProcessor
     context_tokens: int
+    learning: BackgroundLearning
+    running: RunningServer
+
+    def start(self) -> None:
+        """Start the engine, and learning, in the running event loop."""
+        self.engine.start()
+        self.learning.start(self.running, self.monitoring.snapshot)
 
     def refresh_metrics(self) -> None:
         """Set the metrics that are read from the engine when they are asked for."""
         metrics, status = self.monitoring.metrics, self.engine.status()
+        self.learning.status().set_metrics(metrics)
         metrics.requests_running.set(status.running)
         metrics.requests_waiting.set(status.waiting)
         metrics.kv_cache_usage.set(status.kv_used / status.kv_capacity)
         metrics.kv_cache_held.set(self.cache.arena.held * self.cache.slot_bytes)
 
     async def close(self) -> None:
-        """Stop the engine, its helpers and the sampler, and close the audit log."""
+        """Stop learning, the engine, its helpers and the sampler, and close the audit log."""
+        await self.learning.stop()
         self.engine.stop(_JOIN_SECONDS)
         self.prompts.close()
         self.monitoring.stop()
@@ -136,6 +151,7 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
     free_bytes = monitoring.snapshot().memory_available_bytes.value
     runner = build_runner(model, settings.to_engine_config(), free_bytes)
     listener = StepListener(metrics)
+    learning = BackgroundLearning(model, settings)
     shadow = ShadowMonitor(runner.decoder, model.variants[BASE], settings.shadow_share)
     smallest = min(model.variants.values(), key=lambda v: v.parameters(model.weights.shape))
     first = FirstMeasurements(runner, [model.variants[BASE], smallest], listener.fit)
@@ -150,6 +166,7 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
             on_failure=metrics.count_failure,
             idle_work=IdleWorks(first, shadow),
             relief=_open_relief(runner.decoder.cache, monitoring),
+            on_arrival=learning.note_request,
         ),
     )
     controller = build_controller(model, settings, engine, monitoring)
@@ -158,33 +175,47 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
         metrics, controller, shadow, monitoring.snapshot, _open_audit_log(settings, metrics),
         settings.audit_prompts,
     )  # fmt: skip
-    set_constant_metrics(model, metrics)
+    set_model_metrics(model, metrics, controller)
     metrics.policy.info(controller.policy_info())
     context_tokens = min(model.weights.context, runner.decoder.cache.arena.capacity)
     prompts = _prompt_processor(model, context_tokens)
-    cache = runner.decoder.cache
-    return ServerParts(monitoring, cache, engine, controller, request_log, prompts, context_tokens)
+    running = RunningServer(
+        model, runner, engine, controller,
+        choices=lambda grown: make_choices(grown, settings),
+        on_change=lambda: set_model_metrics(model, metrics, controller),
+        serves_readers=settings.readers,
+    )  # fmt: skip
+    return ServerParts(
+        monitoring, runner.decoder.cache, engine, controller, request_log, prompts, context_tokens,
+        learning, running,
+    )  # fmt: skip
 
 
 def build_controller(
     model: LoadedModel, settings: Settings, engine: Engine, monitoring: Monitoring
 ) -> Controller:
     """Return the controller of the settings; its step-time model is not fitted yet."""
-    predictor = open_sensitivity(model, settings.artefact)
-    catalogue = build_catalogue(model, settings.kv_budgets, predictor, settings.tasks_floor)
-    catalogue = with_kv_method(catalogue, settings.kv_scorer)
+    choices = make_choices(model, settings)
     return Controller(
-        catalogue,
-        step_time_model(model, _declared_rates(model)),
-        make_policy(model, catalogue, settings),
+        choices.catalogue,
+        StepTimeModel(model.weights.shape, choices.own_weights, _declared_rates(model)),
+        choices.policy,
         StatusSources(engine.status, monitoring.snapshot),
         ControllerSettings(
             default_objectives(settings),
             save_energy=settings.save_energy,
             dwell=settings.dwell_seconds,
         ),
-        predictor,
+        open_sensitivity(model),
     )
+
+
+def make_choices(model: LoadedModel, settings: Settings) -> Choices:
+    """Return what there is to choose from. Raises `PolicyError` or `SettingsError`."""
+    predictor = open_sensitivity(model)
+    catalogue = build_catalogue(model, settings.kv_budgets, predictor, settings.tasks_floor)
+    catalogue = with_kv_method(catalogue, settings.kv_scorer)
+    return Choices(catalogue, make_policy(model, catalogue, settings), own_weights(model))
 
 
 def default_objectives(settings: Settings) -> Objectives:
@@ -198,8 +229,8 @@ def default_objectives(settings: Settings) -> Objectives:
     )
 
 
-def step_time_model(model: LoadedModel, declared: Coefficients = NO_RATES) -> StepTimeModel:
-    """Return a model of how long steps take, not fitted, that knows what each variant reads.
+def own_weights(model: LoadedModel) -> dict[str, int]:
+    """Return how many numbers each variant reads beside the shared weights, by name.
 
     A shallow token also multiplies the maps of its reader.
     """
@@ -209,7 +240,7 @@ def step_time_model(model: LoadedModel, declared: Coefficients = NO_RATES) -> St
         maps = (shape.layers - reader.depth) * shape.hidden * 2 * shape.kv_groups * shape.head_dim
         corrections = own.get(variant.name, 0) * reader.depth // shape.layers
         own[shallow_part(variant, reader.depth).name] = maps + corrections
-    return StepTimeModel(shape, own, declared)
+    return own
 
 
 def make_policy(model: LoadedModel, catalogue: Catalogue, settings: Settings) -> Policy:
@@ -233,27 +264,6 @@ def stall_seconds(settings: Settings, step_times: StepTimeModel, base: VariantSp
         return settings.stall_seconds
     full_step = step_times.seconds([(base, settings.step_tokens, 0)], 1)
     return max(_MIN_STALL_SECONDS, _STALL_STEPS * full_step)
-
-
-def set_constant_metrics(model: LoadedModel, metrics: ServerMetrics) -> None:
-    """Set the metrics that do not change while a model is served."""
-    shape = model.weights.shape
-    base_bytes = sum(tensor.nbytes for tensor in model.weights.tensors())
-    corrections = [part for parts in model.corrections.values() for part in parts.values()]
-    correction_bytes = sum(tensor.nbytes for part in corrections for tensor in part.tensors())
-    metrics.weights_resident.labels("base").set(base_bytes)
-    metrics.weights_resident.labels("variants").set(correction_bytes)
-    map_bytes = sum(tensor.nbytes for maps in model.maps.values() for tensor in maps.tensors())
-    metrics.weights_resident.labels("readers").set(map_bytes)
-    base_parameters = model.variants[BASE].parameters(shape)
-    for name, variant in model.variants.items():
-        share = variant.parameters(shape) / base_parameters
-        metrics.variant.labels(name).info({"model": model.name, "bytes_ratio": f"{share:.4f}"})
-        if name != BASE:
-            metrics.variant_trusted.labels(name).set(1)
-    for name, reader in model.readers.items():
-        metrics.reader.labels(name).info({"model": model.name, "depth": str(reader.depth)})
-        metrics.variant_trusted.labels(f"{BASE}+{name}").set(1)
 
 
 def _declared_rates(model: LoadedModel) -> Coefficients:

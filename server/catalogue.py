@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from controller import Catalogue
 from controller.pairs import ReaderFigures, WriterFigures, useful_pairs
@@ -13,7 +12,6 @@ from pruners.artefact.table import ReaderQuality, Table
 from pruners.kv import MEASURED_KV_METHOD, QUEST
 from pruners.reading.reader import PromptReader
 from pruners.variant import BASE
-from server.engine.loading.artefact_lookup import shipped_artefact
 from server.engine.loading.load import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -137,13 +135,11 @@ def _typical_share(reader: PromptReader, model: LoadedModel) -> float:
     return reader.cost(model.weights.shape, _TYPICAL_PROMPT, reader.ends)
 
 
-def open_sensitivity(model: LoadedModel, artefact: Path | None) -> Sensitivity | None:
+def open_sensitivity(model: LoadedModel) -> Sensitivity | None:
     """Return the loss predictor in the artefact's folder, or None if there is none.
 
-    `artefact` is the configured folder; None stands for the shipped one. Raises
-    `SensitivityError`.
+    Raises `SensitivityError`.
     """
-    folder = artefact or shipped_artefact(model.name)
-    if model.artefact is None or folder is None:
+    if model.artefact_folder is None:
         return None
-    return load_sensitivity(folder, model.fingerprint)
+    return load_sensitivity(model.artefact_folder, model.fingerprint)

@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING
 
 from policies.registry import named_policy
 from pruners.variant import BASE
-from server.engine.loading.artefact_lookup import declared_choices, shipped_artefact
+from server.engine.loading.artefact_lookup import (
+    artefacts_folder,
+    declared_choices,
+    likely_artefact,
+)
 from server.engine.loading.source import model_name
 from server.settings import Settings, SettingsError
 
@@ -40,16 +44,23 @@ def check_parts(settings: Settings) -> None:
 
 def _artefact(settings: Settings) -> Path | None:
     """Return the folder of the artefact, if there is one. Raises `SettingsError`."""
-    folder = settings.artefact or shipped_artefact(model_name(settings.model))
+    folder = settings.artefact or likely_artefact(model_name(settings.model))
     if folder is not None and not folder.is_dir():
         raise SettingsError(f"there is no artefact {folder}; make one with `trimtab build`")
     return folder
 
 
 def _declared(settings: Settings) -> tuple[str | None, list[str]]:
-    """Return the fingerprint that the artefact declares, and all choices of a server."""
+    """Return the fingerprint that the artefact declares, and all choices of a server.
+
+    That a kept artefact is this model's is known once the model is loaded: it has no fingerprint.
+    """
     folder = _artefact(settings)
-    return (None, [BASE]) if folder is None else declared_choices(folder)
+    if folder is None:
+        return None, [BASE]
+    fingerprint, choices = declared_choices(folder)
+    is_kept = settings.artefact is None and folder.parent == artefacts_folder()
+    return None if is_kept else fingerprint, choices
 
 
 def _check_kv_budgets(settings: Settings) -> None:

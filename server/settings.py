@@ -49,9 +49,12 @@ class Settings(BaseSettings):
     GGUF file, or the name of the default model."""
     artefact: Path | None = None
     """Folder with the variants, by `trimtab build`. Without: the shipped one, if it was built for
-    this model."""
+    this model, or else the one that was learned."""
     readers: bool = True
     """Whether prompts may be read by the artefact's readers; if not, all are read in full."""
+    learn: Literal["idle", "now", "off"] = "idle"
+    """When more is learned of a model without an artefact, in the background: while nobody waits
+    (`idle`), always (`now`) or never (`off`)."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)

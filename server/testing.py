@@ -13,12 +13,15 @@ from pathlib import Path
 from server.settings import PREFIX
 from server.settings_sources import VARIABLES_READ_ELSEWHERE
 
+LEARN = f"{PREFIX}LEARN"
+"""The variable that says when a server learns."""
+
 
 class ServerProcess:
     """A server on a free port of 127.0.0.1: `url` is its address, `process` the running command.
 
     `arguments` are options of `trimtab serve`, `environment` holds further variables, and `log` is
-    the file that takes what the server prints.
+    the file that takes what the server prints. It learns nothing unless `environment` says so.
     """
 
     def __init__(self, *arguments: str, log: Path, **environment: str) -> None:
@@ -33,7 +36,7 @@ class ServerProcess:
                 [*command, *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**_environment_without_settings(), **environment},
+                env={**_environment_without_settings(), LEARN: "off", **environment},
             )
 
     def wait(self, seconds: float = 120) -> "ServerProcess":

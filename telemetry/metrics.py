@@ -207,6 +207,15 @@ class ServerMetrics:
         self.weights_resident = make.gauge(
             "weights_resident_bytes", "Resident weights, kind base, variants or readers.", "kind"
         )
+        self.learning_running = make.gauge(
+            "learning_running", "1 while more is learned of the model, 0 while that waits."
+        )
+        self.learning_stage_done = make.gauge(
+            "learning_stage_done", "1 for each finished stage of learning, else 0.", "stage"
+        )
+        self.learning_step_progress = make.gauge(
+            "learning_step_progress_ratio", "Done share of the step that is being learned."
+        )
         # Exposed as trimtab_variant_info and trimtab_reader_info.
         self.variant = make.info("variant", "What a variant is made of.", "variant")
         self.reader = make.info("reader", "How deep a reader reads.", "reader")

@@ -172,8 +172,9 @@ class _GreedyElimination:
             skipped = [block for part in PARTS if (block := Block(index, part)) in gone]
             if len(skipped) == len(PARTS):
                 for block in skipped:
-                    if block in self.biases:
-                        hidden = hidden + layer.residual_scale * self.biases[block]
+                    bias = self.biases.get(block)
+                    if bias is not None:
+                        hidden = hidden + layer.residual_scale * bias.to(hidden)
                 return hidden
             with ExitStack() as hooks:
                 for block in skipped:

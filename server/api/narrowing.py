@@ -1,7 +1,5 @@
 """Answers that continue with a narrower variant when the host comes under pressure."""
 
-from collections.abc import Mapping
-
 from controller import Decision
 from policies import Reason
 from pruners.variant import VariantSpec
@@ -11,12 +9,10 @@ from server.api.active_request import ActiveRequest
 class AnswerNarrowing:
     """Narrows the answers of requests that allow it.
 
-    A request allows it by its `narrow` hint, or all do where `always` is set. `variants` are the
-    served ones by name.
+    A request allows it by its `narrow` hint, or all do where `always` is set.
     """
 
-    def __init__(self, variants: Mapping[str, VariantSpec], always: bool) -> None:
-        self._variants = variants
+    def __init__(self, always: bool) -> None:
         self._always = always
         self._allowing: list[ActiveRequest] = []
 
@@ -26,15 +22,14 @@ class AnswerNarrowing:
         if (allowed or self._always) and active.first.reason is not Reason.PINNED:
             self._allowing.append(active)
 
-    def apply(self, decision: Decision) -> None:
+    def apply(self, decision: Decision, variant: VariantSpec) -> None:
         """Narrow running answers if a new request's decision shows pressure on the host.
 
-        They get that request's variant if they have its objectives and the variant is nested in
-        their own.
+        They get the `variant` of that decision if they have its objectives and the variant is
+        nested in their own.
         """
         if not _under_pressure(decision):
             return
-        variant = self._variants[decision.action.variant]
         for active in self._allowing:
             if active.first.observation.objectives == decision.observation.objectives:
                 for generation in active.generations:

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from server.api.page_files import PAGE_FILES
 from server.api.reader_cards import reader_cards
 from server.api.service import Service
+from server.learning.supervisor import LearningStatus
 from telemetry import Snapshot
 
 _SECURITY_POLICY = "default-src 'self'; img-src data:; style-src 'self'; frame-ancestors 'none'"
@@ -34,7 +35,9 @@ def public_router() -> APIRouter:
     return routes
 
 
-def router(service: Service, snapshot: Callable[[], Snapshot]) -> APIRouter:
+def router(
+    service: Service, snapshot: Callable[[], Snapshot], learning: Callable[[], LearningStatus]
+) -> APIRouter:
     """Return the route of `GET /trimtab/status`: host, queue, actions and the latest answers."""
     routes = APIRouter()
 
@@ -55,6 +58,7 @@ def router(service: Service, snapshot: Callable[[], Snapshot]) -> APIRouter:
                 },
                 "variants": _variants(service),
                 "readers": reader_cards(service.model),
+                "learning": learning().to_json(),
                 "recent": list(service.request_log.recent),
             }
         )

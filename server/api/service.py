@@ -78,7 +78,7 @@ class Service:
             if api_error is None:
                 raise
             raise api_error from error
-        self._narrowing.apply(active.first)
+        self._narrowing.apply(active.first, self.model.variants[active.first.action.variant])
         self._narrowing.register(active, parsed.body.trimtab.narrow)
         return active
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pruners.support.errors import UserError
+from server.cli.artefacts import app as artefact_commands
 from server.cli.evaluation import app as evaluation_commands
 from server.cli.models import app as model_commands
 from server.cli.policies import app as policy_commands
@@ -42,6 +43,7 @@ for commands in (
     variant_commands,
     evaluation_commands,
     policy_commands,
+    artefact_commands,
 ):
     cli.add_typer(commands)
 

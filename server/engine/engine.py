@@ -20,6 +20,7 @@ from server.engine.options import EngineOptions
 from server.engine.runner import Runner
 from server.engine.sequence import Delta, FinishReason, GenerationRequest, Sequence
 from server.engine.sequence_status import status_of
+from server.engine.step_actions import StepActions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +72,8 @@ class Engine:
     `Sequence.progress`, and the tuple of entries in the prefix cache. `_wake` guards `_arrivals`,
     `_open` and `_stopping`. Deltas go to the readers' event loops by `call_soon_threadsafe`.
 
-    `failure` says why the thread died; it is None while the engine works and after `stop`.
+    `failure` says why the thread died; it is None while the engine works and after `stop`. The
+    thread calls what is added to `between_steps`, within half a second if it is idle.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Engine:
         self._stopping = False
         self._step_started: float | None = None
         self.failure: str | None = None
+        self.between_steps = StepActions()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -107,6 +110,11 @@ class Engine:
         started = self._step_started
         return 0.0 if started is None else time.monotonic() - started
 
+    @property
+    def open_requests(self) -> int:
+        """Return how many answers wait, run, or have not been delivered to their end."""
+        return len(self._open)
+
     def submit(
         self, request: GenerationRequest, inbox: Inbox, decide: Decide | None = None
     ) -> Generation:
@@ -117,6 +125,8 @@ class Engine:
         """
         weights = self._runner.decoder.weights
         check(request, weights.shape.vocab, weights.context)
+        if self._options.on_arrival is not None:
+            self._options.on_arrival()
         depths = self._runner.scheduler.reading.of(request.prompt, request.reader)
 
         def open_sequence(emit: Callable[[Delta], None]) -> Sequence:
@@ -217,6 +227,7 @@ class Engine:
                 self.failure = message
             self._stopping = True
         self._step_started = None
+        self.between_steps.close()
         self._end_all(message)
 
     def _step(self) -> bool:
@@ -230,6 +241,7 @@ class Engine:
             self._arrivals.clear()
         if self._options.relief is not None:
             self._options.relief.check()
+        self.between_steps.run()
         busy = self._runner.step(self._notify_step) or self._use_idle_moment()
         self._send()
         self._step_started = None

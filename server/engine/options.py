@@ -33,6 +33,7 @@ class EngineOptions:
     At most `max_waiting` requests wait, with `max_waiting_tokens` tokens to be read together.
     `threads` is the number of PyTorch's threads; None leaves it. `on_step` is called after each
     pass of the decoder, `on_failure` for everything that fails. `relief` gives memory back.
+    `on_arrival` is called by whoever submits a request, before it is queued.
     """
 
     max_waiting: int
@@ -42,3 +43,4 @@ class EngineOptions:
     on_failure: Callable[[Failure], None] | None = None
     idle_work: IdleWork | None = None
     relief: MemoryRelief | None = None
+    on_arrival: Callable[[], None] | None = None

@@ -12,7 +12,7 @@ from server.engine.loading.memory_estimate import MIN_KV_TOKENS
 from server.engine.reading_depth import ReadingDepths
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits
-from server.engine.speculation.drafting import choose_drafter
+from server.engine.speculation.drafting import Drafter, choose_drafter
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +43,10 @@ def build_runner(model: LoadedModel, config: EngineConfig, free_bytes: float | N
             f"{size}, which cannot be allocated; set kv_tokens lower"
         ) from error
     limits = SchedulerLimits(config.max_running, config.step_tokens, config.speculate)
-    reading = ReadingDepths(weights.shape.layers, model.readers.values(), model.token_kinds)
-    table = Table() if model.artefact is None else model.artefact.table
     return Runner(
         decoder,
-        Scheduler(decoder.cache, limits, reading),
-        choose_drafter(model.variants, table),
+        Scheduler(decoder.cache, limits, reading_depths(model)),
+        drafter_of(model),
     )
 
 
@@ -73,6 +71,18 @@ def _token_bytes(model: LoadedModel, dtype: torch.dtype) -> int:
     shape = model.weights.shape
     vector = shape.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0)  # with its scale
     return 2 * shape.layers * shape.kv_groups * vector
+
+
+def reading_depths(model: LoadedModel) -> ReadingDepths:
+    """Return what says how deep prompts are read by the model's readers."""
+    layers = model.weights.shape.layers
+    return ReadingDepths(layers, model.readers.values(), model.token_kinds)
+
+
+def drafter_of(model: LoadedModel) -> Drafter | None:
+    """Return what drafts by the variant of the model that gains most by it, if any does."""
+    table = Table() if model.artefact is None else model.artefact.table
+    return choose_drafter(model.variants, table)
 
 
 def _cache_slots(

@@ -9,7 +9,7 @@ from pruners.realization.merge_corrections import slice_with_corrections
 from pruners.realization.slice_folder import MANIFEST, SLICE, save_slice
 from pruners.support.files import check_folder
 from pruners.variant import VariantSpec
-from server.engine.loading.artefact_lookup import shipped_artefact
+from server.engine.loading.artefact_lookup import likely_artefact
 from server.engine.loading.load import load_tokenizer
 from server.engine.loading.source import model_name, resolve_model
 from server.jobs.job_setup import find_variants, load_base
@@ -36,12 +36,14 @@ def merged_variant(
 ) -> tuple["PreTrainedModel", VariantSpec]:
     """Return a variant as a `transformers` model in fp32, its corrections merged.
 
-    `folder` is the artefact; None stands for the shipped one. Raises `ArtefactError`,
-    `ModelSourceError` or `UnsupportedModelError`.
+    `folder` is the artefact; None stands for the shipped or the learned one. Raises
+    `ArtefactError`, `ModelSourceError` or `UnsupportedModelError`.
     """
-    folder = folder or shipped_artefact(model_name(model))
+    folder = folder or likely_artefact(model_name(model))
     if folder is None:
-        raise ArtefactError(f"no artefact comes with {model}; name one with --artefact")
+        raise ArtefactError(
+            f"no artefact comes with {model} or is learned; name one with --artefact"
+        )
     artefact = load_artefact(folder)
     (spec,) = find_variants(artefact, [variant], f"artefact {folder}")
     located = load_base(resolve_model(model), artefact)

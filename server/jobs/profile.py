@@ -80,7 +80,7 @@ def make_profile(
         with progress_bars() as progress:
             losses = measure_losses(model, prompts, answer_tokens, checkpoint, progress)
             features = [analyze(prompt.text) for prompt in prompts]
-            predicted = _predicted_losses(model, config, features)
+            predicted = _predicted_losses(model, features)
             known = _describe_prompts(prompts, losses, features, predicted)
             profile = _with_timing(model, config, origin, known, progress)
         profile.save(out)
@@ -213,11 +213,9 @@ def _describe_prompts(
     )
 
 
-def _predicted_losses(
-    model: LoadedModel, config: ProfileConfig, features: list[PromptFeatures]
-) -> np.ndarray:
+def _predicted_losses(model: LoadedModel, features: list[PromptFeatures]) -> np.ndarray:
     """Return the losses that the controller would predict, `[prompts, variants]`."""
-    predictor = open_sensitivity(model, config.model.artefact)
+    predictor = open_sensitivity(model)
     catalogue = build_catalogue(model, DEFAULT_KV_BUDGETS, predictor)
     mean_loss = {BASE: 0.0, **catalogue.variant_loss}
     rows = []

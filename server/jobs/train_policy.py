@@ -15,7 +15,7 @@ from pruners.data.corpus import Corpus, read_corpus
 from pruners.support.files import FolderKind, check_folder
 from pruners.support.progress import progress_bars
 from server.engine.config import ModelConfig
-from server.engine.loading.artefact_lookup import declared_choices, shipped_artefact
+from server.engine.loading.artefact_lookup import declared_choices, likely_artefact
 from server.engine.loading.source import model_name
 from server.jobs.profile import ProfileConfig, check_profile, corpus_hash, make_profile
 from server.jobs.training_runs import (
@@ -176,6 +176,6 @@ def _profile_of_training(options: TrainPolicyOptions, out: Path, record: Trainin
 
 def _check_variants(options: TrainPolicyOptions, out: Path) -> None:
     """Raise `PolicyError` if the policy is of other variants, before a profile is made."""
-    folder = options["artefact"] or shipped_artefact(model_name(options["model"]))
+    folder = options["artefact"] or likely_artefact(model_name(options["model"]))
     if folder is not None:
         load_policy(out, *declared_choices(folder), force=True)

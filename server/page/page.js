@@ -67,6 +67,21 @@ function showGauges(status) {
   $("gauges").replaceChildren(...gauges(status).map(gauge));
 }
 
+// What is learned of the model in the background, and how far that is.
+function showLearning(status) {
+  const learning = status.learning;
+  $("learning").hidden = learning.state === "off";
+  const later = learning.next_start.length ? ` After the next start: ${learning.next_start.join(", ")}.` : "";
+  $("learning-state").textContent = `${learning.state}${learning.reason ? `: ${learning.reason}` : ""}.${later}`;
+  $("stages").replaceChildren(
+    ...learning.stages.map((stage) => {
+      const now = stage.state === "now";
+      const words = now && learning.step ? `${learning.step.toLowerCase()}, ${percent(learning.progress)}` : stage.state;
+      return gauge([stage.title, { share: now ? learning.progress : Number(stage.state === "done"), words }]);
+    }),
+  );
+}
+
 // Which variants and readers the latest answers came from, each as a share of them.
 function showMix(status) {
   const answers = status.recent.filter((one) => one.finish_reason !== "refused");
@@ -162,7 +177,7 @@ async function refresh() {
     const status = await response.json();
     $("model").textContent = status.model;
     $("state").textContent = `policy ${status.policy}`;
-    for (const show of [showGauges, showPlot, showMix, showRecent, showChoices]) show(status);
+    for (const show of [showGauges, showPlot, showMix, showLearning, showRecent, showChoices]) show(status);
     if ($("key").value) sessionStorage.setItem("trimtab-key", $("key").value);
   } catch (error) {
     $("state").textContent = `no connection: ${error.message}`;

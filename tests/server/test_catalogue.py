@@ -8,9 +8,10 @@ import pytest
 from controller import Catalogue
 from controller.engine_status import shallow_part
 from controller.pairs import ReaderFigures, WriterFigures, useful_pairs
+from controller.step_time_model import StepTimeModel
 from pruners.artefact.table import Accuracy
 from pruners.variant import base_spec
-from server.assembly import step_time_model
+from server.assembly import own_weights
 from server.catalogue import build_catalogue, with_kv_method
 from tests.support.artefacts import SHAPE, artefact_with_readers
 
@@ -95,7 +96,7 @@ def test_only_pairs_that_no_mix_of_others_beats_are_offered():
 
 def test_a_shallow_token_multiplies_the_maps_too():
     model = model_with()
-    times = step_time_model(model)
+    times = StepTimeModel(SHAPE, own_weights(model))
     lower = shallow_part(model.variants["base"], 1)
     counted = times.now.counter.count([(lower, 10, 0)], 0)
     maps = 2 * (64 * 2 * 2 * 16)  # of two layers, from 64 numbers to 2 * 32

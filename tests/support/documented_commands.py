@@ -90,6 +90,9 @@ def _check_trimtab(arguments: list[str], whole: bool) -> None:
     context = group.make_context("trimtab", ["pull"])
     try:
         name, command, rest = group.resolve_command(context, list(arguments))
+        while hasattr(command, "resolve_command") and rest:  # a group of commands
+            context = command.make_context(name, list(rest), parent=context)
+            name, command, rest = command.resolve_command(context, list(rest))
         if whole and "--help" not in rest:
             command.make_context(name, rest, parent=context)
     except typer.TyperException as error:

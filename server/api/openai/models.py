@@ -15,7 +15,6 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
     started = int(time.time())
     model = service.model
-    readers = reader_cards(model)
 
     def card(name: str, variant: str) -> dict[str, object]:
         quality = model.artefact.table.quality.get(variant) if model.artefact is not None else None
@@ -31,7 +30,7 @@ def router(service: Service) -> APIRouter:
                 "parameters": model.variants[variant].parameters(model.weights.shape),
                 "kl": None if quality is None else quality.kl,
                 "agreement": None if quality is None else quality.agreement,
-                "readers": readers,
+                "readers": reader_cards(model),
             },
         }
 

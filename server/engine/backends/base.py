@@ -1,12 +1,14 @@
 """What the engine needs of a backend: weights, and a decoder that runs segments through them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pruners.correction import Correction
+from pruners.reading.maps import KVMaps
 from pruners.variant import Block, VariantSpec
 from server.engine.cache.eviction import AttentionTables, CosSinTables
 from server.engine.cache.kv_cache import KVCache
@@ -175,6 +177,18 @@ class Decoder(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Additions:
+    """Corrections of further variants, by variant and block, and maps of further depths.
+
+    `kv_order` is that of the served KV groups, int `[layers, kv_groups]`; None: as in the source.
+    """
+
+    corrections: Mapping[str, Mapping[Block, Correction]]
+    maps: Mapping[int, KVMaps]
+    kv_order: Tensor | None = None
+
+
 BlockCorrections = Mapping[Block, Mapping[str, TensorHolder]]
 """The corrections in a backend's layout, by block, then by the variant's name."""
 
@@ -201,5 +215,12 @@ class ModelBackend(Protocol):
         """Return a decoder over a new cache of `slots` tokens.
 
         Raises `MemoryError`, `RuntimeError` or `TypeError` for a cache that cannot be allocated.
+        """
+        ...
+
+    def prepare(self, additions: "Additions") -> Callable[[], None]:
+        """Convert what further variants and readers need, and return what adds it.
+
+        All decoders see it once that is called, between two of their steps.
         """
         ...

@@ -6,12 +6,48 @@ from pathlib import Path
 
 from pruners.variant import BASE
 from server.engine.config import EngineConfigError
+from server.engine.loading.source import cache_folder
 
 
 def shipped_artefact(name: str) -> Path | None:
     """Return the artefact that comes with the package for a model of this name, if there is one."""
     folder = Path(str(resources.files("pruners"))) / "shipped" / name.lower()
     return folder if folder.exists() else None
+
+
+def artefacts_folder() -> Path:
+    """Return the folder in the cache where each model's learned or unpacked artefact is kept."""
+    return cache_folder() / "artefacts"
+
+
+def kept_folder(fingerprint: str) -> Path:
+    """Return where the artefact of the model with this fingerprint is kept, if there is one."""
+    return artefacts_folder() / fingerprint
+
+
+def kept_artefacts(name: str) -> list[Path]:
+    """Return the kept artefacts of models of this name, the newest first.
+
+    Folders that are damaged are left out.
+    """
+    found = []
+    for path in artefacts_folder().glob("[!.]*/variants.json"):
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            if body["model"]["name"] == name:
+                found.append((path.stat().st_mtime_ns, path.parent))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return [folder for _, folder in sorted(found, reverse=True)]
+
+
+def likely_artefact(name: str) -> Path | None:
+    """Return the artefact that a model of this name will have, if there is one.
+
+    It is the one that comes with the package, or else the newest kept one. Another model can have
+    the same name: which one it is, is known once the model's fingerprint is.
+    """
+    return shipped_artefact(name) or next(iter(kept_artefacts(name)), None)
 
 
 def declared_choices(folder: Path) -> tuple[str | None, list[str]]:

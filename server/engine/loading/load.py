@@ -66,8 +66,8 @@ class LoadedModel:
 
     `fingerprint` identifies the base's parameters. `sampling_defaults` are the model's own sampling
     parameters. `readers` are by name; `token_kinds` int8 `[vocab]` are those of tokens, if
-    there are readers. The corrections and the maps of `artefact` are in `backend`
-    only.
+    there are readers. The corrections and the maps of `artefact`, which is in `artefact_folder`,
+    are in `backend` only.
     """
 
     name: str
@@ -80,6 +80,7 @@ class LoadedModel:
     sampling_defaults: dict[str, float]
     readers: dict[str, PromptReader] = field(default_factory=dict)
     token_kinds: Tensor | None = None
+    artefact_folder: Path | None = None
 
     @property
     def weights(self) -> Weights:

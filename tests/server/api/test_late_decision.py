@@ -98,7 +98,7 @@ def _service(controller, tmp_path, running=4):
         AuditLog(tmp_path / "audit.jsonl"),
     )
     builder = RequestBuilder(model, context_tokens=256, max_answers=8, kv_scorer="snap")
-    narrowing = AnswerNarrowing(VARIANTS, always=False)
+    narrowing = AnswerNarrowing(always=False)
     return Service(engine, controller, lambda text: None, builder, log, narrowing)
 
 

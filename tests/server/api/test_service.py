@@ -91,7 +91,7 @@ def _service(engine, controller):
         eos_token_ids=frozenset(),
         weights=SimpleNamespace(shape=SimpleNamespace(vocab=100)),
     )
-    narrowing = SimpleNamespace(apply=lambda _: None, register=lambda *_: None)
+    narrowing = SimpleNamespace(apply=lambda *_: None, register=lambda *_: None)
     builder = RequestBuilder(model, context_tokens=64, max_answers=8, kv_scorer="quest")
     return Service(engine, controller, lambda text: text, builder, _RequestLog(), narrowing)
 

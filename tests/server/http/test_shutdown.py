@@ -32,7 +32,13 @@ class SlowServer:
 
     def __init__(self, folder, **settings):
         chosen = Settings(
-            model=str(folder), threads=1, shadow_share=0, port=0, context=512, **settings
+            model=str(folder),
+            threads=1,
+            shadow_share=0,
+            port=0,
+            context=512,
+            learn="off",
+            **settings,
         )
         app = create_app(load_configured_model(chosen.to_model_config()), chosen)
         self.engine = app.state.service.engine

@@ -1,12 +1,14 @@
 """The native backend: opens decoders over packed weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from server.engine.backends.base import Additions
 from server.engine.backends.native.decoder import NativeDecoder
-from server.engine.backends.native.packed_corrections import PackedCorrections
-from server.engine.backends.native.packed_maps import PackedMapsByDepth
+from server.engine.backends.native.packed_corrections import PackedCorrections, pack_corrections
+from server.engine.backends.native.packed_maps import PackedMapsByDepth, pack_maps
 from server.engine.backends.native.packed_weights import PackedWeights
 from server.engine.cache.kv_cache import KVCache
 
@@ -27,3 +29,15 @@ class NativeBackend:
         weights = self.weights
         cache = KVCache(weights.shape, slots, cache_dtype, weights.device)
         return NativeDecoder(weights, cache, self.corrections, self.maps)
+
+    def prepare(self, additions: Additions) -> Callable[[], None]:
+        """Pack what further variants and readers need, and return what adds it (see the base)."""
+        corrections = pack_corrections(self.weights, additions.corrections)
+        maps = pack_maps(self.weights.shape, additions.maps, additions.kv_order)
+
+        def add() -> None:
+            for block, by_variant in corrections.items():
+                self.corrections.setdefault(block, {}).update(by_variant)
+            self.maps.update(maps)
+
+        return add

@@ -1,6 +1,5 @@
 """Fill in the structure of a step's batch."""
 
-import ctypes
 from array import array
 
 import torch
@@ -23,7 +22,7 @@ class NativeBatch:
         for a variant that is wider than the base, for shallow tokens that cannot be, and for pages
         that the kernels cannot select.
         """
-        shallow = check_shallow(segments, model.maps)
+        shallow = check_shallow(segments, model.depths)
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -66,7 +65,7 @@ class NativeBatch:
         for segment in segments:
             shallow = segment.shallow or [False] * len(segment.tokens)
             marks.extend(shallow)
-            maps.append(ctypes.addressof(model.maps[segment.depth]) if any(shallow) else 0)
+            maps.append(model.maps(segment.depth) if any(shallow) else 0)
         self._arrays += [marks, maps]
         self.struct.shallow = marks.buffer_info()[0]
         self.struct.maps = maps.buffer_info()[0]

@@ -37,7 +37,12 @@ class NativeDecoder:
     ) -> None:
         self.weights = weights
         self.cache = cache
-        self._model = NativeModel(weights, corrections or {}, maps or {})
+        # Empty ones are kept, too: what is added to them later is served.
+        self._model = NativeModel(
+            weights,
+            {} if corrections is None else corrections,
+            {} if maps is None else maps,
+        )
         self.threads = torch.get_num_threads()
         self._engine = NativeEngine(self.threads)
         self._cache = CacheStruct(

@@ -1,6 +1,7 @@
 """Fill in the structures of the kernels for a packed base and its variants."""
 
 import ctypes
+from collections.abc import Collection
 from ctypes import POINTER, c_int32, pointer
 
 from pruners.variant import Block, Part, VariantSpec
@@ -32,8 +33,8 @@ CorrectionPointers = ctypes.Array["ctypes._Pointer[CorrectionStruct]"]
 class NativeModel:
     """The structures of a base, its variants and its maps. It keeps alive what they point at.
 
-    `model` has all layers, `head` the output head, and `head_screen` its coarse copy, if any.
-    `maps` are those of readers by depth.
+    `model` has all layers, `head` the output head, and `head_screen` its coarse copy, if any. What
+    is added to the corrections and the maps later counts.
     """
 
     def __init__(
@@ -42,10 +43,7 @@ class NativeModel:
         self.weights = weights
         self._corrections = corrections
         self._packed_maps = maps
-        self.maps = {
-            depth: KVMapsStruct(matrix_struct(packed.matrix), depth)
-            for depth, packed in maps.items()
-        }
+        self._maps: dict[int, KVMapsStruct] = {}
         self._alive: list[object] = []
         self._variants: dict[VariantSpec, int] = {}
         shape = weights.shape
@@ -107,6 +105,17 @@ class NativeModel:
             self._alive += [groups, ffn, attention, mlp, variant]
             self._variants[spec] = ctypes.addressof(variant)
         return self._variants[spec]
+
+    @property
+    def depths(self) -> Collection[int]:
+        """The depths of which there are maps."""
+        return self._packed_maps.keys()
+
+    def maps(self, depth: int) -> int:
+        """Return the address of the structure of one depth's maps, made at the first call."""
+        if depth not in self._maps:
+            self._maps[depth] = KVMapsStruct(matrix_struct(self._packed_maps[depth].matrix), depth)
+        return ctypes.addressof(self._maps[depth])
 
     def _correction_pointers(self, spec: VariantSpec, part: Part) -> CorrectionPointers:
         """Return a pointer for each layer, null where the variant has no correction."""

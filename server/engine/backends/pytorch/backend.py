@@ -1,13 +1,15 @@
 """The PyTorch backend: opens decoders over converted weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from server.engine.backends.pytorch.corrections import PyTorchCorrections
+from server.engine.backends.base import Additions
+from server.engine.backends.pytorch.corrections import PyTorchCorrections, convert_corrections
 from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.backends.pytorch.graph_decoder import GraphDecoder
-from server.engine.backends.pytorch.kv_maps import PyTorchMapsByDepth
+from server.engine.backends.pytorch.kv_maps import PyTorchMapsByDepth, convert_maps
 from server.engine.backends.pytorch.weights import PyTorchWeights
 from server.engine.cache.kv_cache import KVCache
 
@@ -30,3 +32,15 @@ class PyTorchBackend:
         cache = KVCache(weights.shape, slots, cache_dtype, weights.device, spare=int(recorded))
         decoder = GraphDecoder if recorded else PyTorchDecoder
         return decoder(weights, cache, self.corrections, self.maps)
+
+    def prepare(self, additions: Additions) -> Callable[[], None]:
+        """Convert what further variants and readers need; return what adds it (see the base)."""
+        corrections = convert_corrections(self.weights, additions.corrections)
+        maps = convert_maps(self.weights, additions.maps, additions.kv_order)
+
+        def add() -> None:
+            for block, by_variant in corrections.items():
+                self.corrections.setdefault(block, {}).update(by_variant)
+            self.maps.update(maps)
+
+        return add

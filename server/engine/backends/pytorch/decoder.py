@@ -57,8 +57,9 @@ class PyTorchDecoder:
     ) -> None:
         self.weights = weights
         self.cache = cache
-        self._corrections = corrections or {}
-        self._maps = maps or {}
+        # Empty ones are kept, too: what is added to them later is served.
+        self._corrections = {} if corrections is None else corrections
+        self._maps = {} if maps is None else maps
 
     @torch.inference_mode()
     def forward(self, segments: list[Segment]) -> Tensor:
