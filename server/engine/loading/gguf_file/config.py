@@ -3,6 +3,9 @@
 Every key is applied, or without effect at its value, or the file is refused with the key's name.
 """
 
+import logging
+from typing import Any
+
 from transformers import PretrainedConfig
 
 from pruners.architecture import UnsupportedModelError
@@ -10,6 +13,9 @@ from server.engine.loading.gguf_file.architectures import ARCHITECTURES
 from server.engine.loading.gguf_file.common_keys import token_id
 from server.engine.loading.gguf_file.keys import Keys
 from server.engine.loading.gguf_file.parts import GgufModel
+from server.engine.loading.model_files import listing
+
+log = logging.getLogger(__name__)
 
 
 def config_of(model: GgufModel) -> PretrainedConfig:
@@ -46,3 +52,30 @@ def end_token_ids(model: GgufModel) -> list[int]:
         token_id(model, f"tokenizer.ggml.{key}_token_id", vocab) for key in ("eos", "eot", "eom")
     )
     return list(dict.fromkeys(end for end in ids if end is not None))
+
+
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+
+
+def sampling_fields(model: GgufModel) -> dict[str, Any]:
+    """Return how the model's makers advise to sample, as fields of a generation configuration.
+
+    There are none if the file says nothing. What is advised and not served is logged.
+    """
+    prefix = "general.sampling."
+    stated = {
+        key.removeprefix(prefix): value
+        for key, value in model.metadata.items()
+        if key.startswith(prefix)
+    }
+    ignored = [f"{prefix}{key}" for key in stated if key not in _SAMPLING]
+    if ignored:
+        log.warning("%s: advice on sampling is ignored: %s", model.path.name, listing(ignored))
+    fields = {field: stated[key] for key, field in _SAMPLING.items() if key in stated}
+    return {"do_sample": True, **fields} if fields else {}

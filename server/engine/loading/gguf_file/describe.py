@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from server.engine.loading.gguf_file.config import config_of, end_token_ids
+from server.engine.loading.gguf_file.config import config_of, end_token_ids, sampling_fields
 from server.engine.loading.gguf_file.parts import GgufModel
 from server.engine.loading.gguf_file.tensors import tensor_names
 from server.engine.loading.gguf_file.tokenizer import named_ends, tokenizer_of
@@ -23,6 +23,7 @@ def describe_gguf(model: GgufModel, folder: Path) -> None:
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     generation = GenerationConfig.from_model_config(config)
+    generation.update(**sampling_fields(model))
     ends = sorted({*end_token_ids(model), *named_ends(tokenizer)})
     generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None
     generation.save_pretrained(folder)

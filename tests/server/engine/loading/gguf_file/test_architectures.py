@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pruners.architecture import UnsupportedModelError
+from server.engine.backends.base import Segment
 from server.engine.loading.checkpoint import open_checkpoint
 from server.engine.loading.gguf_file.config import config_of
 from server.engine.loading.gguf_file.parts import open_gguf
+from server.engine.loading.load import load_model, load_transformers, open_decoder
 from tests.support.gguf_reference import reference_logits
 from tests.support.gguf_tiny import (
     CONTEXT,
@@ -46,15 +47,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
 
 
-def model_of(path: Path) -> PreTrainedModel:
-    """The family's own model in fp32, whether it is served or not."""
-    checkpoint = open_checkpoint(path)
-    model = AutoModelForCausalLM.from_config(checkpoint.config)
-    state = {name: checkpoint.read(name) for name in checkpoint.shapes}
-    found = model.load_state_dict(state, strict=False)
-    assert found.unexpected_keys == []
-    assert found.missing_keys == ["lm_head.weight"] * checkpoint.config.tie_word_embeddings
-    return model.eval()
+def logits_of(path: Path) -> list[np.ndarray]:
+    """Logits of the prompt's tokens: `transformers`' own, and as we serve them."""
+    theirs = load_transformers(path, torch.float32)(torch.tensor([PROMPT])).logits[0]
+    model = load_model(path, "tiny", "fp32")
+    if model.weights.context < len(PROMPT):  # longer texts are not served
+        return [theirs.double().numpy()]
+    decoder = open_decoder(model, 256)
+    cache = decoder.cache.open()
+    assert cache.reserve(len(PROMPT))
+    ours = decoder.logits(decoder.forward([Segment(PROMPT, cache, model.variants["base"])]))
+    return [theirs.double().numpy(), ours.double().numpy()]
 
 
 CASES = {
@@ -81,15 +84,15 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "keys", "tensors"), CASES.values(), ids=CASES.keys())
 def test_logits_are_llama_cpps(tmp_path: Path, architecture: str, keys: dict, tensors: Tensors):
     path = write_gguf(
         tmp_path / "tiny.gguf", architecture, keys, {**tensors_of(architecture), **tensors}
     )
     wanted = reference_logits(path, PROMPT)
-    with torch.inference_mode():
-        found = model_of(path)(torch.tensor([PROMPT])).logits[0]
-    np.testing.assert_allclose(found.double().numpy(), wanted, atol=2e-3)
+    for found in logits_of(path):
+        np.testing.assert_allclose(found, wanted, atol=2e-3)
     if keys or tensors:  # they matter
         plain = write_gguf(tmp_path / "plain.gguf", architecture, {}, tensors_of(architecture))
         assert np.abs(reference_logits(plain, PROMPT) - wanted).max() > 0.1
