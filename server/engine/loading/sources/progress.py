@@ -1,4 +1,7 @@
-"""Says how a download goes: a bar on a terminal, else a line in the log every ten seconds."""
+"""Says how a download goes: a bar on a terminal, else a line in the log every ten seconds.
+
+While a server starts, it is a stage of the start, so that `/health` says it, too.
+"""
 
 import logging
 import sys
@@ -15,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+from server.engine.loading.stages import advance, stage
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +45,10 @@ class TransferProgress:
             disable=not sys.stderr.isatty(),
         )
         self._task = self._bar.add_task(what, total=total)
+        self._stage = stage("download")
 
     def __enter__(self) -> Self:
+        self._stage.__enter__()
         self._bar.start()
         return self
 
@@ -52,6 +59,7 @@ class TransferProgress:
         at: TracebackType | None,
     ) -> None:
         self._bar.stop()
+        self._stage.__exit__(kind, error, at)
 
     def found(self, count: int) -> None:
         """Count bytes that are there from before, or drop them if `count` is negative."""
@@ -77,6 +85,7 @@ class TransferProgress:
     def _move(self, count: int) -> None:
         self._done += count
         self._bar.update(self._task, completed=self._done)
+        advance(self._done / max(1, self._total))
 
 
 def size_text(count: float) -> str:

@@ -1,5 +1,6 @@
 """Downloads: whole or not there, whatever happens to process, network or disk."""
 
+import contextvars
 import errno
 import hashlib
 import os
@@ -16,11 +17,36 @@ from filelock import FileLock
 from huggingface_hub import constants
 
 from server.engine.loading.sources import download as downloading
+from server.engine.loading.sources import progress as progressing
 from server.engine.loading.sources.download import RemoteFile, download
 from server.engine.loading.sources.errors import ModelSourceError
 from server.engine.loading.sources.hub import cached_model, pull_hub
 from server.engine.loading.sources.progress import TransferProgress
+from server.engine.loading.stages import StartupStages, watch
 from tests.support.fake_hub import digest_of, named, part_of
+
+
+def test_a_download_is_a_stage_of_a_start():
+    stages = StartupStages()
+
+    def start() -> None:
+        watch(stages)
+        with TransferProgress("it", 200) as progress:
+            progress.found(50)
+            progress.received(100)
+            assert (stages.name, stages.progress) == ("download", 0.75)
+        assert (stages.name, stages.progress) == ("start", None)
+
+    contextvars.copy_context().run(start)
+
+
+def test_a_download_without_a_terminal_is_in_the_log(caplog, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(progressing, "_LOG_SECONDS", 0.0)
+    with TransferProgress("it", 4_000_000) as progress:
+        progress.found(1_000_000)
+        progress.received(1_000_000)
+    assert "it: 50 % of 4.0 MB, " in caplog.text
 
 
 def test_a_connection_that_breaks_goes_on_where_it_broke(hub):
