@@ -37,7 +37,8 @@ an unknown name in the file; an unknown variable is a warning. Relative paths st
 directory. A switch such as `--speculate` is turned off by `--no-speculate`, `TRIMTAB_SPECULATE=0`
 or `speculate = false`. The commands that build, train and measure read none of these.
 
-`TRIMTAB_CACHE` is the folder where models are kept; without it `trimtab` in the user's cache.
+`TRIMTAB_CACHE` is the folder where models and packed weights are kept; without it `trimtab` in the
+user's cache. `trimtab cache` lists it, and `trimtab cache clear` clears it.
 
 This page is written by `python -m server.settings_page`.
 """

@@ -10,6 +10,7 @@ import typer
 
 from pruners.support.errors import UserError
 from server.cli.artefacts import app as artefact_commands
+from server.cli.cache import app as cache_commands
 from server.cli.evaluation import app as evaluation_commands
 from server.cli.models import app as model_commands
 from server.cli.policies import app as policy_commands
@@ -40,6 +41,7 @@ def common_options(
 for commands in (
     serve_command,
     model_commands,
+    cache_commands,
     variant_commands,
     evaluation_commands,
     policy_commands,

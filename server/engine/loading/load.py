@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pruners.architecture import LocatedModel, UnsupportedModelError
+from pruners.architecture import UnsupportedModelError
 from pruners.artefact.folder import Artefact
 from pruners.reading.reader import PromptReader, token_kinds
 from pruners.variant import VariantSpec, base_spec
@@ -21,19 +22,17 @@ from server.engine.backends.base import (
     TensorHolder,
     Weights,
 )
-from server.engine.backends.matrix import Parameters
 from server.engine.backends.native import library as native_library
 from server.engine.backends.native.backend import NativeBackend
 from server.engine.backends.native.decoder import add_head_screen
 from server.engine.backends.native.packed_corrections import pack_corrections
 from server.engine.backends.native.packed_maps import pack_maps
 from server.engine.backends.native.packed_weights import pack_weights, round_weights
-from server.engine.backends.native.source_precision import source_bits
+from server.engine.backends.native.packing import Bits
 from server.engine.backends.pytorch.backend import PyTorchBackend
-from server.engine.backends.pytorch.convert import ConvertedBase, convert_weights
+from server.engine.backends.pytorch.convert import convert_weights
 from server.engine.backends.pytorch.corrections import convert_corrections
 from server.engine.backends.pytorch.kv_maps import convert_maps
-from server.engine.backends.pytorch.weights import PyTorchWeights
 from server.engine.loading.checkpoint import ModelCheckpoint, description_folder, open_checkpoint
 from server.engine.loading.checkpoint.description import (
     line_of,
@@ -45,11 +44,11 @@ from server.engine.loading.context import limit_context
 from server.engine.loading.generation_config import (
     check_embedded,
     check_tokens,
-    end_token_ids,
-    sampling_defaults,
 )
+from server.engine.loading.opened_model import OpenedModel
 from server.engine.loading.outline import outline_of, served_outline
-from server.engine.loading.parameters import CheckpointParameters
+from server.engine.loading.packed_cache import find_packed, packed_base, packed_key
+from server.engine.loading.packed_file import PackedBase
 from server.engine.precision import BITS, Precision
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+_PACKING_CONTEXT = 512  # tokens, for what is computed while packing
 
 
 @dataclass(slots=True)
@@ -167,42 +167,38 @@ def load_model(
 
     `auto` precision keeps that of the source. If most of it was quantised, matrices that are exact
     in 4 bits have 4, all others 8; else it is bf16 where the processor multiplies bf16, else fp32.
-    On a GPU it is bf16. `context` limits the model's own maximum, in tokens. Raises
-    `UnsupportedModelError`, and `ArtefactError` if the artefact was built for another base.
+    On a GPU it is bf16. `context` limits the model's own maximum, in tokens. Packed weights are
+    kept in the cache folder, and mapped from there the next time. Raises `UnsupportedModelError`,
+    and `ArtefactError` if the artefact was built for another base.
     """
-    checkpoint = open_checkpoint(source)
-    located = served_outline(checkpoint)
-    identity = checkpoint.fingerprint()
-    if artefact is not None:
-        artefact.check_base(identity)
-    config, tokenizer = checkpoint.config, checkpoint.tokenizer()
-    check_tokens(config.vocab_size, tokenizer)
-    ends = end_token_ids(checkpoint.folder, config, tokenizer)
-    defaults = sampling_defaults(read_generation_config(checkpoint.folder, config))
-    coded = CheckpointParameters(located.model, checkpoint, torch.float32, coded=True)
-    resolved = _resolve_precision(precision, located, coded, device)
-    dtype = torch.bfloat16 if resolved == "bf16" else torch.float32
-    plain = CheckpointParameters(located.model, checkpoint, dtype, coded=False)
-    base = ConvertedBase(
-        located,
-        coded if resolved in BITS else plain,
-        None if artefact is None else artefact.ffn_order,
-        None if artefact is None else artefact.kv_order,
-        limit_context(located, context),
+    if device != CPU and precision in BITS:
+        raise UnsupportedModelError(
+            f"weights {precision} are for the CPU; a GPU takes bf16 or fp32"
+        )
+    tokenizer = load_tokenizer(source)
+    found = _find_or_open(source, tokenizer, precision, artefact, device)
+    facts = found.facts
+    limit = limit_context(facts, context)
+    backend = (
+        _native(found, artefact, limit)
+        if isinstance(found, PackedBase)
+        else _in_pytorch(found, precision, artefact, limit, device)
     )
-    specs = [base_spec(base.shape), *(() if artefact is None else artefact.variants)]
+    shape = backend.weights.shape
+    check_tokens(shape.vocab, tokenizer)
+    specs = [base_spec(shape), *(() if artefact is None else artefact.variants)]
     readers = {} if artefact is None else artefact.readers
     return LoadedModel(
         name=name,
-        fingerprint=identity,
-        backend=_open_backend(base, resolved, precision == "auto", artefact, device),
+        fingerprint=facts.fingerprint,
+        backend=backend,
         tokenizer=tokenizer,
-        eos_token_ids=ends,
+        eos_token_ids=frozenset(facts.eos_token_ids),
         variants={spec.name: spec for spec in specs},
         artefact=None if artefact is None else replace(artefact, corrections={}, maps={}),
-        sampling_defaults=defaults,
+        sampling_defaults=facts.sampling_defaults,
         readers=readers,
-        token_kinds=token_kinds(tokenizer, base.shape.vocab) if readers else None,
+        token_kinds=token_kinds(tokenizer, shape.vocab) if readers else None,
     )
 
 
@@ -215,49 +211,71 @@ def open_decoder(model: LoadedModel, slots: int, cache_dtype: torch.dtype | None
     return model.backend.open_decoder(slots, cache_dtype or model.weights.dtype)
 
 
-def _resolve_precision(
-    precision: Precision, located: LocatedModel, parameters: Parameters, device: torch.device
-) -> Precision:
-    """Return what `auto` stands for on this device; any other precision as it is."""
-    if device != CPU and precision in BITS:
-        raise UnsupportedModelError(
-            f"weights {precision} are for the CPU; a GPU takes bf16 or fp32"
-        )
-    if precision != "auto":
-        return precision
-    if device != CPU:
-        return "bf16"
-    bits = source_bits(located, parameters).bits if _has_native_kernels() else None
-    if bits is not None:
-        return "int4" if bits == 4 else "int8"
-    return "bf16" if multiplies_bf16() else "fp32"
-
-
-def _open_backend(
-    base: ConvertedBase,
+def _find_or_open(
+    source: Path,
+    tokenizer: PreTrainedTokenizerBase,
     precision: Precision,
-    exact: bool,
     artefact: Artefact | None,
     device: torch.device,
-) -> ModelBackend:
-    """Return the backend for a precision; with `exact` only exact matrices have 4 bits."""
-    corrections = {} if artefact is None else artefact.corrections
-    maps, order = ({}, None) if artefact is None else (artefact.maps, artefact.kv_order)
+) -> PackedBase | OpenedModel:
+    """Return the packed base if the native kernels serve it, mapped or new; else the opened model.
 
-    def in_pytorch(weights: PyTorchWeights) -> PyTorchBackend:
-        converted = convert_maps(weights, maps, order)
-        return PyTorchBackend(weights, convert_corrections(weights, corrections), converted)
+    Raises `UnsupportedModelError` and `ArtefactError`.
+    """
+    packs = device == CPU and precision in ("auto", *BITS) and _has_native_kernels()
+    key = packed_key(source, precision, None if artefact is None else artefact.order)
+    found = find_packed(key) if packs else None
+    opened = OpenedModel(source, tokenizer) if found is None else found
+    if artefact is not None:
+        artefact.check_base(opened.facts.fingerprint)
+    if not packs or not isinstance(opened, OpenedModel):
+        return opened
+    bits = BITS.get(precision) or opened.source_bits().bits
+    if bits is None:
+        return opened
+    build = partial(_pack, opened, bits, precision == "auto", artefact)
+    return packed_base(key, build)
 
-    if precision not in BITS:
-        return in_pytorch(convert_weights(base, device))
-    bits = BITS[precision]
-    if _has_native_kernels():
-        packed = pack_weights(base, bits, exact)
-        add_head_screen(packed)
-        packed_maps = pack_maps(packed.shape, maps, order)
-        return NativeBackend(packed, pack_corrections(packed, corrections), packed_maps)
-    log.warning("no native kernels: PyTorch computes with the %d-bit values in fp32", bits)
-    return in_pytorch(round_weights(base, bits, exact))
+
+def _pack(opened: OpenedModel, bits: Bits, exact: bool, artefact: Artefact | None) -> PackedBase:
+    """Pack a base; with `exact` only exact matrices have 4 bits."""
+    context = min(opened.facts.longest, _PACKING_CONTEXT)
+    packed = pack_weights(opened.base(torch.float32, True, artefact, context), bits, exact)
+    add_head_screen(packed)
+    return PackedBase(replace(packed, rope={}, context=0), opened.facts)
+
+
+def _native(base: PackedBase, artefact: Artefact | None, context: int) -> NativeBackend:
+    weights = base.for_context(context)
+    if artefact is None:
+        return NativeBackend(weights, {}, {})
+    maps = pack_maps(weights.shape, artefact.maps, artefact.kv_order)
+    return NativeBackend(weights, pack_corrections(weights, artefact.corrections), maps)
+
+
+def _in_pytorch(
+    opened: OpenedModel,
+    precision: Precision,
+    artefact: Artefact | None,
+    context: int,
+    device: torch.device,
+) -> PyTorchBackend:
+    bits = BITS.get(precision)
+    if bits is not None:
+        log.warning("no native kernels: PyTorch computes with the %d-bit values in fp32", bits)
+        weights = round_weights(opened.base(torch.float32, True, artefact, context), bits)
+    else:
+        bf16 = precision == "bf16" or (precision == "auto" and _prefers_bf16(device))
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        weights = convert_weights(opened.base(dtype, False, artefact, context), device)
+    if artefact is None:
+        return PyTorchBackend(weights, {}, {})
+    maps = convert_maps(weights, artefact.maps, artefact.kv_order)
+    return PyTorchBackend(weights, convert_corrections(weights, artefact.corrections), maps)
+
+
+def _prefers_bf16(device: torch.device) -> bool:
+    return device != CPU or multiplies_bf16()
 
 
 def _has_native_kernels() -> bool:

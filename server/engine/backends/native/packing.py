@@ -13,6 +13,8 @@ from torch import Tensor
 GROUP = 32
 BLOCK = 16
 Bits = int  # 4 or 8
+LAYOUT = 1
+"""Raised when what is packed, or how, changes: packed weights are kept in files."""
 _CHUNK = 1 << 18  # weights that are rounded at a time, so that they stay in the cache
 
 

@@ -57,7 +57,7 @@ def test_auto_keeps_what_the_source_holds(tmp_path: Path, bits: int):
 
 
 def test_auto_rounds_nothing_else(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(loading, "_multiplies_bf16", lambda: False)
+    monkeypatch.setattr(loading, "multiplies_bf16", lambda: False)
     folder = save_tiny(tmp_path / "tiny")
     model = load_model(folder, "tiny")
     assert model.weights.precision == "float32"
