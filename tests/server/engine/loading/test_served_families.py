@@ -11,6 +11,7 @@ from pruners.architecture import UnsupportedModelError
 from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
 from server.engine.loading.load import LoadedModel, load_model, load_transformers, open_decoder
+from tests.support.gguf_tiny import write_gguf
 from tests.support.tiny import FAMILIES, VOCAB, save_tiny
 
 PROMPTS = [[(7 * i + at) % VOCAB for i in range(length)] for at, length in enumerate((90, 33))]
@@ -56,6 +57,24 @@ def test_a_folder_is_served_as_transformers_computes_it(tmp_path: Path, family: 
         for precision, most in (("int8", 0.005), ("int4", 0.5)):
             other = logits_of(load_model(folder, family, precision)).log_softmax(-1)
             assert float((likely.exp() * (likely - other)).sum(-1).mean()) < most, precision
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not native_library.is_available(), reason="the native kernels are not built")
+@pytest.mark.parametrize("architecture", ["phi3", "granite", "olmo2", "smollm3"])
+def test_a_gguf_file_is_served_in_its_own_codes(tmp_path: Path, architecture: str):
+    kinds = {"attn": "Q4_0", "ffn": "Q4_0", "token": "Q8_0"}
+    path = write_gguf(
+        tmp_path / "tiny.gguf",
+        architecture,
+        types=lambda name: next((kind for part, kind in kinds.items() if part in name), None),
+    )
+    expected = expected_of(load_transformers(path, torch.float32)).log_softmax(-1)
+    model = load_model(path, architecture)
+    assert model.weights.precision == "int4"
+    assert all(model.weights.errors[kind] < 1e-6 for kind in ("qkv", "o", "gate and up", "down"))
+    found = logits_of(model).log_softmax(-1)
+    assert float((expected.exp() * (expected - found)).sum(-1).mean()) < 0.01
 
 
 @pytest.mark.slow
