@@ -281,8 +281,13 @@ STRAYS = [
 """What other families have, set in the configuration of one that does not have it."""
 
 
+_WITH_STRAYS = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "olmo2")
+"""The others read their configurations by the same functions."""
+
+
 def cases_of(family: str, config: type[PreTrainedConfig]) -> list[Case]:
     """Every case of a family: its own fields, older names of them, and strays."""
     own = {one.name for one in fields(config)}
     old = _OLD_ROPE if family not in ("gemma3", "phi3") else [*_all("rope_theta", 300.0)]
-    return [*OWN[family], *old, *(case for case in STRAYS if case.field not in own)]
+    strays = STRAYS if family in _WITH_STRAYS else ()
+    return [*OWN[family], *old, *(case for case in strays if case.field not in own)]

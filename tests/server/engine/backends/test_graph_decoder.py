@@ -12,7 +12,7 @@ from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.backends.pytorch.graph_decoder import GraphDecoder
 from tests.support.corrections import corrections_of, specs_of
 from tests.support.driving import runner_of, variants_of, weights_of
-from tests.support.tiny import FAMILIES, tiny_model
+from tests.support.tiny import BATCHED_FAMILIES, tiny_model
 
 PROMPT = list(range(30, 63))
 
@@ -39,7 +39,7 @@ def opened(decoder, spec, prompt):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BATCHED_FAMILIES)
 def test_prompts_and_decoded_tokens_of_all_variants_beside_each_other(family):
     """Against the ragged pass, with numbers that are none wherever nothing was cached."""
     found = []
@@ -98,7 +98,7 @@ def test_sequences_that_need_more_than_a_place_go_the_ragged_way(family, scorer,
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BATCHED_FAMILIES)
 def test_a_step_stays_on_its_device(family):
     """On tensors without contents: a host's tensor in between is an error, and so is a look."""
     decoder, specs = corrected(family, PyTorchDecoder, "meta")
@@ -116,7 +116,7 @@ def test_a_step_stays_on_its_device(family):
 
 @torch.no_grad()
 @pytest.mark.cuda
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BATCHED_FAMILIES)
 def test_replayed_steps_equal_the_ragged_pass_on_a_gpu(family):
     found = []
     for kind in (PyTorchDecoder, GraphDecoder):

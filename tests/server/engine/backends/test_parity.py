@@ -7,7 +7,7 @@ from server.engine.backends.base import Segment
 from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.backends.pytorch.graph_decoder import GraphDecoder
 from tests.support.driving import reference, run, runner_of, submit, variants_of, weights_of
-from tests.support.tiny import FAMILIES, VOCAB, tiny_model
+from tests.support.tiny import BATCHED_FAMILIES, FAMILIES, VOCAB, tiny_model
 
 PROMPTS = [[5, 9, 33, 7], list(range(10, 60)), [3], [(7 * i) % VOCAB for i in range(90)]]
 
@@ -46,7 +46,7 @@ def test_prompt_logits_equal_transformers(family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [PyTorchDecoder, GraphDecoder])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BATCHED_FAMILIES)
 @pytest.mark.parametrize("name", ["ffn-75", "ffn-50", "depth-2", "mixed"])
 def test_a_variant_in_a_mixed_batch_writes_what_it_writes_alone(family, name, kind):
     alone = runner_of(weights_of(tiny_model(family)))

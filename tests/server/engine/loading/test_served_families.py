@@ -12,7 +12,7 @@ from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
 from server.engine.loading.load import LoadedModel, load_model, load_transformers, open_decoder
 from tests.support.gguf_tiny import write_gguf
-from tests.support.tiny import FAMILIES, VOCAB, save_tiny
+from tests.support.tiny import EVERY_FAMILY, VOCAB, save_tiny
 
 PROMPTS = [[(7 * i + at) % VOCAB for i in range(length)] for at, length in enumerate((90, 33))]
 
@@ -46,7 +46,7 @@ def expected_of(model: PreTrainedModel) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_folder_is_served_as_transformers_computes_it(tmp_path: Path, family: str):
     folder = save_tiny(tmp_path / family, family)
     expected = expected_of(load_transformers(folder, torch.float32))

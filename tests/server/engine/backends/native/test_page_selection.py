@@ -20,7 +20,7 @@ from tests.support.driving import submit
 from tests.support.native import CPU, instruction_sets, reference_and_native
 from tests.support.paged import PagedDecoder
 from tests.support.reading import marks_of, random_tokens, reader_of
-from tests.support.tiny import FAMILIES
+from tests.support.tiny import BATCHED_FAMILIES
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="the native kernels are not built")
 
@@ -70,7 +70,7 @@ def token_kl(expected: Tensor, found: Tensor) -> Tensor:
     return (wanted.exp() * (wanted - found.log_softmax(-1))).sum(-1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BATCHED_FAMILIES)
 def test_written_tokens_attend_to_the_pages_that_pytorch_selects(family):
     paged, native, specs = oracle_and_native(family)
     for spec in specs.values():

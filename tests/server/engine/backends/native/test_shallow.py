@@ -22,7 +22,7 @@ from tests.support.reading import (
     served_order,
     tiny_maps,
 )
-from tests.support.tiny import FAMILIES, tiny_model
+from tests.support.tiny import BATCHED_FAMILIES, tiny_model
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="the native kernels are not built")
 
@@ -39,7 +39,7 @@ def marked(depth: int, tokens: list[int], written: int = 0, numbers: bool = True
 
 @pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*BATCHED_FAMILIES, "phi3"])
 def test_a_prompt_is_read_as_by_pytorch(family, depth, cache_dtype):
     reference, native, specs = reference_and_native(family, 8, cache_dtype)
     marks = marked(depth, TOKENS, WRITTEN)
