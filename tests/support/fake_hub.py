@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
 from huggingface_hub import constants
 
 from server.engine.loading.sources.hub import HubName
@@ -44,6 +45,17 @@ class FakeHub:
     """Other pages, by their path."""
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     """Host, path and headers of every request."""
+
+    def use(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Makes the hub's client talk to this hub, here and in processes, with a cache folder."""
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_ENDPOINT", self.url)
+        monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
 
     def ranges_of(self, name: str) -> list[str | None]:
         """The `Range` of each request for the bytes of a file."""

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from server.engine.loading.sources import download
 from tests.support.fake_hub import FakeHub, fake_hub
@@ -42,10 +41,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         "me/pickle": {"config.json": SMALL, "pytorch_model.bin": LARGE},
     }
     with fake_hub(files) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        running.use(monkeypatch, tmp_path / "hub")
         monkeypatch.setattr(download, "_WAIT_SECONDS", 0.0)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
         yield running
