@@ -43,10 +43,6 @@ HEAVY = {
 }
 """Packages that take long to import, or that an installation may not have."""
 LIGHT_OF_TRANSFORMERS = {
-    "AutoConfig",
-    "AutoModelForCausalLM",
-    "AutoModelForMaskedLM",
-    "AutoTokenizer",
     "GenerationConfig",
     "PretrainedConfig",
     "PreTrainedTokenizerBase",

@@ -65,12 +65,15 @@ def serve(config: Path | None, **options: str | bool | None) -> None:
 
 def _load(settings: Settings) -> "FastAPI":
     """Return the application of the settings. Most of a start is spent here."""
+    gc.disable()  # imports make a great deal, and hardly any garbage
     with stage("imports"):  # of PyTorch and the HTTP application
         import psutil  # type: ignore[import-untyped]
 
         from server.app import create_app
         from server.engine.loading.configured_model import load_configured_model
         from server.prechecks import check_parts
+    gc.freeze()  # what was imported stays, so it need not be searched for garbage
+    gc.enable()
     with stage("settings"):
         check_parts(settings)
     with stage("model"):
@@ -78,7 +81,7 @@ def _load(settings: Settings) -> "FastAPI":
     with stage("controller"):
         app = create_app(model, settings)
     gc.collect()
-    gc.freeze()  # what is loaded stays, so it need not be searched for garbage again
+    gc.freeze()  # what is loaded stays, too
     seconds = time.time() - psutil.Process().create_time()
     address = f"http://{settings.host}:{settings.port}"
     log.info("serving %s on %s, %.1f s after the start", settings.model, address, seconds)
