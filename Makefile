@@ -9,7 +9,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 CSRC := server/engine/backends/native/csrc
 CSRC_FILES := $(wildcard $(CSRC)/*/*.* $(CSRC)/*/*/*.*)
 
-.PHONY: install serve test test-fast lint docs sanitize bench gpu-check artefact clean
+.PHONY: install serve test test-fast test-arm lint docs sanitize bench gpu-check artefact clean
 
 install: $(INSTALLED)
 
@@ -24,6 +24,20 @@ test: $(INSTALLED_DEV)
 # The quick loop: all but tests that are marked slow or browser; they need no model and no network.
 test-fast: $(INSTALLED_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser"
+
+# The kernels for 64-bit ARM, built by Debian's g++-aarch64-linux-gnu, under its qemu-user-static.
+ARM_CXX ?= aarch64-linux-gnu-g++
+CHECK_VECTORS := tests/server/engine/backends/native/check_vectors.cpp
+ARM_OBJECTS := $(patsubst %.cpp,build/arm/%.o,$(CHECK_VECTORS) $(filter %.cpp,$(CSRC_FILES)))
+build/arm/%.o: %.cpp $(CSRC_FILES)
+	mkdir -p $(@D)
+	$(ARM_CXX) -O3 -std=c++20 -Wall -Wno-psabi -I$(CSRC) -c $< -o $@
+
+build/arm/check_vectors: $(ARM_OBJECTS)
+	$(ARM_CXX) -static -pthread $^ -o $@
+
+test-arm: $(INSTALLED_DEV) build/arm/check_vectors
+	$(BIN)/python -m pytest -rs tests/server/engine/backends/native/test_vectors.py
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

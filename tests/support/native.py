@@ -20,13 +20,18 @@ from tests.support.reading import served_order, tiny_maps
 from tests.support.tiny import VOCAB, tiny_model
 
 CPU = torch.device("cpu")
+KERNELS = (
+    *("avx512bf16", "avx512", "avxvnni", "avx2"),
+    *("neoni8mm", "neondot", "neon"),
+    "portable",
+)
 PROMPTS = [[5, 9, 33, 7], list(range(10, 60)), [3], [(7 * i) % VOCAB for i in range(290)]]
 
 
 def instruction_sets() -> list[str]:
     """Return the instruction sets that this processor and the built kernels have."""
     names = []
-    for isa in ("avx512bf16", "avx512", "avxvnni", "avx2", "portable"):
+    for isa in KERNELS:
         try:
             names.append(NativeEngine(1, isa).isa)
         except RuntimeError:

@@ -58,7 +58,9 @@ def load_library() -> ctypes.CDLL | None:
     """
     given = os.environ.get("TRIMTAB_NATIVE")
     folder = Path(__file__).parent
-    names = [f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    # Of any version of Python first: a file of one version may be left from an earlier build.
+    suffixes = sorted(importlib.machinery.EXTENSION_SUFFIXES, key=lambda one: "abi3" not in one)
+    names = [f"_native{suffix}" for suffix in suffixes]
     for path in [Path(given)] if given else [folder / name for name in names]:
         if path.exists():
             try:

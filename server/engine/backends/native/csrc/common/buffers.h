@@ -7,7 +7,6 @@
 //   compensation[k] = -128 * sum of the codes of block k       (for unsigned 8-bit weights)
 #pragma once
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 #include <vector>
 
@@ -23,19 +22,25 @@ inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit 
 template <class T>
 class Scratch {
  public:
-  ~Scratch() { free(data_); }
+  ~Scratch() { release(); }
   T* reserve(int64_t count) {
     if (count > capacity_) {
-      free(data_);
-      capacity_ = count + count / 4;
-      data_ = (T*)aligned_alloc(64, round_up(capacity_ * sizeof(T), 64));
-      if (!data_) throw std::bad_alloc();
+      release();
+      const int64_t capacity = count + count / 4;
+      data_ = (T*)::operator new(round_up(capacity * sizeof(T), 64), kAlignment);
+      capacity_ = capacity;
     }
     return data_;
   }
   T* get() const { return data_; }
 
  private:
+  static constexpr std::align_val_t kAlignment{64};
+  void release() {
+    ::operator delete(data_, kAlignment);
+    data_ = nullptr;
+    capacity_ = 0;
+  }
   T* data_ = nullptr;
   int64_t capacity_ = 0;
 };

@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "arch/x86/cpu_features.h"
+#elif defined(__aarch64__) && defined(__GNUC__)
+#include "arch/arm/cpu_features.h"
 #endif
 
 struct TrimEngine {
@@ -38,6 +40,11 @@ std::vector<const trim::Kernels*> available_kernels() {
   if (cpu.avx512) found.push_back(&trim::avx512::kernels);
   if (cpu.avxvnni) found.push_back(&trim::avxvnni::kernels);
   if (cpu.avx2) found.push_back(&trim::avx2::kernels);
+#elif defined(__aarch64__) && defined(__GNUC__)
+  const trim::CpuFeatures cpu = trim::cpu_features();
+  if (cpu.i8mm) found.push_back(&trim::neoni8mm::kernels);
+  if (cpu.dot) found.push_back(&trim::neondot::kernels);
+  found.push_back(&trim::neon::kernels);
 #endif
   found.push_back(&trim::portable::kernels);
   return found;

@@ -1,5 +1,9 @@
 // The table of kernels that each instruction set provides.
 #pragma once
+#if !defined(__GNUC__)
+#error "the native kernels need g++ or clang++: they use vectors of eight numbers"
+#endif
+
 #include "common/buffers.h"
 #include "common/thread_pool.h"
 #include "include/native.h"
@@ -28,6 +32,15 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 namespace avx512bf16 {
+extern const Kernels kernels;
+}
+namespace neon {
+extern const Kernels kernels;
+}
+namespace neondot {
+extern const Kernels kernels;
+}
+namespace neoni8mm {
 extern const Kernels kernels;
 }
 
