@@ -1,10 +1,12 @@
 """Checkpoints: the parameters of a model, read one by one from the files that hold them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pruners.architecture import UnsupportedModelError
 from server.engine.loading.checkpoint.base import ModelCheckpoint, Rows
-from server.engine.loading.checkpoint.gguf_checkpoint import GgufCheckpoint
+from server.engine.loading.checkpoint.gguf_checkpoint import GgufCheckpoint, described
 from server.engine.loading.checkpoint.safetensors_folder import SafetensorsFolder
 
 
@@ -13,7 +15,10 @@ def open_checkpoint(path: Path) -> ModelCheckpoint:
 
     Raises `UnsupportedModelError` for what is damaged, missing or not supported.
     """
-    return SafetensorsFolder(path) if path.is_dir() else _open_gguf(path)
+    if path.is_dir():
+        return SafetensorsFolder(path)
+    with _readable(path):
+        return GgufCheckpoint(path)
 
 
 def description_folder(path: Path) -> Path:
@@ -21,12 +26,17 @@ def description_folder(path: Path) -> Path:
 
     Raises `UnsupportedModelError`.
     """
-    return path if path.is_dir() else _open_gguf(path).folder
+    if path.is_dir():
+        return path
+    with _readable(path):
+        return described(path)
 
 
-def _open_gguf(path: Path) -> GgufCheckpoint:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file into `UnsupportedModelError`."""
     try:
-        return GgufCheckpoint(path)
+        yield
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)

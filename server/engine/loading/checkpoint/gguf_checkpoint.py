@@ -35,7 +35,7 @@ class GgufCheckpoint(ModelCheckpoint):
     def __init__(self, path: Path) -> None:
         """Describe the file, once. Raises `UnsupportedModelError` and `OSError`."""
         self._path = path
-        folder = cached(_described(path), self._describe)
+        folder = described(path)
         super().__init__(path, folder, read_config(folder))
 
     @cached_property
@@ -96,16 +96,25 @@ class GgufCheckpoint(ModelCheckpoint):
         order = stored_rows(self.config, name, self.shapes[name][0])
         return index if order is None else order[index]
 
-    def _describe(self, staging: Path) -> None:
+
+def described(path: Path) -> Path:
+    """Return the folder of a file's description, which is made once.
+
+    Raises `UnsupportedModelError` and `OSError`.
+    """
+
+    def describe(staging: Path) -> None:
         # Imported here: the configurations of `transformers` take seconds to import.
         from server.engine.loading.gguf_file.describe import describe_gguf
 
-        log.info("reading what %s says of itself, once", self._path.name)
-        describe_gguf(self._model, staging / "model")
+        log.info("reading what %s says of itself, once", path.name)
+        describe_gguf(open_gguf(path), staging / "model")
+
+    return cached(_description_folder(path), describe)
 
 
-def _described(path: Path) -> Path:
-    """Return the folder of a file's description. Another file or another time is another folder."""
+def _description_folder(path: Path) -> Path:
+    """Return the place of a file's description. Another file or another time is another place."""
     key = ""
     for part in part_paths(path):
         stat = part.stat()
