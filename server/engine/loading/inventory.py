@@ -4,15 +4,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pruners.architecture import SERVED_FAMILIES, UnsupportedModelError
-from server.engine.backends.native import library as native_library
 from server.engine.loading.checkpoint.description import read_config
 from server.engine.loading.gguf_file import open_gguf, part_paths
 from server.engine.loading.gguf_file.config import config_of
 from server.engine.loading.gguf_file.tensors import tensor_names
-from server.engine.loading.load import CPU, multiplies_bf16, preferred_device
+from server.engine.loading.load import preferred_device
+from server.engine.loading.memory_check import free_memory, serving_on
 from server.engine.loading.memory_estimate import (
     Serving,
     StoredModel,
@@ -23,7 +21,6 @@ from server.engine.loading.model_files import stored_tensors
 from server.engine.loading.source import DEFAULT_MODEL, default_if_here
 from server.engine.loading.sources.hub import cached_models
 from server.engine.loading.sources.ollama import ollama_models
-from telemetry.capacity import CapacityReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +51,7 @@ def models_here() -> dict[str, Path]:
 def serving_here() -> tuple[Serving, float]:
     """Return how a server serves here unless it is told otherwise, and the bytes that are free."""
     device = preferred_device()
-    if device != CPU:
-        return Serving(gpu=True), torch.cuda.mem_get_info(device)[0]
-    free = CapacityReader().read()["memory_available_bytes"].value
-    served = Serving(packs=native_library.is_available(), multiplies_bf16=multiplies_bf16())
-    return served, math.inf if free is None else free
+    return serving_on(device), free_memory(device)
 
 
 def summarise(path: Path, serving: Serving, free_bytes: float) -> ModelSummary:

@@ -45,6 +45,7 @@ from server.engine.loading.generation_config import (
     check_embedded,
     check_tokens,
 )
+from server.engine.loading.memory_check import check_memory, multiplies_bf16, serving_on
 from server.engine.loading.opened_model import OpenedModel
 from server.engine.loading.outline import outline_of, served_outline
 from server.engine.loading.packed_cache import find_packed, packed_base, packed_key
@@ -169,7 +170,7 @@ def load_model(
     in 4 bits have 4, all others 8; else it is bf16 where the processor multiplies bf16, else fp32.
     On a GPU it is bf16. `context` limits the model's own maximum, in tokens. Packed weights are
     kept in the cache folder, and mapped from there the next time. Raises `UnsupportedModelError`,
-    and `ArtefactError` if the artefact was built for another base.
+    `MemoryEstimateError`, and `ArtefactError` if the artefact was built for another base.
     """
     if device != CPU and precision in BITS:
         raise UnsupportedModelError(
@@ -220,12 +221,15 @@ def _find_or_open(
 ) -> PackedBase | OpenedModel:
     """Return the packed base if the native kernels serve it, mapped or new; else the opened model.
 
-    Raises `UnsupportedModelError` and `ArtefactError`.
+    Raises `UnsupportedModelError`, `ArtefactError`, and `MemoryEstimateError` for a model that is
+    not packed yet and does not fit.
     """
     packs = device == CPU and precision in ("auto", *BITS) and _has_native_kernels()
     key = packed_key(source, precision, None if artefact is None else artefact.order)
     found = find_packed(key) if packs else None
-    opened = OpenedModel(source, tokenizer) if found is None else found
+    opened = found or OpenedModel(source, tokenizer)
+    if isinstance(opened, OpenedModel):
+        check_memory(opened.stored(), serving_on(device, precision), device)
     if artefact is not None:
         artefact.check_base(opened.facts.fingerprint)
     if not packs or not isinstance(opened, OpenedModel):
@@ -280,9 +284,3 @@ def _prefers_bf16(device: torch.device) -> bool:
 
 def _has_native_kernels() -> bool:
     return native_library.is_available()
-
-
-def multiplies_bf16() -> bool:
-    """Return whether the processor multiplies bf16 by itself."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return capability == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -11,6 +11,7 @@ from server.engine.backends.pytorch.convert import ConvertedBase
 from server.engine.loading.checkpoint import open_checkpoint
 from server.engine.loading.checkpoint.description import read_generation_config
 from server.engine.loading.generation_config import end_token_ids, sampling_defaults
+from server.engine.loading.memory_estimate import StoredModel, StoredTensor
 from server.engine.loading.outline import served_outline
 from server.engine.loading.packed_file import BaseFacts
 from server.engine.loading.parameters import CheckpointParameters
@@ -31,6 +32,15 @@ class OpenedModel:
             eos_token_ids=sorted(end_token_ids(folder, config, tokenizer)),
             sampling_defaults=sampling_defaults(read_generation_config(folder, config)),
         )
+
+    def stored(self) -> StoredModel:
+        """Return what an estimate of memory has to know."""
+        found = self._checkpoint
+        tensors = {
+            name: StoredTensor(shape, found.stored_type(name))
+            for name, shape in found.shapes.items()
+        }
+        return StoredModel.of(found.config.to_dict(), tensors)
 
     def source_bits(self) -> SourceBits:
         """Count the weights by how the source stores them."""
