@@ -26,7 +26,11 @@ from telemetry.machine import describe
 _TEST_SHARE = 0.3  # of the time, at most
 _END_SECONDS = 5.0  # to write the result
 _ROOT = Path(__file__).parents[2]
-_TESTS = ("tests/server/engine/backends", "tests/pruners/distill")
+_TESTS = (
+    "tests/server/engine/backends",
+    "tests/server/engine/loading/test_memory_check.py",
+    "tests/pruners/distill",
+)
 _COUNTED = ("passed", "failed", "skipped", "errors")
 
 

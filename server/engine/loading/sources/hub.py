@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import quote
 
 from huggingface_hub import HfApi, constants
@@ -26,6 +26,7 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _TEXT_SUFFIXES = (".json", ".txt", ".jinja")
 _REVISION = "main"
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,17 +168,24 @@ def _listing(repo: str) -> tuple[str, dict[str, RemoteFile]]:
         repo, revision=_REVISION, timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True
     )
     commit = str(info.sha)
+    if not _DIGEST.fullmatch(commit):
+        raise ModelSourceError(f"the hub says that the commit of {repo} is {commit!r}")
     headers = build_hf_headers(library_name="trimtab")
     files = {}
     for sibling in info.siblings or ():
-        digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+        digest = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
         size, file = sibling.size, sibling.rfilename
-        parts = PurePosixPath(file).parts
-        if digest is None or size is None or ".." in parts or PurePosixPath(file).is_absolute():
+        if size is None or not _DIGEST.fullmatch(digest) or not _stays_inside(file):
             continue
         url = f"{constants.ENDPOINT}/{repo}/resolve/{commit}/{quote(file)}"
         files[file] = RemoteFile(file, url, size, digest, headers)
     return commit, files
+
+
+def _stays_inside(file: str) -> bool:
+    """Return whether a file's name leads to a place below the folder that it is put into."""
+    parts = file.split("/")
+    return not any(part in ("", ".", "..") or "\\" in part or ":" in part for part in parts)
 
 
 def _wanted(name: HubName, files: Sequence[str], read: Callable[[str], str]) -> list[str]:

@@ -146,3 +146,18 @@ def test_offline_is_one_line(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(ModelSourceError, match=says):
         resolve_hub(named("me/plain"))
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.gguf", "/evil.gguf", "a/../../evil.gguf", "C:\\evil.gguf"]
+)
+def test_a_file_that_would_lie_elsewhere_is_none(hub, name):
+    hub.files["me/evil"] = {name: b"GGUF"}
+    with pytest.raises(ModelSourceError, match="neither safetensors nor GGUF"):
+        pull_hub(named("me/evil"))
+
+
+def test_a_commit_that_is_none_is_refused(hub):
+    hub.commit = "../../evil"
+    with pytest.raises(ModelSourceError, match=r"the commit of me/plain is '\.\./\.\./evil'"):
+        pull_hub(named("me/plain"))
