@@ -50,6 +50,7 @@ from server.engine.loading.opened_model import OpenedModel
 from server.engine.loading.outline import outline_of, served_outline
 from server.engine.loading.packed_cache import find_packed, packed_base, packed_key
 from server.engine.loading.packed_file import PackedBase
+from server.engine.loading.stages import stage
 from server.engine.precision import BITS, Precision
 
 if TYPE_CHECKING:
@@ -176,8 +177,10 @@ def load_model(
         raise UnsupportedModelError(
             f"weights {precision} are for the CPU; a GPU takes bf16 or fp32"
         )
-    tokenizer = load_tokenizer(source)
-    found = _find_or_open(source, tokenizer, precision, artefact, device)
+    with stage("tokenizer"):
+        tokenizer = load_tokenizer(source)
+    with stage("weights"):
+        found = _find_or_open(source, tokenizer, precision, artefact, device)
     facts = found.facts
     limit = limit_context(facts, context)
     backend = (

@@ -18,6 +18,7 @@ from server.engine.backends.native.source_precision import source_bits
 from server.engine.backends.pytorch.convert import ConvertedBase, convert_weights
 from server.engine.backends.pytorch.rope import RopeFrequencies, rope_tables
 from server.engine.backends.pytorch.weights import LayerParts, PyTorchWeights, RMSNorm
+from server.engine.loading.stages import advance
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +171,7 @@ def _logged(base: ConvertedBase) -> Iterator[LayerParts[Projection]]:
     for index, layer in enumerate(base.layers()):
         yield layer
         now, done = time.monotonic(), 100 * (index + 1) // base.shape.layers
+        advance(done / 100)
         if now - said > _LOG_SECONDS:
             log.info("packing: %d %% of the layers in %.0f s", done, now - started)
             said = now

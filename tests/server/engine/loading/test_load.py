@@ -16,6 +16,7 @@ from server.engine.backends.pytorch.decoder import PyTorchDecoder
 from server.engine.config import EngineConfig, EngineConfigError
 from server.engine.loading import load as loading
 from server.engine.loading.load import load_model, load_transformers, open_decoder
+from server.engine.loading.memory_estimate import MemoryEstimateError
 from server.engine.runner_factory import build_runner
 from tests.support.artefacts import artefact_with_readers
 from tests.support.native import kl
@@ -123,3 +124,15 @@ def test_token_kinds_are_for_readers(tmp_path: Path):
     artefact = artefact_with_readers()
     artefact = replace(artefact, fingerprint=fingerprint(source), readers={}, maps={})
     assert load_model(folder, "tiny", "fp32", artefact).token_kinds is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(
+    tmp_path: Path, monkeypatch, precision: str
+):
+    folder = save_tiny(tmp_path / "tiny")
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("server.engine.loading.memory_check.free_memory", lambda device: 1e6)
+    monkeypatch.setattr("server.engine.loading.opened_model.OpenedModel.base", None)
+    with pytest.raises(MemoryEstimateError, match=r"0\.0 GB are free: 0\.[45] GB too little"):
+        load_model(folder, "tiny", precision)
