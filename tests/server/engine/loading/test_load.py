@@ -136,3 +136,30 @@ def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(
     monkeypatch.setattr("server.engine.loading.opened_model.OpenedModel.base", None)
     with pytest.raises(MemoryEstimateError, match=r"0\.0 GB are free: 0\.[45] GB too little"):
         load_model(folder, "tiny", precision)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("free_bytes", "config", "slots", "dtype"),
+    [
+        (None, {}, 16 * 512, torch.bfloat16),
+        (8e9, {}, 16 * 512, torch.bfloat16),
+        (2e6, {}, 2e6 / 2, torch.int8),  # bf16 would hold too few
+        (2e6, {"kv_cache": "weights"}, 2e6 / 2, torch.bfloat16),
+        (2e6, {"kv_tokens": 640}, 640, torch.bfloat16),
+        (1e4, {}, 1024, torch.int8),  # the smallest, which must still fit
+    ],
+)
+def test_the_cache_is_sized_by_what_is_free(
+    tiny_folder: Path, free_bytes: float | None, config: dict, slots: float, dtype: torch.dtype
+):
+    model = load_model(tiny_folder, "tiny", "int8", context=512)
+    if free_bytes == 1e4:
+        with pytest.raises(EngineConfigError, match="are free; set kv_tokens lower"):
+            build_runner(model, EngineConfig(**config), free_bytes)
+        return
+    cache = build_runner(model, EngineConfig(**config), free_bytes).decoder.cache
+    assert cache.keys.dtype == dtype
+    expected = slots / cache.slot_bytes if slots == 2e6 / 2 else slots
+    assert cache.arena.capacity == int(expected) // 64 * 64
+    assert cache.arena.held == 0
