@@ -45,6 +45,7 @@ from server.engine.loading.generation_config import (
     check_embedded,
     check_tokens,
 )
+from server.engine.loading.heap import large_blocks_go_back
 from server.engine.loading.memory_check import check_memory, multiplies_bf16, serving_on
 from server.engine.loading.opened_model import OpenedModel
 from server.engine.loading.outline import outline_of, served_outline
@@ -241,7 +242,8 @@ def _find_or_open(
     if bits is None:
         return opened
     build = partial(_pack, opened, bits, precision == "auto", artefact)
-    return packed_base(key, build)
+    with large_blocks_go_back():
+        return packed_base(key, build)
 
 
 def _pack(opened: OpenedModel, bits: Bits, exact: bool, artefact: Artefact | None) -> PackedBase:

@@ -20,7 +20,8 @@ _DEVIATIONS = 7.0
 _WORST_FACTOR = 1.5  # the largest error of one input, and something for all other inputs
 _PLANE_SHARES = {4: 1 / 18, 2: 5 / 18}  # of input blocks, by planes of 2 bits; the others have one
 _STEPS = {4: 0.0308, 2: 0.3352, 1: 0.9957}  # optimal for normal numbers (Max, 1960)
-_CHUNK = 2048  # outputs at a time, so that intermediate results stay in the processor's cache
+_SAMPLED = 2048  # outputs from which means and variances are taken
+_CHUNK = 128  # outputs at a time, so that intermediate results stay in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def build_head_screen(codes: Codes, hidden: Tensor) -> HeadScreen:
     The mean over all outputs does not change which output is the highest, so it is not coded.
     """
     outputs, inputs = codes.codes.shape  # padded
-    sample = torch.cat(list(_chunks(codes, max(1, outputs // _CHUNK))))
+    sample = torch.cat(list(_chunks(codes, max(1, outputs // _SAMPLED))))
     mean, variance = sample.mean(0), sample.var(0, correction=0)
     energy = F.pad(hidden.float().square().mean(0), (0, inputs - hidden.shape[1]))
     order = (variance * energy).argsort(descending=True)
@@ -115,12 +116,17 @@ def _packed(codes: Tensor, planes: list[int]) -> Tensor:
     A line holds 16 inputs of 16 outputs; the first plane has the codes' upper bits. Inputs
     i, 4 + i, 8 + i and 12 + i of an output share byte i, from the lower bits on.
     """
-    grid = F.pad(codes, (0, 0, 0, -len(codes) % BLOCK)).unflatten(0, (-1, BLOCK))
-    grid = grid.unflatten(2, (-1, GROUP)).transpose(1, 2)  # [output blocks, input blocks, 16, 32]
-    lines = []
-    for index, count in enumerate(planes):
+    padded = F.pad(codes, (0, 0, 0, -len(codes) % BLOCK))
+    # Four inputs in a word: [output blocks, 16, input blocks, lines, 4]
+    words = padded.view(torch.int32).unflatten(0, (-1, BLOCK)).unflatten(2, (-1, 2, 4))
+    parts, first = [], 0
+    for count in sorted(set(planes), reverse=True):  # as they come
+        some = words[:, :, first : first + planes.count(count)]
+        first += planes.count(count)
+        lines = []
         for plane in reversed(range(count)):
-            four = (grid[:, index] >> 2 * plane & 3).unflatten(2, (2, 4, 4))
-            byte = four[..., 0, :] | four[..., 1, :] << 2 | four[..., 2, :] << 4
-            lines.append((byte | four[..., 3, :] << 6).transpose(1, 2).flatten(1))
-    return torch.cat(lines, dim=1).flatten()
+            two = some >> 2 * plane & 0x03030303
+            byte = two[..., 0] | two[..., 1] << 2 | two[..., 2] << 4 | two[..., 3] << 6
+            lines.append(byte.permute(0, 2, 3, 1))
+        parts.append(torch.stack(lines, dim=2).flatten(1))
+    return torch.cat(parts, dim=1).flatten().view(torch.uint8)

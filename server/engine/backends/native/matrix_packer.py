@@ -18,7 +18,7 @@ from server.engine.backends.native.source_precision import is_exact
 from server.engine.backends.pytorch.convert import ConvertedBase
 
 _ROWS = 64  # of a matrix, to tell whether 4 bits hold it
-_CHUNK = 1 << 22  # weights of a large matrix at a time
+_CHUNK = 1 << 18  # weights of a large matrix at a time, so that they stay in the cache
 
 
 class MatrixPacker:
