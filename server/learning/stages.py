@@ -87,11 +87,15 @@ class LearningJob:
         """The model's tokenizer."""
         return load_tokenizer(self.model.source)
 
-    def sample(self, count: int, length: int, seed: int) -> TokenRows:
-        """Return rows that the base has written. What serves it is let go again."""
+    def sample(self, *wanted: tuple[int, int, int]) -> list[TokenRows]:
+        """Return what the base has written: for each so many rows, of so many tokens, by a seed.
+
+        What serves the base for that is loaded once at most, and let go again.
+        """
         identity = self.model.fingerprint
         kept = Checkpoint(cache_folder() / "text" / identity, identity)
-        return SelfGeneratedText(self.model.source, kept, self.progress).rows(count, length, seed)
+        text = SelfGeneratedText(self.model.source, kept, self.progress)
+        return [text.rows(*one) for one in wanted]
 
     def checkpoint(self, stage: str) -> Checkpoint:
         """Return where a stage notes what it has finished."""
@@ -133,7 +137,8 @@ def _with_readers(
     wanted = {name: usual[name] for name in list(usual)[:count] if name not in artefact.readers}
     if not wanted:
         return artefact
-    given = GivenText(job.sample(*_FITTED), job.sample(*_HELD_OUT), SELF_GENERATED)
+    fitted, held_out = job.sample(_FITTED, _HELD_OUT)
+    given = GivenText(fitted, held_out, SELF_GENERATED)
     request = ReadersRequest(tokens=_READER_TOKENS)
     text = make_reading_text(job.tokenizer, artefact.shape.vocab, given, request)
     made = fit_readers(job.located, wanted, text, checkpoint, job.progress)
@@ -153,7 +158,7 @@ def _with_readers(
 
 def _budgets(job: LearningJob, artefact: Artefact, checkpoint: Checkpoint) -> Artefact:
     """Return the artefact with the losses of the usual KV budgets."""
-    rows = job.sample(*_BUDGETS)
+    (rows,) = job.sample(_BUDGETS)
     measured = measure_budgets(job.located, rows, DEFAULT_KV_BUDGETS, job.progress, checkpoint)
     kept = {**artefact.table.kv_quality, **measured}
     return replace(artefact, table=replace(artefact.table, kv_quality=kept))
@@ -173,7 +178,7 @@ def _depth(job: LearningJob, artefact: Artefact, checkpoint: Checkpoint) -> Arte
     recipe = Recipe(
         skip_layers=skipped, shares=(), kv_budgets=(), readers=(), calibration_tokens=8_192
     )
-    made = _build(job, recipe, job.sample(*_FITTED), checkpoint)
+    made = _build(job, recipe, _FITTED, checkpoint)
     # Blocks that are left out need no order, and what stands for them needs none.
     kept = replace(made, ffn_order=artefact.ffn_order, kv_order=artefact.kv_order)
     return _joined(artefact, kept, "depth")
@@ -182,12 +187,14 @@ def _depth(job: LearningJob, artefact: Artefact, checkpoint: Checkpoint) -> Arte
 def _widths(job: LearningJob, artefact: Artefact, checkpoint: Checkpoint) -> Artefact:
     """Return the artefact with narrower variants, and with the order that they need."""
     recipe = Recipe(kv_budgets=(), readers=())
-    made = _build(job, recipe, job.sample(*_FITTED_WIDTHS), checkpoint)
+    made = _build(job, recipe, _FITTED_WIDTHS, checkpoint)
     return _joined(artefact, made, "widths")
 
 
-def _build(job: LearningJob, recipe: Recipe, fitted: TokenRows, checkpoint: Checkpoint) -> Artefact:
-    held_out = job.sample(*_HELD_OUT)
+def _build(
+    job: LearningJob, recipe: Recipe, text: tuple[int, int, int], checkpoint: Checkpoint
+) -> Artefact:
+    fitted, held_out = job.sample(text, _HELD_OUT)
     rows = BuildRows(fitted, held_out, SELF_GENERATED, f"{SELF_GENERATED}, other rows")
     return build(
         job.located.model, job.model.name, rows, recipe, BuildOptions(checkpoint, job.progress)
