@@ -61,6 +61,7 @@ sanitize: $(INSTALLED_DEV)
 # LLAMA="--llama-cpp FOLDER" adds llama.cpp's programs to the comparison.
 bench: $(INSTALLED_DEV)
 	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.head
 	$(BIN)/python -m benchmarks.engine $(LLAMA)
 	$(BIN)/python -m benchmarks.variants
 	$(BIN)/python -m benchmarks.streams $(LLAMA)

@@ -9,8 +9,7 @@ is the limit, with many rows arithmetic is.
 Weights and caches are larger than the processor's caches, which hold less of a model, too.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -19,14 +18,14 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.support.machine_limits import MachineLimits, measure_limits
+from benchmarks.support.packed_copies import copies_of, timed
 from benchmarks.support.peers import interleaved, medians
 from benchmarks.support.results import option_parser, save_result, spread
 from pruners.architecture import Shape
 from pruners.variant import base_spec
 from server.engine.backends.native.decoder import NativeDecoder
-from server.engine.backends.native.head_screening import HeadScreen, build_head_screen
 from server.engine.backends.native.library import NativeEngine
-from server.engine.backends.native.model import head_screen_struct, matrix_struct
+from server.engine.backends.native.model import matrix_struct
 from server.engine.backends.native.packed_weights import PackedLayer, PackedWeights
 from server.engine.backends.native.packing import PackedMatrix, pack, quantise
 from server.engine.cache.kv_cache import KVCache
@@ -35,11 +34,8 @@ from telemetry.machine import describe
 
 ROWS = (1, 8, 32)
 SIZE = 4096  # outputs and inputs of the projection
-HEAD = (49152, 576)  # vocabulary and hidden size of the default model
-HEAD_ROWS = (1, 4)  # more rows are not screened
 CACHED = {1: 32768, 8: 8192, 32: 2048}  # tokens of each row of attention
 CPU = torch.device("cpu")
-WORKING_SET = 2**28  # bytes that a kernel reads in turn, so that it finds none in a cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ def main() -> None:
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     engine = NativeEngine(threads)
-    kernels = _projections(engine) | _heads(engine) | _attentions(engine.isa)
+    kernels = _projections(engine) | _attentions(engine.isa)
     limits = measure_limits(threads)
     jobs = {(name, kernel.operands): kernel.run for name, kernel in kernels.items()}
     seconds = interleaved(jobs, arguments.repeats)
@@ -93,33 +89,11 @@ def main() -> None:
     console.print(f"written to {save_result('kernels', result, arguments.json)}")
 
 
-def _timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def _copies(packed: PackedMatrix) -> list[PackedMatrix]:
-    """Return so many copies of a matrix that they fill the working set."""
-    count = max(2, WORKING_SET // packed.data.nbytes)
-    return [
-        PackedMatrix(
-            packed.data.clone(),
-            None,
-            packed.outputs,
-            packed.inputs,
-            packed.bits,
-            packed.input_major,
-        )
-        for _ in range(count)
-    ]
-
-
 def _projections(engine: NativeEngine) -> dict[str, Kernel]:
     """Return products of a matrix in 4 and 8 bits with a few rows."""
     kernels = {}
     for bits in (4, 8):
-        copies = _copies(pack(quantise(torch.randn(SIZE, SIZE), bits)))
+        copies = copies_of(pack(quantise(torch.randn(SIZE, SIZE), bits)))
         for rows in ROWS:
             run = _projection(engine, copies, torch.randn(rows, SIZE))
             size = copies[0].data.nbytes
@@ -138,55 +112,7 @@ def _projection(engine: NativeEngine, copies: list[PackedMatrix], x: Tensor) -> 
         for struct in structs:
             engine.project(struct, x, y)
 
-    return lambda: _timed(run) / len(copies)
-
-
-def _heads(engine: NativeEngine) -> dict[str, Kernel]:
-    """Return the search for the likeliest token, with and without head screening.
-
-    With screening the bytes are those of the coarse copy: what is read of the head besides depends
-    on the hidden states, here those for which one token is likely.
-    """
-    weight = torch.randn(HEAD)
-    codes = quantise(weight, 8)
-    x = 0.2 * torch.randn(max(HEAD_ROWS), HEAD[1]) + weight[: max(HEAD_ROWS)]
-    screen = build_head_screen(codes, x)
-    copies = _copies(pack(codes))
-    screens = [HeadScreen(*(tensor.clone() for tensor in screen.tensors())) for _ in copies]
-    kernels = {}
-    for rows in HEAD_ROWS:
-        multiply_adds = rows * HEAD[0] * HEAD[1]
-        kernels[f"head, {rows} rows"] = Kernel(
-            _argmax(engine, copies, [None] * len(copies), x[:rows]),
-            copies[0].data.nbytes,
-            multiply_adds,
-            "int8",
-        )
-        kernels[f"head with screening, {rows} rows"] = Kernel(
-            _argmax(engine, copies, screens, x[:rows]),
-            sum(tensor.nbytes for tensor in screen.tensors()),
-            multiply_adds,
-            "int8",
-        )
-    return kernels
-
-
-def _argmax(
-    engine: NativeEngine,
-    copies: list[PackedMatrix],
-    screens: Sequence[HeadScreen | None],
-    x: Tensor,
-) -> Callable[[], float]:
-    """Return a measurement: the mean time of the search in each of the copies of a head."""
-
-    def run() -> float:
-        pairs = [
-            (matrix_struct(packed), None if screen is None else head_screen_struct(screen))
-            for packed, screen in zip(copies, screens, strict=True)
-        ]
-        return _timed(lambda: [engine.argmax(*pair, x) for pair in pairs]) / len(pairs)
-
-    return run
+    return lambda: timed(run) / len(copies)
 
 
 def _attentions(isa: str) -> dict[str, Kernel]:

@@ -12,6 +12,7 @@ from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
 from server.engine.config import EngineConfig, ModelConfig
 from server.engine.detokenizer import Detokenizer, StopRules
+from server.engine.draw import Draw, key_of
 from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import load_transformers
 from server.engine.loading.source import DEFAULT_MODEL
@@ -91,6 +92,32 @@ def test_greedy_tokens_equal_transformers_beside_other_variants(model, runner, r
             logits = reference(torch.tensor([tokens])).logits[0]
         expected = logits[len(sequence.request.prompt) - 1 : -1].argmax(-1).tolist()
         assert sequence.output == expected, text
+
+
+@pytest.mark.skipif(not native_library.is_available(), reason="the native kernels are not built")
+def test_draws_with_a_coarse_head_are_those_of_the_whole_head(default_model):
+    """Both take the same noise, so the share of draws that differ is at least the total variation
+    of the two distributions. Hidden states are those of text."""
+    model = load_configured_model(ModelConfig(weights="auto"))
+    decoder = model.backend.open_decoder(1024, torch.bfloat16)
+    native, engine = decoder._model, decoder._engine
+    assert native.head_screen is not None
+    rows = []
+    for text in PROMPTS:
+        tokens = model.tokenizer.encode(text)
+        cache = decoder.cache.open()
+        assert cache.reserve(len(tokens))
+        rows.append(decoder.forward([Segment(tokens, cache, model.variants[BASE])]))
+        cache.close()
+    hidden = torch.cat(rows)[::3].contiguous()
+    kinds = [Draw(1.0), Draw(0.6), Draw(1.5), Draw(1.0, top_k=64, top_p=0.95), Draw(1.0, top_p=0.9)]
+    for kind in [*kinds, Draw(0.8, min_p=0.05)]:
+        for seed in range(2):
+            draws = [kind._replace(key=key_of(seed, row)) for row in range(len(hidden))]
+            whole = engine.draw(native.head, None, hidden, draws)
+            assert engine.draw(native.head, native.head_screen, hidden, draws) == whole
+    expected = decoder.logits(hidden).argmax(-1).tolist()
+    assert engine.draw(native.head, native.head_screen, hidden, [Draw()] * len(hidden)) == expected
 
 
 def test_one_prompt_through_generate_itself(model, runner, reference):

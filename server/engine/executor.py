@@ -1,13 +1,14 @@
 """Runs the decoder for a step. A sequence on which the decoder fails does not end the others."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from pruners.variant import base_spec
 from server.engine.backends.base import Decoder, Segment
+from server.engine.draw import Draw
 from server.engine.scheduler import ScheduledTokens
 from server.engine.sequence import Sequence
 
@@ -19,8 +20,8 @@ class SequenceOutput:
     """What the decoder computed for the scheduled tokens of one sequence.
 
     `hidden` is `[count, hidden]`. `scores` has one entry for the last token that is no draft and
-    one for each draft: the likeliest next token where the request needs no more, else fp32 logits
-    `[vocab]`. It is empty while there are more tokens to read.
+    one for each draft: the next token, or fp32 logits `[vocab]` where the request needs them. It is
+    empty while there are more tokens to read.
     """
 
     scheduled: ScheduledTokens
@@ -102,19 +103,31 @@ class Executor:
             for item, rows in zip(scheduled, hidden.split(counts), strict=True)
         ]
         end = 0
-        scored: dict[bool, list[tuple[SequenceOutput, int]]] = {True: [], False: []}
+        in_logits: list[tuple[SequenceOutput, int]] = []
+        drawn: list[tuple[SequenceOutput, int]] = []
+        draws: list[Draw] = []
         for output in outputs:
             sequence = output.scheduled.sequence
             end += output.scheduled.count
-            if sequence.pending <= 0 and sequence.request.max_tokens:
-                count = 1 + len(output.scheduled.drafts)
-                rows = range(end - count, end)
-                scored[sequence.needs_argmax_only] += [(output, row) for row in rows]
-        for argmax_only, pairs in scored.items():
+            if sequence.pending > 0 or not sequence.request.max_tokens:
+                continue
+            count = 1 + len(output.scheduled.drafts)
+            for position, row in enumerate(range(end - count, end), len(sequence.output)):
+                if sequence.needs_logits(position):
+                    in_logits.append((output, row))
+                else:
+                    drawn.append((output, row))
+                    draws.append(sequence.sampler.draw(position))
+        # Of one sequence, the rows that need logits are the first ones.
+        for pairs in (in_logits, drawn):
             if not pairs:
                 continue
             part = hidden if len(pairs) == len(hidden) else hidden[[row for _, row in pairs]]
-            scores = self._decoder.argmax(part) if argmax_only else self._decoder.logits(part)
+            scores: Iterable[int | Tensor]
+            if pairs is drawn:
+                scores = self._decoder.sample(part, draws)
+            else:
+                scores = self._decoder.logits(part)
             for (output, _), score in zip(pairs, scores, strict=True):
                 output.scores.append(score)
         return outputs

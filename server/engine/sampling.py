@@ -1,12 +1,13 @@
-"""Chooses the next token from logits, with the parameters and the random stream of a request."""
+"""Chooses the next token from logits, with the parameters and the seed of a request."""
 
-import math
+import secrets
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-_FIRST_CANDIDATES = 1024  # that are sorted before the whole vocabulary is
+from server.engine.draw import Draw, choose, key_of
+
 _GREEDY_BELOW = 1e-5  # as in vLLM: lower temperatures differ from greedy by rounding only
 _PENALTY_RANGE = (1e-30, 1e30)  # that keeps logits finite in fp32
 
@@ -38,11 +39,6 @@ class SamplingParams:
         return self.temperature < _GREEDY_BELOW
 
     @property
-    def is_argmax(self) -> bool:
-        """Return whether the next token is the arg-max of the unchanged logits."""
-        return self.greedy and not self.changes_logits
-
-    @property
     def changes_logits(self) -> bool:
         """Return whether penalties or biases apply."""
         return bool(
@@ -58,11 +54,20 @@ class TokenSampler:
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
-        self._generator = torch.Generator()
-        if params.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(params.seed)
+        self._seed = secrets.randbits(64) if params.seed is None else params.seed
+
+    def draw(self, position: int) -> Draw:
+        """Return how the token at a position of the answer is drawn."""
+        params = self.params
+        if params.greedy:
+            return Draw()
+        return Draw(
+            params.temperature,
+            params.top_k,
+            params.top_p,
+            params.min_p,
+            key_of(self._seed, position),
+        )
 
     def __call__(self, logits: Tensor, prompt: list[int], output: list[int]) -> int:
         """Return the next token for fp32 `logits` `[vocab]` after `prompt` and `output`.
@@ -71,22 +76,10 @@ class TokenSampler:
         """
         if self.params.changes_logits:
             logits = self._penalise(logits.clone(), prompt, output)
-        if self.params.greedy:
-            highest, token = logits.max(0)
-            if not math.isfinite(highest):
-                raise SamplingError
-            return int(token)
-        # The maximum is subtracted first, so that a small temperature does not overflow.
-        scaled = (logits - logits.max()) / self.params.temperature
-        values, tokens = self._candidates(scaled)
-        probabilities = values.softmax(0).cumsum(0)
-        draw = torch.rand(1, generator=self._generator).to(logits.device) * probabilities[-1]
-        pick = int(torch.searchsorted(probabilities, draw, right=True))
-        if pick == len(tokens):  # NaN, or the draw was rounded up to the whole sum
-            if not math.isfinite(probabilities[-1]):
-                raise SamplingError
-            pick = int(torch.searchsorted(probabilities, probabilities[-1:]))
-        return int(tokens[pick])
+        token = choose(logits, self.draw(len(output)))
+        if token < 0:
+            raise SamplingError
+        return token
 
     def _penalise(self, logits: Tensor, prompt: list[int], output: list[int]) -> Tensor:
         """Apply penalties and biases to `logits` `[vocab]`, in place."""
@@ -102,35 +95,3 @@ class TokenSampler:
         for token, bias in params.logit_bias.items():
             logits[token] += bias
         return logits
-
-    def _candidates(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values and ids, each `[candidates]`, that top-k, top-p and min-p leave.
-
-        `scaled` is fp32 `[vocab]`. Values are descending, unless no filter applies.
-        """
-        params = self.params
-        vocab = scaled.shape[0]
-        limit = min(params.top_k or vocab, vocab)
-        if limit == vocab and params.top_p >= 1.0 and params.min_p == 0.0:
-            return scaled, torch.arange(vocab, device=scaled.device)
-        first = min(limit, _FIRST_CANDIDATES) if params.top_p < 1.0 or params.min_p else limit
-        values, tokens = scaled.topk(first)
-        keep = self._candidate_count(values, scaled, limit)
-        if keep == first < limit:  # candidates beyond the first ones may be left, too
-            values, tokens = scaled.topk(limit)
-            keep = self._candidate_count(values, scaled, limit)
-        return values[:keep], tokens[:keep]
-
-    def _candidate_count(self, values: Tensor, scaled: Tensor, limit: int) -> int:
-        """Return how many of the descending `values` `[first candidates]` are left."""
-        # Probabilities are normalised over the top k, as in transformers and vLLM.
-        total = (values if limit < scaled.shape[0] and limit == len(values) else scaled).logsumexp(
-            0
-        )
-        probabilities = (values - total).exp()
-        keep = torch.ones_like(probabilities, dtype=torch.bool)
-        if self.params.top_p < 1.0:
-            keep &= probabilities.cumsum(0) - probabilities < self.params.top_p
-        if self.params.min_p > 0.0:
-            keep &= probabilities >= self.params.min_p * probabilities[0]
-        return max(1, int(keep.sum()))

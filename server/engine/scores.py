@@ -15,8 +15,8 @@ _LOGIT_ROWS = 128  # prompt positions whose logits are in memory at a time
 def choose_token(sequence: Sequence, score: int | Tensor) -> tuple[int, TokenLogprob | None]:
     """Return the next token, and its log-probability if the request asks for it.
 
-    `score` is the likeliest token already, or fp32 logits `[vocab]` to sample from. Raises
-    `SamplingError` if the highest logit is not a finite number.
+    `score` is the token already, or fp32 logits `[vocab]` to sample from. Raises `SamplingError` if
+    the highest logit is not a finite number.
     """
     if isinstance(score, int):
         if score < 0:

@@ -110,8 +110,7 @@ class Sequence:
     from then on.
     `depths` is how deep each token of the prompt is read (see `ReadingDepths`), which is known once
     it has started; tokens of the answer run through all layers. `reused` is the number of tokens
-    that came from the prefix cache. `needs_argmax_only` says that the likeliest token is all that
-    the request needs of a distribution. Times are seconds of `time.monotonic`.
+    that came from the prefix cache. Times are seconds of `time.monotonic`.
     """
 
     def __init__(
@@ -137,10 +136,6 @@ class Sequence:
         self.depths = full_depths(len(request.prompt))
         self._depth_changes: list[int] = []  # first tokens that are read less or more deep
         self._recompute_end = 0  # tokens that were computed before a preemption
-        min_tokens_apply = request.min_tokens > 0 and bool(self.end_token_ids)
-        self.needs_argmax_only = (
-            request.sampling.is_argmax and request.logprobs is None and not min_tokens_apply
-        )
         self.arrived = time.monotonic()
         self.started_at: float | None = None
         self.first_token_at: float | None = None
@@ -163,6 +158,11 @@ class Sequence:
     def end_token_ids(self) -> frozenset[int]:
         """Return the tokens that end the answer."""
         return self.request.eos_token_ids | self.request.stop.token_ids
+
+    def needs_logits(self, position: int) -> bool:
+        """Return whether the token at a position of the answer takes more than a draw."""
+        asked = self.request.logprobs is not None or self.request.sampling.changes_logits
+        return asked or (position < self.request.min_tokens and bool(self.end_token_ids))
 
     @property
     def computed(self) -> int:

@@ -2,7 +2,7 @@
 
 A file holds the memory of a call as one image, which a program loads anywhere:
 
-    "TRIMCALL", the function (0 step, 1 project, 2 argmax), the number of words of the image, of
+    "TRIMCALL", the function (0 step, 1 project, 2 draw), the number of words of the image, of
     relocations, and of outputs; the image, whose first words are the arguments of the call; the
     relocations: where in the image there is a pointer, as an offset in the image; and for each
     output its offset in the image, how many numbers it has, how many are a vector, their type (0
@@ -16,13 +16,13 @@ import gc
 import struct
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from server.engine.backends.native.library import NativeEngine
+from server.engine.backends.native.library import NativeEngine, draw_structs
 from server.engine.backends.native.structures import (
     BatchStruct,
     CacheStruct,
@@ -30,8 +30,9 @@ from server.engine.backends.native.structures import (
     MatrixStruct,
     ModelStruct,
 )
+from server.engine.draw import Draw
 
-STEP, PROJECT, ARGMAX = range(3)
+STEP, PROJECT, DRAW = range(3)
 _NUMBERS = {torch.float32: 0, torch.int32: 1, torch.bfloat16: 2, torch.int8: 3}
 _ALIGNMENT = 64
 _CData = ctypes.c_int32.__mro__[2]  # the base of all types of ctypes
@@ -167,14 +168,21 @@ class RecordingEngine(NativeEngine):
         super().project(matrix, x, y)
         self._write(PROJECT, image, before, 1e-5)
 
-    def argmax(self, matrix: MatrixStruct, screen: HeadScreenStruct | None, x: Tensor) -> list[int]:
-        """Record an arg-max. See `NativeEngine`."""
+    def draw(
+        self,
+        matrix: MatrixStruct,
+        screen: HeadScreenStruct | None,
+        x: Tensor,
+        draws: Sequence[Draw],
+    ) -> list[int]:
+        """Record draws. See `NativeEngine`."""
         outputs = torch.full((len(x),), -2, dtype=torch.int32)
-        image = Image([matrix, screen, x, len(x), outputs])
+        structs = draw_structs(draws, matrix)
+        image = Image([matrix, screen, x, structs, len(x), outputs])
         before = [tensor.clone() for _, tensor in image.tensors]
-        found = super().argmax(matrix, screen, x)
+        found = super().draw(matrix, screen, x, draws)
         outputs.copy_(torch.tensor(found))
-        self._write(ARGMAX, image, before, 0.0)
+        self._write(DRAW, image, before, 0.0)
         return found
 
     def _write(self, function: int, image: Image, before: list[Tensor], tolerance: float) -> None:

@@ -13,6 +13,7 @@ from pruners.variant import Block, VariantSpec
 from server.engine.cache.eviction import AttentionTables, CosSinTables
 from server.engine.cache.kv_cache import KVCache
 from server.engine.cache.sequence_cache import SequenceCache
+from server.engine.draw import Draw
 
 
 @dataclass(slots=True)
@@ -130,7 +131,7 @@ class Weights(AttentionTables, Protocol):
         ...
 
     def head_tensors(self, rows: int) -> list[Tensor]:
-        """Return the tensors that choosing the likeliest token of `rows` rows reads."""
+        """Return the tensors that choosing the next tokens of `rows` rows reads."""
         ...
 
     def tensors(self) -> list[Tensor]:
@@ -173,6 +174,14 @@ class Decoder(Protocol):
         """Return the likeliest token of each row of `hidden`, `[rows, hidden]`.
 
         It is -1 where the highest logit is not a finite number.
+        """
+        ...
+
+    def sample(self, hidden: Tensor, draws: Sequence[Draw]) -> list[int]:
+        """Return the token that each draw takes of the logits of its row of `hidden`.
+
+        `hidden` is `[rows, hidden]`. The tokens are those of `draw.choose`; a row's does not depend
+        on the other rows.
         """
         ...
 

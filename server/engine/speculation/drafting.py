@@ -71,7 +71,8 @@ class Drafter:
         """Return whether the base writes likeliest tokens, and prompt lookup has no drafts."""
         cache = sequence.cache
         return (
-            sequence.needs_argmax_only
+            sequence.request.sampling.greedy
+            and not sequence.needs_logits(len(sequence.output))
             and sequence.effective_variant.name == BASE
             and cache is not None
             and cache.complete

@@ -84,10 +84,10 @@ def failing_on_poison(runner: Runner, method: str):
             raise RuntimeError("poison")
         return forward(segments)
 
-    def looked(hidden):
+    def looked(hidden, *rest):
         if poisoned.now:
             raise RuntimeError("poison")
-        return inner(hidden)
+        return inner(hidden, *rest)
 
     runner.decoder.forward = watched
     if method != "forward":
@@ -95,7 +95,7 @@ def failing_on_poison(runner: Runner, method: str):
 
 
 @both
-@pytest.mark.parametrize("method", ["forward", "argmax"])
+@pytest.mark.parametrize("method", ["forward", "sample"])
 def test_a_failed_pass_ends_only_those_it_fails_on(native, method):
     expected = undisturbed(native)
     runner = made(native)
@@ -153,7 +153,7 @@ def break_sampler(sequence):
     def sampler(logits, prompt, output):
         raise IndexError("sampler")
 
-    sequence.needs_argmax_only, sequence.sampler = False, sampler
+    sequence.needs_logits, sequence.sampler = lambda position: True, sampler
 
 
 def break_text(sequence):

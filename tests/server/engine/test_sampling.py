@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from server.engine import draw
+from server.engine.draw import Draw, choose, key_of, noise
 from server.engine.sampling import SamplingError, SamplingParams, TokenSampler
 
 LOGITS = torch.tensor([2.0, 1.5, 0.5, 0.0, -1.0, -3.0])
@@ -11,8 +13,8 @@ LOGITS = torch.tensor([2.0, 1.5, 0.5, 0.0, -1.0, -3.0])
 def draws(params, logits=LOGITS, count=6000):
     sampler = TokenSampler(params)
     found = torch.zeros(len(logits))
-    for _ in range(count):
-        found[sampler(logits, [], [])] += 1
+    for position in range(count):
+        found[choose(logits, sampler.draw(position))] += 1
     return found / count
 
 
@@ -53,8 +55,7 @@ def test_frequencies_follow_the_distribution(params):
 
 def test_a_nucleus_wider_than_the_first_candidates_is_still_exact():
     logits = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * 0.1
-    sampler = TokenSampler(SamplingParams(top_p=0.9, seed=0))
-    _, kept = sampler._candidates(logits)
+    kept = draw._kept(logits - logits.max(), Draw(1.0, top_p=0.9))
     by_hand = (expected(logits, top_p=0.9) > 0).sum()
     assert abs(len(kept) - int(by_hand)) <= 1
 
@@ -62,7 +63,7 @@ def test_a_nucleus_wider_than_the_first_candidates_is_still_exact():
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
     def write(seed):
         sampler = TokenSampler(SamplingParams(seed=seed))
-        return [sampler(LOGITS, [], []) for _ in range(40)]
+        return [choose(LOGITS, sampler.draw(position)) for position in range(40)]
 
     assert write(5) == write(5)
     assert write(5) != write(6)
@@ -108,16 +109,18 @@ def test_at_both_ends_of_every_parameter_there_is_a_token(name, temperature):
         params = SamplingParams(**{"temperature": temperature, "seed": 4, name: value})
         sampler = TokenSampler(params)
         for logits in (LOGITS, LOGITS * 1e4, torch.zeros(6)):
-            for _ in range(20):
-                assert 0 <= sampler(logits, [0, 5], [0, 1, 1]) < len(LOGITS), value
+            for length in range(3, 23):
+                output = [0, 1, 1, *[2] * (length - 3)]
+                assert 0 <= sampler(logits, [0, 5], output) < len(LOGITS), value
 
 
 @pytest.mark.parametrize("temperature", [0.0, -0.0, 5e-324, 1e-46, 1e-38, 9e-6])
 def test_what_is_nearly_zero_is_greedy(temperature):
     params = SamplingParams(temperature=temperature, seed=1)
-    assert params.is_argmax
+    assert params.greedy
     ties = torch.tensor([1.0, 2.0, 2.0, 0.0])
-    assert [TokenSampler(params)(ties, [], []) for _ in range(20)] == [1] * 20
+    sampler = TokenSampler(params)
+    assert [choose(ties, sampler.draw(position)) for position in range(20)] == [1] * 20
 
 
 @pytest.mark.parametrize(
@@ -134,8 +137,11 @@ def test_what_is_nearly_zero_is_greedy(temperature):
 )
 def test_extremes_mean_what_they_say(params, allowed):
     seen, output = ([1], []) if "repetition_penalty" in params else ([], [4])
-    sampler = TokenSampler(SamplingParams(**{"temperature": 1.0, "seed": 2, **params}))
-    assert {sampler(LOGITS, seen, output) for _ in range(200)} == allowed
+    found = set()
+    for seed in range(200):
+        sampler = TokenSampler(SamplingParams(**{"temperature": 1.0, "seed": seed, **params}))
+        found.add(sampler(LOGITS, seen, output))
+    assert found == allowed
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, "all"])
@@ -152,7 +158,32 @@ def test_what_is_no_number_is_refused(bad, params):
         TokenSampler(SamplingParams(seed=0, **params))(logits, [], [])
 
 
-def test_a_draw_at_the_very_end_never_takes_what_has_no_probability(monkeypatch):
+def test_what_has_no_probability_is_never_taken():
     logits = torch.tensor([0.0, 1.0, -torch.inf])
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.ones(1))
-    assert TokenSampler(SamplingParams(seed=0))(logits, [], []) == 1
+    drawn = [choose(logits, Draw(1e30, key=key_of(1, position))) for position in range(200)]
+    assert set(drawn) == {0, 1}
+
+
+def test_noise_is_standard_and_independent_of_the_key_and_the_token():
+    """By Kolmogorov and Smirnov, and by the correlation of neighbouring tokens, keys and bits."""
+    keys = [key_of(seed, position) for seed in (0, 1, 7) for position in range(12)]
+    keys += [1 << bit for bit in range(0, 64, 7)]
+    drawn = torch.stack([noise(key, torch.arange(50_000)) for key in keys]).double()
+    assert drawn.isfinite().all()
+    share = (-(-drawn).exp()).exp()  # uniform
+    expected = torch.arange(1, 50_001) / 50_000
+    assert ((share.sort(dim=1).values - expected).abs().max(1).values < 0.0095).all()
+    between = torch.corrcoef(share) - torch.eye(len(keys))
+    assert between.abs().max() < 0.025
+    for lag in (1, 16, 32, 4096):
+        pairs = torch.stack([share[:, lag:].flatten(), share[:, :-lag].flatten()])
+        assert torch.corrcoef(pairs)[0, 1].abs() < 0.004
+
+
+def test_what_is_rare_is_drawn_as_often_as_it_should_be():
+    """Of two million draws of a token with a probability of 1e-4."""
+    noises = noise(3, torch.arange(4_000_000)).view(2, -1)
+    share = (noises[0] > noises[1] + torch.tensor(1e-4).logit()).float().mean()
+    wins = (noises[0] + torch.tensor(1e-4).logit() > noises[1]).float().mean()
+    assert 1e-4 * 0.8 < wins < 1e-4 * 1.2
+    assert share > 0.99979

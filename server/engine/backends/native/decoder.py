@@ -1,5 +1,7 @@
 """The forward pass over packed weights: one native call for all layers of a ragged batch."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from server.engine.backends.native.packed_weights import MAX_SCREENED_ROWS, Pack
 from server.engine.backends.native.packing import unpack
 from server.engine.backends.native.structures import CacheStruct, address_of
 from server.engine.cache.kv_cache import KVCache
+from server.engine.draw import Draw
 
 _SAMPLE_TOKENS = 64  # from all over the vocabulary
 
@@ -75,11 +78,19 @@ class NativeDecoder:
     def argmax(self, hidden: Tensor) -> list[int]:
         """Return the likeliest token of each row of `hidden`, fp32 `[rows, hidden]`.
 
-        It is -1 where the highest logit is not a finite number. For few rows a coarse copy of the
-        head shows which logits need to be computed.
+        It is -1 where the highest logit is not a finite number.
         """
-        screen = self._model.head_screen if len(hidden) <= MAX_SCREENED_ROWS else None
-        return self._engine.argmax(self._model.head, screen, hidden.contiguous())
+        return self.sample(hidden, [Draw()] * len(hidden))
+
+    def sample(self, hidden: Tensor, draws: Sequence[Draw]) -> list[int]:
+        """Return the token that each draw takes of the logits of its row of `hidden`.
+
+        `hidden` is fp32 `[rows, hidden]`. For few rows a coarse copy of the head shows which logits
+        need to be computed; the tokens are the same. With filters too many would have to be.
+        """
+        pays = len(hidden) <= MAX_SCREENED_ROWS and not any(draw.is_filtered for draw in draws)
+        screen = self._model.head_screen if pays else None
+        return self._engine.draw(self._model.head, screen, hidden.contiguous(), draws)
 
 
 def add_head_screen(weights: PackedWeights) -> None:

@@ -1,10 +1,10 @@
-"""A coarse copy of the head, which finds the likeliest token without reading all of the head.
+"""A coarse copy of the head, with which tokens are drawn without reading all of the head.
 
 As in SVD-softmax (Shim et al., 2017, "SVD-Softmax: Fast Softmax Approximation on Large Vocabulary
 Neural Networks", NeurIPS), all logits are computed roughly and only the candidates exactly. Here
 the rough copy has few bits: 8 or 4 for the inputs that matter most, 2 for the others. The error of
-a rough logit is a sum of hundreds of rounding errors. Candidates are all tokens that may win if no
-error exceeds `_DEVIATIONS` standard deviations, or the largest possible error of one input.
+a rough logit is a sum of hundreds of rounding errors. Candidates are all tokens that may be drawn
+if no error exceeds `_DEVIATIONS` standard deviations, or the largest possible error of one input.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ class HeadScreen:
 
 
 def build_head_screen(codes: Codes, hidden: Tensor) -> HeadScreen:
-    """Build the coarse copy of a head in 8 bits for inputs like `hidden`, fp32 `[any, inputs]`.
+    """Build the coarse copy of a head for inputs like `hidden`, fp32 `[any, inputs]`.
 
     The mean over all outputs does not change which output is the highest, so it is not coded.
     """
@@ -98,9 +98,11 @@ def build_head_screen(codes: Codes, hidden: Tensor) -> HeadScreen:
 
 def _chunks(codes: Codes, every: int = 1) -> Iterator[Tensor]:
     """Yield the values of every `every`-th output, fp32 `[up to _CHUNK, inputs]` at a time."""
-    parts = (codes.codes[::every].split(_CHUNK), codes.scales[::every].split(_CHUNK))
-    for part, scales in zip(*parts, strict=True):
-        yield (part.unflatten(1, (-1, GROUP)) * scales.float()[..., None]).flatten(1)
+    outputs, inputs = codes.codes.shape
+    for first in range(0, outputs, _CHUNK * every):
+        part = slice(first, first + _CHUNK * every, every)
+        minima = None if codes.minima is None else codes.minima[part]
+        yield Codes(codes.bits, codes.codes[part], codes.scales[part], minima, inputs).values()
 
 
 def _planes(blocks: int) -> list[int]:

@@ -4,6 +4,7 @@ import ctypes
 import importlib.machinery
 import logging
 import os
+from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_int32, c_void_p
 from functools import cache
 from pathlib import Path
@@ -14,10 +15,12 @@ from server.engine.backends.native.structures import (
     STRUCTURES,
     BatchStruct,
     CacheStruct,
+    DrawStruct,
     HeadScreenStruct,
     MatrixStruct,
     ModelStruct,
 )
+from server.engine.draw import Draw
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +34,14 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
         (_ADDRESS, POINTER(ModelStruct), POINTER(CacheStruct), POINTER(BatchStruct), _ADDRESS),
     ),
     "trim_project": (None, (_ADDRESS, POINTER(MatrixStruct), _ADDRESS, c_int32, _ADDRESS)),
-    "trim_argmax": (
+    "trim_draw": (
         None,
         (
             _ADDRESS,
             POINTER(MatrixStruct),
             POINTER(HeadScreenStruct),
             _ADDRESS,
+            POINTER(DrawStruct),
             c_int32,
             _ADDRESS,
         ),
@@ -140,16 +144,40 @@ class NativeEngine:
         """Compute `y = matrix(x)`, fp32 `[rows, outputs]` of `[rows, inputs]`, both contiguous."""
         self._library.trim_project(self._handle, matrix, x.data_ptr(), len(x), y.data_ptr())
 
-    def argmax(self, matrix: MatrixStruct, screen: HeadScreenStruct | None, x: Tensor) -> list[int]:
-        """Return the output with the highest value in each row of `matrix(x)`.
+    def draw(
+        self,
+        matrix: MatrixStruct,
+        screen: HeadScreenStruct | None,
+        x: Tensor,
+        draws: Sequence[Draw],
+    ) -> list[int]:
+        """Return the output that each draw takes of its row of `matrix(x)`.
 
         `x` is fp32 `[rows, inputs]` and contiguous. The result is -1 where the highest value is not
         finite. A head screen makes it faster for few rows and does not change it.
         """
-        outputs = (c_int32 * len(x))()
-        self._library.trim_argmax(self._handle, matrix, screen, x.data_ptr(), len(x), outputs)
+        structs, outputs = draw_structs(draws, matrix), (c_int32 * len(draws))()
+        self._library.trim_draw(
+            self._handle, matrix, screen, x.data_ptr(), structs, len(draws), outputs
+        )
         return list(outputs)
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             self._library.trim_close(self._handle)
+
+
+def draw_structs(draws: Sequence[Draw], matrix: MatrixStruct) -> ctypes.Array[DrawStruct]:
+    """Return an array of the structures of draws from a matrix."""
+    return (DrawStruct * len(draws))(
+        *(
+            DrawStruct(
+                draw.temperature,
+                draw.top_p,
+                draw.min_p,
+                draw.top_k if draw.top_k < matrix.outputs else 0,
+                draw.key,
+            )
+            for draw in draws
+        )
+    )

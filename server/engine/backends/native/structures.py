@@ -5,7 +5,7 @@ A structure holds addresses only: what it points at must live as long as the str
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_uint64, c_void_p
 
 from torch import Tensor
 
@@ -30,6 +30,16 @@ class HeadScreenStruct(Structure):
         *((name, c_void_p) for name in ("data", "planes", "order", "factor", "mean")),
         *((name, c_void_p) for name in ("scale", "spread")),
         *((name, c_void_p) for name in ("code_error", "input_error", "max_error")),
+    )
+
+
+class DrawStruct(Structure):
+    """`TrimDraw`: how an output is drawn for one row."""
+
+    _fields_ = (
+        *((name, c_float) for name in ("temperature", "top_p", "min_p")),
+        ("top_k", c_int32),
+        ("key", c_uint64),
     )
 
 
@@ -137,6 +147,7 @@ class BatchStruct(Structure):
 STRUCTURES: tuple[type[Structure], ...] = (
     MatrixStruct,
     HeadScreenStruct,
+    DrawStruct,
     InputCorrectionStruct,
     CorrectionStruct,
     LayerStruct,

@@ -4,6 +4,7 @@ A segment is a prompt chunk or one decoded token; both take the same path. The p
 weight once, whatever variants the batch mixes (see `nested_widths`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +22,7 @@ from server.engine.backends.pytorch.ragged_step import RaggedStep
 from server.engine.backends.pytorch.step import EndingRows, LayerCache, Step
 from server.engine.backends.pytorch.weights import LayerWeights, PyTorchWeights
 from server.engine.cache.kv_cache import KVCache
+from server.engine.draw import Draw, choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,15 @@ class PyTorchDecoder:
         values, tokens = self.logits(hidden).max(-1)
         likeliest: list[int] = tokens.masked_fill(~values.isfinite(), -1).tolist()
         return likeliest
+
+    def sample(self, hidden: Tensor, draws: Sequence[Draw]) -> list[int]:
+        """Return the token that each draw takes of the logits of its row of `hidden`.
+
+        `hidden` is `[rows, hidden]`.
+        """
+        if not any(draw.temperature for draw in draws):
+            return self.argmax(hidden)
+        return [choose(row, draw) for row, draw in zip(self.logits(hidden), draws, strict=True)]
 
     def _sub_blocks(self, step: Step, index: int, layer: LayerWeights) -> tuple[SubBlock, SubBlock]:
         shape, variants = self.weights.shape, step.subsets.variants

@@ -21,7 +21,7 @@
 
 namespace {
 
-enum Function { kStep, kProject, kArgmax };
+enum Function { kStep, kProject, kDraw };
 enum Numbers { kFloat, kInt32, kBf16, kInt8, kNumbers };
 constexpr int kSizes[kNumbers] = {4, 4, 2, 1};
 
@@ -114,9 +114,10 @@ void run(const Call& call, TrimEngine* engine, const Memory& in) {
     case kProject:
       return trim_project(engine, in.pointer<TrimMatrix>(0), in.pointer<float>(1),
                           (int32_t)in.word(2), in.pointer<float>(3));
-    case kArgmax:
-      return trim_argmax(engine, in.pointer<TrimMatrix>(0), in.pointer<TrimHeadScreen>(1),
-                         in.pointer<float>(2), (int32_t)in.word(3), in.pointer<int32_t>(4));
+    case kDraw:
+      return trim_draw(engine, in.pointer<TrimMatrix>(0), in.pointer<TrimHeadScreen>(1),
+                       in.pointer<float>(2), in.pointer<TrimDraw>(3), (int32_t)in.word(4),
+                       in.pointer<int32_t>(5));
   }
   fail("unknown function");
 }

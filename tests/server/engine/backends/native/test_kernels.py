@@ -7,6 +7,7 @@ from server.engine.backends.native.head_screening import build_head_screen
 from server.engine.backends.native.library import NativeEngine, is_available
 from server.engine.backends.native.model import head_screen_struct, matrix_struct
 from server.engine.backends.native.packing import pack, quantise
+from server.engine.draw import Draw
 from tests.support.native import instruction_sets
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="the native kernels are not built")
@@ -64,7 +65,7 @@ def test_argmax_is_the_arg_max_of_the_product(isa, biased, threads, size, rows):
     y = torch.empty(rows, outputs)
     engine.project(matrix, x, y)
     for given in (head_screen_struct(screen), None):
-        assert engine.argmax(matrix, given, x) == y.argmax(-1).tolist()
+        assert engine.draw(matrix, given, x, [Draw()] * len(x)) == y.argmax(-1).tolist()
 
 
 @each_isa
@@ -88,7 +89,7 @@ def test_values_that_are_not_finite_spoil_only_their_own_row(isa, bits, index, b
     expected = alone.argmax(-1).tolist()
     expected[2] = expected[5] = -1
     for given in (head_screen_struct(screen) if bits == 8 else None, None):
-        assert engine.argmax(matrix, given, x) == expected
+        assert engine.draw(matrix, given, x, [Draw()] * len(x)) == expected
 
 
 def test_coarse_values_are_within_their_bound_of_error():
@@ -119,7 +120,7 @@ def test_argmax_holds_where_one_input_outweighs_all_others(isa):
     x[:, 100] = 50.0
     packed, screen = pack(codes), build_head_screen(codes, sample)
     engine = NativeEngine(2, isa)
-    outputs = engine.argmax(matrix_struct(packed), head_screen_struct(screen), x)
+    outputs = engine.draw(matrix_struct(packed), head_screen_struct(screen), x, [Draw()])
     assert outputs == (codes.values() @ x[0]).argmax(0, keepdim=True).tolist() == [1234]
 
 

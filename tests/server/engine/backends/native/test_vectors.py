@@ -21,6 +21,7 @@ from server.engine.backends.native.head_screening import build_head_screen
 from server.engine.backends.native.model import head_screen_struct, matrix_struct
 from server.engine.backends.native.packing import pack, quantise
 from server.engine.cache.eviction import evict
+from server.engine.draw import Draw, key_of
 from tests.support.native import (
     instruction_sets,
     prompt_and_token_logits,
@@ -44,6 +45,7 @@ PROCESSORS = {
 }
 """The best kernels of some ARM processors, by what the emulator calls them."""
 
+_DRAWS = [Draw(1.0), Draw(0.7, top_k=20, top_p=0.9), Draw(1.0, top_p=0.8), Draw(0.9, min_p=0.05)]
 IN_BF16, IN_INT8 = 0.05, 0.1  # how far the hidden states and cached vectors of a step may be off
 TOKENS = random_tokens(170)
 
@@ -56,7 +58,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     gc.freeze()  # then only what the calls are made of is looked through
     try:
         record_products(folder)
-        record_argmax(folder)
+        record_draws(folder)
         record_steps(folder)
         record_shallow_steps(folder)
         record_page_selection(folder)
@@ -81,19 +83,21 @@ def record_products(folder: Path) -> None:
                     engine.project(matrix_struct(packed), x, torch.empty(rows, outputs))
 
 
-def record_argmax(folder: Path) -> None:
+def record_draws(folder: Path) -> None:
     generator = torch.Generator().manual_seed(5)
     for outputs, inputs in ((384, 64), (50, 70), (3000, 96)):
         weight = torch.randn(outputs, inputs, generator=generator)
         codes = quantise(weight, 8)
         packed = pack(codes)
         screen = build_head_screen(codes, torch.randn(9, inputs, generator=generator))
-        engine = RecordingEngine(folder, f"argmax-{outputs}-{inputs}", 0)
+        engine = RecordingEngine(folder, f"draw-{outputs}-{inputs}", 0)
         for rows in (1, 2, 3, 4, 9):
             x = torch.randn(rows, inputs, generator=generator)
             x[-1, 7] = torch.inf if rows == 9 else 3.0
+            draws = [_DRAWS[row % len(_DRAWS)]._replace(key=key_of(1, row)) for row in range(rows)]
             for given in (head_screen_struct(screen), None):
-                engine.argmax(matrix_struct(packed), given, x)
+                engine.draw(matrix_struct(packed), given, x, [Draw()] * rows)
+                engine.draw(matrix_struct(packed), given, 0.4 * x, draws)
 
 
 def recorded(

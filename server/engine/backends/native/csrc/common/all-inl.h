@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -62,7 +63,10 @@ namespace TRIM_ISA {
 #include "common/kv_maps-inl.h"
 #include "common/attention_block-inl.h"
 #include "common/step-inl.h"
-#include "common/argmax-inl.h"
+#include "common/noise-inl.h"
+#include "common/coarse_head-inl.h"
+#include "common/filtered_draw-inl.h"
+#include "common/draw-inl.h"
 #include "common/kernels-inl.h"
 }  // namespace TRIM_ISA
 }  // namespace trim

@@ -115,6 +115,8 @@ struct OutputValue {
 // The memory of one thread.
 struct ThreadBuffers {
   std::vector<OutputValue> coarse_max, exact_max;  // by row
+  std::vector<OutputValue> found;                  // outputs that filters may leave
+  std::vector<float> below;                        // and values below them
   ActiveRows active;
   QuantisedRows normed, heads, input_low_rank;  // in place of the shared ones if rows are few
   Scratch<float> line, scores, transposed, values, attention_output;
@@ -139,6 +141,7 @@ struct Buffers {
   QuantisedRows screening;       // inputs of head screening
   QuantisedRows features;        // inputs of maps, by shallow row
   Scratch<CoarseRow> coarse;
+  Scratch<float> bounds;  // of output blocks, for draws with filters
   std::vector<PartialRange> partial_ranges;
   std::vector<ThreadBuffers> threads;  // by thread
 };

@@ -25,10 +25,10 @@ struct TrimEngine {
 namespace {
 
 constexpr int32_t kStructSizes[] = {
-    sizeof(TrimMatrix),     sizeof(TrimHeadScreen), sizeof(TrimInputCorrection),
-    sizeof(TrimCorrection), sizeof(TrimLayer),      sizeof(TrimModel),
-    sizeof(TrimVariant),    sizeof(TrimKVMaps),     sizeof(TrimCache),
-    sizeof(TrimBatch)};
+    sizeof(TrimMatrix),    sizeof(TrimHeadScreen),      sizeof(TrimDraw),
+    sizeof(TrimInputCorrection), sizeof(TrimCorrection), sizeof(TrimLayer),
+    sizeof(TrimModel),     sizeof(TrimVariant),         sizeof(TrimKVMaps),
+    sizeof(TrimCache),     sizeof(TrimBatch)};
 constexpr int32_t kStructs = sizeof(kStructSizes) / sizeof(kStructSizes[0]);
 
 // Return the kernels that run on this processor, the fastest first.
@@ -78,8 +78,9 @@ void trim_project(TrimEngine* engine, const TrimMatrix* matrix, const float* x, 
   if (rows) engine->kernels->project(*matrix, x, rows, engine->buffers, engine->pool, y);
 }
 
-void trim_argmax(TrimEngine* engine, const TrimMatrix* matrix, const TrimHeadScreen* screening,
-                 const float* x, int32_t rows, int32_t* outputs) {
+void trim_draw(TrimEngine* engine, const TrimMatrix* matrix, const TrimHeadScreen* screening,
+               const float* x, const TrimDraw* draws, int32_t rows, int32_t* outputs) {
   if (rows)
-    engine->kernels->argmax(*matrix, screening, x, rows, engine->buffers, engine->pool, outputs);
+    engine->kernels->draw(*matrix, screening, x, draws, rows, engine->buffers, engine->pool,
+                          outputs);
 }

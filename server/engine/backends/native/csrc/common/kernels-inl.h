@@ -32,10 +32,11 @@ static void project(const TrimMatrix& matrix, const float* x, int32_t rows, Buff
       memcpy(y + r * matrix.outputs, out + r * padded, matrix.outputs * sizeof(float));
 }
 
-static void argmax(const TrimMatrix& matrix, const TrimHeadScreen* screening, const float* x,
-                   int32_t rows, Buffers& buffers, ThreadPool& pool, int32_t* outputs) {
-  Argmax(matrix, screening, rows, buffers, pool).run(x, outputs);
+static void draw(const TrimMatrix& matrix, const TrimHeadScreen* screening, const float* x,
+                 const TrimDraw* draws, int32_t rows, Buffers& buffers, ThreadPool& pool,
+                 int32_t* outputs) {
+  DrawOutputs(matrix, screening, draws, rows, buffers, pool).run(x, outputs);
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {TRIM_STRING(TRIM_ISA), step, project, argmax};
+const Kernels kernels = {TRIM_STRING(TRIM_ISA), step, project, draw};

@@ -15,8 +15,8 @@ struct Kernels {
   void (*step)(const TrimModel&, const TrimCache&, const TrimBatch&, Buffers&, ThreadPool&,
                float* hidden);
   void (*project)(const TrimMatrix&, const float* x, int32_t rows, Buffers&, ThreadPool&, float* y);
-  void (*argmax)(const TrimMatrix&, const TrimHeadScreen*, const float* x, int32_t rows,
-                 Buffers&, ThreadPool&, int32_t* outputs);
+  void (*draw)(const TrimMatrix&, const TrimHeadScreen*, const float* x, const TrimDraw*,
+               int32_t rows, Buffers&, ThreadPool&, int32_t* outputs);
 };
 
 namespace portable {

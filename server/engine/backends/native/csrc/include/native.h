@@ -37,14 +37,15 @@ typedef struct {
   int32_t input_major;
 } TrimMatrix;
 
-// A coarse copy of an output head, to find the highest output without reading all of the head.
+// A coarse copy of an output head, to draw outputs without reading all of the head.
 //
 //   z[i]   = x[order[i]] * factor[i]
 //   coarse = mean . x + scale * ((codes - centre) . z)
 //   error <= max(spread * sqrt(sum_k(code_error[k] * |z_k|^2 + input_error[k] * |z_k - q_k|^2)),
 //                max_k(max_error[k] * max|z_k|))
 //
-// where z_k are the 32 inputs of input block k, and q_k is z_k rounded to int8.
+// where z_k are the 32 inputs of input block k, and q_k is z_k rounded to int8. The bound is seven
+// standard deviations of the error.
 //
 // A code of input block k has 2 * planes[k] bits; `centre` is half of the highest code. The data
 // holds, for each output block, for each input block, its planes, the highest bits first. A plane
@@ -58,6 +59,19 @@ typedef struct {
   const float *scale, *spread;                        // [outputs], padded to whole blocks
   const float *code_error, *input_error, *max_error;  // [input blocks]
 } TrimHeadScreen;
+
+// How an output is drawn for one row: it is the one with the highest
+//
+//   value + temperature * noise(key, output)
+//
+// of those that the filters leave. The noise is that of Gumbel's distribution, so this is a sample
+// of the softmax of value / temperature. `server/engine/draw.py` defines noise and filters.
+typedef struct {
+  float temperature;   // 0: the highest output; filters do not matter
+  float top_p, min_p;  // 1 and 0: switched off
+  int32_t top_k;       // 0: switched off
+  uint32_t key[2];     // the lower half first
+} TrimDraw;
 
 // The part of a correction that is applied before a sub-block:
 //
@@ -192,11 +206,10 @@ void trim_step(TrimEngine*, const TrimModel*, const TrimCache*, const TrimBatch*
 // Compute y = matrix(x), for x [rows][inputs] and y [rows][outputs].
 void trim_project(TrimEngine*, const TrimMatrix*, const float* x, int32_t rows, float* y);
 
-// Compute the output with the highest value in matrix(x), [rows]; -1 where the highest value is
-// not finite. Of equal values the lowest output wins. The head screening may be null; the result
-// is the same.
-void trim_argmax(TrimEngine*, const TrimMatrix*, const TrimHeadScreen*, const float* x,
-                 int32_t rows, int32_t* outputs);
+// Draw an output of matrix(x) for each row; -1 where the highest value is not finite. Of equal
+// scores the lowest output wins. The head screening may be null; the result is the same.
+void trim_draw(TrimEngine*, const TrimMatrix*, const TrimHeadScreen*, const float* x,
+               const TrimDraw*, int32_t rows, int32_t* outputs);
 
 #ifdef __cplusplus
 }
