@@ -128,6 +128,7 @@ def test_a_hot_host_cools_down(host):
     time.sleep(DWELL + 0.1)
     assert decision(ask(host, SHORT))[0] == "base"
     host.now = replace(HEALTHY, cpu_speed_limit_ratio=present(0.8, "planted"))
+    time.sleep(DWELL + 0.1)
     assert decision(ask(host, SHORT))[2] == "thermal"
 
 
