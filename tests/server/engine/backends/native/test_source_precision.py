@@ -9,6 +9,7 @@ import torch
 
 from server.engine.backends.base import Segment
 from server.engine.backends.native import library as native_library
+from server.engine.loading.checkpoint.gguf_checkpoint import GgufCheckpoint
 from server.engine.loading.load import load_model, load_transformers, open_decoder
 from tests.support.gguf_tiny import PROMPT, write_gguf
 
@@ -95,6 +96,17 @@ def test_each_matrix_has_the_bits_that_hold_it(
     assert len(said) == 1
     assert "MB resident" in said[0]
     assert divergence(model, path) < 0.01  # .005 by rounded activations; .7 by 4 bits
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_codes_of_the_file_are_the_bits_that_rounding_its_values_gives(
+    tmp_path: Path, monkeypatch, kind: str
+):
+    path = write_gguf(tmp_path / "tiny.gguf", types=only(kind, "weight"))
+    moved = load_model(path, "tiny").weights.tensors()
+    monkeypatch.setattr(GgufCheckpoint, "codes", lambda *rest: None)
+    rounded = load_model(path, "tiny").weights.tensors()
+    assert all(torch.equal(one, other) for one, other in zip(moved, rounded, strict=True))
 
 
 def test_what_is_not_quantised_is_not_rounded(tmp_path: Path):
