@@ -19,7 +19,7 @@ serve: $(INSTALLED)
 # One thread: for tiny models more threads only wait for each other, ten times as long on a busy machine.
 test: $(INSTALLED_DEV)
 	$(BIN)/trimtab pull
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The quick loop: all but tests that are marked slow or browser; they need no model and no network.
 test-fast: $(INSTALLED_DEV)
