@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pruners.architecture import UnsupportedModelError
+from pruners.architecture import SERVED_FAMILIES, UnsupportedModelError, describe_refusal
 from server.engine.backends.native.packing import Bits, Codes
 from server.engine.loading.checkpoint.base import EMBEDDING, HEAD, ModelCheckpoint, Rows
 from server.engine.loading.checkpoint.description import read_config
@@ -26,6 +26,9 @@ class SafetensorsFolder(ModelCheckpoint):
         Raises `UnsupportedModelError` for what is damaged, missing, or no float.
         """
         super().__init__(folder, folder, read_config(folder))
+        family = self.config.model_type
+        if family not in SERVED_FAMILIES:
+            raise UnsupportedModelError(describe_refusal(family, self.config, SERVED_FAMILIES))
         for field in ("quantization_config", "transformers_weights"):
             if getattr(self.config, field, None) is not None:
                 raise UnsupportedModelError(f"config.json: {field} is not supported")

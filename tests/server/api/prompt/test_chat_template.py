@@ -7,6 +7,7 @@ import pytest
 
 from server.api.prompt.chat_template import Chat, ChatTemplate, TemplateFailedError, open_template
 from server.api.prompt.template_worker import MAX_MEMORY, environment
+from server.engine.loading.checkpoint import description_folder
 from tests.support.tiny import CHAT, tiny_tokenizer
 
 RICH = """{%- macro turn(role, text) -%}
@@ -82,7 +83,7 @@ def test_the_environment_offers_what_that_of_transformers_does():
 def test_a_default_model_template_is_rendered_as_transformers_does(default_model):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(default_model)
+    tokenizer = AutoTokenizer.from_pretrained(description_folder(default_model))
     template = open_template(tokenizer)
     assert render(template) == tokenizer.apply_chat_template(
         HI, tokenize=False, add_generation_prompt=True

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from server.api.errors import ApiError
 from server.api.prompt.encoder import PromptEncoder
+from server.engine.loading.checkpoint import description_folder
 from tests.support.tiny import tiny_tokenizer
 from tests.support.tokenizers import TEXTS, sentencepiece, with_affixes
 
@@ -30,7 +31,7 @@ def test_tokens_are_those_of_transformers(tokenizer, special, text):
 
 
 def test_tokens_of_the_default_model_are_those_of_transformers(default_model):
-    tokenizer = AutoTokenizer.from_pretrained(default_model)
+    tokenizer = AutoTokenizer.from_pretrained(description_folder(default_model))
     encoder = encoder_of(tokenizer)
     assert encoder.bound is not None
     assert [encoder.encode(t, True) for t in TEXTS] == [tokenizer.encode(t) for t in TEXTS]
