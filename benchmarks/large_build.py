@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.support.llama_sizes import add_size_options, read_sizes
 from benchmarks.support.results import option_parser, save_result
 from pruners.builder.pipeline import build
 from pruners.builder.recipe import Recipe
@@ -44,20 +45,9 @@ def measure(sizes: dict[str, int]) -> dict[str, Any]:
 def main() -> None:
     """Measures and prints."""
     options = option_parser(__doc__)
-    for name, default in (
-        ("layers", 16), ("hidden", 2048), ("ffn", 8192), ("heads", 32), ("kv-groups", 8),
-        ("vocab", 49_152),
-    ):  # fmt: skip
-        options.add_argument(f"--{name}", type=int, default=default)
+    add_size_options(options)
     arguments = options.parse_args()
-    sizes = {
-        "num_hidden_layers": arguments.layers,
-        "hidden_size": arguments.hidden,
-        "intermediate_size": arguments.ffn,
-        "num_attention_heads": arguments.heads,
-        "num_key_value_heads": arguments.kv_groups,
-        "vocab_size": arguments.vocab,
-    }
+    sizes = read_sizes(arguments)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
         found = pool.submit(measure, sizes).result()

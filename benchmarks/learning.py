@@ -14,10 +14,12 @@ from statistics import median
 from typing import Any
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 from rich.console import Console
 
+from benchmarks.support.answer_times import answer_times
 from benchmarks.support.results import option_parser, save_result
+from pruners.variant import BASE
 from server.engine.loading.source import DEFAULT_MODEL, resolve_model
 from server.testing import ServerProcess
 from telemetry.machine import describe
@@ -72,21 +74,6 @@ class StopWatch(threading.Thread):
             time.sleep(0.001)
 
 
-def ask(server: ServerProcess) -> tuple[float, float]:
-    """Return the seconds to the first token and to the end."""
-    body = {
-        "prompt": f"{time.time()} {_PROMPT}", "max_tokens": _TOKENS, "ignore_eos": True,
-        "temperature": 0, "stream": True, "trimtab": {"variant": "base"},
-    }  # fmt: skip
-    started, first = time.perf_counter(), 0.0
-    with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=120) as response:
-        response.raise_for_status()
-        for line in response.iter_lines():
-            if line.startswith("data: ") and not first:
-                first = time.perf_counter() - started
-    return first, time.perf_counter() - started
-
-
 def cost(server: ServerProcess, count: int) -> dict[str, Any]:
     """Ask in turn while the worker learns and while it is held; return medians."""
     times: dict[str, list[tuple[float, float]]] = {"held": [], "learning": []}
@@ -100,7 +87,7 @@ def cost(server: ServerProcess, count: int) -> dict[str, Any]:
         watch = StopWatch(worker.pid)
         if kind == "learning":
             watch.start()
-        times[kind].append(ask(server))
+        times[kind].append(answer_times(server, f"{time.time()} {_PROMPT}", _TOKENS, BASE))
         if kind == "learning":
             watch.join()
             stops.append(1.0 if watch.stopped is None else watch.stopped)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.support.llama_sizes import add_size_options, read_sizes
 from benchmarks.support.results import option_parser, save_result
 from pruners.architecture import locate
 from pruners.builder.recipe import DEFAULT_READERS, Recipe, make_readers
@@ -52,21 +53,10 @@ def measure(sizes: dict[str, int], tokens: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     options = option_parser(__doc__)
-    for name, default in (
-        ("layers", 16), ("hidden", 2048), ("ffn", 8192), ("heads", 32), ("kv-groups", 8),
-        ("vocab", 49_152), ("tokens", 8192),
-    ):  # fmt: skip
-        options.add_argument(f"--{name}", type=int, default=default)
+    add_size_options(options)
+    options.add_argument("--tokens", type=int, default=8192)
     arguments = options.parse_args()
-    sizes = {
-        "num_hidden_layers": arguments.layers,
-        "hidden_size": arguments.hidden,
-        "intermediate_size": arguments.ffn,
-        "num_attention_heads": arguments.heads,
-        "num_key_value_heads": arguments.kv_groups,
-        "vocab_size": arguments.vocab,
-        "max_position_embeddings": _ROW_TOKENS,
-    }
+    sizes = read_sizes(arguments) | {"max_position_embeddings": _ROW_TOKENS}
     found = measure(sizes, arguments.tokens)
     wanted = Recipe().reader_tokens
     whole = found["pass_seconds"] * wanted / found["tokens"] + found["solve_seconds"]

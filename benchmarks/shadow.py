@@ -12,33 +12,15 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from benchmarks.support.answer_times import answer_times
 from benchmarks.support.results import option_parser, save_result
 from server.testing import ServerProcess
 from telemetry.machine import describe
 
 _WORDS = "tell me a story about the sea and what a sailor finds in an old letter there"
-
-
-def ask(server: ServerProcess, prompt: str, tokens: int, variant: str) -> tuple[float, float]:
-    """Seconds to the first token and to the end."""
-    body = {
-        "prompt": prompt,
-        "max_tokens": tokens,
-        "ignore_eos": True,
-        "stream": True,
-        "trimtab": {"variant": variant},
-    }
-    started, first = time.perf_counter(), 0.0
-    with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=120) as response:
-        response.raise_for_status()
-        for line in response.iter_lines():
-            if line.startswith("data: ") and not first:
-                first = time.perf_counter() - started
-    return first, time.perf_counter() - started
 
 
 def rounds(
@@ -51,7 +33,7 @@ def rounds(
         prompt = " ".join(chance.choices(_WORDS.split(), k=30))
         order = list(servers) if index % 2 else list(reversed(servers))
         for name in order:
-            found[name].append(ask(servers[name], prompt, tokens, variant))
+            found[name].append(answer_times(servers[name], prompt, tokens, variant))
             time.sleep(pause)
     return found
 
@@ -73,7 +55,7 @@ def main() -> None:
         for server in servers.values():
             server.wait()
         for server in servers.values():
-            ask(server, "warm up", 8, arguments.variant)
+            answer_times(server, "warm up", 8, arguments.variant)
         found = rounds(
             servers, arguments.requests, arguments.pause, arguments.tokens, arguments.variant
         )

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from telemetry.files import read_int, read_text
 from telemetry.snapshot import Reading, missing, present

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from telemetry import cgroup, macos
 from telemetry.files import read_text

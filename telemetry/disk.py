@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from telemetry.snapshot import Reading, present
 

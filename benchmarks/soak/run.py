@@ -5,7 +5,7 @@ import asyncio
 import time
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from benchmarks.soak.load import make_requests, send_all
 from benchmarks.support.leftovers import left_behind

@@ -15,6 +15,8 @@ from pruners.architecture.base import (
 )
 
 NAMES = ConfigFields(heads="num_attention_heads", kv_groups="num_key_value_heads")
+BIASED_NAMES = replace(NAMES, biases=("attention_bias", "mlp_bias"))
+"""Of families whose configuration says that every projection has a bias."""
 
 Windows = list[int | None]
 """The attention window of each layer in tokens; None is full attention."""
@@ -107,36 +109,36 @@ def list_refusals(config: HfModule, windows: Windows, layer_types: list[str]) ->
     return refusals
 
 
-def _layer(family: str, module: HfModule, window: int | None) -> LocatedLayer:
+def layer_of(module: HfModule, normed: bool = False) -> LocatedLayer:
+    """Locate the parts of a Llama-like layer; `normed` is whether heads have norms."""
     return LocatedLayer(
         module=module,
-        attention=attention_of(module.self_attn, normed=family == "qwen3"),
+        attention=attention_of(module.self_attn, normed),
         mlp=mlp_of(module.mlp),
         attention_norm=module.input_layernorm,
         mlp_norm=module.post_attention_layernorm,
-        window=window,
     )
 
 
-def locate(model: HfModule) -> LocatedModel:
-    """Locate the parts of a `*ForCausalLM` of these families."""
+def model_of(
+    model: HfModule, layers: list[LocatedLayer], layer_types: list[str], names: ConfigFields = NAMES
+) -> LocatedModel:
+    """Locate the parts of a Llama-like `*ForCausalLM` around its layers.
+
+    `layer_types` are those that its family reads, `names` those of its configuration.
+    """
     config, body = model.config, model.model
-    family = config.model_type
-    windows = _WINDOWS[family](config)
-    layer_types = config.layer_types if _WINDOWS[family] is windows_by_layer else []
+    windows = [layer.window for layer in layers]
     return LocatedModel(
-        family=family,
+        family=config.model_type,
         model=model,
         shape=shape_of(config),
-        layers=[
-            _layer(family, layer, window)
-            for layer, window in zip(body.layers, windows, strict=True)
-        ],
+        layers=layers,
         embed=body.embed_tokens,
         final_norm=body.norm,
         head=model.lm_head,
         rotary=body.rotary_emb,
-        names=replace(NAMES, biases=("attention_bias", "mlp_bias")) if family == "llama" else NAMES,
+        names=names,
         causal=is_causal(config),
         serving=ServingConfig(
             activation=config.hidden_act,
@@ -146,3 +148,16 @@ def locate(model: HfModule) -> LocatedModel:
             refusals=tuple(list_refusals(config, windows, layer_types)),
         ),
     )
+
+
+def locate(model: HfModule) -> LocatedModel:
+    """Locate the parts of a `*ForCausalLM` of these families."""
+    config = model.config
+    family = config.model_type
+    windows = _WINDOWS[family](config)
+    layers = [
+        replace(layer_of(layer, normed=family == "qwen3"), window=window)
+        for layer, window in zip(model.model.layers, windows, strict=True)
+    ]
+    layer_types = config.layer_types if _WINDOWS[family] is windows_by_layer else []
+    return model_of(model, layers, layer_types, BIASED_NAMES if family == "llama" else NAMES)

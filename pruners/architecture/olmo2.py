@@ -2,16 +2,8 @@
 
 from dataclasses import replace
 
-from pruners.architecture.base import HfModule, LocatedLayer, LocatedModel, ServingConfig
-from pruners.architecture.llama import (
-    NAMES,
-    attention_of,
-    is_causal,
-    list_refusals,
-    mlp_of,
-    no_windows,
-    shape_of,
-)
+from pruners.architecture.base import HfModule, LocatedLayer, LocatedModel
+from pruners.architecture.llama import NAMES, attention_of, mlp_of, model_of
 
 FAMILIES = ("olmo2",)
 
@@ -30,24 +22,11 @@ def _layer(module: HfModule) -> LocatedLayer:
 
 def locate(model: HfModule) -> LocatedModel:
     """Locate the parts of an `Olmo2ForCausalLM`."""
-    config, body = model.config, model.model
-    return LocatedModel(
-        family=config.model_type,
-        model=model,
-        shape=replace(shape_of(config), cuts_groups=False),
-        layers=[_layer(layer) for layer in body.layers],
-        embed=body.embed_tokens,
-        final_norm=body.norm,
-        head=model.lm_head,
-        rotary=body.rotary_emb,
-        names=replace(NAMES, norm_rounds_last=True),
-        causal=is_causal(config),
-        serving=ServingConfig(
-            activation=config.hidden_act,
-            activation_field="hidden_act",
-            norm_eps=config.rms_norm_eps,
-            rope_types=frozenset({body.rotary_emb.rope_type}),
-            rotates_in_fp32=True,
-            refusals=tuple(list_refusals(config, no_windows(config), [])),
-        ),
+    names = replace(NAMES, norm_rounds_last=True)
+    located = model_of(model, [_layer(layer) for layer in model.model.layers], [], names)
+    assert located.serving is not None
+    return replace(
+        located,
+        shape=replace(located.shape, cuts_groups=False),
+        serving=replace(located.serving, rotates_in_fp32=True),
     )

@@ -1,22 +1,10 @@
 """Phi-3 and Phi-4: fused projections; rotary embedding of a part of each head; longrope."""
 
 from copy import copy
+from dataclasses import replace
 
-from pruners.architecture.base import (
-    Attention,
-    HfModule,
-    LocatedLayer,
-    LocatedModel,
-    Mlp,
-    ServingConfig,
-)
-from pruners.architecture.llama import (
-    NAMES,
-    is_causal,
-    list_refusals,
-    shape_of,
-    windows_everywhere,
-)
+from pruners.architecture.base import Attention, HfModule, LocatedLayer, LocatedModel, Mlp
+from pruners.architecture.llama import model_of, windows_everywhere
 from pruners.architecture.weight_view import LinearView
 
 FAMILIES = ("phi3",)
@@ -68,27 +56,20 @@ def _max_context(config: HfModule) -> int | None:
 def locate(model: HfModule) -> LocatedModel:
     """Locate the parts of a `Phi3ForCausalLM`."""
     config, body = model.config, model.model
-    shape, windows = shape_of(config), windows_everywhere(config)
-    rotary, rope = body.rotary_emb, config.rope_parameters
-    return LocatedModel(
-        family=config.model_type,
-        model=model,
-        shape=shape,
-        layers=[_layer(layer, window) for layer, window in zip(body.layers, windows, strict=True)],
-        embed=body.embed_tokens,
-        final_norm=body.norm,
-        head=model.lm_head,
-        rotary=rotary,
-        names=NAMES,
-        causal=is_causal(config),
-        serving=ServingConfig(
-            activation=config.hidden_act,
-            activation_field="hidden_act",
-            norm_eps=config.rms_norm_eps,
+    layers = [
+        _layer(layer, window)
+        for layer, window in zip(body.layers, windows_everywhere(config), strict=True)
+    ]
+    located = model_of(model, layers, [])
+    assert located.serving is not None
+    share = config.rope_parameters["partial_rotary_factor"]
+    return replace(
+        located,
+        serving=replace(
+            located.serving,
             # Within the largest context longrope's tables do not depend on a text's length.
-            rope_types=frozenset({rotary.rope_type}) - {"longrope"},
-            rotary_dim=int(shape.head_dim * rope["partial_rotary_factor"]),
-            refusals=tuple(list_refusals(config, windows, [])),
+            rope_types=located.serving.rope_types - {"longrope"},
+            rotary_dim=int(located.shape.head_dim * share),
         ),
         max_context=_max_context(config),
     )

@@ -67,7 +67,7 @@ def _load(settings: Settings) -> "FastAPI":
     """Return the application of the settings. Most of a start is spent here."""
     gc.disable()  # imports make a great deal, and hardly any garbage
     with stage("imports"):  # of PyTorch and the HTTP application
-        import psutil  # type: ignore[import-untyped]
+        import psutil
 
         from server.app import create_app
         from server.engine.loading.configured_model import load_configured_model

@@ -2,7 +2,7 @@
 
 import sys
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss

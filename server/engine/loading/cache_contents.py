@@ -14,6 +14,7 @@ _KINDS = {
     "gguf": "what a GGUF file says of itself",
     "packed": "packed weights",
     "downloads": "unfinished download",
+    "artefacts": "artefact, learned or unpacked",
     "text": "text that a base has written",
     "benchmarks": "files of benchmarks",
 }
@@ -76,7 +77,9 @@ def _paths() -> Iterator[Path]:
     root = cache_folder()
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         if folder.is_dir() and not folder.name.startswith("."):
-            yield from sorted(one for one in folder.iterdir() if not one.name.startswith("."))
+            for path in sorted(folder.iterdir()):
+                if not path.name.startswith(".") and path.suffix != ".lock":
+                    yield path
 
 
 def _name(path: Path) -> str:

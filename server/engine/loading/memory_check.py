@@ -2,7 +2,7 @@
 
 import math
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 
 from server.engine.backends.native import library as native_library

@@ -16,11 +16,13 @@ def root(tmp_path: Path, monkeypatch) -> Path:
         ("gguf", "mine-1/config.json", 1000),
         ("packed", "mine-1.packed", 2_000_000),
         ("text", "abc/rows", 10),
+        ("artefacts", "def/variants.json", 20),
     ):
         path = tmp_path / "cache" / folder / name
         path.parent.mkdir(parents=True)
         path.write_bytes(b"0" * size)
         (tmp_path / "cache" / folder / ".lock").write_text("")
+        (tmp_path / "cache" / folder / "some.lock").write_text("")
     return tmp_path / "cache"
 
 
@@ -35,12 +37,13 @@ def test_everything_is_listed_with_its_size(root: Path):
         "gguf/mine-1": ("what a GGUF file says of itself", 1000),
         "packed/mine-1.packed": ("packed weights", 2_000_000),
         "text/abc": ("text that a base has written", 10),
+        "artefacts/def": ("artefact, learned or unpacked", 20),
     }
 
 
 def test_without_a_name_only_what_is_made_again_is_removed(root: Path):
     assert set(clear_cache([])) == {"gguf/mine-1", "packed/mine-1.packed"}
-    assert names() == {"models/mine", "text/abc"}
+    assert names() == {"models/mine", "text/abc", "artefacts/def"}
 
 
 def test_names_are_those_of_the_list(root: Path):

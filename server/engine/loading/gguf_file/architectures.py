@@ -4,6 +4,7 @@ What the keys mean is taken from llama.cpp: its converter writes them, its `src/
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from transformers import (
     Gemma3TextConfig,
@@ -67,19 +68,22 @@ def _llama(keys: Keys, model: GgufModel) -> PretrainedConfig:
     )
 
 
-def _qwen2(keys: Keys, model: GgufModel) -> PretrainedConfig:
+def _unwindowed_fields(keys: Keys, model: GgufModel) -> dict[str, Any]:
+    """Return the fields of a model with full attention; all keys must be known then."""
     fields = common_fields(keys, model)
     fields["rope_parameters"] = rope_fields(keys, model, fields)
     refuse_windows(keys)
     finish(keys, fields)
+    return fields
+
+
+def _qwen2(keys: Keys, model: GgufModel) -> PretrainedConfig:
+    fields = _unwindowed_fields(keys, model)
     return Qwen2Config(**fields, use_sliding_window=False, architectures=["Qwen2ForCausalLM"])
 
 
 def _qwen3(keys: Keys, model: GgufModel) -> PretrainedConfig:
-    fields = common_fields(keys, model)
-    fields["rope_parameters"] = rope_fields(keys, model, fields)
-    refuse_windows(keys)
-    finish(keys, fields)
+    fields = _unwindowed_fields(keys, model)
     return Qwen3Config(
         **fields,
         attention_bias=False,
@@ -169,18 +173,12 @@ def _granite(keys: Keys, model: GgufModel) -> PretrainedConfig:
 
 
 def _olmo2(keys: Keys, model: GgufModel) -> PretrainedConfig:
-    fields = common_fields(keys, model)
-    fields["rope_parameters"] = rope_fields(keys, model, fields)
-    refuse_windows(keys)  # OLMo 3 has them
-    finish(keys, fields)
+    fields = _unwindowed_fields(keys, model)  # OLMo 3 has windows
     return Olmo2Config(**fields, attention_bias=False, architectures=["Olmo2ForCausalLM"])
 
 
 def _smollm3(keys: Keys, model: GgufModel) -> PretrainedConfig:
-    fields = common_fields(keys, model)
-    fields["rope_parameters"] = rope_fields(keys, model, fields)
-    refuse_windows(keys)
-    finish(keys, fields)
+    fields = _unwindowed_fields(keys, model)
     return SmolLM3Config(
         **fields,
         attention_bias=False,
