@@ -60,7 +60,7 @@ def stored_values(model: GgufModel, stored: str, rows: NDArray[np.int64] | slice
     """
     tensor = model.tensors[stored]
     data = tensor_type(tensor.tensor_type.name).values(tensor.data[rows])
-    if not bool(data.isfinite().all()):
+    if not all(bool(end.isfinite()) for end in data.aminmax()):
         raise UnsupportedModelError(
             f"{model.path.name}: tensor {stored} holds values that are not finite"
         )

@@ -46,7 +46,7 @@ class TensorType:
         """Return the exact values of rows or of a vector, in fp32; those of F64 are rounded."""
         if np.issubdtype(data.dtype, np.floating):
             return torch.from_numpy(data.astype(np.float32))
-        return torch.from_numpy(gguf.dequantize(data, self.kind))
+        return torch.from_numpy(gguf.dequantize(np.asarray(data), self.kind))
 
     def codes(self, data: Data) -> Codes | None:
         """Return the codes of whole rows `[rows, bytes]`.
@@ -56,7 +56,7 @@ class TensorType:
         if self.convert is None or self.bits is None:
             return None
         block, size = gguf.GGML_QUANT_SIZES[self.kind]
-        blocks = data.reshape(len(data), -1, size)
+        blocks = np.asarray(data).reshape(len(data), -1, size)  # no view of a map: they are slow
         codes = np.empty((*blocks.shape[:2], block), np.uint8 if self.bits == 4 else np.int8)
         step = max(1, _CHUNK // max(1, codes[0].size))
         with np.errstate(invalid="ignore"):  # what is no number has no codes
