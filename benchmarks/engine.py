@@ -1,8 +1,10 @@
 """Decode and prefill beside other engines: `python -m benchmarks.engine [--llama-cpp FOLDER]`.
 
 Everything in one run and in turn. `--llama-cpp` is a folder with `llama-bench` and
-`llama-quantize`; OpenVINO GenAI takes part where it is installed. Prints tokens and bytes a second,
-the share of the measured copy bandwidth, and how often ours is the other's speed.
+`llama-quantize`; OpenVINO GenAI takes part where it is installed. `--model` is another GGUF file,
+such as one by `benchmarks.support.random_gguf`, which llama.cpp alone serves beside us. Prints
+tokens and bytes a second, the share of the measured copy bandwidth, and how often ours is the
+other's speed.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from rich.table import Table
 from benchmarks.plots import draw_bars
 from benchmarks.support.bytes_read import step_bytes
 from benchmarks.support.machine import copy_bandwidth
-from benchmarks.support.peers import Measure, Peer, interleaved, medians, peers
+from benchmarks.support.peers import Measure, Peer, file_peers, interleaved, medians, peers
 from benchmarks.support.results import option_parser, save_result, spread
 from pruners.variant import BASE
 from server.engine.config import ModelConfig
@@ -36,16 +38,24 @@ PROMPTS = (128, 512)
 def main() -> None:
     """Run the benchmark and print its table."""
     options = option_parser(__doc__)
+    options.add_argument("--model", type=Path, help="a GGUF file in place of the default model")
     options.add_argument("--weights", default="auto")
+    options.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    options.add_argument("--cached", type=int, nargs="+", default=CACHED)
     options.add_argument("--llama-cpp", type=Path)
     options.add_argument("--repeats", type=int, default=5)
     arguments = options.parse_args()
-    model = load_configured_model(ModelConfig(weights=arguments.weights))
+    chosen = {} if arguments.model is None else {"model": str(arguments.model)}
+    model = load_configured_model(ModelConfig(weights=arguments.weights, **chosen))
     threads = torch.get_num_threads()
     ours = f"trimtab {model.weights.precision}"
-    others = peers(arguments.llama_cpp, threads)
+    if arguments.model is None:
+        others = peers(arguments.llama_cpp, threads)
+    else:
+        others = file_peers(arguments.llama_cpp, arguments.model, threads)
     names = [ours, *(peer.name for peer in others)]
-    found = interleaved(_measurements(model, ours, others), arguments.repeats)
+    jobs = _measurements(model, ours, others, arguments.rows, arguments.cached)
+    found = interleaved(jobs, arguments.repeats)
     speeds = medians(found)
     ratios = _ratios(speeds, ours, names[1:])
     bandwidth = copy_bandwidth()
@@ -65,30 +75,35 @@ def main() -> None:
         "spread": {name: _of(name, spreads) for name in names},
         "ratios": ratios,
     }
-    path = save_result(f"engine-{model.weights.precision}", result, arguments.json)
+    name = model.weights.precision if arguments.model is None else arguments.model.stem
+    path = save_result(f"engine-{name}", result, arguments.json)
     draw_bars(path.with_suffix(".png"), {name: _of(name, speeds) for name in names}, "tokens/s")
     console.print(f"written to {path}")
 
 
 def _measurements(
-    model: LoadedModel, ours: str, others: Sequence[Peer]
+    model: LoadedModel,
+    ours: str,
+    others: Sequence[Peer],
+    all_rows: Sequence[int],
+    all_cached: Sequence[int],
 ) -> dict[tuple[str, str], Measure]:
     """Return what to measure, by engine and kind: each call returns tokens a second."""
     base = model.variants[BASE]
-    decoder = open_zeroed_decoder(model, max(ROWS) * (max(CACHED) + 64))
+    decoder = open_zeroed_decoder(model, max(all_rows) * (max(all_cached) + 64))
     jobs: dict[tuple[str, str], Measure] = {}
 
     def rate(seconds: Measure, tokens: int) -> Measure:
         return lambda: tokens / seconds()
 
-    for cached in CACHED:
-        for rows in ROWS:
+    for cached in all_cached:
+        for rows in all_rows:
             step = decode_timer(decoder, base, rows, cached)
             jobs[ours, f"decode {rows} x {cached}"] = rate(step, rows)
     for tokens in PROMPTS:
         jobs[ours, f"prefill {tokens}"] = rate(prefill_timer(decoder, base, tokens), tokens)
     for peer in others:
-        for cached in CACHED:
+        for cached in all_cached:
             jobs[peer.name, f"decode 1 x {cached}"] = peer.decode(cached)
         for tokens in PROMPTS:
             jobs[peer.name, f"prefill {tokens}"] = peer.prefill(tokens)
@@ -97,11 +112,10 @@ def _measurements(
 
 def _ratios(speeds: Speeds, ours: str, others: Sequence[str]) -> dict[str, float]:
     """Return our speed over that of each other engine."""
-    kinds = [*(f"decode 1 x {cached}" for cached in CACHED), *(f"prefill {t}" for t in PROMPTS)]
     return {
-        f"{kind} over {name}": speeds[ours, kind] / speeds[name, kind]
-        for name in others
-        for kind in kinds
+        f"{kind} over {name}": speeds[ours, kind] / speed
+        for (name, kind), speed in speeds.items()
+        if name in others
     }
 
 

@@ -2,12 +2,14 @@
 
 KL to the base, nats per token, of the tokens behind prompts of `--prompt` tokens, with 95 %
 intervals over rows of the text: tokens evicted by each scorer, as the engine evicts them, and pages
-selected for each query, which forget nothing.
+selected for each query, which forget nothing. With `--readers` also each reader of the shipped
+artefact alone, and with each budget: whether the two losses add up.
 """
 
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from statistics import fmean, stdev
 from typing import Any
@@ -17,17 +19,22 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.support.results import option_parser, options_as_json, save_result
 from pruners.architecture import LocatedModel, locate
+from pruners.artefact.folder import Artefact, load_artefact
 from pruners.data.corpus import read_corpus
 from pruners.data.rows import hash_rows
 from pruners.evaluation.evaluate import VariantForward, evaluate
 from pruners.kv import KV_SCORERS, make_eviction
 from pruners.kv.page_selection import PageSelection
 from pruners.kv.pages import forward_with_pages
-from pruners.kv.transformers_cache import forward_with_eviction
+from pruners.kv.transformers_cache import PromptReading, forward_with_eviction, read_in_full
+from pruners.reading.reader import token_kinds
+from pruners.reading.realize import read_by
 from pruners.support.progress import progress_bars, track
+from server.engine.loading.artefact_lookup import shipped_artefact
 from server.engine.loading.load import load_tokenizer, load_transformers
 from server.engine.loading.source import DEFAULT_MODEL, resolve_model
 from telemetry.machine import describe
@@ -37,23 +44,60 @@ PAGES = "pages"
 
 
 def budget_forwards(
-    located: LocatedModel, methods: Sequence[str], budgets: Sequence[int], prompt: int
+    located: LocatedModel,
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    prompt: int,
+    readings: Mapping[str, PromptReading],
 ) -> dict[str, VariantForward]:
-    """Return a forward pass for each method and budget, by name such as `snap 512`."""
+    """Return a forward pass for each method, budget and reading, by name such as `snap 512`.
+
+    `readings` are by name; that of reading in full is "". Each other one also comes alone.
+    """
     found: dict[str, VariantForward] = {}
-    for method in methods:
-        for budget in budgets:
-            found[f"{method} {budget}"] = (
-                partial(forward_with_pages, located, prompt=prompt, selection=PageSelection(budget))
-                if method == PAGES
-                else partial(
-                    forward_with_eviction,
-                    located,
-                    prompt=prompt,
-                    eviction=make_eviction(budget, method),
-                )
+    for reader, reading in readings.items():
+        if reader:  # with room for every token
+            everything = make_eviction(located.context, "streaming")
+            found[reader] = partial(
+                forward_with_eviction, located, prompt=prompt, eviction=everything, reading=reading
             )
+        for method in methods:
+            for budget in budgets:
+                found[f"{reader} {method} {budget}".strip()] = (
+                    partial(
+                        forward_with_pages,
+                        located,
+                        prompt=prompt,
+                        selection=PageSelection(budget),
+                        reading=reading,
+                    )
+                    if method == PAGES
+                    else partial(
+                        forward_with_eviction,
+                        located,
+                        prompt=prompt,
+                        eviction=make_eviction(budget, method),
+                        reading=reading,
+                    )
+                )
     return found
+
+
+def reader_readings(
+    located: LocatedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    artefact: Artefact,
+    names: Sequence[str],
+) -> dict[str, PromptReading]:
+    """Return how an artefact's readers of these names read, and "" for reading in full."""
+    kinds = token_kinds(tokenizer, located.shape.vocab)
+
+    def reading(name: str, prompts: Tensor) -> AbstractContextManager[object]:
+        reader = artefact.readers[name]
+        lengths = torch.full((len(prompts),), prompts.shape[1])
+        return read_by(located, reader, artefact.maps[reader.depth], lengths, prompts, kinds)
+
+    return {"": read_in_full, **{name: partial(reading, name) for name in names}}
 
 
 def compare_budgets(
@@ -86,12 +130,18 @@ def main() -> None:
     source = resolve_model(DEFAULT_MODEL)
     window = arguments.prompt + arguments.tokens
     corpus = read_corpus(arguments.text)
-    rows = corpus.rows(load_tokenizer(source), window, arguments.rows * window)
+    tokenizer = load_tokenizer(source)
+    rows = corpus.rows(tokenizer, window, arguments.rows * window)
     rows = [row for row in rows if len(row) == window]
     if len(rows) < 2:
         raise SystemExit(f"{corpus.name} has no two rows of {window} tokens")
     located = locate(load_transformers(source, torch.float32))
-    forwards = budget_forwards(located, arguments.methods, arguments.budgets, arguments.prompt)
+    folder = shipped_artefact(DEFAULT_MODEL)
+    assert folder is not None
+    readings = reader_readings(located, tokenizer, load_artefact(folder), arguments.readers)
+    forwards = budget_forwards(
+        located, arguments.methods, arguments.budgets, arguments.prompt, readings
+    )
     with progress_bars() as progress:
         found = compare_budgets(located, forwards, rows, arguments.prompt, progress)
     table = Table(title=f"{corpus.name}: {len(rows)} rows, {arguments.prompt} tokens cached")
@@ -106,7 +156,8 @@ def main() -> None:
         "text": {"hash": hash_rows(rows), "rows": len(rows)},
         "budgets": found,
     }
-    print(f"written to {save_result(f'kv-budgets-{arguments.prompt}', result, arguments.json)}")
+    name = f"kv-budgets-{arguments.prompt}{'-readers' if arguments.readers else ''}"
+    print(f"written to {save_result(name, result, arguments.json)}")
 
 
 def _options() -> argparse.ArgumentParser:
@@ -116,6 +167,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--tokens", type=int, default=96, help="that are predicted behind it")
     options.add_argument("--rows", type=int, default=6)
     options.add_argument("--budgets", type=int, nargs="+", default=[256, 512, 640, 1024])
+    options.add_argument("--readers", nargs="*", default=[], help="such as read-67")
     options.add_argument(
         "--methods",
         nargs="+",

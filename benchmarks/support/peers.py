@@ -136,6 +136,13 @@ def peers(llama_cpp: Path | None, threads: int) -> list[Peer]:
     return found
 
 
+def file_peers(llama_cpp: Path | None, gguf: Path, threads: int) -> list[Peer]:
+    """Return the engines that read any GGUF file as it is: llama.cpp, where its programs are."""
+    if llama_cpp is None:
+        return []
+    return [LlamaBench(llama_cpp, gguf, f"llama.cpp {gguf.stem}", threads)]
+
+
 def interleaved(
     jobs: Mapping[Job, Measure], repeats: int, until: float = math.inf
 ) -> dict[Job, list[float]]:

@@ -13,17 +13,22 @@ from pruners.architecture import LocatedLayer, LocatedModel, UnsupportedModelErr
 from pruners.data.rows import TokenBatch
 from pruners.kv.base import rotate
 from pruners.kv.page_selection import PageSelection
+from pruners.kv.transformers_cache import PromptReading, read_in_full
 
 
 @torch.no_grad()
 def forward_with_pages(
-    located: LocatedModel, batch: TokenBatch, prompt: int, selection: PageSelection
+    located: LocatedModel,
+    batch: TokenBatch,
+    prompt: int,
+    selection: PageSelection,
+    reading: PromptReading = read_in_full,
 ) -> Tensor:
     """Return the final hidden states `[rows, length, hidden]` under page-wise selection.
 
-    The first `prompt` tokens of each row attend to all before them, the others to the pages that
-    `selection` takes for each. Raises `ValueError` if rows differ in length or there are no other
-    tokens, and `UnsupportedModelError` for an encoder.
+    The first `prompt` tokens of each row are read within `reading` and attend to all before them,
+    the others to the pages that `selection` takes for each. Raises `ValueError` if rows differ in
+    length or there are no other tokens, and `UnsupportedModelError` for an encoder.
     """
     if not located.causal:
         raise UnsupportedModelError("an encoder has no KV cache to select from")
@@ -33,7 +38,8 @@ def forward_with_pages(
     body: Any = located.model.base_model
     tokens = batch.tokens.to(located.embed.weight.device)
     cache = DynamicCache()  # without the configuration, so that no layer crops its cache
-    read = body(tokens[:, :prompt], past_key_values=cache, use_cache=True).last_hidden_state
+    with reading(tokens[:, :prompt]):
+        read = body(tokens[:, :prompt], past_key_values=cache, use_cache=True).last_hidden_state
     positions = torch.arange(prompt, length, device=tokens.device)
     with _selecting(located, cache, positions, selection):
         written = body(

@@ -1,7 +1,7 @@
 """The `evict` realization: run `transformers` with a cache from which tokens are deleted."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -15,16 +15,28 @@ from pruners.data.rows import TokenBatch
 from pruners.kv.base import CachedTokens
 from pruners.kv.eviction import RECENT_QUERIES, Eviction
 
+PromptReading = Callable[[Tensor], AbstractContextManager[object]]
+"""Returns a context in which the model reads prompts `[rows, prompt]` in a way of its own."""
+
+
+def read_in_full(prompts: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which prompts are read through all layers."""
+    return nullcontext()
+
 
 @torch.no_grad()
 def forward_with_eviction(
-    located: LocatedModel, batch: TokenBatch, prompt: int, eviction: Eviction
+    located: LocatedModel,
+    batch: TokenBatch,
+    prompt: int,
+    eviction: Eviction,
+    reading: PromptReading = read_in_full,
 ) -> Tensor:
     """Return the final hidden states `[rows, length, hidden]` under a KV budget.
 
-    The first `prompt` tokens of each row are processed with a full cache, the others with a cache
-    from which `eviction` deletes tokens. Raises `ValueError` if rows differ in length, and
-    `UnsupportedModelError` for an encoder.
+    The first `prompt` tokens of each row are processed with a full cache within `reading`, the
+    others with a cache from which `eviction` deletes tokens. Raises `ValueError` if rows differ in
+    length, and `UnsupportedModelError` for an encoder.
     """
     if not located.causal:
         raise UnsupportedModelError("an encoder has no KV cache to evict from")
@@ -42,14 +54,10 @@ def forward_with_eviction(
                 _evict(located, cache, recorder, eviction, coming=stop - start)
             positions = torch.arange(start, stop, device=device).expand(len(batch.tokens), -1)
             recorder.begin(positions)
-            parts.append(
-                body(
-                    batch.tokens[:, start:stop].to(device),
-                    past_key_values=cache,
-                    position_ids=positions,
-                    use_cache=True,
-                ).last_hidden_state
-            )
+            tokens = batch.tokens[:, start:stop].to(device)
+            with reading(tokens) if start == 0 else nullcontext():
+                output = body(tokens, past_key_values=cache, position_ids=positions, use_cache=True)
+            parts.append(output.last_hidden_state)
     hidden = torch.cat(parts, dim=1)
     return located.final_norm(hidden) if located.norm_in_head else hidden
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,22 +55,25 @@ class PromptReader:
         prompt's end attends to is not taken out yet. Raise `ValueError` for a reader with `numbers`
         that is not told them.
         """
-        places = torch.arange(len(prompt))
-        found = (places >= SINK_TOKENS) & (places < len(prompt) - self.last)
+        count = len(prompt)
+        found = np.zeros(count, dtype=bool)
+        found[SINK_TOKENS : max(count - self.last, 0)] = True
         if kinds is None:
             if self.numbers:
                 raise ValueError(f"reader {self.name} has to be told which tokens are numbers")
-            return found
-        kind = kinds[prompt]
-        latest = torch.where(kind == SPECIAL, places, -1 - self.turn).cummax(0).values
+            return torch.from_numpy(found)
+        # NumPy: a decision waits for this, and PyTorch's calls take several times as long.
+        kind = kinds.numpy()[prompt.numpy()]
+        places = np.arange(count)
+        latest = np.maximum.accumulate(np.where(kind == SPECIAL, places, -1 - self.turn))
         found &= places - latest > self.turn
         if self.numbers:
             number = kind == NUMBER
-            near = number.clone()
+            near = number.copy()
             for distance in range(1, BEFORE_NUMBER + 1):
                 near[:-distance] |= number[distance:]
             found &= ~near
-        return found
+        return torch.from_numpy(found)
 
     def check(self, shape: Shape) -> None:
         """Raise `ValueError` if no model of this shape can be read so."""
