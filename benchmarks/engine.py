@@ -23,6 +23,7 @@ from pruners.variant import BASE
 from server.engine.config import ModelConfig
 from server.engine.loading.configured_model import load_configured_model
 from server.engine.loading.load import LoadedModel
+from server.engine.loading.source import DEFAULT_MODEL
 from server.jobs.step_timing import decode_timer, open_zeroed_decoder, prefill_timer
 from telemetry.machine import describe
 
@@ -45,8 +46,8 @@ def main() -> None:
     options.add_argument("--llama-cpp", type=Path)
     options.add_argument("--repeats", type=int, default=5)
     arguments = options.parse_args()
-    chosen = {} if arguments.model is None else {"model": str(arguments.model)}
-    model = load_configured_model(ModelConfig(weights=arguments.weights, **chosen))
+    name = DEFAULT_MODEL if arguments.model is None else str(arguments.model)
+    model = load_configured_model(ModelConfig(name, weights=arguments.weights))
     threads = torch.get_num_threads()
     ours = f"trimtab {model.weights.precision}"
     if arguments.model is None:
@@ -75,8 +76,8 @@ def main() -> None:
         "spread": {name: _of(name, spreads) for name in names},
         "ratios": ratios,
     }
-    name = model.weights.precision if arguments.model is None else arguments.model.stem
-    path = save_result(f"engine-{name}", result, arguments.json)
+    measured = model.weights.precision if arguments.model is None else arguments.model.stem
+    path = save_result(f"engine-{measured}", result, arguments.json)
     draw_bars(path.with_suffix(".png"), {name: _of(name, speeds) for name in names}, "tokens/s")
     console.print(f"written to {path}")
 

@@ -17,7 +17,9 @@ from tests.support.reading import reader_of, tiny_maps
 def test_budgets_are_compared_on_the_same_tokens_behind_the_prompt():
     located, prompt = locate(tiny_model()), 80
     rows = random_rows(3, (96,))
-    forwards = budget_forwards(located, ["streaming", "pages"], [48, 128], prompt, {"": read_in_full})
+    forwards = budget_forwards(
+        located, ["streaming", "pages"], [48, 128], prompt, {"": read_in_full}
+    )
     found = compare_budgets(located, forwards, rows, prompt)
     assert set(found) == {"streaming 48", "streaming 128", "pages 48", "pages 128"}
     assert found["streaming 128"]["kl"] == pytest.approx(0, abs=1e-5)
