@@ -9,6 +9,7 @@ other's speed.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -36,6 +37,14 @@ CACHED = (128, 2000)  # and the tokens that are decoded stay below the context o
 PROMPTS = (128, 512)
 
 
+class MeasuredSizes(NamedTuple):
+    """Rows of a batch and tokens cached for each, in every combination, and tokens of prompts."""
+
+    rows: Sequence[int]
+    cached: Sequence[int]
+    prompts: Sequence[int]
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     options = option_parser(__doc__)
@@ -43,6 +52,7 @@ def main() -> None:
     options.add_argument("--weights", default="auto")
     options.add_argument("--rows", type=int, nargs="+", default=ROWS)
     options.add_argument("--cached", type=int, nargs="+", default=CACHED)
+    options.add_argument("--prompts", type=int, nargs="*", default=PROMPTS)
     options.add_argument("--llama-cpp", type=Path)
     options.add_argument("--repeats", type=int, default=5)
     arguments = options.parse_args()
@@ -55,7 +65,8 @@ def main() -> None:
     else:
         others = file_peers(arguments.llama_cpp, arguments.model, threads)
     names = [ours, *(peer.name for peer in others)]
-    jobs = _measurements(model, ours, others, arguments.rows, arguments.cached)
+    sizes = MeasuredSizes(arguments.rows, arguments.cached, arguments.prompts)
+    jobs = _measurements(model, ours, others, sizes)
     found = interleaved(jobs, arguments.repeats)
     speeds = medians(found)
     ratios = _ratios(speeds, ours, names[1:])
@@ -86,27 +97,27 @@ def _measurements(
     model: LoadedModel,
     ours: str,
     others: Sequence[Peer],
-    all_rows: Sequence[int],
-    all_cached: Sequence[int],
+    sizes: MeasuredSizes,
 ) -> dict[tuple[str, str], Measure]:
     """Return what to measure, by engine and kind: each call returns tokens a second."""
     base = model.variants[BASE]
-    decoder = open_zeroed_decoder(model, max(all_rows) * (max(all_cached) + 64))
+    slots = max(max(sizes.rows) * (max(sizes.cached) + 64), *sizes.prompts, 0)
+    decoder = open_zeroed_decoder(model, slots)
     jobs: dict[tuple[str, str], Measure] = {}
 
     def rate(seconds: Measure, tokens: int) -> Measure:
         return lambda: tokens / seconds()
 
-    for cached in all_cached:
-        for rows in all_rows:
+    for cached in sizes.cached:
+        for rows in sizes.rows:
             step = decode_timer(decoder, base, rows, cached)
             jobs[ours, f"decode {rows} x {cached}"] = rate(step, rows)
-    for tokens in PROMPTS:
+    for tokens in sizes.prompts:
         jobs[ours, f"prefill {tokens}"] = rate(prefill_timer(decoder, base, tokens), tokens)
     for peer in others:
-        for cached in all_cached:
+        for cached in sizes.cached:
             jobs[peer.name, f"decode 1 x {cached}"] = peer.decode(cached)
-        for tokens in PROMPTS:
+        for tokens in sizes.prompts:
             jobs[peer.name, f"prefill {tokens}"] = peer.prefill(tokens)
     return jobs
 
