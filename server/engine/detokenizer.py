@@ -17,11 +17,15 @@ _MAX_CONTEXT = 48  # tokens
 
 @dataclass(frozen=True, slots=True)
 class StopRules:
-    """When an answer ends, besides its length."""
+    """When an answer ends, besides its length, and which of its special tokens are shown.
+
+    The text of `shown` belongs to the answer; that of other special tokens is left out.
+    """
 
     strings: tuple[str, ...] = ()
     token_ids: frozenset[int] = frozenset()
     include_in_output: bool = False
+    shown: frozenset[int] = frozenset()
 
 
 class Detokenizer:
@@ -41,6 +45,7 @@ class Detokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._stop_rules = stop
+        self._hidden = special_tokens(tokenizer) - stop.shown if stop.shown else None
         self._tokens = self._tail(prompt)
         self._exempt_tokens = len(self._tokens) + min_tokens  # whose text completes no stop string
         self._released = len(self._tokens)  # tokens whose text was returned
@@ -118,7 +123,18 @@ class Detokenizer:
         return tail
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        if self._hidden is None:
+            return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        shown = [token for token in tokens if token not in self._hidden]
+        return str(self._tokenizer.decode(shown, skip_special_tokens=False))
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Return the tokens whose text `decode` leaves out if it is to skip special tokens."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(token for token, entry in added if entry.special) | {
+        *tokenizer.all_special_ids
+    }
 
 
 def _common(one: str, other: str) -> int:

@@ -43,13 +43,25 @@ class Chat:
     """What a chat template renders: messages, further variables, and how the text ends.
 
     With `add_generation_prompt` it ends with the start of the assistant's turn; with
-    `continue_final_message` inside the last message.
+    `continue_final_message` inside the last message. `tools` is what may be called. The answer
+    begins with `beginning`, which is added to the text; where that has begun reasoning, whose marks
+    are `ended_reasoning`, it ends there.
     """
 
     messages: list[dict[str, Any]]
     variables: Mapping[str, Any]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    tools: list[dict[str, Any]] | None = None
+    beginning: str = ""
+    ended_reasoning: tuple[str, str] | None = None
+
+    def with_beginning(self, text: str) -> str:
+        """Return the rendered text with the beginning of the answer."""
+        marks = self.ended_reasoning
+        if marks is not None and text.rstrip().endswith(marks[0]):
+            text += f"\n{marks[1]}\n\n"
+        return text + self.beginning
 
 
 class ChatTemplate:
@@ -60,7 +72,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
-        self._source = source
+        self.source = source
         self._special = dict(special_tokens)
         self._worker: subprocess.Popen[bytes] | None = None
         read = set(self._ask(None)["reads"])
@@ -70,6 +82,7 @@ class ChatTemplate:
         """Return the text of a chat. Raise `TemplateFailedError` or `TooMuchTextError`."""
         job = {
             "messages": chat.messages,
+            "tools": chat.tools,
             "variables": {**self._special, **chat.variables},
             "add_generation_prompt": chat.add_generation_prompt,
             "continue_final_message": chat.continue_final_message,
@@ -98,7 +111,7 @@ class ChatTemplate:
         """
         if self._worker is None:
             self._worker = _start()
-            reply = self._exchange(json.dumps({"template": self._source}))
+            reply = self._exchange(json.dumps({"template": self.source}))
         if line is not None:
             reply = self._exchange(line)
         return reply

@@ -16,6 +16,7 @@ from server.api.prompt.chat_template import (
 from server.api.prompt.encoder import PromptEncoder, context_length_error
 
 _MAX_ANALYSED_CHARACTERS = 100_000
+_END_CHARACTERS = 64
 _SHORT_CHARACTERS = 2**15  # texts of up to so many are tokenised quickly
 _MAX_QUEUED, _MAX_QUEUED_CHARACTERS = 512, 2**25  # requests that wait for one thread
 _DEFAULT_TEMPLATE_BYTES = 2**24  # that a template may write, where tokens have no longest text
@@ -29,10 +30,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """A prompt's token ids, and the text that the analyzer reads."""
+    """A prompt's token ids, the text that the analyzer reads, and the end of the whole text."""
 
     tokens: list[int]
     text: str
+    end: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +127,12 @@ class PromptProcessor:
         chat = replace(chat, variables=_checked_variables(chat.variables, template))
         # The analyzer reads what the user wrote, not the template's frame around it.
         written = "\n".join(str(message["content"]) for message in chat.messages)
-        text = await self._render(template, chat, options, len(written))
+        text = chat.with_beginning(await self._render(template, chat, options, len(written)))
         # Control tokens in a plain chat were marked before it was rendered.
         encoding = EncodingOptions(options.special, plain=False)
         prompt = await self._run(lambda: self._encode(text, encoding), len(text))
-        return TokenizedPrompt(prompt.tokens, written[:_MAX_ANALYSED_CHARACTERS])
+        analysed = written[:_MAX_ANALYSED_CHARACTERS]
+        return TokenizedPrompt(prompt.tokens, analysed, text[-_END_CHARACTERS:])
 
     def close(self) -> None:
         """End the threads and the template's process."""
@@ -158,6 +161,7 @@ class PromptProcessor:
                     chat,
                     messages=self._encoder.mark_data(chat.messages),
                     variables=self._encoder.mark_data(chat.variables),
+                    tools=self._encoder.mark_data(chat.tools),
                 )
             return template.render(rendered, self._max_template_bytes)
 

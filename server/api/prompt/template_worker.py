@@ -102,7 +102,7 @@ def render(template: Template, source: str, chat: dict[str, Any]) -> str | None:
         {
             **chat["variables"],
             "messages": messages,
-            "tools": None,
+            "tools": chat["tools"],
             "documents": None,
             "add_generation_prompt": chat["add_generation_prompt"],
         }

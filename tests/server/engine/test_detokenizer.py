@@ -143,3 +143,15 @@ def test_a_stop_string_counts_only_behind_the_first_tokens():
         assert (found, by) == (
             ("abc abc abc"[: counted[0][0]], counted[0][1]) if counted else ("abc abc abc", None)
         )
+
+
+@pytest.mark.parametrize("tokenizer", BOTH.values(), ids=BOTH)
+def test_the_special_tokens_that_are_shown_belong_to_the_text(tokenizer):
+    user, assistant = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>"])
+    words = tokenizer.encode("is the", add_special_tokens=False)
+    text = Detokenizer(tokenizer, StopRules(shown=frozenset({user})))
+    pieces = [text.push(token) for token in (user, *words, assistant, user)]
+    written = "".join(pieces) + text.finish()
+    assert written.replace(" ", "") == "<|user|>isthe<|user|>"
+    hidden = Detokenizer(tokenizer, StopRules())
+    assert "<|" not in "".join(hidden.push(token) for token in (user, *words, assistant))

@@ -1,0 +1,61 @@
+"""The JSON schema of what follows the beginning of an answer that must call a tool."""
+
+from typing import Any
+
+from server.api.tools.bodies import FunctionBody
+from server.api.tools.tool_form import ToolForm
+from server.api.tools.tool_use import ToolUse, parameters
+
+MAX_PARALLEL = 16  # calls in one answer that must call tools
+# Beside these, a schema's `properties` are not all that an object may have.
+_OPEN = {"$ref", "allOf", "anyOf", "oneOf", "if", "patternProperties", "unevaluatedProperties"}
+
+
+def call_schema(use: ToolUse, form: ToolForm) -> dict[str, Any]:
+    """Return the schema: of one tool's arguments, or of calls of several tools.
+
+    Arguments that no schema names are left out.
+    """
+    if len(use.functions) == 1:
+        return _closed(next(iter(use.functions.values())))
+    definitions: dict[str, Any] = {}
+    calls = []
+    for number, (name, function) in enumerate(use.functions.items()):
+        place = f"tool{number}"
+        definitions[place] = _moved(_closed(function), f"#/$defs/{place}")
+        arguments = {"$ref": f"#/$defs/{place}"}
+        calls.append(_object({"name": {"const": name}, form.arguments: arguments}))
+    schema: dict[str, Any] = {"anyOf": calls}
+    if form.in_list:
+        most = MAX_PARALLEL if use.parallel else 1
+        schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": most}
+    return {**schema, "$defs": definitions}
+
+
+def _closed(function: FunctionBody) -> dict[str, Any]:
+    schema = parameters(function)
+    if _OPEN & schema.keys():
+        return schema
+    return {"additionalProperties": False, **schema}
+
+
+def _moved(value: Any, place: str) -> Any:  # noqa: ANN401
+    """Return a schema that stands at `place` of another one, with its references to itself."""
+    if isinstance(value, list):
+        return [_moved(entry, place) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    moved = {key: _moved(entry, place) for key, entry in value.items()}
+    reference = moved.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = place + reference[1:]
+    return moved
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
