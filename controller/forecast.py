@@ -70,12 +70,14 @@ class Forecast:
             if written is None:
                 written = writing[variant.name] = self._writing(variant, tokens)
             cached = prompt.cached(choice)
-            left = whole = prompt.left(choice, 0)
-            ttft = ttft_uncached = self.wait + self._prefill(_parts(choice, whole))
+            parts = _parts(choice, prompt.left(choice, 0))
+            ttft = ttft_uncached = self.wait + self._prefill(parts)
             if cached:
-                left = prompt.left(choice, cached)
-                ttft = self.wait + self._prefill(_parts(choice, left))
-            read = sum(count * self._rate(part, rates) for part, count in _parts(choice, left))
+                parts = _parts(choice, prompt.left(choice, cached))
+                ttft = self.wait + self._prefill(parts)
+            read = 0.0
+            for part, count in parts:
+                read += count * self._rate(part, rates)
             forecasts[choice.label] = VariantForecast(
                 ttft=ttft,
                 ttft_uncached=ttft_uncached,
