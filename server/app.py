@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from pruners.variant import BASE
 from server.api import errors, generate, monitoring, page
 from server.api.access_control import AccessControl
+from server.api.chat.start import ChatParts
 from server.api.ingress import IngressMiddleware
 from server.api.narrowing import AnswerNarrowing
 from server.api.openai import chat, completions, models
@@ -50,7 +51,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         models.router(service),
         generate.router(service, parts.prompts),
         completions.router(service, parts.prompts),
-        chat.router(service, parts.prompts),
+        chat.router(ChatParts(service, parts.prompts)),
         page.router(service, parts.monitoring.snapshot, parts.learning.status),
     ):
         app.include_router(router)

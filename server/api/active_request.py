@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from controller import Decision, PromptFeatures
 from pruners.architecture import Shape
 from pruners.reading.reader import FULL
+from server.api.answer_timing import AnswerTiming
+from server.api.caller import Caller
 from server.api.prompt_reading import PromptReading
 from server.engine.engine import Generation, Inbox
 
@@ -22,7 +24,7 @@ class ActiveRequest:
     base's.
     """
 
-    request_id: str
+    caller: Caller
     created: int
     decision: Decision
     features: PromptFeatures
@@ -47,6 +49,16 @@ class ActiveRequest:
         self.generations.append(generation)
 
     @property
+    def request_id(self) -> str:
+        """The request's id, which answers, headers and logs have."""
+        return self.caller.request_id
+
+    @property
+    def client(self) -> str:
+        """A short hash of the client's API key, or "-"."""
+        return self.caller.client
+
+    @property
     def ended(self) -> bool:
         """Whether the engine writes none of the answers any more."""
         return all(generation.sequence.ended for generation in self.generations)
@@ -62,8 +74,16 @@ class ActiveRequest:
         firsts = (generation.sequence for generation in self.generations[:: self.choices])
         return PromptReading.of(firsts, self.shape)
 
+    @property
+    def timing(self) -> AnswerTiming:
+        """How long its parts have taken so far."""
+        return AnswerTiming.of([generation.sequence for generation in self.generations])
+
     def disclosure(self) -> dict[str, object]:
-        """Return the `trimtab` object of the response: which action was chosen, and why."""
+        """Return the `trimtab` object of the response: which action was chosen, and why.
+
+        What was predicted stands beside what has been measured so far.
+        """
         decision = self.decision
         chosen = decision.chosen
         disclosed: dict[str, object] = {
@@ -77,6 +97,7 @@ class ActiveRequest:
             "predicted_ttft_ms": round(1e3 * chosen.ttft, 1),
             "predicted_tpot_ms": round(1e3 * chosen.tpot, 2),
             "predicted_queue_ms": round(1e3 * self.first.observation.wait, 1),
+            **self.timing.disclosure(),
         }
         reading = self.reading
         if reading is not None:
@@ -89,9 +110,15 @@ class ActiveRequest:
         return disclosed
 
     def headers(self) -> dict[str, str]:
-        """Return the response headers that name the variant, the reader and the request."""
-        return {
-            "X-Trimtab-Variant": self.decision.action.variant,
-            "X-Trimtab-Read": self.reader,
-            "X-Request-Id": self.request_id,
+        """Return the response headers: the request's id, the action, its reason and its loss."""
+        chosen = self.decision.chosen
+        named: dict[str, object] = {
+            "Variant": chosen.action.variant,
+            "Read": self.reader,
+            "Kv-Budget": chosen.action.kv_budget,
+            "Policy": self.decision.policy,
+            "Reason": self.decision.reason.value,
+            "Loss": chosen.loss,
         }
+        told = {f"X-Trimtab-{name}": str(it) for name, it in named.items() if it is not None}
+        return {**told, "X-Request-Id": self.request_id}

@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from server.api.caller import caller_of
 from server.api.errors import ApiError
 from server.api.prompt.processor import PromptProcessor
 from server.api.request_body import JsonRoute
 from server.api.request_builder import ParsedRequest
 from server.api.responses import GeneratedAnswer, collect, stream, usage
 from server.api.schemas import GenerateBody
-from server.api.service import Service, encoding_options, request_id_of, variant_in_model_name
+from server.api.service import Service, encoding_options, variant_in_model_name
 from server.api.unsupported_parameters import refuse_unsupported
 from server.engine.sequence import Delta
 
@@ -34,7 +35,7 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
             default_max_tokens=DEFAULT_MAX_TOKENS,
             variant=variant_in_model_name(service, body.model),
         )
-        active = service.start(parsed, request_id_of(request, "gen"))
+        active = service.start(parsed, caller_of(request, "gen"))
 
         def result(answer: GeneratedAnswer) -> dict[str, object]:
             return {

@@ -7,6 +7,7 @@ from controller import RequestPreferences
 from policies import Action, Objectives
 from pruners.kv import make_kv_budget
 from pruners.reading.reader import FULL
+from server.api.caller import Caller
 from server.api.errors import ApiError
 from server.api.prompt.processor import TokenizedPrompt
 from server.api.schemas import SamplingBody, TrimtabHints
@@ -80,7 +81,7 @@ class RequestBuilder:
         if prompts * (body.n or 1) > self._max_answers:
             raise ApiError(400, f"at most {self._max_answers} answers in one call", "n")
 
-    def validate(self, parsed: ParsedRequest) -> ValidatedRequest:
+    def validate(self, parsed: ParsedRequest, caller: Caller) -> ValidatedRequest:
         """Find all that can be wrong with a request. Raise `ApiError` 400."""
         body, prompts = parsed.body, parsed.prompts
         self.check_answer_count(len(prompts), body)
@@ -98,7 +99,7 @@ class RequestBuilder:
             parsed,
             longest,
             max_tokens,
-            self._preferences(body.trimtab, parsed),
+            self._preferences(parsed, caller),
             _stop_rules(body),
         )
 
@@ -167,8 +168,12 @@ class RequestBuilder:
         if unknown is not None:
             raise ApiError(400, f"{field}: no token {unknown}; the vocabulary has {vocab}", field)
 
-    def _preferences(self, hints: TrimtabHints, parsed: ParsedRequest) -> RequestPreferences:
-        """Return what a request asks of the controller; hints win over the model's name."""
+    def _preferences(self, parsed: ParsedRequest, caller: Caller) -> RequestPreferences:
+        """Return what a request asks of the controller.
+
+        Hints win over the model's name and over headers.
+        """
+        hints = parsed.body.trimtab
         variant = parsed.variant if hints.variant is None else hints.variant
         if variant is not None and variant not in self.model.variants:
             known = ", ".join(self.model.variants)
@@ -179,8 +184,8 @@ class RequestBuilder:
             except ValueError as error:
                 raise ApiError(400, str(error), "trimtab.kv_budget") from error
         objectives = Objectives(
-            ttft=_seconds(hints.ttft_ms),
-            tpot=_seconds(hints.tpot_ms),
+            ttft=_seconds(caller.ttft_ms if hints.ttft_ms is None else hints.ttft_ms),
+            tpot=_seconds(caller.tpot_ms if hints.tpot_ms is None else hints.tpot_ms),
             max_loss=hints.max_loss,
             deadline=_seconds(hints.deadline_ms),
         )

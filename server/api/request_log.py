@@ -6,7 +6,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVarTuple
 
 from controller import Controller, Decision
@@ -14,6 +13,7 @@ from controller.audit import AnswerRecord, AuditLog
 from policies import Objectives
 from pruners.reading.reader import FULL
 from server.api.active_request import ActiveRequest
+from server.api.answer_timing import AnswerTiming
 from server.api.prompt_reading import PromptReading
 from server.engine.engine import Generation
 from server.engine.sequence import FinishReason, Sequence
@@ -24,34 +24,6 @@ from telemetry import FinishedRequest, ServerMetrics, Snapshot
 _RECENT_ANSWERS = 50
 
 Ts = TypeVarTuple("Ts")
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerTiming:
-    """When an answer came, in seconds from its request's arrival; None for what it never reached.
-
-    `waited` is the time in the queue, `tpot` the mean time per token after the first.
-    """
-
-    waited: float | None
-    ttft: float | None
-    tpot: float | None
-    total: float
-
-    @classmethod
-    def of(cls, sequence: Sequence) -> "AnswerTiming":
-        """Return the timing of a sequence that ends now."""
-        arrived, first, last = sequence.arrived, sequence.first_token_at, sequence.last_token_at
-        tokens = len(sequence.output)
-        tpot = None
-        if first is not None and last is not None and tokens > 1:
-            tpot = (last - first) / (tokens - 1)
-        return cls(
-            waited=None if sequence.started_at is None else sequence.started_at - arrived,
-            ttft=None if first is None else first - arrived,
-            tpot=tpot,
-            total=time.monotonic() - arrived,
-        )
 
 
 class RequestLog:
@@ -104,7 +76,7 @@ class RequestLog:
     ) -> None:
         """Record the end of one answer, and let the controller learn from it."""
         sequence = generation.sequence
-        timing = AnswerTiming.of(sequence)
+        timing = AnswerTiming.of([sequence])
         complete = reason in (FinishReason.STOP, FinishReason.LENGTH)
         reading = PromptReading.of([sequence], active.shape)
         self._count(active.decision, sequence, reason, timing, reading)

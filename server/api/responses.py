@@ -2,7 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,8 +26,10 @@ from server.api.schemas import StreamOptions
 from server.api.service import Service
 from server.engine.sequence import Delta, FinishReason, TokenLogprob
 
-_DONE = "data: [DONE]\n\n"
-_FAILURES = (FinishReason.ERROR, FinishReason.ABORT)
+DONE = "data: [DONE]\n\n"
+"""The last event of a stream in OpenAI's format."""
+FAILURES = (FinishReason.ERROR, FinishReason.ABORT)
+"""How answers end that are not whole."""
 
 T = TypeVar("T")
 
@@ -41,6 +51,10 @@ class GeneratedAnswer:
     def add(self, delta: Delta) -> None:
         """Append what one step of the engine wrote."""
         self.text += delta.text
+        self.count(delta)
+
+    def count(self, delta: Delta) -> None:
+        """Append all that one step of the engine wrote but its text."""
         self.tokens += delta.token is not None
         if delta.logprob is not None:
             self.logprobs.append(delta.logprob)
@@ -49,6 +63,9 @@ class GeneratedAnswer:
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason.value
             self.stop_reason = delta.stop_reason
+
+
+AnswerT = TypeVar("AnswerT", bound=GeneratedAnswer)
 
 
 async def collect(
@@ -62,15 +79,25 @@ async def collect(
 
     async def gather() -> None:
         async for index, delta in service.deltas(active):
-            if delta.finish_reason in _FAILURES:
-                raise _failure(service, delta)
+            if delta.finish_reason in FAILURES:
+                raise failure_of(service, delta)
             answers[index].add(delta)
 
+    await until_disconnected(gather(), service, active, request)
+    return answers
+
+
+async def until_disconnected(
+    work: Coroutine[Any, Any, T], service: Service, active: ActiveRequest, request: Request
+) -> T:
+    """Return what `work`, which reads all deltas, returns, and close the request.
+
+    Raise `ApiError` if the client disconnects.
+    """
     try:
-        await _unless_disconnected(gather(), request)
+        return await _unless_disconnected(work, request)
     finally:
         service.close(active)  # a task that is cancelled before it begins closes nothing
-    return answers
 
 
 async def _unless_disconnected(work: Coroutine[Any, Any, T], request: Request) -> T:
@@ -88,7 +115,7 @@ async def _unless_disconnected(work: Coroutine[Any, Any, T], request: Request) -
         await asyncio.gather(working, disconnect, return_exceptions=True)
 
 
-def _failure(service: Service, delta: Delta) -> ApiError:
+def failure_of(service: Service, delta: Delta) -> ApiError:
     """Return the error of an answer that failed: 503 where all do, since the server is ending."""
     message = delta.error or "the answer was aborted"
     if service.engine.alive:
@@ -101,17 +128,23 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-class _EventStream(StreamingResponse):
-    """Server-sent events of a request's answers, which are closed however the stream ends."""
+class EventStream(StreamingResponse):
+    """A stream of a request's answers, which are closed however the stream ends."""
 
-    def __init__(self, events: AsyncIterator[str], service: Service, active: ActiveRequest) -> None:
+    def __init__(
+        self,
+        texts: AsyncIterator[str],
+        service: Service,
+        active: ActiveRequest,
+        media_type: str = "text/event-stream",
+    ) -> None:
         headers = {**active.headers(), "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+        super().__init__(texts, media_type=media_type, headers=headers)
         self._service = service
         self._active = active
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events. A client may disconnect before the first, which closes nothing."""
+        """Send the texts. A client may disconnect before the first, which closes nothing."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -124,7 +157,7 @@ async def stream(
     request: Request,
     chunks: Callable[[int, Delta, GeneratedAnswer], Iterable[dict[str, object]]],
     head: Iterable[dict[str, object]] = (),
-    tail: Callable[[list[GeneratedAnswer]], Iterable[dict[str, object]]] = lambda _: (),
+    tail: Callable[[Sequence[GeneratedAnswer]], Iterable[dict[str, object]]] = lambda _: (),
 ) -> Response:
     """Stream `head`, then the `chunks` of every delta, then `tail`, then `[DONE]`.
 
@@ -132,64 +165,64 @@ async def stream(
     gets a delta's answer by its position and as it is after the delta. A failure in mid-stream is
     sent as an event that holds an `error`, as clients expect.
     """
-    deltas = service.deltas(active)
-    first = await _first_delta(service, active, request, deltas)
+    deltas = await ready_deltas(service, active, request)
 
     async def events() -> AsyncIterator[str]:
         answers = [GeneratedAnswer() for _ in active.generations]
         try:
             for chunk in head:
-                yield _event(chunk)
-            async for index, delta in _chained(first, deltas):
+                yield sse(chunk)
+            async for index, delta in deltas:
                 answers[index].add(delta)
-                if delta.finish_reason in _FAILURES:
-                    failure = _failure(service, delta)
-                    yield _event(envelope(failure.status, failure.message))
+                if delta.finish_reason in FAILURES:
+                    failure = failure_of(service, delta)
+                    yield sse(envelope(failure.status, failure.message))
                     break
                 for chunk in chunks(index, delta, answers[index]):
-                    yield _event(chunk)
+                    yield sse(chunk)
             else:
                 for chunk in tail(answers):
-                    yield _event(chunk)
-            yield _DONE
+                    yield sse(chunk)
+            yield DONE
         finally:
             await deltas.aclose()
 
-    return _EventStream(events(), service, active)
+    return EventStream(events(), service, active)
 
 
-async def _first_delta(
-    service: Service, active: ActiveRequest, request: Request, deltas: Deltas
-) -> list[tuple[int, Delta]]:
-    """Wait for the first delta where the decision is not final without it.
+async def ready_deltas(service: Service, active: ActiveRequest, request: Request) -> Deltas:
+    """Return the deltas of a request, once its decision is final.
 
     Raise `ApiError` if the client disconnects meanwhile.
     """
+    deltas = service.deltas(active)
     if active.final:
-        return []
+        return deltas
 
-    async def wait() -> tuple[int, Delta]:
+    async def first() -> tuple[int, Delta]:
         return await anext(deltas)
 
     try:
-        return [await _unless_disconnected(wait(), request)]
+        return _after(await _unless_disconnected(first(), request), deltas)
     except BaseException:
         service.close(active)
         raise
 
 
-async def _chained(first: list[tuple[int, Delta]], others: Deltas) -> Deltas:
-    for one in first:
-        yield one
-    async for one in others:
-        yield one
+async def _after(first: tuple[int, Delta], others: Deltas) -> Deltas:
+    try:
+        yield first
+        async for other in others:
+            yield other
+    finally:
+        await others.aclose()
 
 
 async def respond(
     active: ActiveRequest,
     head: dict[str, object],
-    choice: Callable[[int, GeneratedAnswer], dict[str, object]],
-    answers: list[GeneratedAnswer],
+    choice: Callable[[int, AnswerT], dict[str, object]],
+    answers: Sequence[AnswerT],
     large: bool,
 ) -> Response:
     """Return a plain response: `head`, and a `choice` of each answer.
@@ -212,24 +245,27 @@ def _json(value: dict[str, object]) -> bytes:
 
 def usage_tail(
     active: ActiveRequest, common: dict[str, object], options: StreamOptions | None
-) -> Callable[[list[GeneratedAnswer]], Iterable[dict[str, object]]]:
+) -> Callable[[Sequence[GeneratedAnswer]], Iterable[dict[str, object]]]:
     """Return the tail of a stream: with `include_usage` one chunk without choices, else nothing.
 
     `common` are the fields of every chunk.
     """
 
-    def tail(answers: list[GeneratedAnswer]) -> Iterable[dict[str, object]]:
+    def tail(answers: Sequence[GeneratedAnswer]) -> Iterable[dict[str, object]]:
         if options is not None and options.include_usage:
             yield {**common, "choices": [], "usage": usage(active, answers)}
 
     return tail
 
 
-def usage(active: ActiveRequest, answers: list[GeneratedAnswer]) -> dict[str, object]:
-    """Return the `usage` object. A prompt counts once, whatever the number of its answers."""
+def usage(active: ActiveRequest, answers: Iterable[GeneratedAnswer]) -> dict[str, object]:
+    """Return the `usage` object. A prompt counts once, whatever the number of its answers.
+
+    `trimtab_loss` is the predicted loss as a plain number, which gateways can read.
+    """
     completion_tokens = sum(answer.tokens for answer in answers)
     firsts = [generation.sequence for generation in active.generations[:: active.choices]]
-    return {
+    found: dict[str, object] = {
         "prompt_tokens": active.prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": active.prompt_tokens + completion_tokens,
@@ -237,8 +273,14 @@ def usage(active: ActiveRequest, answers: list[GeneratedAnswer]) -> dict[str, ob
             "cached_tokens": sum(min(s.reused, len(s.request.prompt)) for s in firsts)
         },
     }
+    loss = active.decision.chosen.loss
+    return found if loss is None else {**found, "trimtab_loss": loss}
 
 
-def _event(chunk: dict[str, object]) -> str:
-    """Return one event, in ASCII: many clients end a line at U+2028 or U+0085, too."""
-    return f"data: {json.dumps(chunk)}\n\n"
+def sse(data: Mapping[str, object], event: str | None = None) -> str:
+    """Return a server-sent event, with a name if `event` is given.
+
+    It is ASCII: many clients end a line at U+2028 or U+0085, too.
+    """
+    name = "" if event is None else f"event: {event}\n"
+    return f"{name}data: {json.dumps(data)}\n\n"

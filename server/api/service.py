@@ -1,15 +1,13 @@
 """The way of a request, whatever its wire format: validate, decide, submit, stream, log."""
 
 import time
-import uuid
 from collections.abc import AsyncGenerator
-
-from starlette.requests import Request
 
 from controller import Analyzer, Controller, IncomingRequest
 from policies import Reason
 from pruners.variant import BASE
 from server.api.active_request import ActiveRequest
+from server.api.caller import Caller
 from server.api.errors import ApiError
 from server.api.late_decision import LateDecision
 from server.api.narrowing import AnswerNarrowing
@@ -57,16 +55,16 @@ class Service:
         """The model that is served."""
         return self.builder.model
 
-    def start(self, parsed: ParsedRequest, request_id: str) -> ActiveRequest:
+    def start(self, parsed: ParsedRequest, caller: Caller) -> ActiveRequest:
         """Validate a request, decide, and queue its answers. Raise `ApiError`.
 
         What is invalid is found before the decision. What goes wrong after it is logged as a
         refusal, so that each decision has an end.
         """
-        valid = self.builder.validate(parsed)
+        valid = self.builder.validate(parsed, caller)
         reusable = [self.engine.reusable(prompt.tokens) for prompt in parsed.prompts]
         incoming, text = self._incoming(valid, reusable[valid.longest])
-        active = self._decide(valid, incoming, text, request_id)
+        active = self._decide(valid, incoming, text, caller)
         try:
             self._submit(valid, active, incoming, reusable)
         except Exception as error:
@@ -129,12 +127,12 @@ class Service:
         return incoming, text
 
     def _decide(
-        self, valid: ValidatedRequest, incoming: IncomingRequest, text: str, request_id: str
+        self, valid: ValidatedRequest, incoming: IncomingRequest, text: str, caller: Caller
     ) -> ActiveRequest:
         """Ask the controller for one estimate for all answers, by the longest prompt."""
         decision = self.controller.decide(incoming)
         return ActiveRequest(
-            request_id=request_id,
+            caller=caller,
             created=int(time.time()),
             decision=decision,
             features=incoming.features,
@@ -177,14 +175,6 @@ def _api_error(error: Exception, wait_seconds: float) -> ApiError | None:
     if isinstance(error, InvalidRequestError):
         return ApiError(400, str(error))
     return None
-
-
-def request_id_of(request: Request, prefix: str) -> str:
-    """Return the client's `X-Request-Id` if it is a plain short one, else a fresh id."""
-    client_id = request.headers.get("x-request-id", "")
-    if client_id and len(client_id) <= 128 and client_id.isascii() and client_id.isprintable():
-        return client_id
-    return f"{prefix}-{uuid.uuid4().hex}"
 
 
 def encoding_options(body: SamplingBody, special_tokens: bool) -> EncodingOptions:

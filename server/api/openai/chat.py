@@ -1,59 +1,57 @@
 """`POST /v1/chat/completions`, as the OpenAI API has it."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.api.active_request import ActiveRequest
-from server.api.errors import ApiError
+from server.api.chat.answer import ChatAnswer
+from server.api.chat.body import ChatBody
+from server.api.chat.events import (
+    AnswerEnded,
+    AnswerFailed,
+    ChatEvent,
+    ReasoningDelta,
+    TextDelta,
+    ToolArgumentsDelta,
+    ToolCallBegun,
+)
+from server.api.chat.run import ChatRun
+from server.api.chat.start import ChatParts, start_chat
+from server.api.error_envelope import envelope
 from server.api.openai.token_text import MIN_LOGPROB, TokenText, shown
-from server.api.prompt.processor import Chat, PromptProcessor, TokenizedPrompt
 from server.api.request_body import JsonRoute
-from server.api.request_builder import ParsedRequest
-from server.api.responses import GeneratedAnswer, collect, respond, stream, usage, usage_tail
-from server.api.schemas import ChatBody
-from server.api.service import Service, encoding_options, request_id_of, variant_in_model_name
-from server.api.unsupported_parameters import refuse_unsupported
-from server.engine.sequence import Delta, TokenLogprob
+from server.api.responses import DONE, respond, sse, usage, usage_tail
+from server.engine.sequence import TokenLogprob
 
 
-def router(service: Service, prompts: PromptProcessor) -> APIRouter:
+def router(parts: ChatParts) -> APIRouter:
     """Return the route of `POST /v1/chat/completions`."""
     routes = APIRouter(route_class=JsonRoute)
-    texts = TokenText(service.model.tokenizer)
+    texts = TokenText(parts.service.model.tokenizer)
 
     @routes.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
-        _check(body)
-        parsed = ParsedRequest(
-            prompts=[await _prompt(prompts, body)],
-            body=body,
-            max_tokens=body.max_completion_tokens or body.max_tokens,
-            variant=variant_in_model_name(service, body.model),
-            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        )
-        active = service.start(parsed, request_id_of(request, "chatcmpl"))
+        run = await start_chat(body, request, parts)
+        active, model = run.active, parts.service.model
         common: dict[str, object] = {
             "id": active.request_id,
             "created": active.created,
-            "model": service.model.name,
-            "system_fingerprint": service.model.fingerprint,
+            "model": model.name,
+            "system_fingerprint": model.fingerprint,
         }
         if body.stream:
             common["object"] = "chat.completion.chunk"
-            writer = _ChunkWriter(texts, active, body, common)
-            tail = usage_tail(active, common, body.stream_options)
-            return await stream(service, active, request, writer.chunks, writer.head(), tail)
-        answers = await collect(service, active, request)
+            return await run.stream(_ChunkWriter(texts, run, common).texts())
+        answers = await run.answers()
         head = {**common, "object": "chat.completion", "usage": usage(active, answers)}
         head["trimtab"] = active.disclosure()
 
-        def choice(index: int, answer: GeneratedAnswer) -> dict[str, object]:
+        def choice(index: int, answer: ChatAnswer) -> dict[str, object]:
             return {
                 "index": index,
-                "message": {"role": "assistant", "content": answer.text},
+                "message": _message(answer),
                 "logprobs": _logprobs(texts, answer.logprobs) if body.logprobs else None,
                 "finish_reason": answer.finish_reason,
                 "stop_reason": answer.stop_reason,
@@ -64,85 +62,93 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
     return routes
 
 
-@dataclass(frozen=True, slots=True)
-class _ChunkWriter:
-    """Writes the chunks of a streamed chat; `common` are the fields of every chunk."""
-
-    texts: TokenText
-    active: ActiveRequest
-    body: ChatBody
-    common: dict[str, object]
-
-    def head(self) -> Iterable[dict[str, object]]:
-        """Yield the first chunk of each answer: its role, and the variant that writes it."""
-        role = {"role": "assistant", "content": ""}
-        for index in range(len(self.active.generations)):
-            yield {
-                **self.common,
-                "choices": [_choice(index, role)],
-                "trimtab": self.active.disclosure(),
+def _message(answer: ChatAnswer) -> dict[str, object]:
+    """Return a whole message of the assistant."""
+    message: dict[str, object] = {"role": "assistant", "content": answer.text}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["content"] = answer.text or None
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
             }
+            for call in answer.tool_calls
+        ]
+    return message
 
-    def chunks(
-        self, index: int, delta: Delta, answer: GeneratedAnswer
-    ) -> Iterable[dict[str, object]]:
-        """Yield the chunk of a delta, if it has text, a log-probability or the end."""
-        if not delta.text and delta.finish_reason is None and delta.logprob is None:
-            return
+
+@dataclass(slots=True)
+class _ChunkWriter:
+    """Writes the chunks of a streamed chat; `common` are the fields of every chunk.
+
+    `scored` is the number of log-probabilities of each answer that were sent.
+    """
+
+    tokens: TokenText
+    run: ChatRun
+    common: dict[str, object]
+    scored: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start with nothing sent."""
+        self.scored = [0] * len(self.run.progress)
+
+    async def texts(self) -> AsyncIterator[str]:
+        """Yield the events of the stream, to the last."""
+        for index in range(len(self.run.progress)):
+            first = self._chunk(index, {"role": "assistant", "content": ""})
+            yield sse({**first, "trimtab": self.run.active.disclosure()})
+        async for event in self.run.events():
+            if isinstance(event, AnswerFailed):
+                yield sse(envelope(event.status, event.message))
+                break
+            yield sse(self._event_chunk(event))
+        else:
+            tail = usage_tail(self.run.active, self.common, self.run.body.stream_options)
+            for chunk in tail(self.run.progress):
+                yield sse(chunk)
+        yield DONE
+
+    def _event_chunk(self, event: ChatEvent) -> dict[str, object]:
+        """Return the chunk of an event; log-probabilities go with the next chunk there is."""
         fields: dict[str, object] = {}
-        if self.body.logprobs and delta.logprob is not None:
-            fields["logprobs"] = _logprobs(self.texts, [delta.logprob])
-        if delta.finish_reason is not None:
-            fields["finish_reason"] = delta.finish_reason.value
-            fields["stop_reason"] = delta.stop_reason
-        content = {"content": delta.text} if delta.text else {}
-        chunk: dict[str, object] = {**self.common, "choices": [_choice(index, content, **fields)]}
-        if delta.finish_reason is not None:
-            chunk["trimtab"] = self.active.disclosure()
-        options = self.body.stream_options
+        answer, sent = self.run.progress[event.index], self.scored[event.index]
+        if self.run.body.logprobs and len(answer.logprobs) > sent:
+            fields["logprobs"] = _logprobs(self.tokens, answer.logprobs[sent:])
+            self.scored[event.index] = len(answer.logprobs)
+        if not isinstance(event, AnswerEnded):
+            return self._chunk(event.index, _delta(event), **fields)
+        fields |= {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
+        last = self._chunk(event.index, {}, **fields)
+        return {**last, "trimtab": self.run.active.disclosure()}
+
+    def _chunk(self, index: int, delta: dict[str, object], **fields: object) -> dict[str, object]:
+        """Return a chunk with one choice, in which `fields` replace the defaults."""
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **fields}
+        chunk: dict[str, object] = {**self.common, "choices": [choice]}
+        options = self.run.body.stream_options
         if options is not None and options.continuous_usage_stats:
-            chunk["usage"] = usage(self.active, [answer])
-        yield chunk
+            chunk["usage"] = usage(self.run.active, [self.run.progress[index]])
+        return chunk
 
 
-def _choice(index: int, delta: dict[str, str], **fields: object) -> dict[str, object]:
-    """Return the choice of a chunk, in which `fields` replace the defaults."""
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **fields}
-
-
-def _check(body: ChatBody) -> None:
-    """Raise `ApiError` 400 for fields that do not fit together or are not supported."""
-    refuse_unsupported(body.model_extra or {}, body.n or 1)
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options needs stream: true", "stream_options")
-    if body.top_logprobs and not body.logprobs:
-        raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
-    if not body.messages:
-        raise ApiError(400, "messages is empty", "messages")
-
-
-async def _prompt(prompts: PromptProcessor, body: ChatBody) -> TokenizedPrompt:
-    """Render and tokenise the messages. Raise `ApiError`."""
-    continue_final = body.continue_final_message
-    add_generation_prompt = body.add_generation_prompt
-    if continue_final and "add_generation_prompt" not in body.model_fields_set:
-        add_generation_prompt = False
-    if continue_final and add_generation_prompt:
-        raise ApiError(
-            400,
-            "continue_final_message and add_generation_prompt exclude each other",
-            "continue_final_message",
-        )
-    variables = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", body.reasoning_effort)
-    chat = Chat(
-        messages=[message.for_template() for message in body.messages],
-        variables=variables,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=continue_final,
-    )
-    return await prompts.chat(chat, encoding_options(body, special_tokens=False))
+def _delta(event: ChatEvent) -> dict[str, object]:
+    """Return the `delta` of a chunk."""
+    match event:
+        case TextDelta(text=text):
+            return {"content": text}
+        case ReasoningDelta(text=text):
+            return {"reasoning_content": text}
+        case ToolCallBegun(call=call, id=call_id, name=name):
+            function = {"name": name, "arguments": ""}
+            begun = {"index": call, "id": call_id, "type": "function", "function": function}
+            return {"tool_calls": [begun]}
+        case ToolArgumentsDelta(call=call, text=text):
+            return {"tool_calls": [{"index": call, "function": {"arguments": text}}]}
+    return {}
 
 
 def _logprobs(texts: TokenText, tokens: list[TokenLogprob]) -> dict[str, object]:

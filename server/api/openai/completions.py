@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.api.active_request import ActiveRequest
+from server.api.caller import caller_of
 from server.api.errors import ApiError
 from server.api.openai.completion_logprobs import CompletionLogprobs
 from server.api.openai.token_text import TokenText
@@ -16,7 +17,7 @@ from server.api.request_body import JsonRoute
 from server.api.request_builder import ParsedRequest, RequestBuilder
 from server.api.responses import GeneratedAnswer, collect, respond, stream, usage, usage_tail
 from server.api.schemas import CompletionBody
-from server.api.service import Service, encoding_options, request_id_of, variant_in_model_name
+from server.api.service import Service, encoding_options, variant_in_model_name
 from server.api.unsupported_parameters import refuse_unsupported
 from server.engine.sequence import Delta
 
@@ -40,7 +41,7 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
             logprobs=body.logprobs,
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
         )
-        active = service.start(parsed, request_id_of(request, "cmpl"))
+        active = service.start(parsed, caller_of(request, "cmpl"))
         common: dict[str, object] = {
             "id": active.request_id,
             "object": "text_completion",

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from controller.audit import AuditLog
 from policies import Action, Objectives, Observation, Reason
+from server.api.caller import Caller
 from server.api.errors import ApiError
 from server.api.narrowing import AnswerNarrowing
 from server.api.prompt.processor import TokenizedPrompt
@@ -131,7 +132,7 @@ def test_all_answers_share_one_final_decision_which_is_what_is_told(tmp_path):
     controller = _Controller(FINAL)
 
     async def work(service):
-        active = service.start(_parsed(2, n=2), "request")
+        active = service.start(_parsed(2, n=2), Caller("request"))
         await collect(service, active, _Request())
         return active
 
@@ -160,7 +161,7 @@ def test_the_cache_is_as_it_is_at_the_start(tmp_path):
     controller = _Controller(Action("base"))
 
     async def work(service):
-        actives = [service.start(_parsed(), name) for name in ("first", "second")]
+        actives = [service.start(_parsed(), Caller(name)) for name in ("first", "second")]
         for active in actives:
             await collect(service, active, _Request())
 
@@ -172,7 +173,7 @@ def test_a_named_action_is_not_decided_again(tmp_path):
     controller = _Controller(FINAL, Reason.PINNED)
 
     async def work(service):
-        active = service.start(_parsed(), "request")
+        active = service.start(_parsed(), Caller("request"))
         await collect(service, active, _Request())
         return active
 
@@ -185,7 +186,7 @@ def test_after_an_error_the_first_decision_holds_for_all_answers(tmp_path, caplo
     controller = _Controller(FINAL, error=RuntimeError("no idea"))
 
     async def work(service):
-        active = service.start(_parsed(n=2), "request")
+        active = service.start(_parsed(n=2), Caller("request"))
         answers = await collect(service, active, _Request())
         return active, answers
 
@@ -207,8 +208,8 @@ def test_a_stream_begins_when_its_decision_is_final(tmp_path):
     controller = _Controller(FINAL)
 
     async def work(service):
-        first = service.start(_parsed(ignore_eos=True), "first")
-        second = service.start(_parsed(1), "second")
+        first = service.start(_parsed(ignore_eos=True), Caller("first"))
+        second = service.start(_parsed(1), Caller("second"))
 
         def head():
             yield second.disclosure()
@@ -233,8 +234,8 @@ def test_a_client_that_leaves_before_the_start_waits_no_longer(tmp_path):
 
     async def work(service):
         body = _parsed(ignore_eos=True)
-        first = service.start(ParsedRequest(body.prompts, body.body, 100), "first")
-        second = service.start(_parsed(), "second")
+        first = service.start(ParsedRequest(body.prompts, body.body, 100), Caller("first"))
+        second = service.start(_parsed(), Caller("second"))
         with pytest.raises(ApiError) as raised:
             await stream(service, second, _Request(leaves=True), lambda *_: ())
         assert raised.value.status == 499

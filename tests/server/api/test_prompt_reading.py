@@ -9,6 +9,7 @@ from policies import Action, Reason
 from pruners.architecture import Shape
 from pruners.reading.reader import PromptReader
 from server.api.active_request import ActiveRequest
+from server.api.caller import Caller
 from server.api.prompt_reading import PromptReading
 from server.engine.reading_depth import ReadingDepths
 
@@ -24,8 +25,9 @@ def sequence(tokens, reader, reused=0, started_at=1.0):
     depths = ReadingDepths(SHAPE.layers).of(torch.arange(tokens).tolist(), reader)
     request = SimpleNamespace(reader=reader, prompt=tuple(range(tokens)))
     return SimpleNamespace(
-        request=request, depths=depths, reused=reused, started_at=started_at, narrowed=False
-    )
+        request=request, depths=depths, reused=reused, started_at=started_at, narrowed=False,
+        arrived=0.5, first_token_at=None, last_token_at=None, output=[],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -68,13 +70,15 @@ def test_a_response_says_how_its_prompts_were_read_each_once(reader, name):
     )  # fmt: skip
     states = [sequence(20, reader, 16 * second) for _ in range(2) for second in range(2)]
     active = ActiveRequest(
-        request_id="r", created=1, decision=decision, features=None, text="", prompt_tokens=40,
+        caller=Caller("r"), created=1, decision=decision, features=None, text="", prompt_tokens=40,
         choices=2, shape=SHAPE, final=True,
         generations=[SimpleNamespace(sequence=state) for state in states],
     )  # fmt: skip
     disclosed = active.disclosure()
     full = 14 if reader else 40
     assert disclosed["read"] == active.headers()["X-Trimtab-Read"] == name
+    assert disclosed["measured_queue_ms"] == 500.0
+    assert "measured_ttft_ms" not in disclosed, "no token was written yet"
     assert disclosed["read_tokens"] == {"full": full, "shallow": 40 - full, "cached": 0}
     work = full * FULL + (40 - full) * SHALLOW
     assert disclosed["read_compute"] == pytest.approx(work / (40 * FULL), abs=1e-4)

@@ -8,6 +8,7 @@ import pytest
 
 from policies import Action, Reason
 from pruners.reading.reader import FULL
+from server.api.caller import Caller
 from server.api.errors import ApiError
 from server.api.prompt.processor import TokenizedPrompt
 from server.api.request_builder import ParsedRequest, RequestBuilder
@@ -105,7 +106,7 @@ def test_each_prompt_brings_what_is_cached_of_it_for_the_chosen_variant():
     engine, controller = _Engine(), _Controller()
     service = _service(engine, controller)
     prompts = [TokenizedPrompt(list(range(length)), "x" * length) for length in (2, 3, 1)]
-    service.start(ParsedRequest(prompts, CompletionBody(prompt="", n=2), 4), "request")
+    service.start(ParsedRequest(prompts, CompletionBody(prompt="", n=2), 4), Caller("request"))
     assert [request.reusable for request in engine.requests] == [2, 2, 3, 3, 0, 0]
     assert controller.arrival.reusable == _CACHED[3], "of the longest prompt"
     assert controller.arrival.prompt_tokens == 3
@@ -131,7 +132,7 @@ def test_nothing_is_decided_for_an_invalid_request(body, max_tokens, prompt_toke
     engine, controller = _Engine(), _Controller()
     service = _service(engine, controller)
     with pytest.raises(ApiError) as raised:
-        service.start(_parsed(prompt_tokens, max_tokens, **body), "request")
+        service.start(_parsed(prompt_tokens, max_tokens, **body), Caller("request"))
     assert raised.value.status == 400
     assert (controller.decisions, engine.requests) == (0, [])
     assert (service.request_log.decisions, service.request_log.ends) == (0, [])
@@ -140,7 +141,7 @@ def test_nothing_is_decided_for_an_invalid_request(body, max_tokens, prompt_toke
 def test_the_engine_gets_the_reader_of_the_action_and_what_is_cached_for_it():
     action = Action("base", reader="read-70")
     engine = _Engine()
-    _service(engine, _Controller(action=action)).start(_parsed(2), "request")
+    _service(engine, _Controller(action=action)).start(_parsed(2), Caller("request"))
     (request,) = engine.requests
     assert (request.reader, request.reusable) == ("a reader", 2)
 
@@ -165,7 +166,7 @@ def test_the_engine_gets_the_reader_of_the_action_and_what_is_cached_for_it():
 def test_the_controller_is_told_how_the_prompt_is_to_be_read(hints, scored, reader, pinned):
     controller = _Controller()
     parsed = replace(_parsed(trimtab=hints), prompt_logprobs=scored)
-    _service(_Engine(), controller).start(parsed, "request")
+    _service(_Engine(), controller).start(parsed, Caller("request"))
     preferences = controller.arrival.preferences
     assert (preferences.reader, preferences.pinned) == (reader, pinned)
 
@@ -176,7 +177,7 @@ def test_the_controller_is_told_how_the_prompt_is_to_be_read(hints, scored, read
 def test_a_reader_that_cannot_be_had_is_named_with_what_can(reader, scored, said):
     parsed = replace(_parsed(trimtab={"read": reader}), prompt_logprobs=scored)
     with pytest.raises(ApiError, match=said) as raised:
-        _service(_Engine(), _Controller()).start(parsed, "request")
+        _service(_Engine(), _Controller()).start(parsed, Caller("request"))
     assert (raised.value.status, raised.value.param) == (400, "trimtab.read")
     assert f"'{reader}'" in raised.value.message
 
@@ -189,7 +190,7 @@ def test_a_failed_submission_is_one_refusal_and_cancels_the_answers_before_it(er
     engine = _Engine(error)
     service = _service(engine, _Controller())
     with pytest.raises(ApiError if status else KeyError) as raised:
-        service.start(_parsed(n=2), "request")
+        service.start(_parsed(n=2), Caller("request"))
     assert [generation.cancelled for generation in engine.generations] == [True]
     assert (service.request_log.decisions, service.request_log.ends) == (1, ["refused"])
     assert status is None or raised.value.status == status
@@ -200,7 +201,7 @@ def test_a_refusal_by_the_controller_is_logged_once_and_nothing_is_submitted(rea
     engine = _Engine()
     service = _service(engine, _Controller(reason))
     with pytest.raises(ApiError) as raised:
-        service.start(_parsed(), "request")
+        service.start(_parsed(), Caller("request"))
     assert (raised.value.status, raised.value.retry_after) == (503, 7.0)
     assert service.request_log.ends == ["refused"]
     assert engine.requests == []
@@ -211,7 +212,7 @@ def test_each_answer_has_one_end_however_often_the_request_is_closed(read_first)
     async def serve():
         engine = _Engine()
         service = _service(engine, _Controller())
-        active = service.start(_parsed(n=2), "request")
+        active = service.start(_parsed(n=2), Caller("request"))
         first, second = engine.generations
         if read_first:
             await active.inbox.put((first, Delta("a")))
@@ -234,5 +235,5 @@ def test_each_answer_has_one_end_however_often_the_request_is_closed(read_first)
 )
 def test_a_default_is_cut_to_the_room_and_a_requested_length_is_not(max_tokens, default, expected):
     engine = _Engine()
-    _service(engine, _Controller()).start(_parsed(2, max_tokens, default), "request")
+    _service(engine, _Controller()).start(_parsed(2, max_tokens, default), Caller("request"))
     assert engine.requests[0].max_tokens == expected

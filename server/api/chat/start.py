@@ -1,0 +1,79 @@
+"""The beginning of a chat, whatever its wire format: it is checked, rendered and started."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from server.api.caller import caller_of
+from server.api.chat.body import ChatBody
+from server.api.chat.parser import AnswerParser, PlainAnswer
+from server.api.chat.run import ChatRun
+from server.api.errors import ApiError
+from server.api.prompt.processor import Chat, PromptProcessor, TokenizedPrompt
+from server.api.request_builder import ParsedRequest
+from server.api.service import Service, encoding_options, variant_in_model_name
+from server.api.unsupported_parameters import refuse_unsupported
+
+
+@dataclass(frozen=True, slots=True)
+class ChatParts:
+    """What chats of all wire formats go through."""
+
+    service: Service
+    prompts: PromptProcessor
+
+
+async def start_chat(
+    body: ChatBody, request: Request, parts: ChatParts, id_prefix: str = "chatcmpl"
+) -> ChatRun:
+    """Check a chat, make its prompt and start its answers. Raise `ApiError`.
+
+    The request's id begins with `id_prefix`, unless the client gave one.
+    """
+    _check(body)
+    service = parts.service
+    parsed = ParsedRequest(
+        prompts=[await _prompt(parts.prompts, body)],
+        body=body,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        variant=variant_in_model_name(service, body.model),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    active = service.start(parsed, caller_of(request, id_prefix))
+    parsers: list[AnswerParser] = [PlainAnswer(index) for index in range(parsed.choices)]
+    return ChatRun(service, active, request, body, parsers)
+
+
+def _check(body: ChatBody) -> None:
+    """Raise `ApiError` 400 for fields that do not fit together or are not supported."""
+    refuse_unsupported(body.model_extra or {}, body.n or 1)
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream: true", "stream_options")
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+    if not body.messages:
+        raise ApiError(400, "messages is empty", "messages")
+
+
+async def _prompt(prompts: PromptProcessor, body: ChatBody) -> TokenizedPrompt:
+    """Render and tokenise the messages. Raise `ApiError`."""
+    continue_final = body.continue_final_message
+    add_generation_prompt = body.add_generation_prompt
+    if continue_final and "add_generation_prompt" not in body.model_fields_set:
+        add_generation_prompt = False
+    if continue_final and add_generation_prompt:
+        raise ApiError(
+            400,
+            "continue_final_message and add_generation_prompt exclude each other",
+            "continue_final_message",
+        )
+    variables = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    chat = Chat(
+        messages=[message.for_template() for message in body.messages],
+        variables=variables,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final,
+    )
+    return await prompts.chat(chat, encoding_options(body, special_tokens=False))
