@@ -15,6 +15,7 @@ from server.engine.cache.prefix_cache import Reusable
 from server.engine.detokenizer import StopRules
 from server.engine.late_decision import EngineAction
 from server.engine.loading.load import LoadedModel
+from server.engine.pooling import Pooling
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest
 
@@ -25,7 +26,8 @@ class ParsedRequest:
 
     Where `max_tokens` is None, an answer may have `default_max_tokens`, or less if the prompt
     leaves less room; if that is None too, all of the room. `variant` comes from a model name like
-    `base@mix-80`. `logprobs` is the number of alternatives per written token.
+    `base@mix-80`. `logprobs` is the number of alternatives per written token. `pooling`
+    embeds the prompts.
     """
 
     prompts: list[TokenizedPrompt]
@@ -35,6 +37,7 @@ class ParsedRequest:
     variant: str | None = None
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    pooling: Pooling | None = None
 
     @property
     def choices(self) -> int:
@@ -73,13 +76,13 @@ class RequestBuilder:
     ) -> None:
         self.model = model
         self.context_tokens = context_tokens
-        self._max_answers = max_answers
+        self.max_answers = max_answers
         self._kv_scorer = kv_scorer
 
     def check_answer_count(self, prompts: int, body: SamplingBody) -> None:
         """Raise `ApiError` 400 for more answers than one request may ask for."""
-        if prompts * (body.n or 1) > self._max_answers:
-            raise ApiError(400, f"at most {self._max_answers} answers in one call", "n")
+        if prompts * (body.n or 1) > self.max_answers:
+            raise ApiError(400, f"at most {self.max_answers} answers in one call", "n")
 
     def validate(self, parsed: ParsedRequest, caller: Caller) -> ValidatedRequest:
         """Find all that can be wrong with a request. Raise `ApiError` 400."""
@@ -130,6 +133,7 @@ class RequestBuilder:
                 min_tokens=body.min_tokens,
                 logprobs=parsed.logprobs,
                 prompt_logprobs=parsed.prompt_logprobs,
+                pooling=parsed.pooling,
                 reusable=reusable[prompt].get((action.variant, action.reader), 0),
                 reader=engine_action.reader,
             )

@@ -31,6 +31,8 @@ def check(request: GenerationRequest, vocabulary: int, context: int) -> None:
     check_sampling(request.sampling)
     if request.prompt_logprobs and request.reader is not None:
         raise InvalidRequestError("a prompt with log-probabilities is read in full, by no reader")
+    if request.pooling is not None and (request.reader is not None or request.max_tokens):
+        raise InvalidRequestError("a prompt that is embedded is read in full, and not answered")
 
 
 def _check_ids(where: str, ids: Collection[int], vocabulary: int) -> None:

@@ -139,7 +139,7 @@ def _segment(item: ScheduledTokens) -> Segment:
     tokens = sequence.next_tokens(item.count - len(item.drafts)) + list(item.drafts)
     shallow, depth = sequence.next_shallow(item.count)
     outputs: int | None = 1 + len(item.drafts)
-    if sequence.request.prompt_logprobs and not sequence.output:
+    if sequence.request.needs_all_hidden and not sequence.output:
         outputs = None
     elif sequence.pending + len(item.drafts) > len(tokens):
         outputs = 0

@@ -16,6 +16,7 @@ from pruners.variant import VariantSpec
 from server.engine.backends.base import Decoder
 from server.engine.cache.eviction import evict
 from server.engine.executor import Executor, SequenceOutput
+from server.engine.pooling import EmbeddingError
 from server.engine.sampling import SamplingError
 from server.engine.scheduler import ScheduledTokens, Scheduler
 from server.engine.scores import choose_token, score_prompt
@@ -127,18 +128,22 @@ class Runner:
                 self._succeeds(output, self._write)
 
     def _finish_pass(self, output: SequenceOutput) -> None:
-        """Score the prompt and evict from the cache; end a request that only reads its prompt."""
+        """Score or embed the prompt, evict from the cache, and end a request that only reads."""
         sequence = output.scheduled.sequence
         request, cache = sequence.request, sequence.cache
         assert cache is not None
         if request.prompt_logprobs and not sequence.output:
             first = sequence.computed - len(output.hidden)
             sequence.prompt_logprobs += score_prompt(self.decoder, sequence, first, output.hidden)
+        if sequence.pool is not None:
+            sequence.pool.add(sequence.computed - len(output.hidden), output.hidden)
         evict(cache, self.decoder.weights, output.scheduled.variant, sequence.prompt_read)
         if request.max_tokens == 0 and sequence.prompt_read:
-            self.scheduler.remove(sequence)
             scores = tuple(sequence.prompt_logprobs) if request.prompt_logprobs else None
-            sequence.emit(Delta(prompt_logprobs=scores, finish_reason=FinishReason.LENGTH))
+            embedding = None if sequence.pool is None else sequence.pool.vector()
+            self.scheduler.remove(sequence)
+            end = FinishReason.LENGTH
+            sequence.emit(Delta(prompt_logprobs=scores, embedding=embedding, finish_reason=end))
 
     def _write(self, output: SequenceOutput) -> None:
         """Choose the next token, and one more for each draft that is the token chosen before."""
@@ -177,7 +182,7 @@ class Runner:
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence with an error."""
         message = "the engine failed on this request"
-        if isinstance(error, SamplingError):
+        if isinstance(error, SamplingError | EmbeddingError):
             message = str(error)
             log.warning("%s: %s", sequence.request.request_id, message)
         else:

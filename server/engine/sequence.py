@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import NamedTuple
+
+from torch import Tensor
 
 from pruners.kv import KVBudget, PageSelection
 from pruners.reading.reader import PromptReader
@@ -12,6 +13,8 @@ from pruners.variant import VariantSpec
 from server.engine.cache.sequence_cache import SequenceCache
 from server.engine.detokenizer import Detokenizer, StopRules
 from server.engine.late_decision import Decide
+from server.engine.pooling import HiddenPool, Pooling
+from server.engine.progress import Progress
 from server.engine.reading_depth import depth_changes, full_depths, shallow_tokens
 from server.engine.sampling import SamplingParams, TokenSampler
 from server.engine.speculation.prompt_lookup import PromptLookup
@@ -45,9 +48,10 @@ class GenerationRequest:
 
     `reader` says which tokens of the prompt run through its lower layers only; None: all of them
     are read in full. With `max_tokens` 0 the prompt is read, and scored if `prompt_logprobs` is
-    set, and nothing is written. `eos_token_ids` is empty for requests that ignore them. `logprobs`
-    is the number of alternatives for each written token. `reusable` is the number of tokens of the
-    prompt that the prefix cache had for the variant and the reader when the request came.
+    set, embedded if `pooling` is, and nothing is written. `eos_token_ids` is empty for requests
+    that ignore them. `logprobs` is the number of alternatives for each written token. `reusable` is
+    the number of tokens of the prompt that the prefix cache had for the variant and the reader when
+    the request came.
     """
 
     request_id: str
@@ -63,11 +67,17 @@ class GenerationRequest:
     prompt_logprobs: bool = False
     reusable: int = 0
     reader: PromptReader | None = None
+    pooling: Pooling | None = None
+
+    @property
+    def needs_all_hidden(self) -> bool:
+        """Return whether the final hidden state of each token of the prompt is needed."""
+        return self.prompt_logprobs or self.pooling is Pooling.MEAN
 
     @property
     def takes_prefix(self) -> bool:
         """Return whether it may start from the prefix cache, so that not all tokens are read."""
-        return self.kv_budget is None and not self.prompt_logprobs
+        return self.kv_budget is None and not self.needs_all_hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +91,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
-
-
-class Progress(NamedTuple):
-    """How far a sequence is, in tokens.
-
-    `pending` are to be processed before the next token can be sampled; `started` says that the
-    sequence has a cache, in which `cached` tokens are.
-    """
-
-    pending: int
-    in_prompt: bool
-    written: int
-    cached: int
-    started: bool
+    embedding: Tensor | None = None  # of the prompt, fp32 [hidden]
 
 
 class Sequence:
@@ -129,6 +126,7 @@ class Sequence:
         self.history = list(request.prompt)
         self.lookup = PromptLookup()
         self.prompt_logprobs: list[TokenLogprob] = []
+        self.pool = None if request.pooling is None else HiddenPool(request.pooling)
         self.cache: SequenceCache | None = None
         self.cancelled = False
         self.ended = False
