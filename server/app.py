@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import FastAPI
 
 from pruners.variant import BASE
-from server.api import errors, generate, monitoring, page
+from server.api import errors, generate, monitoring, page, server_info
 from server.api.access_control import AccessControl
 from server.api.chat.start import ChatParts
 from server.api.ingress import IngressMiddleware
@@ -14,6 +14,7 @@ from server.api.narrowing import AnswerNarrowing
 from server.api.openai import chat, completions, models
 from server.api.readiness import Readiness
 from server.api.request_builder import RequestBuilder
+from server.api.route_aliases import RouteAliases
 from server.api.service import Service
 from server.assembly import ServerParts, assemble, stall_seconds
 from server.engine.loading.load import LoadedModel
@@ -43,12 +44,14 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
         access=AccessControl(settings.api_key, settings.host, settings.allowed_hosts),
         draining=lambda: readiness.draining,
     )
+    app.add_middleware(RouteAliases)  # the outermost: all others see the usual names
     errors.install(app)
     for router in (
         monitoring.health_router(parts.engine, readiness),
         page.public_router(),
         monitoring.metrics_router(parts.monitoring.registry, parts.refresh_metrics),
         models.router(service),
+        server_info.router(service),
         generate.router(service, parts.prompts),
         completions.router(service, parts.prompts),
         chat.router(ChatParts(service, parts.prompts)),

@@ -1,7 +1,33 @@
-"""The envelope of error responses, as the OpenAI API has it."""
+"""The bodies of error responses: OpenAI's envelope, and those of other APIs on their paths."""
 
 _MAX_CHARACTERS = 600  # of a message
 _TYPES = {401: "authentication_error", 404: "not_found_error", 503: "unavailable_error"}
+_ANTHROPIC_PATH, _OLLAMA_PATHS = "/v1/messages", "/api/"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def error_body(
+    path: str, status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, object]:
+    """Return the body of an error response of a route, as the clients of its API expect it."""
+    if path == _ANTHROPIC_PATH or path.startswith(f"{_ANTHROPIC_PATH}/"):
+        return anthropic_error(status, message)
+    if path.startswith(_OLLAMA_PATHS):
+        return {"error": one_line(message)}
+    return envelope(status, message, param, code)
+
+
+def anthropic_error(status: int, message: str) -> dict[str, object]:
+    """Return the body of an error response as Anthropic's API has it."""
+    kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": one_line(message)}}
 
 
 def envelope(

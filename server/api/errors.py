@@ -1,4 +1,4 @@
-"""Error responses, all in the envelope of the OpenAI API."""
+"""Error responses: in the envelope of the OpenAI API, or as the route's own API has them."""
 
 import logging
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from server.api.error_envelope import envelope, one_line
+from server.api.error_envelope import error_body, one_line
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def install(app: FastAPI) -> None:
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> JSONResponse:
-        body = envelope(status, message, param, code)
+        body = error_body(request.url.path, status, message, param, code)
         log.info(
             "%s %s: %d %s", request.method, one_line(request.url.path), status, one_line(message)
         )
@@ -72,4 +72,5 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
         log.exception("unhandled error on %s", one_line(request.url.path), exc_info=error)
-        return JSONResponse(envelope(500, "internal error; see the server's log"), 500)
+        message = "internal error; see the server's log"
+        return JSONResponse(error_body(request.url.path, 500, message), 500)
