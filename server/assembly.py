@@ -6,14 +6,11 @@ Nothing here knows of HTTP; `server/app.py` adds the routes.
 from dataclasses import dataclass
 from itertools import product
 
-from prometheus_client import CollectorRegistry
-
 from controller import (
     Catalogue,
     Controller,
     ControllerSettings,
     StatusSources,
-    StepRecord,
     StepTimeModel,
 )
 from controller.audit import AuditLog
@@ -42,60 +39,15 @@ from server.engine.warmup import FirstMeasurements
 from server.learning.background import BackgroundLearning
 from server.learning.offer import Choices, RunningServer
 from server.model_metrics import set_model_metrics
+from server.monitoring import Monitoring, StepListener
 from server.settings import Settings, SettingsError
 from server.shadow.monitor import ShadowMonitor
-from telemetry import Sampler, ServerMetrics, Snapshot, TelemetryCollector, default_sampler
+from telemetry import Sampler, ServerMetrics, default_sampler
 
 _JOIN_SECONDS = 1.0  # that the engine's step in progress has, at the end
 _STREAMED_BYTES, _MULTIPLY_ADDS = 10e9, 50e9  # a second, of a processor with few cores
 _GPU_SPEED = 50.0
 _MIN_STALL_SECONDS, _STALL_STEPS = 5.0, 10  # a step that takes longer than both hangs
-
-
-class Monitoring:
-    """Readings of the machine and the server's metrics. The sampler starts at once."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        sampler.start()
-        self.registry = CollectorRegistry()
-        self.metrics = ServerMetrics(self.registry)
-        self.registry.register(TelemetryCollector(sampler.latest))
-
-    def snapshot(self) -> Snapshot:
-        """Return the latest readings of the machine."""
-        latest = self._sampler.latest()
-        assert latest is not None
-        return latest
-
-    def stop(self) -> None:
-        """Stop reading the machine."""
-        self._sampler.stop()
-
-
-class StepListener:
-    """Passes what steps took on to the metrics, and to the controller once it is attached.
-
-    The controller needs the engine, and the engine needs this listener, so it comes first.
-    """
-
-    def __init__(self, metrics: ServerMetrics) -> None:
-        self._metrics = metrics
-        self._controller: Controller | None = None
-
-    def attach(self, controller: Controller) -> None:
-        """Pass further steps on to `controller`, too."""
-        self._controller = controller
-
-    def __call__(self, record: StepRecord) -> None:
-        self._metrics.step.observe(record.seconds)
-        if self._controller is not None:
-            self._controller.observe_step(record)
-
-    def fit(self, records: list[StepRecord]) -> None:
-        """Give the controller its first measurements."""
-        if self._controller is not None and records:
-            self._controller.step_time_model.fit(records)
 
 
 @dataclass(frozen=True, slots=True)

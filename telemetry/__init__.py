@@ -1,14 +1,17 @@
 """Readings of the host, its battery and its GPUs, and the Prometheus metrics."""
 
 from telemetry.collector import TelemetryCollector
-from telemetry.metrics import FinishedRequest, ServerMetrics, render
+from telemetry.finished_request import FinishedRequest
+from telemetry.metrics import ServerMetrics
 from telemetry.reader import Reader
+from telemetry.registry import MetricsRegistry
 from telemetry.sampler import Sampler, default_sampler
 from telemetry.snapshot import GpuReadings, Reading, Snapshot, missing, present
 
 __all__ = [
     "FinishedRequest",
     "GpuReadings",
+    "MetricsRegistry",
     "Reader",
     "Reading",
     "Sampler",
@@ -18,5 +21,4 @@ __all__ = [
     "default_sampler",
     "missing",
     "present",
-    "render",
 ]

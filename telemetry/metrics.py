@@ -1,11 +1,12 @@
 """The server's Prometheus metrics: counters, gauges and histograms."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import Counter, Gauge, Info
+
+from telemetry.finished_request import FinishedRequest
+from telemetry.histogram import Histogram
+from telemetry.registry import MetricsRegistry
 
 
 def _ms(*milliseconds: float) -> tuple[float, ...]:
@@ -35,7 +36,7 @@ _LOSS_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.
 class _MetricFactory:
     """Creates metrics in a registry. Names get the prefix `trimtab_`."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: MetricsRegistry) -> None:
         self._registry = registry
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -47,30 +48,10 @@ class _MetricFactory:
     def histogram(
         self, name: str, text: str, buckets: tuple[float, ...], *labels: str
     ) -> Histogram:
-        return Histogram(f"trimtab_{name}", text, labels, buckets=buckets, registry=self._registry)
+        return Histogram(f"trimtab_{name}", text, buckets, labels, self._registry)
 
     def info(self, name: str, text: str, *labels: str) -> Info:
         return Info(f"trimtab_{name}", text, labels, registry=self._registry)
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedRequest:
-    """One request that ended, however it did.
-
-    Lengths are in tokens, times in seconds. A time is None if there was none: no first token, no
-    second one, or a request that was refused. `reader` is the name of what read the prompt, `full`
-    for no reader; `read` counts its tokens by how they were read: `full`, `shallow` or `cached`.
-    """
-
-    variant: str
-    outcome: str
-    prompt_tokens: int
-    output_tokens: int
-    ttft: float | None
-    tpot: float | None
-    duration: float | None
-    reader: str
-    read: Mapping[str, int]
 
 
 class ServerMetrics:
@@ -80,7 +61,7 @@ class ServerMetrics:
     labels. Any thread may use the metrics.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: MetricsRegistry) -> None:
         make = _MetricFactory(registry)
         self._add_requests(make)
         self._add_decisions(make)
@@ -244,8 +225,3 @@ class ServerMetrics:
         ):
             if seconds is not None:
                 metric.labels(variant).observe(seconds)
-
-
-def render(registry: CollectorRegistry) -> tuple[bytes, str]:
-    """Return body and content type of an answer to a scrape of /metrics."""
-    return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -4,12 +4,11 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CollectorRegistry
 
 from server.api.errors import ApiError
 from server.api.readiness import Readiness
 from server.engine.engine import Engine
-from telemetry import render
+from telemetry import MetricsRegistry
 
 
 def health_router(engine: Engine, readiness: Readiness) -> APIRouter:
@@ -27,14 +26,13 @@ def health_router(engine: Engine, readiness: Readiness) -> APIRouter:
     return routes
 
 
-def metrics_router(registry: CollectorRegistry, refresh: Callable[[], None]) -> APIRouter:
+def metrics_router(registry: MetricsRegistry, refresh: Callable[[], None]) -> APIRouter:
     """Return the route of `GET /metrics`; `refresh` sets the gauges before they are read."""
     routes = APIRouter()
 
     @routes.get("/metrics")
     async def metrics() -> Response:
         refresh()
-        body, media_type = render(registry)
-        return Response(body, media_type=media_type)
+        return Response(registry.text(), media_type=registry.content_type)
 
     return routes

@@ -1,18 +1,17 @@
 import time
 
 import pytest
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from telemetry import (
     FinishedRequest,
     GpuReadings,
+    MetricsRegistry,
     ServerMetrics,
     Snapshot,
     TelemetryCollector,
     missing,
     present,
-    render,
 )
 
 SERVER_METRICS = {
@@ -61,25 +60,25 @@ SERVER_METRICS = {
 
 def exposed(registry):
     """Declared name -> type, read from what a scrape sees."""
-    lines = render(registry)[0].decode().splitlines()
+    lines = registry.text().decode().splitlines()
     declared = (line.split()[2:] for line in lines if line.startswith("# TYPE"))
-    return {name: kind for name, kind in declared if not name.endswith("_created")}
+    return dict(declared)
 
 
 def collector_of(snapshot):
-    registry = CollectorRegistry()
+    registry = MetricsRegistry()
     registry.register(TelemetryCollector(lambda: snapshot))
     return registry
 
 
 def test_exact_names_and_types():
-    registry = CollectorRegistry()
+    registry = MetricsRegistry()
     ServerMetrics(registry)
     assert exposed(registry) == SERVER_METRICS
 
 
 def test_two_registries_share_nothing():
-    one, other = CollectorRegistry(), CollectorRegistry()
+    one, other = MetricsRegistry(), MetricsRegistry()
     ServerMetrics(one).requests.labels("base", "ok").inc()
     ServerMetrics(other)
     labels = {"variant": "base", "outcome": "ok"}
@@ -92,7 +91,7 @@ def finished(outcome, prompt, output, times, reader="full", **read):
 
 
 def test_a_finished_request_moves_its_metrics_together():
-    registry = CollectorRegistry()
+    registry = MetricsRegistry()
     metrics = ServerMetrics(registry)
     for request in (
         finished("ok", 100, 20, (0.05, 0.004, 0.2)),
@@ -117,7 +116,7 @@ def test_a_finished_request_moves_its_metrics_together():
 
 
 def test_prompt_tokens_are_counted_by_reader_and_by_how_they_were_read():
-    registry = CollectorRegistry()
+    registry = MetricsRegistry()
     metrics, none = ServerMetrics(registry), (None, None, None)
     metrics.count_request(finished("ok", 90, 1, none, "read-70", full=20, shallow=60, cached=10))
     metrics.count_request(finished("ok", 30, 1, none, "read-70", full=25, shallow=5, cached=0))
@@ -138,7 +137,7 @@ def test_prompt_tokens_are_counted_by_reader_and_by_how_they_were_read():
 
 
 def test_token_times_are_told_apart_below_ten_milliseconds():
-    registry = CollectorRegistry()
+    registry = MetricsRegistry()
     ServerMetrics(registry).count_request(finished("ok", 1, 2, (0.003, 0.0032, 1)))
 
     def below(le):
@@ -149,7 +148,7 @@ def test_token_times_are_told_apart_below_ten_milliseconds():
 
 
 def test_variant_info_carries_what_it_is_given():
-    registry = CollectorRegistry()
+    registry = MetricsRegistry()
     ServerMetrics(registry).variant.labels("w75").info({"target": "ffn_neuron"})
     labels = {"variant": "w75", "target": "ffn_neuron"}
     assert registry.get_sample_value("trimtab_variant_info", labels) == 1
@@ -224,6 +223,6 @@ def test_before_the_first_sample_nothing_is_exposed():
 def test_the_answer_of_a_scrape_can_be_parsed():
     registry = collector_of(full_snapshot())
     ServerMetrics(registry)
-    body, content_type = render(registry)
-    assert content_type.startswith("text/plain")
-    assert len(list(text_string_to_metric_families(body.decode()))) > len(SERVER_METRICS)
+    families = text_string_to_metric_families(registry.text().decode())
+    assert registry.content_type.startswith("text/plain")
+    assert len(list(families)) > len(SERVER_METRICS)

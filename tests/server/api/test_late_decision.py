@@ -5,7 +5,6 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from controller.audit import AuditLog
 from policies import Action, Objectives, Observation, Reason
@@ -20,7 +19,7 @@ from server.api.schemas import CompletionBody
 from server.api.service import Service
 from server.engine.engine import Engine
 from server.engine.options import EngineOptions
-from telemetry import ServerMetrics, Snapshot
+from telemetry import MetricsRegistry, ServerMetrics, Snapshot
 from tests.support.driving import TOKENIZER, runner_of, variants_of, weights_of
 from tests.support.readers import SHALLOW, SubstitutingDecoder
 from tests.support.tiny import tiny_model
@@ -92,7 +91,7 @@ def _service(controller, tmp_path, running=4):
         weights=WEIGHTS,
     )
     log = RequestLog(
-        ServerMetrics(CollectorRegistry()),
+        ServerMetrics(MetricsRegistry()),
         controller,
         SimpleNamespace(offer=lambda *_: None),
         lambda: Snapshot(0.0),

@@ -6,7 +6,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from policies import Action, Objectives, Reason
 from pruners.architecture import Shape
@@ -16,7 +15,7 @@ from server.api.request_log import RequestLog
 from server.engine.reading_depth import ReadingDepths
 from server.engine.sequence import FinishReason, GenerationRequest
 from server.shadow.teacher_forcing import TeacherForcedLoss
-from telemetry import ServerMetrics
+from telemetry import MetricsRegistry, ServerMetrics
 
 LOSS = TeacherForcedLoss(tokens=2, kl=0.5, max_kl=0.75, agreement=0.5, nll=1.0)
 SMALL = SimpleNamespace(name="small")
@@ -61,7 +60,7 @@ class _Shadow:
 
 
 def _request_log():
-    metrics = ServerMetrics(CollectorRegistry())
+    metrics = ServerMetrics(MetricsRegistry())
     return RequestLog(metrics, _Controller(), _Shadow(), snapshot=lambda: None)
 
 
@@ -161,7 +160,7 @@ def test_a_decision_and_a_refusal_are_counted_by_reader():
         log.log_refusal(active)
     metrics = log.metrics
     for reader, count in (("full", 1), ("read-60", 2)):
-        assert metrics.predicted_loss.labels(reader)._sum.get() == pytest.approx(0.1 * count)
+        assert metrics.predicted_loss.labels(reader).read()[1] == pytest.approx(0.1 * count)
         assert metrics.reader_requests.labels(reader, "refused")._value.get() == count
     assert [one["read"] for one in log.recent] == ["read-60", "read-60", "full"]
 
