@@ -3,15 +3,17 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from pruners.variant import BASE
 from server.api import errors, generate, monitoring, page, server_info
-from server.api.access_control import AccessControl
+from server.api.access.control import AccessControl
+from server.api.access.scopes import RouteScopes, Scope
 from server.api.chat.start import ChatParts
 from server.api.ingress import IngressMiddleware
 from server.api.narrowing import AnswerNarrowing
 from server.api.openai import chat, completions, models
+from server.api.openapi.document import router as openapi_router
 from server.api.readiness import Readiness
 from server.api.request_builder import RequestBuilder
 from server.api.route_aliases import RouteAliases
@@ -35,30 +37,53 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     readiness = Readiness(
         parts.engine, lambda: stall_seconds(settings, step_times, model.variants[BASE])
     )
-    app = FastAPI(title="Trimtab", lifespan=_lifespan(parts))
+    app = FastAPI(
+        title="Trimtab",
+        lifespan=_lifespan(parts),
+        openapi_url=None,  # has a route of its own
+        docs_url=None,  # the pages would load code from elsewhere
+        redoc_url=None,
+    )
+    access = AccessControl(settings, RouteScopes(app))
     app.state.service = service
     app.state.readiness = readiness
     app.add_middleware(
         IngressMiddleware,
         max_body_bytes=settings.max_body_bytes,
-        access=AccessControl(settings.api_key, settings.host, settings.allowed_hosts),
+        access=access,
         draining=lambda: readiness.draining,
     )
     app.add_middleware(RouteAliases)  # the outermost: all others see the usual names
     errors.install(app)
-    for router in (
-        monitoring.health_router(parts.engine, readiness),
-        page.public_router(),
-        monitoring.metrics_router(parts.monitoring.registry, parts.refresh_metrics),
-        models.router(service),
-        server_info.router(service),
-        generate.router(service, parts.prompts),
-        completions.router(service, parts.prompts),
-        chat.router(ChatParts(service, parts.prompts)),
-        page.router(service, parts.monitoring.snapshot, parts.learning.status),
-    ):
-        app.include_router(router)
+    for scope, routers in _routers(service, parts, readiness, settings.public_metrics).items():
+        for router in routers:
+            app.include_router(router, tags=[scope])
+    app.include_router(openapi_router(app, access.has_keys), tags=[Scope.INFER])
     return app
+
+
+def _routers(
+    service: Service, parts: ServerParts, readiness: Readiness, public_metrics: bool
+) -> dict[Scope, list[APIRouter]]:
+    """Return all routes by the scope that a client's key needs for them."""
+    metrics = monitoring.metrics_router(parts.monitoring.registry, parts.refresh_metrics)
+    return {
+        Scope.PUBLIC: [
+            monitoring.health_router(parts.engine, readiness),
+            page.public_router(),
+            *([metrics] if public_metrics else []),
+        ],
+        Scope.METRICS: [] if public_metrics else [metrics],
+        Scope.INFER: [
+            models.router(service),
+            server_info.router(service),
+            generate.router(service, parts.prompts),
+            completions.router(service, parts.prompts),
+            chat.router(ChatParts(service, parts.prompts)),
+            page.router(service, parts.monitoring.snapshot, parts.learning.status),
+        ],
+        Scope.ADMIN: [],
+    }
 
 
 def _service(model: LoadedModel, settings: Settings, parts: ServerParts) -> Service:

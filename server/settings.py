@@ -13,6 +13,8 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pruners.support.errors import UserError
+from server.api.access.hosts import ANY_ORIGIN, split_origins
+from server.api.access.keys import hashed_key
 from server.engine.config import DEFAULT_KV_BUDGETS, EngineConfig, ModelConfig
 from server.engine.loading.source import DEFAULT_MODEL
 from server.engine.precision import Precision
@@ -22,6 +24,7 @@ PREFIX = "TRIMTAB_"
 
 _FIRST_OF_GROUP = {
     "Model and address": "model",
+    "Access": "api_key",
     "Engine": "device",
     "Controller": "policy",
     "Monitoring": "shadow_share",
@@ -59,11 +62,19 @@ class Settings(BaseSettings):
     """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes any free port."""
-    api_key: str | None = None
-    """Key that every request must send as `Authorization: Bearer KEY`. Without: no key is needed.
-    Other users of the machine can see options of a running command; a variable is safer."""
+    api_key: Annotated[tuple[str, ...], NoDecode] = ()
+    """Keys that open everything, or `sha256:HEX` of them, separated by commas. Without any key none
+    is needed. Other users of the machine can see options; a variable or a file is safer."""
+    api_key_file: Path | None = None
+    """File of further keys: on each line a key or `sha256:HEX`, then the scopes that it opens
+    (`infer`, `metrics`, `admin`; `infer` alone if there are none)."""
+    public_metrics: bool = False
+    """Whether `/metrics` may be read without a key."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Names by which clients may call the server, with or without a port, separated by commas."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins of web pages that may use the server, such as `https://chat.example`, separated by
+    commas; `*` for any, which needs a key."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model is computed: `auto` (the GPU if PyTorch sees one), `cpu` or `cuda`."""
@@ -170,12 +181,19 @@ class Settings(BaseSettings):
             raise ValueError("expected names such as models.example,localhost:3000")
         return names
 
-    @field_validator("api_key")
+    @field_validator("cors_origins", mode="before")
     @classmethod
-    def _check_key(cls, key: str | None) -> str | None:
-        if key is not None and (not key or key != key.strip() or not key.isprintable()):
-            raise ValueError("must not be empty, nor hold space at its ends or control characters")
-        return key
+    def _parse_origins(cls, value: object) -> object:
+        return split_origins(value)
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _hash_keys(cls, value: object) -> object:
+        """Keep no key itself, so that none can get into a log."""
+        keys = value.split(",") if isinstance(value, str) else value
+        if isinstance(keys, list | tuple) and all(isinstance(key, str) for key in keys):
+            return tuple(hashed_key(key) for key in keys)
+        return keys
 
     @model_validator(mode="after")
     def _check_step_size(self) -> Self:
@@ -184,6 +202,12 @@ class Settings(BaseSettings):
                 f"step_tokens ({self.step_tokens}) must be at least max_running "
                 f"({self.max_running})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_origins(self) -> Self:
+        if ANY_ORIGIN in self.cors_origins and not (self.api_key or self.api_key_file):
+            raise ValueError("cors_origins '*' needs an API key: any web page could use the server")
         return self
 
     def to_model_config(self) -> ModelConfig:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from server.api.access_control import HEALTH, AccessControl
+from server.api.access.control import HEALTH, AccessControl, Refusal
 from server.api.error_envelope import envelope
 from server.api.plain_response import send_json
 from server.api.readiness import DRAINING
@@ -39,10 +39,21 @@ class IngressMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._access.refusal(scope)
+        refusal = self._access.refuse_host(scope)
         if refusal is not None:
-            await _refuse(send, *refusal)
+            await _refuse(send, refusal.status, refusal.message)
+        elif self._access.shares_with(scope):
+            await _shared(self._admit)(scope, receive, send)
+        else:
+            await self._admit(scope, receive, send)
+
+    async def _admit(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Refuse a request by its key or its body, or pass it on with the name of its client."""
+        client = self._access.admit(scope)
+        if isinstance(client, Refusal):
+            await _refuse(send, client.status, client.message)
             return
+        scope.setdefault("state", {})["client"] = client
         body = bytearray()
         try:
             await self._read(scope["headers"], receive, body)
@@ -93,6 +104,25 @@ class _RequestRefusedError(Exception):
 
 class _DisconnectedError(Exception):
     """The client disconnected before its body had arrived."""
+
+
+def _shared(app: "ASGIApp") -> "ASGIApp":
+    """Return an application that tells the browser of a page of any origin to share its answers.
+
+    Browsers ask first (preflight), without the key, and are told that they may send it. Cookies
+    are not used, so that nothing is sent that the page does not have itself.
+    """
+    from starlette.middleware.cors import CORSMiddleware
+
+    any_of = ("*",)
+    return CORSMiddleware(
+        app,
+        allow_origin_regex=".*",
+        allow_methods=any_of,
+        allow_headers=any_of,
+        expose_headers=any_of,
+        allow_private_network=True,
+    )
 
 
 def _replayed(body: bytes, receive: "Receive") -> "Receive":

@@ -11,11 +11,16 @@ if TYPE_CHECKING:
 async def send_json(
     send: "Send", status: int, body: Mapping[str, object], retry_after: int | None = None
 ) -> None:
-    """Send a whole response, after which the connection is closed; `retry_after` is in seconds."""
+    """Send a whole response, after which the connection is closed; `retry_after` is in seconds.
+
+    One with status 401 says how a key is sent.
+    """
     text = json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
     if retry_after is not None:
         headers.append((b"retry-after", str(retry_after).encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     # The unread rest of a body must not be parsed as the next request.
     headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

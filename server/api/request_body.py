@@ -63,10 +63,10 @@ class _JsonRequest(Request):
 
 
 def _check_type(content_type: str) -> None:
-    """Raise `ApiError` 400 unless the type is JSON: forms of any web page could send others."""
+    """Raise `ApiError` 415 unless the type is JSON: forms of any web page could send others."""
     media = content_type.partition(";")[0].strip().lower()
     if media != "application/json" and not media.endswith("+json"):
-        raise ApiError(400, "the body must be JSON, sent with Content-Type: application/json")
+        raise ApiError(415, "the body must be JSON, sent with Content-Type: application/json")
 
 
 def _check_counts(body: bytes) -> None:

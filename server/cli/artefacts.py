@@ -104,7 +104,8 @@ def status_lines(found: dict[str, Any]) -> list[str]:
 
 def _fetch(url: str, api_key: str | None) -> dict[str, Any]:
     """Return the JSON object at an address. Raises `UsageError`."""
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    first = api_key and api_key.partition(",")[0]  # the variable may hold several
+    headers = {"Authorization": f"Bearer {first}"} if first else {}
     try:
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=_SECONDS) as response:

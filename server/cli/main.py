@@ -12,6 +12,7 @@ from pruners.support.errors import UserError
 from server.cli.artefacts import app as artefact_commands
 from server.cli.cache import app as cache_commands
 from server.cli.evaluation import app as evaluation_commands
+from server.cli.keys import app as key_commands
 from server.cli.models import app as model_commands
 from server.cli.policies import app as policy_commands
 from server.cli.serve import app as serve_command
@@ -46,6 +47,7 @@ for commands in (
     evaluation_commands,
     policy_commands,
     artefact_commands,
+    key_commands,
 ):
     cli.add_typer(commands)
 

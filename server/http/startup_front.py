@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from server.api.access_control import HEALTH, AccessControl
+from server.api.access.control import HEALTH, AccessControl
 from server.api.error_envelope import envelope
 from server.api.ingress import IngressMiddleware
 from server.api.plain_response import send_json
@@ -37,7 +37,7 @@ class StartupFront:
         self._loading = IngressMiddleware(
             self._answer,
             settings.max_body_bytes,
-            AccessControl(settings.api_key, settings.host, settings.allowed_hosts),
+            AccessControl(settings),
             draining=lambda: False,
         )
 

@@ -133,7 +133,7 @@ RAW = [
 @pytest.mark.parametrize("media", ["", "text/plain", "application/x-www-form-urlencoded"])
 def test_a_body_of_another_media_type_is_refused(client, media):
     found = client.post(GENERATE, content=b'{"prompt": "x"}', headers={"content-type": media})
-    refused(found)
+    refused(found, 415)
     assert "Content-Type: application/json" in found.json()["error"]["message"]
 
 

@@ -5,16 +5,17 @@ import asyncio
 import httpx
 import pytest
 
-from server.api.access_control import AccessControl
+from server.api.access.control import AccessControl
 from server.api.ingress import IngressMiddleware
+from server.settings import Settings
 from tests.support.ingress import answer_ok, send_request
 
-OPEN = (None, "0.0.0.0", ())  # without a key
+OPEN = {"host": "0.0.0.0"}  # without a key
 
 
 @pytest.mark.parametrize(("size", "status"), [(0, 200), (1000, 200), (1001, 413), (10**6, 413)])
 def test_bodies_up_to_the_limit_arrive_whole(size, status):
-    response = send_request(access=OPEN, method="POST", content=b"x" * size)
+    response = send_request(settings=OPEN, method="POST", content=b"x" * size)
     assert response.status_code == status
     if status == 200:
         assert response.headers["x-length"] == str(size)
@@ -24,14 +25,14 @@ def test_bodies_up_to_the_limit_arrive_whole(size, status):
     ("path", "method"), [("/health", "GET"), ("/generate", "POST"), ("/v1/completions", "POST")]
 )
 def test_new_work_and_health_get_503_while_draining(path, method):
-    response = send_request(path, access=OPEN, method=method, draining=True)
+    response = send_request(path, settings=OPEN, method=method, draining=True)
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert response.json()["error"]["message"] == "the server is shutting down"
 
 
 def test_metrics_are_answered_while_draining():
-    assert send_request("/metrics", access=OPEN, draining=True).status_code == 200
+    assert send_request("/metrics", settings=OPEN, draining=True).status_code == 200
 
 
 @pytest.mark.slow
@@ -45,7 +46,7 @@ def test_bodies_together_are_bounded_until_they_are_answered():
             await answering.wait()
             await answer_ok(scope, receive, send)
 
-        app = IngressMiddleware(answer_later, 1000, AccessControl(*OPEN), lambda: False)
+        app = IngressMiddleware(answer_later, 1000, AccessControl(Settings(**OPEN)), lambda: False)
 
         async def post(size):
             transport = httpx.ASGITransport(app=app)
