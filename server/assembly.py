@@ -80,6 +80,10 @@ class ServerParts:
         metrics.requests_waiting.set(status.waiting)
         metrics.kv_cache_usage.set(status.kv_used / status.kv_capacity)
         metrics.kv_cache_held.set(self.cache.arena.held * self.cache.slot_bytes)
+        if metrics.vllm is not None:
+            usage = status.kv_used / status.kv_capacity
+            preemptions = self.running.runner.scheduler.preemptions
+            metrics.vllm.set_load(status.running, status.waiting, usage, preemptions)
 
     async def close(self) -> None:
         """Stop learning, the engine, its helpers and the sampler, and close the audit log."""
@@ -130,6 +134,8 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
     set_model_metrics(model, metrics, controller)
     metrics.policy.info(controller.policy_info())
     context_tokens = min(model.weights.context, runner.decoder.cache.arena.capacity)
+    if settings.metrics_compat == "vllm":
+        monitoring.add_vllm_names(model.name, context_tokens, runner.decoder.cache)
     prompts = _prompt_processor(model, context_tokens)
     running = RunningServer(
         model, runner, engine, controller,

@@ -1,7 +1,16 @@
 """What a server measures: the machine, its requests, and its steps."""
 
 from controller import Controller, StepRecord
-from telemetry import MetricsRegistry, Sampler, ServerMetrics, Snapshot, TelemetryCollector
+from server.engine.cache.arena import GRANULARITY
+from server.engine.cache.storage import KVStorage
+from telemetry import (
+    MetricsRegistry,
+    Sampler,
+    ServerMetrics,
+    Snapshot,
+    TelemetryCollector,
+    VllmMetrics,
+)
 
 
 class Monitoring:
@@ -19,6 +28,18 @@ class Monitoring:
         latest = self._sampler.latest()
         assert latest is not None
         return latest
+
+    def add_vllm_names(self, model: str, context: int, cache: KVStorage) -> None:
+        """Serve the metrics under vLLM's names, too. `context` is in tokens."""
+        self.metrics.vllm = VllmMetrics(self.registry, model, context)
+        self.metrics.vllm.set_cache_config(
+            {
+                "block_size": str(GRANULARITY),
+                "num_gpu_blocks": str(cache.arena.capacity // GRANULARITY),
+                "cache_dtype": str(cache.keys.dtype).removeprefix("torch."),
+                "enable_prefix_caching": "True",
+            }
+        )
 
     def stop(self) -> None:
         """Stop reading the machine."""
@@ -41,6 +62,8 @@ class StepListener:
 
     def __call__(self, record: StepRecord) -> None:
         self._metrics.step.observe(record.seconds)
+        if self._metrics.vllm is not None:
+            self._metrics.vllm.observe_step(sum(tokens for _, tokens, _ in record.rows))
         if self._controller is not None:
             self._controller.observe_step(record)
 

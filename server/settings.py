@@ -148,6 +148,8 @@ class Settings(BaseSettings):
     """Whether the audit log may contain the text of prompts."""
     telemetry_seconds: float = Field(default=0.5, gt=0)
     """Time between readings of the machine."""
+    metrics_compat: Literal["vllm"] | None = None
+    """`vllm`: `/metrics` also has vLLM's names, for tools that ask for them."""
 
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     """Largest body of a request; a larger one gets status 413."""

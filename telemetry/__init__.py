@@ -7,6 +7,7 @@ from telemetry.reader import Reader
 from telemetry.registry import MetricsRegistry
 from telemetry.sampler import Sampler, default_sampler
 from telemetry.snapshot import GpuReadings, Reading, Snapshot, missing, present
+from telemetry.vllm_metrics import VllmMetrics
 
 __all__ = [
     "FinishedRequest",
@@ -18,6 +19,7 @@ __all__ = [
     "ServerMetrics",
     "Snapshot",
     "TelemetryCollector",
+    "VllmMetrics",
     "default_sampler",
     "missing",
     "present",

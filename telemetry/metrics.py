@@ -7,6 +7,7 @@ from prometheus_client import Counter, Gauge, Info
 from telemetry.finished_request import FinishedRequest
 from telemetry.histogram import Histogram
 from telemetry.registry import MetricsRegistry
+from telemetry.vllm_metrics import VllmMetrics
 
 
 def _ms(*milliseconds: float) -> tuple[float, ...]:
@@ -58,8 +59,10 @@ class ServerMetrics:
     """The server's metrics, one attribute each, which callers use directly.
 
     Labels have few values: variants and reasons are small fixed sets, and request ids are never
-    labels. Any thread may use the metrics.
+    labels. Any thread may use the metrics. `vllm` has the same under vLLM's names, if asked for.
     """
+
+    vllm: VllmMetrics | None = None
 
     def __init__(self, registry: MetricsRegistry) -> None:
         make = _MetricFactory(registry)
@@ -215,6 +218,10 @@ class ServerMetrics:
         self.requests.labels(variant, request.outcome).inc()
         self.prompt_tokens.labels(variant).inc(request.prompt_tokens)
         self.generation_tokens.labels(variant).inc(request.output_tokens)
+        self.prefix_cache_queries.inc(request.prompt_tokens)
+        self.prefix_cache_hits.inc(request.cached)
+        self.speculation_drafts.inc(request.drafted)
+        self.speculation_accepted.inc(request.accepted)
         self.reader_requests.labels(request.reader, request.outcome).inc()
         for how, tokens in request.read.items():
             self.read_tokens.labels(request.reader, how).inc(tokens)
@@ -225,3 +232,7 @@ class ServerMetrics:
         ):
             if seconds is not None:
                 metric.labels(variant).observe(seconds)
+        if request.waited is not None:
+            self.queue.observe(request.waited)
+        if self.vllm is not None:
+            self.vllm.count_request(request)

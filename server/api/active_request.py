@@ -20,8 +20,9 @@ class ActiveRequest:
     read; from then on it is `final`. The engine's thread sets both. `counted` says that it is in
     the metrics. `choices` is the number of answers to each prompt; those of one prompt stand
     together in `generations`. `unfinished` maps the generations that have not ended to their
-    positions. `text` is what the analyzer read, `features` what it found there. `shape` is the
-    base's.
+    positions. `token_seen_at` is when the last token of each was written that was read from the
+    inbox, where that is counted. `text` is what the analyzer read, `features` what it found there.
+    `shape` is the base's.
     """
 
     caller: Caller
@@ -37,6 +38,7 @@ class ActiveRequest:
     unfinished: dict[Generation, int] = field(default_factory=dict)
     inbox: Inbox = field(default_factory=asyncio.Queue)
     counted: bool = False
+    token_seen_at: dict[Generation, float] = field(default_factory=dict)
     first: Decision = field(init=False)
 
     def __post_init__(self) -> None:

@@ -71,6 +71,21 @@ class RequestLog:
         self.metrics.reader_requests.labels(active.reader, "refused").inc()
         self._record(active, _unique_id(), active.request_id, {"finish_reason": "refused"})
 
+    def log_token(self, active: ActiveRequest, generation: Generation) -> None:
+        """Count the time since the answer's last token, where vLLM's metrics are served.
+
+        Tokens of one step have one time, and the first of them counts.
+        """
+        vllm = self.metrics.vllm
+        if vllm is None:
+            return
+        written = generation.sequence.last_token_at
+        assert written is not None
+        gap = written - active.token_seen_at.get(generation, written)
+        if gap > 0:
+            vllm.observe_gap(gap)
+        active.token_seen_at[generation] = written
+
     def log_answer(
         self, active: ActiveRequest, generation: Generation, reason: FinishReason
     ) -> None:
@@ -79,7 +94,8 @@ class RequestLog:
         timing = AnswerTiming.of([sequence])
         complete = reason in (FinishReason.STOP, FinishReason.LENGTH)
         reading = PromptReading.of([sequence], active.shape)
-        self._count(active.decision, sequence, reason, timing, reading)
+        self.metrics.count_request(_finished(active, sequence, reason, timing, reading))
+        self._count_objectives(active.decision, sequence, timing)
         self._teach(active.first, sequence, timing, complete)
         answer_id = _unique_id()
         outcome: dict[str, Any] = {
@@ -125,42 +141,15 @@ class RequestLog:
         if self._audit is not None:
             self._audit.close()
 
-    def _count(
-        self,
-        decision: Decision,
-        sequence: Sequence,
-        reason: FinishReason,
-        timing: AnswerTiming,
-        reading: PromptReading | None,
+    def _count_objectives(
+        self, decision: Decision, sequence: Sequence, timing: AnswerTiming
     ) -> None:
-        """Update the metrics of answers."""
-        metrics, request = self.metrics, sequence.request
-        prompt, output = len(request.prompt), len(sequence.output)
-        variant = decision.action.variant
-        metrics.count_request(
-            FinishedRequest(
-                variant,
-                reason.value,
-                prompt,
-                output,
-                timing.ttft,
-                timing.tpot,
-                timing.total,
-                reader=decision.action.reader or FULL,
-                read={} if reading is None else reading.tokens,
-            )
-        )
-        if timing.waited is not None:
-            metrics.queue.observe(timing.waited)
-        metrics.prefix_cache_queries.inc(prompt)
-        metrics.prefix_cache_hits.inc(sequence.reused)
-        metrics.speculation_drafts.inc(sequence.lookup.proposed)
-        metrics.speculation_accepted.inc(sequence.lookup.accepted)
+        """Count which objectives an answer has kept."""
         for name, bound, value in _objectives(decision.observation.objectives, timing):
-            if value is None and not request.max_tokens:
+            if value is None and not sequence.request.max_tokens:
                 continue  # a prompt that is only scored has no first token
             met = value is not None and value <= bound
-            metrics.objectives.labels(name, "yes" if met else "no").inc()
+            self.metrics.objectives.labels(name, "yes" if met else "no").inc()
 
     def _teach(
         self, first: Decision, sequence: Sequence, timing: AnswerTiming, complete: bool
@@ -221,6 +210,39 @@ def _in_this_loop(function: Callable[[*Ts], None]) -> Callable[[*Ts], None]:
 def _unique_id() -> str:
     """Return an id that joins lines of the audit log; clients may repeat their request ids."""
     return uuid.uuid4().hex
+
+
+def _finished(
+    active: ActiveRequest,
+    sequence: Sequence,
+    reason: FinishReason,
+    timing: AnswerTiming,
+    reading: PromptReading | None,
+) -> FinishedRequest:
+    """Return what the metrics are told of an answer."""
+    request, lookup = sequence.request, sequence.lookup
+    is_last = not active.unfinished
+    return FinishedRequest(
+        variant=active.decision.action.variant,
+        outcome=reason.value,
+        prompt_tokens=len(request.prompt),
+        output_tokens=len(sequence.output),
+        ttft=timing.ttft,
+        tpot=timing.tpot,
+        duration=timing.total,
+        waited=timing.waited,
+        reading=timing.reading,
+        writing=timing.writing,
+        reader=active.reader,
+        read={} if reading is None else reading.tokens,
+        cached=min(sequence.reused, len(request.prompt)),
+        drafts=lookup.rounds,
+        drafted=lookup.proposed,
+        accepted=lookup.accepted,
+        max_tokens=request.max_tokens,
+        choices=active.choices if is_last else None,
+        longest=max(len(one.sequence.output) for one in active.generations) if is_last else None,
+    )
 
 
 def _objectives(

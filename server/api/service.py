@@ -91,6 +91,8 @@ class Service:
                 generation, delta = await active.inbox.get()
                 index = active.unfinished[generation]
                 self.request_log.log_decision(active)
+                if delta.token is not None:
+                    self.request_log.log_token(active, generation)
                 if delta.finish_reason is not None:
                     self._end(active, generation, delta.finish_reason)
                 yield index, delta

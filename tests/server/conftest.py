@@ -49,7 +49,7 @@ def varied_server(varied_folders: tuple[Path, Path], audit_log: Path) -> Iterato
     server = ServerProcess(
         "--model", str(folder), "--artefact", str(artefact), "--max-running", "2",
         log=folder.parent / "server.log", TRIMTAB_THREADS="1", TRIMTAB_SHADOW_SHARE="1",
-        TRIMTAB_AUDIT_LOG=str(audit_log), TRIMTAB_TTFT_MS="40",
+        TRIMTAB_AUDIT_LOG=str(audit_log), TRIMTAB_TTFT_MS="40", TRIMTAB_METRICS_COMPAT="vllm",
     )  # fmt: skip
     yield server.wait()
     server.stop()

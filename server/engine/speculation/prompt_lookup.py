@@ -15,9 +15,13 @@ _WEIGHT = 0.15  # of one draft in the moving average of the acceptance
 
 
 class PromptLookup:
-    """The drafts for one sequence; `proposed` and `accepted` count all verified drafts."""
+    """The drafts for one sequence.
+
+    `proposed` and `accepted` count all verified drafts, `rounds` how often there were some.
+    """
 
     def __init__(self) -> None:
+        self.rounds = 0
         self.proposed = 0
         self.accepted = 0
         self._acceptance = _FIRST_ACCEPTANCE
@@ -50,6 +54,7 @@ class PromptLookup:
 
     def record_verified(self, proposed: int, accepted: int, by_lookup: bool = True) -> None:
         """Count verified drafts; unless a variant made them, update the acceptance, too."""
+        self.rounds += 1
         self.proposed += proposed
         self.accepted += accepted
         if by_lookup:

@@ -75,7 +75,7 @@ def _decision(name, wait, reader=None, **objectives):
     )
 
 
-def _active(reader=None, **objectives):
+def _active(reader=None, generations=(), **objectives):
     return SimpleNamespace(
         first=_decision("base", 3.0, **objectives),
         decision=_decision("small", 0.0, reader, **objectives),
@@ -83,6 +83,10 @@ def _active(reader=None, **objectives):
         reader=reader or "full",
         shape=SHAPE,
         counted=False,
+        choices=1,
+        unfinished={},
+        generations=list(generations),
+        token_seen_at={},
     )
 
 
@@ -95,7 +99,7 @@ def _generation(output=(5, 6), prompt=3, reader=None, **fields):
         request=request, depths=ReadingDepths(SHAPE.layers).of(request.prompt, reader),
         output=list(output), variant=SMALL, reused=1, arrived=now - 4,
         started_at=now - 3, first_token_at=now - 2, last_token_at=now - 1,
-        narrowed=False, lookup=SimpleNamespace(proposed=4, accepted=3),
+        narrowed=False, lookup=SimpleNamespace(rounds=2, proposed=4, accepted=3),
     )  # fmt: skip
     vars(sequence).update(fields)
     return SimpleNamespace(sequence=sequence)
@@ -104,7 +108,8 @@ def _generation(output=(5, 6), prompt=3, reader=None, **fields):
 def _end(request_log, generation, reason=FinishReason.STOP, **objectives):
     async def end():
         reader = generation.sequence.request.reader
-        active = _active(None if reader is None else reader.name, **objectives)
+        name = None if reader is None else reader.name
+        active = _active(name, [generation], **objectives)
         request_log.log_answer(active, generation, reason)
 
     asyncio.run(end())
@@ -207,7 +212,8 @@ def test_results_of_the_engines_thread_are_recorded_in_the_event_loop():
 
     async def serve():
         for _ in range(count):
-            log.log_answer(_active(), _generation(), FinishReason.STOP)
+            generation = _generation()
+            log.log_answer(_active(None, [generation]), generation, FinishReason.STOP)
         results = list(log._shadow.offered)
         thread = threading.Thread(target=lambda: [done(answer, LOSS) for answer, done in results])
         thread.start()
