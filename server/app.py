@@ -18,6 +18,7 @@ from server.api.readiness import Readiness
 from server.api.request_builder import RequestBuilder
 from server.api.route_aliases import RouteAliases
 from server.api.service import Service
+from server.api.tools.dialect import open_dialect
 from server.assembly import ServerParts, assemble, stall_seconds
 from server.engine.loading.load import LoadedModel
 from server.prechecks import open_analyzer
@@ -37,6 +38,8 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     readiness = Readiness(
         parts.engine, lambda: stall_seconds(settings, step_times, model.variants[BASE])
     )
+    dialect = open_dialect(parts.prompts.template, model.tokenizer, settings.tool_parser)
+    chats = ChatParts(service, parts.prompts, dialect)
     app = FastAPI(
         title="Trimtab",
         lifespan=_lifespan(parts),
@@ -55,7 +58,7 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     )
     app.add_middleware(RouteAliases)  # the outermost: all others see the usual names
     errors.install(app)
-    for scope, routers in _routers(service, parts, readiness, settings.public_metrics).items():
+    for scope, routers in _routers(chats, parts, readiness, settings.public_metrics).items():
         for router in routers:
             app.include_router(router, tags=[scope])
     app.include_router(openapi_router(app, access.has_keys), tags=[Scope.INFER])
@@ -63,9 +66,10 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
 
 
 def _routers(
-    service: Service, parts: ServerParts, readiness: Readiness, public_metrics: bool
+    chats: ChatParts, parts: ServerParts, readiness: Readiness, public_metrics: bool
 ) -> dict[Scope, list[APIRouter]]:
     """Return all routes by the scope that a client's key needs for them."""
+    service = chats.service
     metrics = monitoring.metrics_router(parts.monitoring.registry, parts.refresh_metrics)
     return {
         Scope.PUBLIC: [
@@ -79,7 +83,7 @@ def _routers(
             server_info.router(service),
             generate.router(service, parts.prompts),
             completions.router(service, parts.prompts),
-            chat.router(ChatParts(service, parts.prompts)),
+            chat.router(chats),
             page.router(service, parts.monitoring.snapshot, parts.learning.status),
         ],
         Scope.ADMIN: [],

@@ -58,6 +58,11 @@ class Settings(BaseSettings):
     learn: Literal["idle", "now", "off"] = "idle"
     """When more is learned of a model without an artefact, in the background: while nobody waits
     (`idle`), always (`now`) or never (`off`)."""
+    tool_parser: Literal[
+        "auto", "hermes", "smollm", "llama3", "mistral", "granite", "phi", "json"
+    ] = "auto"
+    """How the model writes tool calls: as its chat template says (`auto`), or as the models of the
+    family `hermes`, `smollm`, `llama3`, `mistral`, `granite` or `phi`, or as plain `json`."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)

@@ -27,7 +27,7 @@ class ParsedRequest:
     Where `max_tokens` is None, an answer may have `default_max_tokens`, or less if the prompt
     leaves less room; if that is None too, all of the room. `variant` comes from a model name like
     `base@mix-80`. `logprobs` is the number of alternatives per written token. `pooling`
-    embeds the prompts.
+    embeds the prompts. `shown` are special tokens whose text belongs to an answer.
     """
 
     prompts: list[TokenizedPrompt]
@@ -38,6 +38,7 @@ class ParsedRequest:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     pooling: Pooling | None = None
+    shown: frozenset[int] = frozenset()
 
     @property
     def choices(self) -> int:
@@ -103,7 +104,7 @@ class RequestBuilder:
             longest,
             max_tokens,
             self._preferences(parsed, caller),
-            _stop_rules(body),
+            _stop_rules(body, parsed.shown),
         )
 
     def build(
@@ -238,10 +239,10 @@ class RequestBuilder:
         )
 
 
-def _stop_rules(body: SamplingBody) -> StopRules:
+def _stop_rules(body: SamplingBody, shown: frozenset[int]) -> StopRules:
     strings = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     token_ids = frozenset(body.stop_token_ids or ())
-    return StopRules(strings, token_ids, body.include_stop_str_in_output)
+    return StopRules(strings, token_ids, body.include_stop_str_in_output, shown)
 
 
 def _seconds(milliseconds: float | None) -> float | None:

@@ -1,9 +1,11 @@
 """Check that settings are described, and that the page and the command show all of them."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from server.api.tools.tool_form import TOOL_FORMS
 from server.engine.config import EngineConfig, ModelConfig
 from server.settings import (
     Settings,
@@ -64,3 +66,8 @@ def test_the_help_of_serve_shows_every_setting_in_its_group(monkeypatch):
 )
 def test_a_default_is_shown_as_an_option_would_give_it(name: str, text: str):
     assert default_text(name) == text
+
+
+def test_every_parser_of_tool_calls_can_be_set():
+    names = get_args(Settings.model_fields["tool_parser"].annotation)
+    assert names == ("auto", *TOOL_FORMS)

@@ -9,6 +9,7 @@ from server.api.chat.events import (
     TextDelta,
     ToolArgumentsDelta,
     ToolCallBegun,
+    ToolCallBroken,
 )
 from server.api.responses import GeneratedAnswer
 
@@ -38,7 +39,10 @@ class ChatAnswer(GeneratedAnswer):
                 self.reasoning += text
             case ToolCallBegun(id=call_id, name=name):
                 self.tool_calls.append(ToolCall(call_id, name))
-            case ToolArgumentsDelta(call=call, text=text):
-                self.tool_calls[call].arguments += text
+            case ToolArgumentsDelta(text=text):  # it belongs to the latest call
+                self.tool_calls[-1].arguments += text
+            case ToolCallBroken(text=text):
+                self.tool_calls.pop()
+                self.text += text
             case AnswerEnded(finish_reason=finish, stop_reason=stop):
                 self.finish_reason, self.stop_reason = finish, stop

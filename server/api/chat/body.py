@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from server.api.schemas import Count, SamplingBody, StreamOptions
+from server.api.tools.bodies import CallId, Calls, ToolChoice, Tools
 
 MAX_MESSAGES = 4096  # and parts of a message
 
@@ -30,16 +31,19 @@ class ChatMessage(BaseModel):
 
     role: str
     content: Content | None = None
+    tool_calls: Calls | None = None
+    tool_call_id: CallId | None = None
 
     def for_template(self) -> dict[str, Any]:
         """Return the message as chat templates expect it, with its content as one string."""
         content = self.content
         if isinstance(content, list):
             content = "".join(part.text for part in content)
-        extra = {
-            name: value for name, value in (self.model_extra or {}).items() if value is not None
-        }
-        return {"role": self.role, **extra, "content": content or ""}
+        fields = {**(self.model_extra or {}), "tool_call_id": self.tool_call_id}
+        if self.tool_calls:
+            fields["tool_calls"] = [call.model_dump(exclude_none=True) for call in self.tool_calls]
+        given = {name: value for name, value in fields.items() if value is not None}
+        return {"role": self.role, **given, "content": content or ""}
 
 
 class ChatBody(SamplingBody):
@@ -53,5 +57,10 @@ class ChatBody(SamplingBody):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: str | None = None  # for templates that read it
+    reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
+    include_reasoning: bool | None = None  # if not, an answer's reasoning is left out
+    separate_reasoning: bool | None = None  # if not, it stays in the content
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     stream_options: StreamOptions | None = None

@@ -21,7 +21,10 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallBegun:
-    """Answer `index` calls a tool: its call number `call`, from 0 on. `id` is new and unique."""
+    """Answer `index` calls a tool. `id` is new and unique.
+
+    `call` is the number of calls that had begun before, also those that broke off.
+    """
 
     index: int
     call: int
@@ -32,6 +35,18 @@ class ToolCallBegun:
 @dataclass(frozen=True, slots=True)
 class ToolArgumentsDelta:
     """Text of JSON was added to the arguments of call number `call` of answer `index`."""
+
+    index: int
+    call: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallBroken:
+    """Call number `call` of answer `index`, the latest, breaks off: it is no call.
+
+    `text` is all of it, which is content unless the call has already been passed on.
+    """
 
     index: int
     call: int
@@ -61,5 +76,11 @@ class AnswerFailed:
 
 
 ChatEvent = (
-    TextDelta | ReasoningDelta | ToolCallBegun | ToolArgumentsDelta | AnswerEnded | AnswerFailed
+    TextDelta
+    | ReasoningDelta
+    | ToolCallBegun
+    | ToolArgumentsDelta
+    | ToolCallBroken
+    | AnswerEnded
+    | AnswerFailed
 )

@@ -12,6 +12,9 @@ from server.api.errors import ApiError
 from server.api.prompt.processor import Chat, PromptProcessor, TokenizedPrompt
 from server.api.request_builder import ParsedRequest
 from server.api.service import Service, encoding_options, variant_in_model_name
+from server.api.tools.dialect import ChatDialect
+from server.api.tools.parsed_answer import ParsedAnswer
+from server.api.tools.tool_use import ToolUse, tool_use
 from server.api.unsupported_parameters import refuse_unsupported
 
 
@@ -21,6 +24,7 @@ class ChatParts:
 
     service: Service
     prompts: PromptProcessor
+    dialect: ChatDialect
 
 
 async def start_chat(
@@ -31,17 +35,34 @@ async def start_chat(
     The request's id begins with `id_prefix`, unless the client gave one.
     """
     _check(body)
-    service = parts.service
+    service, dialect = parts.service, parts.dialect
+    use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+    if use is not None and use.required:
+        raise ApiError(400, "tool_choice: calls cannot be required yet", "tool_choice")
+    prompt = await _prompt(parts, body, use)
     parsed = ParsedRequest(
-        prompts=[await _prompt(parts.prompts, body)],
+        prompts=[prompt],
         body=body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         variant=variant_in_model_name(service, body.model),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        shown=dialect.shown(use),
     )
     active = service.start(parsed, caller_of(request, id_prefix))
-    parsers: list[AnswerParser] = [PlainAnswer(index) for index in range(parsed.choices)]
+    parsers = [_parser(index, body, use, dialect, prompt.end) for index in range(parsed.choices)]
     return ChatRun(service, active, request, body, parsers)
+
+
+def _parser(
+    index: int, body: ChatBody, use: ToolUse | None, dialect: ChatDialect, prompt_end: str
+) -> AnswerParser:
+    """Return the parser of answer `index` to a prompt."""
+    splitter = dialect.splitter(use, prompt_end, body.separate_reasoning is not False)
+    if splitter is None:
+        return PlainAnswer(index)
+    beginning = "" if use is None else dialect.beginning(use)
+    shows_reasoning = body.include_reasoning is not False
+    return ParsedAnswer(index, splitter, beginning, dialect.form.short_ids, shows_reasoning)
 
 
 def _check(body: ChatBody) -> None:
@@ -55,7 +76,7 @@ def _check(body: ChatBody) -> None:
         raise ApiError(400, "messages is empty", "messages")
 
 
-async def _prompt(prompts: PromptProcessor, body: ChatBody) -> TokenizedPrompt:
+async def _prompt(parts: ChatParts, body: ChatBody, use: ToolUse | None) -> TokenizedPrompt:
     """Render and tokenise the messages. Raise `ApiError`."""
     continue_final = body.continue_final_message
     add_generation_prompt = body.add_generation_prompt
@@ -67,13 +88,13 @@ async def _prompt(prompts: PromptProcessor, body: ChatBody) -> TokenizedPrompt:
             "continue_final_message and add_generation_prompt exclude each other",
             "continue_final_message",
         )
-    variables = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    efforts = parts.dialect.reasoning_variables(body.reasoning_effort)
+    variables = {**efforts, **(body.chat_template_kwargs or {})}
     chat = Chat(
         messages=[message.for_template() for message in body.messages],
         variables=variables,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final,
     )
-    return await prompts.chat(chat, encoding_options(body, special_tokens=False))
+    chat = parts.dialect.prepare(chat, use)
+    return await parts.prompts.chat(chat, encoding_options(body, special_tokens=False))

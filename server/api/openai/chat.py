@@ -16,6 +16,7 @@ from server.api.chat.events import (
     TextDelta,
     ToolArgumentsDelta,
     ToolCallBegun,
+    ToolCallBroken,
 )
 from server.api.chat.run import ChatRun
 from server.api.chat.start import ChatParts, start_chat
@@ -105,7 +106,8 @@ class _ChunkWriter:
             if isinstance(event, AnswerFailed):
                 yield sse(envelope(event.status, event.message))
                 break
-            yield sse(self._event_chunk(event))
+            if not isinstance(event, ToolCallBroken):
+                yield sse(self._event_chunk(event))
         else:
             tail = usage_tail(self.run.active, self.common, self.run.body.stream_options)
             for chunk in tail(self.run.progress):

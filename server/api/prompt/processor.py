@@ -93,7 +93,7 @@ class PromptProcessor:
         context_tokens: int,
     ) -> None:
         self._encoder = encoder
-        self._template = template
+        self.template = template
         self._context_tokens = context_tokens
         self._max_template_bytes = _DEFAULT_TEMPLATE_BYTES
         if encoder.bound is not None:
@@ -121,7 +121,7 @@ class PromptProcessor:
 
     async def chat(self, chat: Chat, options: EncodingOptions) -> TokenizedPrompt:
         """Render a chat with the model's template and tokenise it. Raise `ApiError`."""
-        template = self._template
+        template = self.template
         if isinstance(template, TemplateFailedError):
             raise ApiError(400, str(template), "messages")
         chat = replace(chat, variables=_checked_variables(chat.variables, template))
@@ -138,8 +138,8 @@ class PromptProcessor:
         """End the threads and the template's process."""
         for worker in (self._short_texts, self._long_texts, self._templates):
             worker.close()
-        if isinstance(self._template, ChatTemplate):
-            self._template.close()
+        if isinstance(self.template, ChatTemplate):
+            self.template.close()
 
     async def _run(self, work: Callable[[], T], characters: int) -> T:
         short = characters <= _SHORT_CHARACTERS

@@ -26,15 +26,16 @@ AUTO = "auto"
 class ChatDialect:
     """A model's way to write calls and reasoning, and what its template can write.
 
-    `marks` are the special tokens that belong to it: their text is not left out of answers.
-    `variables` are those that the template reads.
+    `tool_marks` and `reasoning_marks` are the special tokens among the marks of both; `variables`
+    are those that the template reads.
     """
 
     form: ToolForm
     reasoning: ReasoningForm | None
     abilities: TemplateAbilities
     variables: Collection[str] = ()
-    marks: frozenset[int] = frozenset()
+    tool_marks: frozenset[int] = frozenset()
+    reasoning_marks: frozenset[int] = frozenset()
 
     def prepare(self, chat: Chat, use: ToolUse | None) -> Chat:
         """Return a chat as the template takes it, with the tools that may be used."""
@@ -59,16 +60,22 @@ class ChatDialect:
             return self.form.before_arguments(next(iter(use.functions)))
         return self.form.around[0]
 
-    def splitter(self, use: ToolUse | None, prompt_end: str) -> AnswerSplitter | None:
+    def splitter(
+        self, use: ToolUse | None, prompt_end: str, separate_reasoning: bool = True
+    ) -> AnswerSplitter | None:
         """Return what splits an answer to a prompt; None where there is nothing to split."""
         tools = reasoning = None
         if use is not None:
             several = use.parallel and self.abilities.several
             tools = ToolParser(self.form, use.functions, None if several else 1)
-        if self.reasoning is not None and (use is None or not use.required):
+        if self.reasoning is not None and separate_reasoning and (use is None or not use.required):
             inside = prompt_end.rstrip().endswith(self.reasoning.begin)
             reasoning = ReasoningParser(self.reasoning, inside)
         return None if tools is None and reasoning is None else AnswerSplitter(reasoning, tools)
+
+    def shown(self, use: ToolUse | None) -> frozenset[int]:
+        """Return the special tokens whose text belongs to an answer."""
+        return self.reasoning_marks if use is None else self.reasoning_marks | self.tool_marks
 
     def reasoning_variables(self, effort: str | None) -> dict[str, Any]:
         """Return the template's variables for an effort of reasoning, `none` for no reasoning."""
@@ -89,14 +96,18 @@ def open_dialect(
     source = template.source if isinstance(template, ChatTemplate) else None
     form = form_of_template(source) if parser == AUTO else TOOL_FORMS[parser]
     reasoning = reasoning_of_template(source)
-    texts = {"[ARGS]", "[CALL_ID]"} | {mark for pair in form.marks for mark in pair}
-    if reasoning is not None:
-        texts |= {reasoning.begin, reasoning.end}
-    marks = frozenset(
-        token
+    abilities, variables = TemplateAbilities(), frozenset[str]()
+    if isinstance(template, ChatTemplate):
+        abilities, variables = find_abilities(template), template.variables
+    special = {
+        added.content: token
         for token, added in tokenizer.added_tokens_decoder.items()
-        if added.special and added.content in texts
-    )
-    if not isinstance(template, ChatTemplate):
-        return ChatDialect(form, reasoning, TemplateAbilities(), marks=marks)
-    return ChatDialect(form, reasoning, find_abilities(template), template.variables, marks)
+        if added.special
+    }
+
+    def tokens(*texts: str) -> frozenset[int]:
+        return frozenset(special[text] for text in texts if text in special)
+
+    tool_marks = tokens("[ARGS]", "[CALL_ID]", *(mark for pair in form.marks for mark in pair))
+    reasoning_marks = tokens() if reasoning is None else tokens(reasoning.begin, reasoning.end)
+    return ChatDialect(form, reasoning, abilities, variables, tool_marks, reasoning_marks)

@@ -200,6 +200,7 @@ def test_special_tokens_that_mark_calls_are_not_left_out():
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "[INST]"]})
     template = ChatTemplate(chat_templates.MISTRAL, {})
-    marks = open_dialect(template, tokenizer).marks
+    dialect = open_dialect(template, tokenizer)
     template.close()
-    assert marks == {tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")}
+    assert dialect.shown(use()) == {tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")}
+    assert dialect.shown(None) == frozenset()
