@@ -25,6 +25,11 @@ class Matrix:
         """Return the codes, or None where only values are known."""
         return self.held if isinstance(self.held, Codes) else None
 
+    @property
+    def outputs(self) -> int:
+        """Return the number of outputs."""
+        return self.held.shape[0]
+
     def values(self) -> Tensor:
         """Return the values; those of codes are fp32."""
         return self.held.values() if isinstance(self.held, Codes) else self.held

@@ -14,7 +14,7 @@ from server.engine.backends.native.model import NativeModel
 from server.engine.backends.native.packed_corrections import PackedCorrections
 from server.engine.backends.native.packed_maps import PackedMapsByDepth
 from server.engine.backends.native.packed_weights import MAX_SCREENED_ROWS, PackedWeights
-from server.engine.backends.native.packing import unpack
+from server.engine.backends.native.packing import PackedRows
 from server.engine.backends.native.structures import CacheStruct, address_of
 from server.engine.cache.kv_cache import KVCache
 from server.engine.draw import Draw
@@ -107,4 +107,4 @@ def add_head_screen(weights: PackedWeights) -> None:
     sequence = cache.open()
     sequence.reserve(len(tokens))
     hidden = decoder.forward([Segment(tokens, sequence, base_spec(weights.shape))])
-    weights.head_screen = build_head_screen(unpack(weights.head), hidden)
+    weights.head_screen = build_head_screen(PackedRows(weights.head), hidden)

@@ -8,13 +8,13 @@ if no error exceeds `_DEVIATIONS` standard deviations, or the largest possible e
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from server.engine.backends.native.packing import BLOCK, GROUP, Codes
+from server.engine.backends.native.packing import BLOCK, GROUP, Codes, PackedRows
 
 _DEVIATIONS = 7.0
 _WORST_FACTOR = 1.5  # the largest error of one input, and something for all other inputs
@@ -52,13 +52,13 @@ class HeadScreen:
         return [getattr(self, field.name) for field in fields(self)]
 
 
-def build_head_screen(codes: Codes, hidden: Tensor) -> HeadScreen:
+def build_head_screen(head: Codes | PackedRows, hidden: Tensor) -> HeadScreen:
     """Build the coarse copy of a head for inputs like `hidden`, fp32 `[any, inputs]`.
 
     The mean over all outputs does not change which output is the highest, so it is not coded.
     """
-    outputs, inputs = codes.codes.shape  # padded
-    sample = torch.cat(list(_chunks(codes, max(1, outputs // _SAMPLED))))
+    outputs, inputs = head.shape  # padded
+    sample = torch.cat([values for _, values in _chunks(head, max(1, outputs // _SAMPLED))])
     mean, variance = sample.mean(0), sample.var(0, correction=0)
     energy = F.pad(hidden.float().square().mean(0), (0, inputs - hidden.shape[1]))
     order = (variance * energy).argsort(descending=True)
@@ -66,43 +66,50 @@ def build_head_screen(codes: Codes, hidden: Tensor) -> HeadScreen:
     step = torch.tensor([_STEPS[count] for count in planes]).repeat_interleave(GROUP)
     factor = variance.sqrt()[order] * step
     highest = torch.tensor([4.0**count - 1 for count in planes]).repeat_interleave(GROUP)
-    data, scales, errors, sizes, max_errors = [], [], [], [], []
-    for chunk in _chunks(codes):
+    # Written in place: small results that stay between large ones that go would leave holes.
+    blocks = -(-outputs // BLOCK)
+    data = torch.empty(blocks, sum(planes) * GROUP * BLOCK // 4, dtype=torch.uint8)
+    scales = torch.zeros(blocks * BLOCK)
+    squared_errors = torch.empty(outputs, len(planes))
+    sizes, max_error = torch.zeros(len(planes)), torch.zeros(len(planes))
+    for first, chunk in _chunks(head):
         wanted = (chunk - mean)[:, order] / factor.clamp_min(1e-30)
         scale = (wanted * step).square().mean(1, keepdim=True).sqrt()
         coarse = (wanted / scale.clamp_min(1e-30) + highest / 2).round()
         coarse = coarse.clamp_min(0).minimum(highest)
         coded = (coarse - highest / 2) * scale
-        data.append(_packed(coarse.to(torch.uint8), planes))
-        scales.append(scale[:, 0])
         error = (coded - wanted).unflatten(1, (-1, GROUP))
-        errors.append(error.square().mean(2))
-        max_errors.append(error.abs().amax((0, 2)))
-        sizes.append(coded.square().unflatten(1, (-1, GROUP)).mean(2).sum(0))
-    squared_errors = torch.cat(errors)  # [outputs, input blocks]
+        packed = _packed(coarse.to(torch.uint8), planes)
+        data[first // BLOCK :][: len(packed)] = packed
+        scales[first : first + len(chunk)] = scale[:, 0]
+        squared_errors[first : first + len(chunk)] = error.square().mean(2)
+        max_error = max_error.maximum(error.abs().amax((0, 2)))
+        sizes += coded.square().unflatten(1, (-1, GROUP)).mean(2).sum(0)
     mean_error = squared_errors.mean(0)
     spread = (squared_errors / mean_error.clamp_min(1e-30)).mean(1).sqrt()
     return HeadScreen(
-        torch.cat(data),
+        data.flatten(),
         torch.tensor(planes, dtype=torch.int32),
         order.to(torch.int32),
         factor,
         mean,
-        F.pad(torch.cat(scales), (0, -outputs % BLOCK)),
+        scales,
         F.pad(spread, (0, -outputs % BLOCK)),
         _DEVIATIONS**2 * mean_error,
-        _DEVIATIONS**2 * torch.stack(sizes).sum(0) / outputs,
-        _WORST_FACTOR * torch.stack(max_errors).amax(0),
+        _DEVIATIONS**2 * sizes / outputs,
+        _WORST_FACTOR * max_error,
     )
 
 
-def _chunks(codes: Codes, every: int = 1) -> Iterator[Tensor]:
-    """Yield the values of every `every`-th output, fp32 `[up to _CHUNK, inputs]` at a time."""
-    outputs, inputs = codes.codes.shape
+def _chunks(head: Codes | PackedRows, every: int = 1) -> Iterator[tuple[int, Tensor]]:
+    """Yield the values of every `every`-th output, some at a time, and which is the first.
+
+    They are fp32 `[up to _CHUNK, inputs]`, with zeros for padded inputs.
+    """
+    outputs, inputs = head.shape
     for first in range(0, outputs, _CHUNK * every):
-        part = slice(first, first + _CHUNK * every, every)
-        minima = None if codes.minima is None else codes.minima[part]
-        yield Codes(codes.bits, codes.codes[part], codes.scales[part], minima, inputs).values()
+        codes = head.rows(slice(first, min(outputs, first + _CHUNK * every), every))
+        yield first, replace(codes, inputs=inputs).values()
 
 
 def _planes(blocks: int) -> list[int]:
@@ -114,6 +121,8 @@ def _planes(blocks: int) -> list[int]:
 
 def _packed(codes: Tensor, planes: list[int]) -> Tensor:
     """Lay uint8 codes `[outputs, inputs]` out: output blocks, input blocks, planes, two lines.
+
+    Returns `[output blocks, bytes of one]`.
 
     A line holds 16 inputs of 16 outputs; the first plane has the codes' upper bits. Inputs
     i, 4 + i, 8 + i and 12 + i of an output share byte i, from the lower bits on.
@@ -131,4 +140,4 @@ def _packed(codes: Tensor, planes: list[int]) -> Tensor:
             byte = two[..., 0] | two[..., 1] << 2 | two[..., 2] << 4 | two[..., 3] << 6
             lines.append(byte.permute(0, 2, 3, 1))
         parts.append(torch.stack(lines, dim=2).flatten(1))
-    return torch.cat(parts, dim=1).flatten().view(torch.uint8)
+    return torch.cat(parts, dim=1).view(torch.uint8)

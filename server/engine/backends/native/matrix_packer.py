@@ -1,7 +1,8 @@
 """Chooses the bits of each matrix of a base, packs it, and notes what that costs."""
 
 import torch
-from torch import nn
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
 
 from server.engine.backends.matrix import Matrix, Parameters, Projection
 from server.engine.backends.native.packing import (
@@ -9,6 +10,8 @@ from server.engine.backends.native.packing import (
     Bits,
     Codes,
     PackedMatrix,
+    blocks_of,
+    empty_matrix,
     pack,
     pack_rows,
     quantise,
@@ -39,25 +42,42 @@ class MatrixPacker:
         self._note(kind, codes.bits, error)
         return pack(codes, part.bias, input_major)
 
+    def pair(self, kind: str, gate: Projection, up: Projection) -> PackedMatrix:
+        """Pack two linear layers of one shape: 16 outputs of `gate`, their 16 of `up`, and so on.
+
+        The last ones are padded to a block.
+        """
+        halves = [self.codes(one.matrix) for one in (gate, up)]
+        bits = max(codes.bits for codes, _ in halves)
+        outputs, rows = gate.matrix.outputs, -gate.matrix.outputs % BLOCK
+        bias = None
+        if gate.bias is not None and up.bias is not None:
+            bias = interleave(gate.bias, up.bias)
+        packed = empty_matrix(2 * (outputs + rows), halves[0][0].inputs, bits, bias)
+        for place, (one, half) in enumerate(zip((gate, up), halves, strict=True)):
+            codes, error = half if half[0].bits == bits else _in_bits(one.matrix, bits)
+            pack_rows(codes, blocks_of(packed)[place::2])
+            self._note(kind, bits, error)
+        return packed
+
     def rows(
         self, kind: str, base: ConvertedBase, module: nn.Linear | nn.Embedding
     ) -> PackedMatrix:
         """Read and pack a large matrix, some rows at a time."""
         outputs, inputs = module.weight.shape
         bits, step = self._bits_of(base.parameters, module), max(1, _CHUNK // inputs // BLOCK)
-        data, error = torch.empty(0), 0.0
-        for start in range(0, outputs, step * BLOCK):
-            rows = slice(start, min(outputs, start + step * BLOCK))
-            codes, lost = _in_bits(base.parameters.matrix(module, rows), bits)
-            blocks, error = pack_rows(codes), max(error, lost)
-            if not start:
-                data = blocks.new_empty(-(-outputs // BLOCK), *blocks.shape[1:])
-            data[start // BLOCK :][: len(blocks)] = blocks
-            base.parameters.release(module)
-        self._note(kind, bits, error)
         bias = base.parameters.bias(module) if isinstance(module, nn.Linear) else None
-        bias = None if bias is None else bias.float()
-        return PackedMatrix(data.flatten(), bias, outputs, inputs, bits, False)
+        packed = empty_matrix(outputs, inputs, bits, bias)
+        blocks = blocks_of(packed)
+        worst = 0.0
+        for first in range(0, len(blocks), step):
+            rows = slice(first * BLOCK, min(outputs, (first + step) * BLOCK))
+            codes, error = _in_bits(base.parameters.matrix(module, rows), bits)
+            pack_rows(codes, blocks[first : first + step])
+            base.parameters.release(module)
+            worst = max(worst, error)
+        self._note(kind, bits, worst)
+        return packed
 
     def codes(self, matrix: Matrix) -> tuple[Codes, float]:
         """Return a matrix in the codes that it is served in, and their relative error."""
@@ -94,3 +114,13 @@ def _in_bits(matrix: Matrix, bits: Bits) -> tuple[Codes, float]:
     values = matrix.values()
     codes = quantise(values, bits)
     return codes, relative_error(codes, values)
+
+
+def interleave(gates: Tensor, ups: Tensor) -> Tensor:
+    """Return 16 of `gates`, 16 of `ups`, and so on, `[2 * neurons, ...]`.
+
+    Both are `[neurons, ...]`; neurons are padded with zeros to a multiple of 16.
+    """
+    rows = -len(gates) % BLOCK
+    sides = [F.pad(t, (0, 0) * (t.dim() - 1) + (0, rows)) for t in (gates, ups)]
+    return torch.stack([t.unflatten(0, (-1, BLOCK)) for t in sides], dim=1).flatten(0, 2)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pruners.correction import Correction, InputCorrection, LowRankCorrection, RefitCorrection
 from pruners.variant import Block, Part
-from server.engine.backends.native.packed_weights import PackedLayer, PackedWeights, interleave
+from server.engine.backends.native.matrix_packer import interleave
+from server.engine.backends.native.packed_weights import PackedLayer, PackedWeights
 from server.engine.backends.native.packing import BLOCK, PackedMatrix, pack, quantise
 
 

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from pruners.architecture import Shape
-from server.engine.backends.matrix import Projection, join_rows
+from server.engine.backends.matrix import Projection
 from server.engine.backends.native.head_screening import HeadScreen
 from server.engine.backends.native.matrix_packer import MatrixPacker
-from server.engine.backends.native.packing import BLOCK, Bits, PackedMatrix
+from server.engine.backends.native.packing import Bits, PackedMatrix
 from server.engine.backends.native.source_precision import source_bits
 from server.engine.backends.pytorch.convert import ConvertedBase, convert_weights
 from server.engine.backends.pytorch.rope import RopeFrequencies, rope_tables
@@ -178,13 +177,10 @@ def _logged(base: ConvertedBase) -> Iterator[LayerParts[Projection]]:
 
 
 def _pack_layer(packer: MatrixPacker, layer: LayerParts[Projection]) -> PackedLayer:
-    gate_up = join_rows(interleave, layer.gate.matrix, layer.up.matrix)
-    gate_bias, up_bias = layer.gate.bias, layer.up.bias
-    biases = None if gate_bias is None or up_bias is None else interleave(gate_bias, up_bias)
     return PackedLayer(
         qkv=packer.matrix("qkv", layer.qkv),
         o=packer.matrix("o", layer.o, input_major=True),
-        gate_up=packer.matrix("gate and up", Projection(gate_up, biases)),
+        gate_up=packer.pair("gate and up", layer.gate, layer.up),
         down=packer.matrix("down", layer.down, input_major=True),
         norms={name: _floats(norm) for name, norm in layer.norms.items()},
         rope=layer.rope,
@@ -194,13 +190,3 @@ def _pack_layer(packer: MatrixPacker, layer: LayerParts[Projection]) -> PackedLa
 
 def _floats(norm: RMSNorm) -> Tensor:
     return norm.weight.float().contiguous()
-
-
-def interleave(gates: Tensor, ups: Tensor) -> Tensor:
-    """Return 16 of `gates`, 16 of `ups`, and so on, `[2 * neurons, ...]`.
-
-    Both are `[neurons, ...]`; neurons are padded with zeros to a multiple of 16.
-    """
-    rows = -len(gates) % BLOCK
-    sides = [F.pad(t, (0, 0) * (t.dim() - 1) + (0, rows)) for t in (gates, ups)]
-    return torch.stack([t.unflatten(0, (-1, BLOCK)) for t in sides], dim=1).flatten(0, 2)

@@ -15,7 +15,7 @@ BLOCK = 16
 Bits = int  # 4 or 8
 LAYOUT = 1
 """Raised when what is packed, or how, changes: packed weights are kept in files."""
-_CHUNK = 1 << 18  # weights that are rounded at a time, so that they stay in the cache
+_CHUNK = 1 << 18  # weights that are computed at a time, so that they stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,16 @@ class Codes:
     scales: Tensor
     minima: Tensor | None
     inputs: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the numbers of outputs and of inputs, padded."""
+        return len(self.codes), self.codes.shape[1]
+
+    def rows(self, part: slice) -> "Codes":
+        """Return some of the outputs."""
+        minima = None if self.minima is None else self.minima[part]
+        return Codes(self.bits, self.codes[part], self.scales[part], minima, self.inputs)
 
     def values(self) -> Tensor:
         """Return the values of the codes, fp32 `[outputs, inputs]`."""
@@ -109,9 +119,8 @@ def relative_error(codes: Codes, weight: Tensor) -> float:
     """
     rows = slice(None, None, max(1, len(weight) // 1024))
     wanted = weight[rows].float()
-    minima = None if codes.minima is None else codes.minima[rows]
-    sample = Codes(codes.bits, codes.codes[rows], codes.scales[rows], minima, codes.inputs)
-    return float((sample.values() - wanted).norm() / wanted.norm().clamp_min(1e-30))
+    error = codes.rows(rows).values() - wanted
+    return float(error.norm() / wanted.norm().clamp_min(1e-30))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +145,47 @@ class PackedMatrix:
 
 def pack(codes: Codes, bias: Tensor | None = None, input_major: bool = False) -> PackedMatrix:
     """Lay codes out in blocks for the kernels; `bias` is `[outputs]` or None."""
-    data = pack_rows(codes)
-    if input_major:
-        data = data.transpose(0, 1).contiguous()
+    matrix = empty_matrix(len(codes.codes), codes.inputs, codes.bits, bias, input_major)
+    pack_rows(codes, blocks_of(matrix))
+    return matrix
+
+
+def empty_matrix(
+    outputs: int, inputs: int, bits: Bits, bias: Tensor | None, input_major: bool = False
+) -> PackedMatrix:
+    """Return a matrix whose bytes are not written yet; `bias` is `[outputs]` or None."""
+    blocks = -(-outputs // BLOCK) * -(-inputs // GROUP)
+    data = torch.empty(blocks * _block_bytes(bits), dtype=torch.uint8)
     bias = None if bias is None else bias.float().contiguous()
-    outputs = len(codes.codes)
-    return PackedMatrix(data.flatten(), bias, outputs, codes.inputs, codes.bits, input_major)
+    return PackedMatrix(data, bias, outputs, inputs, bits, input_major)
 
 
-def pack_rows(codes: Codes) -> Tensor:
-    """Return the blocks of rows, uint8 `[output blocks, input groups, bytes of a block]`.
+def blocks_of(matrix: PackedMatrix) -> Tensor:
+    """Return the bytes as a view, uint8 `[output blocks, input groups, bytes of a block]`."""
+    blocks, groups = -(-matrix.outputs // BLOCK), -(-matrix.inputs // GROUP)
+    if matrix.input_major:
+        return matrix.data.view(groups, blocks, -1).transpose(0, 1)
+    return matrix.data.view(blocks, groups, -1)
+
+
+def _block_bytes(bits: Bits) -> int:
+    numbers = 2 if bits == 4 else 1  # in fp16: scales, and minima in 4 bits
+    return BLOCK * (GROUP * bits // 8 + 2 * numbers)
+
+
+def pack_rows(codes: Codes, blocks: Tensor) -> None:
+    """Write rows into blocks, uint8 `[output blocks, input groups, bytes of a block]`.
 
     The last rows are padded to a block.
     """
+    outputs, inputs = codes.shape
+    step = max(1, _CHUNK // max(1, inputs) // BLOCK)
+    for first in range(0, -(-outputs // BLOCK), step):
+        rows = codes.rows(slice(first * BLOCK, (first + step) * BLOCK))
+        _pack_rows(rows, blocks[first : first + step])
+
+
+def _pack_rows(codes: Codes, blocks: Tensor) -> None:
     rows = -len(codes.codes) % BLOCK
     whole = F.pad(codes.codes, (0, 0, 0, rows)) if rows else codes.codes
     if codes.bits == 4:
@@ -163,26 +200,40 @@ def pack_rows(codes: Codes) -> Tensor:
     fours = lines.contiguous().view(torch.int32).reshape(len(whole), codes.scales.shape[1], -1)
     fours = fours.unflatten(0, (-1, BLOCK)).permute(0, 2, 3, 1)
     size = fours.shape[2] * BLOCK * 4
-    blocks = torch.empty(*fours.shape[:2], size + len(floats) * BLOCK * 2, dtype=torch.uint8)
     blocks[..., :size].view(torch.int32).unflatten(2, (-1, BLOCK)).copy_(fours)
     for index, part in enumerate(floats):
         start = size + index * BLOCK * 2
         halves = F.pad(part, (0, 0, 0, rows)).unflatten(0, (-1, BLOCK)).transpose(1, 2)
         blocks[..., start : start + BLOCK * 2].view(torch.float16).copy_(halves)
-    return blocks
+
+
+class PackedRows:
+    """The rows of a packed matrix of 8 bits, unpacked where they are asked for."""
+
+    def __init__(self, matrix: PackedMatrix) -> None:
+        assert matrix.bits == 8
+        self._matrix = matrix
+        self.shape = matrix.outputs, -(-matrix.inputs // GROUP) * GROUP
+        """The numbers of outputs and of inputs, padded."""
+
+    def rows(self, part: slice) -> Codes:
+        """Return some of the outputs, from a multiple of 16 on."""
+        start, stop, every = part.indices(self._matrix.outputs)
+        assert start % BLOCK == 0
+        return _unpack(self._matrix, start, stop).rows(slice(None, None, every))
 
 
 def unpack(matrix: PackedMatrix) -> Codes:
     """Return the codes of a packed matrix of 8 bits."""
-    assert matrix.bits == 8
-    blocks, groups = -(-matrix.outputs // BLOCK), -(-matrix.inputs // GROUP)
-    shape = (groups, blocks) if matrix.input_major else (blocks, groups)
-    data = matrix.data.unflatten(0, (*shape, -1))
-    if matrix.input_major:
-        data = data.transpose(0, 1)
+    return PackedRows(matrix).rows(slice(None))
+
+
+def _unpack(matrix: PackedMatrix, start: int, stop: int) -> Codes:
+    groups = -(-matrix.inputs // GROUP)
+    data = blocks_of(matrix)[start // BLOCK : -(-stop // BLOCK)]
     codes, scales = data[..., : BLOCK * GROUP], data[..., BLOCK * GROUP :]
     # [output block, group, 8 lines, 16, 4] -> [output block, 16, group, 32]
     lines = codes.unflatten(2, (8, BLOCK, 4)).permute(0, 3, 1, 2, 4)
-    flat = lines.reshape(blocks * BLOCK, groups * GROUP).view(torch.int8)
+    flat = lines.reshape(len(data) * BLOCK, groups * GROUP).view(torch.int8)
     scale = scales.contiguous().view(torch.float16).transpose(1, 2).flatten(0, 1)
-    return Codes(8, flat[: matrix.outputs], scale[: matrix.outputs], None, matrix.inputs)
+    return Codes(8, flat[: stop - start], scale[: stop - start], None, matrix.inputs)
