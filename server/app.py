@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from pruners.variant import BASE
-from server.api import errors, generate, monitoring, page, server_info
+from server.api import adapters, errors, generate, monitoring, page, server_info
 from server.api.access.control import AccessControl
 from server.api.access.scopes import RouteScopes, Scope
 from server.api.chat.start import ChatParts
@@ -84,6 +84,7 @@ def _routers(
             generate.router(service, parts.prompts),
             completions.router(service, parts.prompts),
             chat.router(chats),
+            *adapters.routers(chats),
             page.router(service, parts.monitoring.snapshot, parts.learning.status),
         ],
         Scope.ADMIN: [],

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from server.api.access.control import HEALTH, AccessControl, Refusal
-from server.api.error_envelope import envelope
+from server.api.error_envelope import error_body
 from server.api.plain_response import send_json
 from server.api.readiness import DRAINING
 
@@ -41,7 +41,7 @@ class IngressMiddleware:
             return
         refusal = self._access.refuse_host(scope)
         if refusal is not None:
-            await _refuse(send, refusal.status, refusal.message)
+            await _refuse(send, scope, refusal.status, refusal.message)
         elif self._access.shares_with(scope):
             await _shared(self._admit)(scope, receive, send)
         else:
@@ -51,7 +51,7 @@ class IngressMiddleware:
         """Refuse a request by its key or its body, or pass it on with the name of its client."""
         client = self._access.admit(scope)
         if isinstance(client, Refusal):
-            await _refuse(send, client.status, client.message)
+            await _refuse(send, scope, client.status, client.message)
             return
         scope.setdefault("state", {})["client"] = client
         body = bytearray()
@@ -61,7 +61,7 @@ class IngressMiddleware:
                 raise _RequestRefusedError(503, DRAINING, retry_after=1)
             await self._app(scope, _replayed(bytes(body), receive), send)
         except _RequestRefusedError as error:
-            await _refuse(send, error.status, error.message, error.retry_after)
+            await _refuse(send, scope, error.status, error.message, error.retry_after)
         except _DisconnectedError:
             pass
         finally:
@@ -139,5 +139,7 @@ def _replayed(body: bytes, receive: "Receive") -> "Receive":
     return replay
 
 
-async def _refuse(send: "Send", status: int, message: str, retry_after: int | None = None) -> None:
-    await send_json(send, status, envelope(status, message), retry_after)
+async def _refuse(
+    send: "Send", scope: "Scope", status: int, message: str, retry_after: int | None = None
+) -> None:
+    await send_json(send, status, error_body(scope["path"], status, message), retry_after)

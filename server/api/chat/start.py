@@ -9,7 +9,12 @@ from server.api.chat.body import ChatBody
 from server.api.chat.parser import AnswerParser, PlainAnswer
 from server.api.chat.run import ChatRun
 from server.api.errors import ApiError
-from server.api.prompt.processor import Chat, PromptProcessor, TokenizedPrompt
+from server.api.prompt.processor import (
+    Chat,
+    EncodingOptions,
+    PromptProcessor,
+    TokenizedPrompt,
+)
 from server.api.request_builder import ParsedRequest
 from server.api.service import Service, encoding_options, variant_in_model_name
 from server.api.tools.dialect import ChatDialect
@@ -36,7 +41,7 @@ async def start_chat(
     """
     _check(body)
     service, dialect = parts.service, parts.dialect
-    use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+    use = _tool_use(body)
     if use is not None and use.required:
         raise ApiError(400, "tool_choice: calls cannot be required yet", "tool_choice")
     prompt = await _prompt(parts, body, use)
@@ -76,8 +81,35 @@ def _check(body: ChatBody) -> None:
         raise ApiError(400, "messages is empty", "messages")
 
 
+async def chat_prompt(parts: ChatParts, body: ChatBody) -> TokenizedPrompt:
+    """Return the prompt of a chat that is not answered. Raise `ApiError`."""
+    _check(body)
+    return await _prompt(parts, body, _tool_use(body))
+
+
+async def rendered_chat(parts: ChatParts, body: ChatBody) -> str:
+    """Return the text of a chat that is not answered. Raise `ApiError`."""
+    _check(body)
+    return await parts.prompts.rendered(_chat(parts, body, _tool_use(body)), _encoding(body))
+
+
 async def _prompt(parts: ChatParts, body: ChatBody, use: ToolUse | None) -> TokenizedPrompt:
     """Render and tokenise the messages. Raise `ApiError`."""
+    return await parts.prompts.chat(_chat(parts, body, use), _encoding(body))
+
+
+def _tool_use(body: ChatBody) -> ToolUse | None:
+    """Return the tools that an answer may call. Raise `ApiError`."""
+    return tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+
+
+def _encoding(body: ChatBody) -> EncodingOptions:
+    """Return how the text of a chat is encoded: its template writes the special tokens."""
+    return encoding_options(body, special_tokens=False)
+
+
+def _chat(parts: ChatParts, body: ChatBody, use: ToolUse | None) -> Chat:
+    """Return what the template renders. Raise `ApiError`."""
     continue_final = body.continue_final_message
     add_generation_prompt = body.add_generation_prompt
     if continue_final and "add_generation_prompt" not in body.model_fields_set:
@@ -96,5 +128,4 @@ async def _prompt(parts: ChatParts, body: ChatBody, use: ToolUse | None) -> Toke
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final,
     )
-    chat = parts.dialect.prepare(chat, use)
-    return await parts.prompts.chat(chat, encoding_options(body, special_tokens=False))
+    return parts.dialect.prepare(chat, use)

@@ -21,7 +21,8 @@ from server.api.chat.events import (
 from server.api.chat.run import ChatRun
 from server.api.chat.start import ChatParts, start_chat
 from server.api.error_envelope import envelope
-from server.api.openai.token_text import MIN_LOGPROB, TokenText, shown
+from server.api.openai.chat_logprobs import logprob_entries
+from server.api.openai.token_text import TokenText
 from server.api.request_body import JsonRoute
 from server.api.responses import DONE, respond, sse, usage, usage_tail
 from server.engine.sequence import TokenLogprob
@@ -155,23 +156,4 @@ def _delta(event: ChatEvent) -> dict[str, object]:
 
 def _logprobs(texts: TokenText, tokens: list[TokenLogprob]) -> dict[str, object]:
     """Return the `logprobs` object of some tokens."""
-
-    def entry(token: int, logprob: float) -> dict[str, object]:
-        data = texts.data(token)
-        return {"token": shown(data), "logprob": max(logprob, MIN_LOGPROB), "bytes": list(data)}
-
-    return {
-        "content": [
-            {
-                **entry(item.token, item.logprob),
-                "top_logprobs": [entry(token, logprob) for token, logprob in _top(item)],
-            }
-            for item in tokens
-        ]
-    }
-
-
-def _top(item: TokenLogprob) -> list[tuple[int, float]]:
-    """Return the most likely tokens, which need not hold the chosen one, the likeliest first."""
-    by_logprob = sorted(item.top, key=lambda pair: -pair[1])
-    return by_logprob[: item.requested]
+    return {"content": logprob_entries(texts, tokens)}

@@ -8,11 +8,16 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 
 from server.api.access.scopes import Scope
+from server.api.openapi.adapter_answers import (
+    ADAPTER_ANSWERS,
+    ADAPTER_SCHEMAS,
+    error_schema,
+)
 from server.api.openapi.answers import ANSWERS, SCHEMAS
 
 Json = dict[str, Any]
 
-_DESCRIPTION = "Errors have the envelope of the OpenAI API. Tags are the scopes that a key needs."
+_DESCRIPTION = "Errors have the form of the route's own API. Tags are the scopes that a key needs."
 _ERRORS = {
     400: "Something in the request is wrong, does not fit or is not supported.",
     401: "A valid API key is needed.",
@@ -67,7 +72,7 @@ def describe(app: FastAPI, has_keys: bool) -> Json:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):  # which nothing sends
         schemas.pop(name, None)
-    schemas.update(SCHEMAS)
+    schemas.update(SCHEMAS | ADAPTER_SCHEMAS)
     if has_keys:
         document["components"]["securitySchemes"] = _KEYS
     for path, operations in document["paths"].items():
@@ -86,7 +91,7 @@ def _complete(operation: Json, path: str, method: str, has_keys: bool) -> None:
     if method == "head":
         answers["200"] = {"description": "As for GET, without a body."}
     else:
-        found = ANSWERS.get(path, _UNDESCRIBED)
+        found = (ANSWERS | ADAPTER_ANSWERS).get(path, _UNDESCRIBED)
         content = {kind: {"schema": schema} for kind, schema in found.items()}
         answers["200"] = {"description": "The answer.", "content": content}
     has_body = "requestBody" in operation
@@ -102,7 +107,7 @@ def _error(status: int, meaning: str, path: str, method: str) -> Json:
     headers = {503: _RETRY, 401: _CHALLENGE}.get(status)
     error: Json = {"description": meaning, **({"headers": headers} if headers else {})}
     if method != "head":
-        schema: Json = {"$ref": "#/components/schemas/Error"}
+        schema = error_schema(path, status)
         if path == "/health" and status == 503:
             schema = {"anyOf": [schema, {"$ref": "#/components/schemas/Loading"}]}
         error["content"] = {"application/json": {"schema": schema}}

@@ -121,18 +121,22 @@ class PromptProcessor:
 
     async def chat(self, chat: Chat, options: EncodingOptions) -> TokenizedPrompt:
         """Render a chat with the model's template and tokenise it. Raise `ApiError`."""
+        text = await self.rendered(chat, options)
+        # Control tokens in a plain chat were marked before it was rendered.
+        encoding = EncodingOptions(options.special, plain=False)
+        prompt = await self._run(lambda: self._encode(text, encoding), len(text))
+        # The analyzer reads what the user wrote, not the template's frame around it.
+        analysed = _written(chat)[:_MAX_ANALYSED_CHARACTERS]
+        return TokenizedPrompt(prompt.tokens, analysed, text[-_END_CHARACTERS:])
+
+    async def rendered(self, chat: Chat, options: EncodingOptions) -> str:
+        """Return the text that the model's template makes of a chat. Raise `ApiError`."""
         template = self.template
         if isinstance(template, TemplateFailedError):
             raise ApiError(400, str(template), "messages")
         chat = replace(chat, variables=_checked_variables(chat.variables, template))
-        # The analyzer reads what the user wrote, not the template's frame around it.
-        written = "\n".join(str(message["content"]) for message in chat.messages)
-        text = chat.with_beginning(await self._render(template, chat, options, len(written)))
-        # Control tokens in a plain chat were marked before it was rendered.
-        encoding = EncodingOptions(options.special, plain=False)
-        prompt = await self._run(lambda: self._encode(text, encoding), len(text))
-        analysed = written[:_MAX_ANALYSED_CHARACTERS]
-        return TokenizedPrompt(prompt.tokens, analysed, text[-_END_CHARACTERS:])
+        rendered = await self._render(template, chat, options, len(_written(chat)))
+        return chat.with_beginning(rendered)
 
     def close(self) -> None:
         """End the threads and the template's process."""
@@ -184,6 +188,11 @@ class PromptProcessor:
             raise context_length_error(self._context_tokens, f"the prompt has {len(tokens)}")
         self._encoder.check(tokens)
         return TokenizedPrompt(tokens, self._encoder.decode(tokens)[:_MAX_ANALYSED_CHARACTERS])
+
+
+def _written(chat: Chat) -> str:
+    """Return what was written in a chat."""
+    return "\n".join(str(message["content"]) for message in chat.messages)
 
 
 def _checked_variables(variables: Mapping[str, Any], template: ChatTemplate) -> dict[str, Any]:
