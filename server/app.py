@@ -23,14 +23,16 @@ from server.assembly import ServerParts, assemble, stall_seconds
 from server.engine.loading.load import LoadedModel
 from server.prechecks import open_analyzer
 from server.settings import Settings
+from server.summary import summarize
+from server.tracing import NO_TELEMETRY
 from telemetry import Sampler
 
 
 def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None = None) -> FastAPI:
     """Return the application that serves a loaded model.
 
-    `app.state` has the `service` and the `readiness`, which the HTTP server needs. `sampler`
-    replaces the readings of the machine, in tests. Raises the errors of `assemble`.
+    `app.state` has the `service`, the `readiness` and the `summary`, which the HTTP server needs.
+    `sampler` replaces the readings of the machine, in tests. Raises the errors of `assemble`.
     """
     parts = assemble(model, settings, sampler)
     service = _service(model, settings, parts)
@@ -40,16 +42,19 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     )
     dialect = open_dialect(parts.prompts.template, model.tokenizer, settings.tool_parser)
     chats = ChatParts(service, parts.prompts, dialect)
+    tracing = parts.request_log.tracing
     app = FastAPI(
         title="Trimtab",
         lifespan=_lifespan(parts),
         openapi_url=None,  # has a route of its own
         docs_url=None,  # the pages would load code from elsewhere
         redoc_url=None,
+        telemetry=NO_TELEMETRY if tracing is None else tracing.telemetry(),
     )
     access = AccessControl(settings, RouteScopes(app))
     app.state.service = service
     app.state.readiness = readiness
+    app.state.summary = summarize(model, settings, parts)
     app.add_middleware(
         IngressMiddleware,
         max_body_bytes=settings.max_body_bytes,

@@ -3,6 +3,7 @@
 Nothing here knows of HTTP; `server/app.py` adds the routes.
 """
 
+import asyncio
 from dataclasses import dataclass
 from itertools import product
 
@@ -42,6 +43,7 @@ from server.model_metrics import set_model_metrics
 from server.monitoring import Monitoring, StepListener
 from server.settings import Settings, SettingsError
 from server.shadow.monitor import ShadowMonitor
+from server.tracing import open_tracing
 from telemetry import Sampler, ServerMetrics, default_sampler
 
 _JOIN_SECONDS = 1.0  # that the engine's step in progress has, at the end
@@ -92,6 +94,8 @@ class ServerParts:
         self.prompts.close()
         self.monitoring.stop()
         await self.request_log.close()
+        if self.request_log.tracing is not None:
+            await asyncio.to_thread(self.request_log.tracing.close)
 
 
 def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) -> ServerParts:
@@ -131,6 +135,8 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
         metrics, controller, shadow, monitoring.snapshot, _open_audit_log(settings, metrics),
         settings.audit_prompts,
     )  # fmt: skip
+    if settings.otlp_traces_endpoint is not None:
+        request_log.tracing = open_tracing(settings.otlp_traces_endpoint, model.name)
     set_model_metrics(model, metrics, controller)
     metrics.policy.info(controller.policy_info())
     context_tokens = min(model.weights.context, runner.decoder.cache.arena.capacity)

@@ -32,12 +32,15 @@ def check_parts(settings: Settings) -> None:
     # Imported here, since all of them import PyTorch.
     from controller.audit import AuditLog
     from controller.sensitivity import load_sensitivity
+    from server.tracing import check_packages
 
     _check_kv_budgets(settings)
     folder, (fingerprint, _) = _artefact(settings), _declared(settings)
     if folder is not None and fingerprint is not None:
         load_sensitivity(folder, fingerprint)
     open_analyzer(settings)
+    if settings.otlp_traces_endpoint is not None:
+        check_packages()
     if settings.audit_log is not None:
         AuditLog(settings.audit_log, settings.audit_max_bytes).close()
 

@@ -155,6 +155,8 @@ class Settings(BaseSettings):
     """Time between readings of the machine."""
     metrics_compat: Literal["vllm"] | None = None
     """`vllm`: `/metrics` also has vLLM's names, for tools that ask for them."""
+    otlp_traces_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/\s]+\S*$")
+    """Where traces are sent, by OTLP over HTTP: `http://localhost:4318`. Needs the extra `otel`."""
 
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     """Largest body of a request; a larger one gets status 413."""

@@ -16,7 +16,8 @@ from server.engine.engine import Generation, Inbox
 class ActiveRequest:
     """A request after its decision: one generation per prompt and choice, all by that decision.
 
-    `first` is the decision of its arrival. `decision` replaces it when the prompt is about to be
+    `operation` is what traces call it: `chat` or `text_completion`. `first` is the decision of its
+    arrival. `decision` replaces it when the prompt is about to be
     read; from then on it is `final`. The engine's thread sets both. `counted` says that it is in
     the metrics. `choices` is the number of answers to each prompt; those of one prompt stand
     together in `generations`. `unfinished` maps the generations that have not ended to their
@@ -26,6 +27,7 @@ class ActiveRequest:
     """
 
     caller: Caller
+    operation: str
     created: int
     decision: Decision
     features: PromptFeatures

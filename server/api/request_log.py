@@ -19,6 +19,7 @@ from server.engine.engine import Generation
 from server.engine.sequence import FinishReason, Sequence
 from server.shadow.monitor import FinishedAnswer, ShadowMonitor
 from server.shadow.teacher_forcing import TeacherForcedLoss
+from server.tracing import Tracing
 from telemetry import FinishedRequest, ServerMetrics, Snapshot
 
 _RECENT_ANSWERS = 50
@@ -30,7 +31,8 @@ class RequestLog:
     """Records each decision and its ends: one refusal, or the end of each answer.
 
     All methods are called in the event loop, so that nothing here needs a lock. `recent` holds
-    the latest answers, newest first. `audit_prompts` lets prompts' texts into the audit log.
+    the latest answers, newest first. `tracing` gets spans of answers. `audit_prompts` lets prompts'
+    texts into the audit log.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class RequestLog:
         audit_prompts: bool = False,
     ) -> None:
         self.metrics = metrics
+        self.tracing: Tracing | None = None
         self.recent: deque[dict[str, Any]] = deque(maxlen=_RECENT_ANSWERS)
         self._controller = controller
         self._shadow = shadow
@@ -96,6 +99,8 @@ class RequestLog:
         reading = PromptReading.of([sequence], active.shape)
         self.metrics.count_request(_finished(active, sequence, reason, timing, reading))
         self._count_objectives(active.decision, sequence, timing)
+        if self.tracing is not None:
+            self.tracing.record(active, sequence, reason)
         self._teach(active.first, sequence, timing, complete)
         answer_id = _unique_id()
         outcome: dict[str, Any] = {

@@ -8,6 +8,7 @@ from policies import Reason
 from pruners.variant import BASE
 from server.api.active_request import ActiveRequest
 from server.api.caller import Caller
+from server.api.chat.body import ChatBody
 from server.api.errors import ApiError
 from server.api.late_decision import LateDecision
 from server.api.narrowing import AnswerNarrowing
@@ -135,6 +136,7 @@ class Service:
         decision = self.controller.decide(incoming)
         return ActiveRequest(
             caller=caller,
+            operation="chat" if isinstance(valid.parsed.body, ChatBody) else "text_completion",
             created=int(time.time()),
             decision=decision,
             features=incoming.features,

@@ -35,8 +35,8 @@ def list_models() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pruners.support.sizes import size_text
     from server.engine.loading.inventory import models_here, serving_here
-    from server.engine.loading.sources.progress import size_text
 
     found = models_here()
     if not found:
@@ -55,8 +55,8 @@ def list_models() -> None:
 
 def _columns(path: Path, serving: "Serving", free: float) -> list[str]:
     """Return what the table says of a model beside its name."""
+    from pruners.support.sizes import size_text
     from server.engine.loading.inventory import summarise
-    from server.engine.loading.sources.progress import size_text
 
     try:
         found = summarise(path, serving, free)

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,8 +66,6 @@ def _load(settings: Settings) -> "FastAPI":
     """Return the application of the settings. Most of a start is spent here."""
     gc.disable()  # imports make a great deal, and hardly any garbage
     with stage("imports"):  # of PyTorch and the HTTP application
-        import psutil
-
         from server.app import create_app
         from server.engine.loading.configured_model import load_configured_model
         from server.prechecks import check_parts
@@ -82,9 +79,6 @@ def _load(settings: Settings) -> "FastAPI":
         app = create_app(model, settings)
     gc.collect()
     gc.freeze()  # what is loaded stays, too
-    seconds = time.time() - psutil.Process().create_time()
-    address = f"http://{settings.host}:{settings.port}"
-    log.info("serving %s on %s, %.1f s after the start", settings.model, address, seconds)
     return app
 
 

@@ -51,7 +51,7 @@ class HttpServer(uvicorn.Server):
         """Listen, then begin to load."""
         await super().startup(sockets)
         if self.started:
-            self._front.begin()
+            self._front.begin(self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start the shutdown at the first signal; end the process within a second at the next."""

@@ -11,6 +11,7 @@ from server.api.error_envelope import envelope
 from server.api.ingress import IngressMiddleware
 from server.api.plain_response import send_json
 from server.engine.loading.stages import StartupStages, watch
+from server.http.startup_screen import StartupScreen
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ class StartupFront:
     """
 
     def __init__(self, settings: Settings, load: Callable[[], "FastAPI"]) -> None:
+        screen = StartupScreen(settings)
         self.app: FastAPI | None = None
         self.failure: BaseException | None = None
-        self.stages = StartupStages()
+        self.stages = StartupStages(screen.stage_ended)
         self._load = load
+        self._screen = screen
         self._lifespan = AsyncExitStack()  # of the application
         self._loading = IngressMiddleware(
             self._answer,
@@ -46,10 +49,11 @@ class StartupFront:
         """Return whether the application is still being made."""
         return self.app is None and self.failure is None
 
-    def begin(self) -> None:
-        """Start to load, in a thread beside the running event loop."""
+    def begin(self, port: int) -> None:
+        """Start to load, in a thread beside the running event loop; `port` is bound."""
+        self._screen.begin(port)
         loop = asyncio.get_running_loop()
-        threading.Thread(target=self._run, args=(loop,), name="loading", daemon=True).start()
+        threading.Thread(target=self._run, args=(loop, port), name="loading", daemon=True).start()
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Answer one request, or run until the server ends."""
@@ -60,11 +64,12 @@ class StartupFront:
         else:
             await self.app(scope, receive, send)
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, loop: asyncio.AbstractEventLoop, port: int) -> None:
         watch(self.stages)
         try:
             app = self._load()
             asyncio.run_coroutine_threadsafe(self._open(app), loop).result()
+            self._screen.ready(app.state.summary, port)
         except BaseException as error:  # whatever it is, the server ends with it
             self.failure = error
 

@@ -2,22 +2,30 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 log = logging.getLogger(__name__)
 
 
+def log_stage(name: str, seconds: float, depth: int) -> None:
+    """Log how long a stage took."""
+    log.info("%s: %.2f s", name, seconds)
+
+
 class StartupStages:
     """What a start is busy with: the `name` of a stage, and its `progress` from 0 to 1.
 
     The progress is None where it is not known. The thread that starts writes, any thread reads.
+    `on_end` is called with a stage's name, its seconds, and in how many other stages it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[str, float, int], None] = log_stage) -> None:
         self.name = "start"
         self.progress: float | None = None
+        self.depth = 0
+        self.on_end = on_end
 
 
 _watched: ContextVar[StartupStages | None] = ContextVar("startup_stages", default=None)
@@ -30,18 +38,20 @@ def watch(stages: StartupStages) -> None:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Mark a stage of a start, and log how long it took. Where nobody watches, do nothing."""
+    """Mark a stage of a start, and tell how long it took. Where nobody watches, do nothing."""
     stages = _watched.get()
     if stages is None:
         yield
         return
     outer, started = (stages.name, stages.progress), time.perf_counter()
     stages.name, stages.progress = name, None
+    stages.depth += 1
     try:
         yield
     finally:
         stages.name, stages.progress = outer
-    log.info("%s: %.2f s", name, time.perf_counter() - started)
+        stages.depth -= 1
+    stages.on_end(name, time.perf_counter() - started, stages.depth)
 
 
 def advance(share: float) -> None:

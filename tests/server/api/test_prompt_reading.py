@@ -70,7 +70,8 @@ def test_a_response_says_how_its_prompts_were_read_each_once(reader, name):
     )  # fmt: skip
     states = [sequence(20, reader, 16 * second) for _ in range(2) for second in range(2)]
     active = ActiveRequest(
-        caller=Caller("r"), created=1, decision=decision, features=None, text="", prompt_tokens=40,
+        caller=Caller("r"), operation="chat", created=1, decision=decision, features=None, text="",
+        prompt_tokens=40,
         choices=2, shape=SHAPE, final=True,
         generations=[SimpleNamespace(sequence=state) for state in states],
     )  # fmt: skip

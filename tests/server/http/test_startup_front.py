@@ -82,6 +82,7 @@ def application(server_closed):
 
     app = FastAPI(lifespan=lifespan)
     app.state.readiness = app.state.service = Quiet()
+    app.state.summary = {}
 
     @app.get("/health")
     async def health():

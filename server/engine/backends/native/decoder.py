@@ -56,6 +56,11 @@ class NativeDecoder:
             cache.arena.capacity,
         )
 
+    @property
+    def isa(self) -> str:
+        """Return the name of the instruction set of the kernels."""
+        return self._engine.isa
+
     def forward(self, segments: list[Segment]) -> Tensor:
         """Return hidden states `[rows, hidden]`, fp32, after the final norm; cache keys and values.
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import httpx2
 from huggingface_hub import constants, get_session, hf_raise_for_status
 
+from pruners.support.sizes import size_text
 from server.engine.loading.model_cache import locked, sync
 from server.engine.loading.sources.errors import ModelSourceError
-from server.engine.loading.sources.progress import TransferProgress, size_text
+from server.engine.loading.sources.progress import TransferProgress
 
 log = logging.getLogger(__name__)
 

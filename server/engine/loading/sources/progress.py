@@ -19,6 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from pruners.support.sizes import size_text
 from server.engine.loading.stages import advance, stage
 
 log = logging.getLogger(__name__)
@@ -86,11 +87,3 @@ class TransferProgress:
         self._done += count
         self._bar.update(self._task, completed=self._done)
         advance(self._done / max(1, self._total))
-
-
-def size_text(count: float) -> str:
-    """Return a number of bytes in words, such as `4.9 GB`."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"
