@@ -46,7 +46,12 @@ from server.engine.loading.generation_config import (
     check_tokens,
 )
 from server.engine.loading.heap import large_blocks_go_back
-from server.engine.loading.memory_check import check_memory, multiplies_bf16, serving_on
+from server.engine.loading.memory_check import (
+    check_memory,
+    check_packed_memory,
+    multiplies_bf16,
+    serving_on,
+)
 from server.engine.loading.opened_model import OpenedModel
 from server.engine.loading.outline import outline_of, served_outline
 from server.engine.loading.packed_cache import find_packed, packed_base, packed_key
@@ -225,14 +230,16 @@ def _find_or_open(
 ) -> PackedBase | OpenedModel:
     """Return the packed base if the native kernels serve it, mapped or new; else the opened model.
 
-    Raises `UnsupportedModelError`, `ArtefactError`, and `MemoryEstimateError` for a model that is
-    not packed yet and does not fit.
+    Raises `UnsupportedModelError`, `ArtefactError`, and `MemoryEstimateError` for a model that does
+    not fit.
     """
     packs = device == CPU and precision in ("auto", *BITS) and _has_native_kernels()
     key = packed_key(source, precision, None if artefact is None else artefact.order)
     found = find_packed(key) if packs else None
     opened = found or OpenedModel(source, tokenizer)
-    if isinstance(opened, OpenedModel):
+    if isinstance(opened, PackedBase):
+        check_packed_memory(opened, device)
+    else:
         check_memory(opened.stored(), serving_on(device, precision), device)
     if artefact is not None:
         artefact.check_base(opened.facts.fingerprint)

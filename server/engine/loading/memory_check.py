@@ -9,10 +9,14 @@ from server.engine.backends.native import library as native_library
 from server.engine.loading.memory_estimate import (
     MIN_KV_TOKENS,
     PROCESS_BYTES,
+    MemoryEstimate,
     Serving,
     StoredModel,
     check_fits,
+    check_packed_fits,
+    vector_bytes,
 )
+from server.engine.loading.packed_file import PackedBase
 from server.engine.precision import Precision
 from telemetry.capacity import CapacityReader
 
@@ -52,3 +56,22 @@ def free_memory(device: torch.device) -> float:
 def check_memory(model: StoredModel, serving: Serving, device: torch.device) -> None:
     """Raise `MemoryEstimateError` if a model does not fit with the smallest cache."""
     check_fits(model, serving, free_memory(device), MIN_KV_TOKENS)
+
+
+def check_packed_memory(base: PackedBase, device: torch.device) -> None:
+    """Raise `MemoryEstimateError` if packed weights do not fit with the smallest cache.
+
+    Mapped weights that are not in memory would be read from the disk for every token.
+    """
+    weights, shape = base.weights, base.weights.shape
+    needed = MemoryEstimate(
+        "int4" if weights.precision == "int4" else "int8",
+        weights=sum(tensor.nbytes for tensor in weights.tensors()),
+        cache=MIN_KV_TOKENS
+        * 2
+        * shape.layers
+        * shape.kv_groups
+        * vector_bytes(shape.head_dim, "bf16"),
+        tables=2 * 4 * base.facts.longest * shape.head_dim,
+    )
+    check_packed_fits(needed, free_memory(device), MIN_KV_TOKENS)

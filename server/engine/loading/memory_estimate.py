@@ -149,13 +149,28 @@ def check_fits(model: StoredModel, serving: Serving, free_bytes: float, kv_token
     `kv_tokens` is the smallest cache that will do.
     """
     needed = memory_estimate(model, serving, kv_tokens)
-    if needed.total <= free_bytes:
-        return
-    raise MemoryEstimateError(
+    if needed.total > free_bytes:
+        raise _does_not_fit(needed, free_bytes, kv_tokens, _advice(model, serving, free_bytes))
+
+
+def check_packed_fits(needed: MemoryEstimate, free_bytes: float, kv_tokens: int) -> None:
+    """Raise `MemoryEstimateError` if weights that are packed already do not fit.
+
+    `needed` is with a cache of `kv_tokens` tokens, the smallest that will do.
+    """
+    if needed.total > free_bytes:
+        advice = "free some memory, or serve fewer bits or a smaller model"
+        raise _does_not_fit(needed, free_bytes, kv_tokens, advice)
+
+
+def _does_not_fit(
+    needed: MemoryEstimate, free_bytes: float, kv_tokens: int, advice: str
+) -> MemoryEstimateError:
+    return MemoryEstimateError(
         f"the model needs {_gb(needed.total)} (weights in {needed.precision} {_gb(needed.weights)},"
         f" KV cache of {kv_tokens:,} tokens {_gb(needed.cache)}, else"
         f" {_gb(needed.tables + needed.process)}), {_gb(free_bytes)} are free:"
-        f" {_gb(needed.total - free_bytes)} too little; {_advice(model, serving, free_bytes)}"
+        f" {_gb(needed.total - free_bytes)} too little; {advice}"
     )
 
 

@@ -20,6 +20,7 @@ from server.engine.backends.native import library as native_library
 from server.engine.loading import load as loading
 from server.engine.loading import packed_cache, packed_file
 from server.engine.loading.load import LoadedModel, load_model, load_transformers, open_decoder
+from server.engine.loading.memory_estimate import MemoryEstimateError
 from tests.support.artefacts import artefact_with_readers
 from tests.support.gguf_tiny import PROMPT, write_gguf
 from tests.support.tiny import save_tiny
@@ -81,6 +82,14 @@ def test_the_second_start_maps_the_same_bits(kept: Path, gguf: Path, monkeypatch
         assert getattr(first, name) == getattr(second, name)
     for name in ("errors", "precision", "shape", "context", "eps", "rope_kinds"):
         assert getattr(first.weights, name) == getattr(second.weights, name)
+
+
+def test_what_is_packed_already_is_refused_where_it_does_not_fit(gguf: Path, monkeypatch):
+    load_model(gguf, "tiny")
+    forbid(monkeypatch)
+    monkeypatch.setattr("server.engine.loading.memory_check.free_memory", lambda device: 1e6)
+    with pytest.raises(MemoryEstimateError, match=r"weights in int4 .* 0\.0 GB are free"):
+        load_model(gguf, "tiny")
 
 
 def test_what_is_mapped_is_what_is_packed_in_memory(kept: Path, gguf: Path, monkeypatch):
