@@ -9,7 +9,10 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 CSRC := server/engine/backends/native/csrc
 CSRC_FILES := $(wildcard $(CSRC)/*/*.* $(CSRC)/*/*/*.*)
 
-.PHONY: install serve test test-fast test-arm lint docs sanitize bench gpu-check artefact clean
+CLIENTS := .venv-clients
+INSTALLED_CLIENTS := $(CLIENTS)/.installed
+
+.PHONY: install serve test test-fast test-arm clients lint docs sanitize bench gpu-check artefact clean
 
 install: $(INSTALLED)
 
@@ -17,8 +20,10 @@ serve: $(INSTALLED)
 	$(BIN)/trimtab serve --model "$(MODEL)" --port $(PORT)
 
 # One thread: for tiny models more threads only wait for each other, ten times as long on a busy machine.
+# Where the client libraries cannot be installed, their tests are skipped.
 test: $(INSTALLED_DEV)
 	$(BIN)/trimtab pull
+	-$(MAKE) clients
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The quick loop: all but tests that are marked slow or browser; they need no model and no network.
@@ -38,6 +43,9 @@ build/arm/check_vectors: $(ARM_OBJECTS)
 
 test-arm: $(INSTALLED_DEV) build/arm/check_vectors
 	$(BIN)/python -m pytest -rs tests/server/engine/backends/native/test_vectors.py
+
+# The libraries of clients that tests/clients runs, in an environment of their own.
+clients: $(INSTALLED_CLIENTS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
@@ -87,7 +95,7 @@ artefact: $(INSTALLED)
 	$(if $(PROMPTS),$(BIN)/trimtab sensitivity --artefact $(SHIPPED) --prompts $(PROMPTS))
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(CLIENTS) build *.egg-info
 
 # torch first and exact: a range would bring gigabytes of CUDA to a machine without a GPU.
 $(VENV)/bin/python:
@@ -100,4 +108,9 @@ $(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt $(CSRC_FILES)
 
 $(INSTALLED_DEV): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(INSTALLED_CLIENTS): tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
 	touch $@

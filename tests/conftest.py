@@ -11,6 +11,7 @@ from server.testing import ServerProcess
 
 SLOW_FIXTURES = {
     "browser",
+    "clients_server",
     "default_model",
     "documented_server",
     "evaluated",

@@ -157,7 +157,7 @@ class RequestBuilder:
             to_write = f" and {parsed.max_tokens} to write" if parsed.max_tokens else ""
             raise ApiError(
                 400,
-                f"this model's context is {self.context_tokens} tokens; "
+                f"this model's maximum context length is {self.context_tokens} tokens; "
                 f"the prompt has {prompt_tokens}{to_write}",
                 "prompt" if room < 1 else "max_tokens",
                 "context_length_exceeded",

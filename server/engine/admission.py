@@ -21,8 +21,8 @@ def check(request: GenerationRequest, vocabulary: int, context: int) -> None:
         raise InvalidRequestError("max_tokens and min_tokens cannot be negative")
     if len(request.prompt) + request.max_tokens > context:
         raise InvalidRequestError(
-            f"this model's context is {context} tokens; the prompt has {len(request.prompt)} and "
-            f"{request.max_tokens} are to be written"
+            f"this model's maximum context length is {context} tokens; the prompt has "
+            f"{len(request.prompt)} and {request.max_tokens} are to be written"
         )
     _check_ids("the prompt", request.prompt, vocabulary)
     _check_ids("stop_token_ids", request.stop.token_ids, vocabulary)

@@ -155,6 +155,9 @@ class PromptEncoder:
 
 
 def context_length_error(context_tokens: int, reason: str) -> ApiError:
-    """Return the error for a prompt that is longer than the context."""
-    message = f"this model's context is {context_tokens} tokens; {reason}"
+    """Return the error for a prompt that is longer than the context.
+
+    Clients recognise it by these words, too, which are those of the OpenAI API.
+    """
+    message = f"this model's maximum context length is {context_tokens} tokens; {reason}"
     return ApiError(400, message, "prompt", "context_length_exceeded")
