@@ -12,7 +12,7 @@ CSRC_FILES := $(wildcard $(CSRC)/*/*.* $(CSRC)/*/*/*.*)
 CLIENTS := .venv-clients
 INSTALLED_CLIENTS := $(CLIENTS)/.installed
 
-.PHONY: install serve test test-fast test-arm clients lint docs sanitize bench gpu-check artefact clean
+.PHONY: install serve test test-fast test-arm clients lint docs screenshots sanitize bench gpu-check artefact clean
 
 install: $(INSTALLED)
 
@@ -55,6 +55,10 @@ lint: $(INSTALLED_DEV)
 # The documentation in build/site; a broken link is an error.
 docs: $(INSTALLED_DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The documentation's pictures of the page, with the default model and a headless Chromium.
+screenshots: $(INSTALLED_DEV)
+	$(BIN)/python -m tests.support.screenshots
 
 # The native kernels' tests under the address and undefined-behaviour sanitizers.
 sanitize: $(INSTALLED_DEV)

@@ -161,6 +161,7 @@ class Observer:
             demand=known.load.value,
             rank=rank,
             draw=self._random.random(),
+            waiting=moment.status.waiting,
         )
 
     def observe_start(
@@ -190,6 +191,7 @@ class Observer:
             held_seconds=held_seconds,
             demand=self.estimators.load.value,
             draw=self._random.random(),  # of its own, since the first one may have refused
+            waiting=others.waiting,
         )
 
     def _forecast(self, status: EngineStatus) -> Forecast:
@@ -206,7 +208,7 @@ class Observer:
             status,
             self._sources.telemetry(),
             forecast,
-            _with_defaults(request.preferences.objectives, self._settings.objectives),
+            request.preferences.objectives.filled_from(self._settings.objectives),
             tokens,
             forecast.work(base, tokens, cached),
         )
@@ -287,14 +289,3 @@ def _is_hot(snapshot: Snapshot) -> bool | None:
     readings += [(gpu.throttled.value, 0.5) for gpu in snapshot.gpus]
     known = [value > limit for value, limit in readings if value is not None]
     return any(known) if known else None
-
-
-def _with_defaults(wanted: Objectives, defaults: Objectives) -> Objectives:
-    """Return a request's objectives, with the server's where it names none."""
-    return Objectives(
-        ttft=defaults.ttft if wanted.ttft is None else wanted.ttft,
-        tpot=defaults.tpot if wanted.tpot is None else wanted.tpot,
-        max_loss=defaults.max_loss if wanted.max_loss is None else wanted.max_loss,
-        deadline=defaults.deadline if wanted.deadline is None else wanted.deadline,
-        firm=defaults.firm,
-    )

@@ -81,6 +81,16 @@ class Objectives:
     deadline: float | None = None
     firm: bool = False
 
+    def filled_from(self, defaults: "Objectives") -> "Objectives":
+        """Return a request's objectives, with those of `defaults` where it names none."""
+        return Objectives(
+            ttft=defaults.ttft if self.ttft is None else self.ttft,
+            tpot=defaults.tpot if self.tpot is None else self.tpot,
+            max_loss=defaults.max_loss if self.max_loss is None else self.max_loss,
+            deadline=defaults.deadline if self.deadline is None else self.deadline,
+            firm=defaults.firm,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -129,8 +139,8 @@ class Observation:
     over what full batches of the base get done. `rank` is the share (0..1) of recent work that was
     in smaller requests than this one. `draw` is a random number in [0, 1), for policies that
     explore. `queued` are the seconds in the queue that the candidates' `ttft` and `total` count,
-    None for `wait`: they are others for a request that was accepted before and starts now. Field
-    names are keys of the audit log.
+    None for `wait`: they are others for a request that was accepted before and starts now.
+    `waiting` are the other requests in the queue. Field names are keys of the audit log.
     """
 
     candidates: tuple[Candidate, ...]
@@ -148,6 +158,7 @@ class Observation:
     rank: float = 1.0
     draw: float = 0.0
     queued: float | None = None
+    waiting: int = 0
 
     @property
     def accepted(self) -> bool:

@@ -90,7 +90,7 @@ def _routers(
             completions.router(service, parts.prompts),
             chat.router(chats),
             *adapters.routers(chats),
-            page.router(service, parts.monitoring.snapshot, parts.learning.status),
+            page.router(service, parts, readiness),
         ],
         Scope.ADMIN: [],
     }

@@ -27,6 +27,7 @@ from server.api.prompt.chat_template import open_template
 from server.api.prompt.encoder import PromptEncoder
 from server.api.prompt.processor import PromptProcessor
 from server.api.request_log import RequestLog
+from server.api.status_history import StatusHistory
 from server.catalogue import build_catalogue, open_sensitivity, with_kv_method
 from server.engine.cache.kv_cache import KVCache
 from server.engine.cache.memory_allowance import MemoryAllowance
@@ -68,10 +69,12 @@ class ServerParts:
     context_tokens: int
     learning: BackgroundLearning
     running: RunningServer
+    history: StatusHistory
 
     def start(self) -> None:
-        """Start the engine, and learning, in the running event loop."""
+        """Start the engine, learning and the history, in the running event loop."""
         self.engine.start()
+        self.history.start()
         self.learning.start(self.running, self.monitoring.snapshot)
 
     def refresh_metrics(self) -> None:
@@ -89,6 +92,7 @@ class ServerParts:
 
     async def close(self) -> None:
         """Stop learning, the engine, its helpers and the sampler, and close the audit log."""
+        self.history.stop()
         await self.learning.stop()
         self.engine.stop(_JOIN_SECONDS)
         self.prompts.close()
@@ -151,7 +155,7 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
     )  # fmt: skip
     return ServerParts(
         monitoring, runner.decoder.cache, engine, controller, request_log, prompts, context_tokens,
-        learning, running,
+        learning, running, StatusHistory(engine.status, monitoring.snapshot, request_log.recent),
     )  # fmt: skip
 
 

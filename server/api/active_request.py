@@ -96,6 +96,7 @@ class ActiveRequest:
             "read": self.reader,
             "policy": decision.policy,
             "reason": decision.reason.value,
+            "waiting": decision.observation.waiting,
             "complexity": decision.observation.complexity,
             "predicted_loss": chosen.loss,
             "predicted_ttft_ms": round(1e3 * chosen.ttft, 1),

@@ -1,53 +1,58 @@
-"""The live page at `/`, and the data that it shows."""
+"""The page at `/`, and the data that it shows."""
 
 from collections.abc import Callable
-from importlib import resources
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from server.api.page_files import PAGE_FILES
+from server.api.page_files import PAGE_HEADERS, PUBLIC_PATHS, page_file
 from server.api.reader_cards import reader_cards
+from server.api.readiness import Readiness
 from server.api.service import Service
-from server.learning.supervisor import LearningStatus
-from telemetry import Snapshot
-
-_SECURITY_POLICY = "default-src 'self'; img-src data:; style-src 'self'; frame-ancestors 'none'"
+from server.api.status_history import FIELDS
+from server.assembly import ServerParts
 
 
 def public_router() -> APIRouter:
     """Return the routes of the page's files, which are open to all without an API key."""
     routes = APIRouter()
-    folder = resources.files("server") / "page"
-    files = {name: (folder / name).read_bytes() for name in PAGE_FILES}
 
-    def route(name: str) -> Callable[[], Any]:
+    def route(path: str) -> Callable[[], Any]:
         async def file() -> Response:
-            headers = {"Content-Security-Policy": _SECURITY_POLICY, "Cache-Control": "no-cache"}
-            return Response(files[name], media_type=PAGE_FILES[name], headers=headers)
+            found = page_file(path)
+            assert found is not None
+            return Response(found.body, media_type=found.media_type, headers=PAGE_HEADERS)
 
         return file
 
-    routes.add_api_route("/", route("index.html"), include_in_schema=False)
-    for name in PAGE_FILES:
-        routes.add_api_route(f"/{name}", route(name), include_in_schema=False)
+    for path in PUBLIC_PATHS:
+        routes.add_api_route(path, route(path), include_in_schema=False)
     return routes
 
 
-def router(
-    service: Service, snapshot: Callable[[], Snapshot], learning: Callable[[], LearningStatus]
-) -> APIRouter:
-    """Return the route of `GET /trimtab/status`: host, queue, actions and the latest answers."""
+def router(service: Service, parts: ServerParts, readiness: Readiness) -> APIRouter:
+    """Return the routes of the page's data.
+
+    `GET /trimtab/status` has host, queue, actions and the latest answers; `GET /trimtab/history`
+    the last two minutes.
+    """
     routes = APIRouter()
+
+    @routes.get("/trimtab/history")
+    async def two_minutes() -> JSONResponse:
+        return JSONResponse(parts.history.to_json())
 
     @routes.get("/trimtab/status")
     async def status() -> JSONResponse:
-        host, load = snapshot(), service.engine.status()
+        host, load = parts.monitoring.snapshot(), service.engine.status()
         return JSONResponse(
             {
                 "model": service.model.name,
                 "policy": service.controller.policy_info()["name"],
+                "trouble": readiness.trouble(),
+                "draining": readiness.draining,
+                "sample": dict(zip(FIELDS, parts.history.sample(), strict=True)),
                 "age_seconds": host.age(),
                 "host": _readings(host),
                 "gpus": [{"uuid": g.uuid, "name": g.name, **_readings(g)} for g in host.gpus],
@@ -56,9 +61,10 @@ def router(
                     "waiting": load.waiting,
                     "kv_ratio": load.kv_used / load.kv_capacity,
                 },
+                "layers": service.model.weights.shape.layers,
                 "variants": _variants(service),
                 "readers": reader_cards(service.model),
-                "learning": learning().to_json(),
+                "learning": parts.learning.status().to_json(),
                 "recent": list(service.request_log.recent),
             }
         )

@@ -25,3 +25,11 @@ async def send_json(
     headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text})
+
+
+async def send_body(send: "Send", body: bytes, headers: Mapping[str, str]) -> None:
+    """Send a whole response of status 200; its length is added to the headers."""
+    fields = {**headers, "Content-Length": str(len(body))}
+    pairs = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

@@ -187,6 +187,7 @@ class RequestLog:
                 "action": decision.action.label,
                 "read": active.reader,
                 "reason": decision.reason.value,
+                "waiting": decision.observation.waiting,
                 "complexity": decision.observation.complexity,
                 "predicted_loss": decision.chosen.loss,
                 **outcome,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from server.api.access.control import HEALTH, AccessControl
 from server.api.error_envelope import envelope
 from server.api.ingress import IngressMiddleware
-from server.api.plain_response import send_json
+from server.api.page_files import PAGE_HEADERS, page_file
+from server.api.plain_response import send_body, send_json
 from server.engine.loading.stages import StartupStages, watch
 from server.http.startup_screen import StartupScreen
 from server.settings import Settings
@@ -25,8 +26,8 @@ class StartupFront:
     """The ASGI application of the server's socket.
 
     `load` makes the application in a thread of its own. Until it is there, `/health` answers 503
-    with the stage of the start, and everything else gets an error. `app` is None until then;
-    `failure` is what `load` raised.
+    with the stage of the start, the page is there and shows it, and everything else gets an error.
+    `app` is None until then; `failure` is what `load` raised.
     """
 
     def __init__(self, settings: Settings, load: Callable[[], "FastAPI"]) -> None:
@@ -86,6 +87,10 @@ class StartupFront:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        file = page_file(scope["path"]) if scope["method"] in ("GET", "HEAD") else None
+        if file is not None:
+            await send_body(send, file.body, {**PAGE_HEADERS, "Content-Type": file.media_type})
+            return
         name, progress = self.stages.name, self.stages.progress
         if scope["path"] == HEALTH:
             body: dict[str, object] = {"status": "loading", "stage": name, "progress": progress}

@@ -32,9 +32,11 @@ def test_the_queue_is_the_one_of_the_start_not_of_the_arrival(host):
     host.set_requests(4, 12)
     crowded = controller.decide(REQUEST)
     assert idle.action == Action("base") != crowded.action
+    assert (idle.observation.waiting, crowded.observation.waiting) == (0, 12)
     late = redecide(host, controller, idle)
     assert late.action.variant == crowded.action.variant
     assert late.observation.wait == pytest.approx(crowded.observation.wait)
+    assert late.observation.waiting == 12
     host.set_requests(1, 0)
     assert redecide(host, controller, crowded).action == Action("base")
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from policies import Action, Reason
+from policies import Action, Objectives, Observation, Reason
 from pruners.architecture import Shape
 from pruners.reading.reader import PromptReader
 from server.api.active_request import ActiveRequest
@@ -66,7 +66,7 @@ def test_a_response_says_how_its_prompts_were_read_each_once(reader, name):
     )
     decision = SimpleNamespace(
         chosen=chosen, action=chosen.action, policy="rule", reason=Reason.BASE_FITS,
-        observation=SimpleNamespace(complexity=0.1, wait=0.0),
+        observation=Observation((), Objectives(), wait=0.0, complexity=0.1),
     )  # fmt: skip
     states = [sequence(20, reader, 16 * second) for _ in range(2) for second in range(2)]
     active = ActiveRequest(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from policies import Action, Objectives, Reason
+from policies import Action, Objectives, Observation, Reason
 from pruners.architecture import Shape
 from pruners.kv import make_eviction
 from pruners.reading.reader import PromptReader
@@ -69,7 +69,7 @@ def _decision(name, wait, reader=None, **objectives):
         action=Action(name, None, reader),
         reason=Reason.TTFT,
         chosen=SimpleNamespace(loss=0.1),
-        observation=SimpleNamespace(objectives=Objectives(**objectives), complexity=0.5, wait=wait),
+        observation=Observation((), Objectives(**objectives), wait, complexity=0.5),
         seconds=1e-4,
         masked=[],
     )

@@ -100,7 +100,7 @@ def test_while_it_loads_everything_is_503_and_then_the_same_socket_serves():
     assert health.json() == {"status": "loading", "stage": "weights", "progress": 0.25}
     for refused in (
         server.client.post("/v1/completions", json={"prompt": "x"}),
-        server.client.get("/"),
+        server.client.get("/v1/models"),
         server.client.get("/metrics"),
     ):
         assert refused.status_code == 503
@@ -108,6 +108,11 @@ def test_while_it_loads_everything_is_503_and_then_the_same_socket_serves():
         error = refused.json()["error"]
         assert error["type"] == "unavailable_error"
         assert error["message"] == "the server is loading the model (weights, 25%)"
+    page = server.client.get("/page/main.js")
+    assert page.status_code == 200, "the page shows how far it is"
+    assert page.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert server.client.get("/").text.startswith("<!doctype html>")
     assert server.client.post("/generate", content=b"x" * 4096).status_code == 413
     assert server.client.get("/health", headers={"host": "evil.example"}).status_code == 403
     server.step.set()
