@@ -99,25 +99,26 @@ def _jobs(
 
 def _drawn(engine: NativeEngine, heads: Heads, x: Tensor, draws: list[Draw]) -> Run:
     """Return a measurement of draws from each of the heads."""
-    structs = [
-        (matrix_struct(packed), None if screen is None else head_screen_struct(screen))
-        for packed, screen in heads
-    ]
-    return lambda: timed(lambda: [engine.draw(*pair, x, draws) for pair in structs]) / len(structs)
+
+    def run() -> None:
+        for packed, screen in heads:
+            coarse = None if screen is None else head_screen_struct(screen)
+            engine.draw(matrix_struct(packed), coarse, x, draws)
+
+    return lambda: timed(run) / len(heads)
 
 
 def _chosen(engine: NativeEngine, heads: Heads, x: Tensor, draws: list[Draw]) -> Run:
     """Return a measurement of all logits and PyTorch's choice among them."""
-    structs = [matrix_struct(packed) for packed, _ in heads]
     y = torch.empty(len(x), heads[0][0].outputs)
 
     def run() -> None:
-        for struct in structs:
-            engine.project(struct, x, y)
+        for packed, _ in heads:
+            engine.project(matrix_struct(packed), x, y)
             for row, draw in zip(y, draws, strict=True):
                 choose(row, draw)
 
-    return lambda: timed(run) / len(structs)
+    return lambda: timed(run) / len(heads)
 
 
 def _table(title: str, found: dict[tuple[str, str], list[float]]) -> Table:

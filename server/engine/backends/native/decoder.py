@@ -13,7 +13,11 @@ from server.engine.backends.native.library import NativeEngine
 from server.engine.backends.native.model import NativeModel
 from server.engine.backends.native.packed_corrections import PackedCorrections
 from server.engine.backends.native.packed_maps import PackedMapsByDepth
-from server.engine.backends.native.packed_weights import MAX_SCREENED_ROWS, PackedWeights
+from server.engine.backends.native.packed_weights import (
+    MAX_SAMPLED_ROWS,
+    MAX_SCREENED_ROWS,
+    PackedWeights,
+)
 from server.engine.backends.native.packing import PackedRows
 from server.engine.backends.native.structures import CacheStruct, address_of
 from server.engine.cache.kv_cache import KVCache
@@ -93,7 +97,9 @@ class NativeDecoder:
         `hidden` is fp32 `[rows, hidden]`. For few rows a coarse copy of the head shows which logits
         need to be computed; the tokens are the same. With filters too many would have to be.
         """
-        pays = len(hidden) <= MAX_SCREENED_ROWS and not any(draw.is_filtered for draw in draws)
+        samples = any(draw.temperature > 0 for draw in draws)
+        limit = MAX_SAMPLED_ROWS if samples else MAX_SCREENED_ROWS
+        pays = len(hidden) <= limit and not any(draw.is_filtered for draw in draws)
         screen = self._model.head_screen if pays else None
         return self._engine.draw(self._model.head, screen, hidden.contiguous(), draws)
 

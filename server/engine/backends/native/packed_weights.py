@@ -21,8 +21,9 @@ from server.engine.loading.stages import advance
 
 log = logging.getLogger(__name__)
 
-MAX_SCREENED_ROWS = 4
-"""Rows for which the head is screened; for more rows reading it whole costs less."""
+MAX_SCREENED_ROWS, MAX_SAMPLED_ROWS = 2, 8
+"""Rows for which the head is screened: where only likeliest tokens are taken, and where any token
+is sampled, whose noise takes long with and without. For more rows the whole head costs less."""
 
 _LOG_SECONDS = 2.0  # between two lines about the progress
 
