@@ -34,6 +34,7 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
             max_tokens=body.max_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             variant=variant_in_model_name(service, body.model),
+            constraint=await service.builder.constraints.compile(body.constraint()),
         )
         active = service.start(parsed, caller_of(request, "gen"))
 

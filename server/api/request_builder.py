@@ -8,6 +8,7 @@ from policies import Action, Objectives
 from pruners.kv import make_kv_budget
 from pruners.reading.reader import FULL
 from server.api.caller import Caller
+from server.api.constrained.compiler import CompiledConstraint, ConstraintCompiler
 from server.api.errors import ApiError
 from server.api.prompt.processor import TokenizedPrompt
 from server.api.schemas import SamplingBody, TrimtabHints
@@ -27,7 +28,8 @@ class ParsedRequest:
     Where `max_tokens` is None, an answer may have `default_max_tokens`, or less if the prompt
     leaves less room; if that is None too, all of the room. `variant` comes from a model name like
     `base@mix-80`. `logprobs` is the number of alternatives per written token. `pooling`
-    embeds the prompts. `shown` are special tokens whose text belongs to an answer.
+    embeds the prompts. `shown` are special tokens whose text belongs to an answer. `constraint` is
+    the form of all answers, if they must have one.
     """
 
     prompts: list[TokenizedPrompt]
@@ -39,6 +41,7 @@ class ParsedRequest:
     prompt_logprobs: bool = False
     pooling: Pooling | None = None
     shown: frozenset[int] = frozenset()
+    constraint: CompiledConstraint | None = None
 
     @property
     def choices(self) -> int:
@@ -69,7 +72,8 @@ class RequestBuilder:
     """Validates requests and makes the engine's requests of them.
 
     `context_tokens` bounds a prompt and its answer together, `max_answers` the answers of one
-    HTTP request; `kv_scorer` names the method by which a KV budget is kept.
+    HTTP request; `kv_scorer` names the method by which a KV budget is kept. `constraints` compiles
+    the forms that answers must have.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class RequestBuilder:
     ) -> None:
         self.model = model
         self.context_tokens = context_tokens
+        self.constraints = ConstraintCompiler(model)
         self.max_answers = max_answers
         self._kv_scorer = kv_scorer
 
@@ -119,6 +124,8 @@ class RequestBuilder:
         `reusable` tells for each prompt how many of its tokens are cached.
         """
         parsed, body, engine_action = valid.parsed, valid.parsed.body, self.engine_action(action)
+        eos = frozenset[int]() if body.ignore_eos else self.model.eos_token_ids
+        ends, grammar = eos | valid.stop.token_ids, parsed.constraint
         requests = []
         for index in range(len(parsed.prompts) * parsed.choices):
             prompt = index // parsed.choices
@@ -130,13 +137,14 @@ class RequestBuilder:
                 kv_budget=engine_action.kv_budget,
                 sampling=self._sampling(body, index),
                 stop=valid.stop,
-                eos_token_ids=frozenset() if body.ignore_eos else self.model.eos_token_ids,
+                eos_token_ids=eos,
                 min_tokens=body.min_tokens,
                 logprobs=parsed.logprobs,
                 prompt_logprobs=parsed.prompt_logprobs,
                 pooling=parsed.pooling,
                 reusable=reusable[prompt].get((action.variant, action.reader), 0),
                 reader=engine_action.reader,
+                constraint=None if grammar is None else grammar.matcher(ends),
             )
             requests.append(request)
         return requests

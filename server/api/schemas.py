@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
+from server.api.constrained.fields import ConstrainedBody
+
 MAX_IDS = 1024  # in stop_token_ids and logit_bias
 
 Temperature = Annotated[float, Field(ge=0, le=100)]
@@ -68,7 +70,7 @@ class TrimtabHints(BaseModel):
     plain_text: bool = False
 
 
-class SamplingBody(BaseModel):
+class SamplingBody(ConstrainedBody):
     """The parameters that all routes for generation share."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)

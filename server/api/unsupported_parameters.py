@@ -30,8 +30,8 @@ def _of(names: str, *neutral: object, hint: str = "") -> dict[str, _UnsupportedP
 
 _UNSUPPORTED: dict[str, _UnsupportedParameter] = {
     # The form of the answer
-    **_of("response_format", {"type": "text"}),
-    **_of("structured_outputs grammar json_schema regex ebnf structural_tag format"),
+    **_of("grammar json_schema regex ebnf format", hint="use structured_outputs"),
+    **_of("structural_tag"),
     **_of("functions tools mcp_servers"),
     **_of("function_call tool_choice", "none", "auto"),
     **_of("audio web_search_options"),
@@ -75,7 +75,7 @@ _UNSUPPORTED: dict[str, _UnsupportedParameter] = {
     **_of("skip_special_tokens spaces_between_special_tokens detokenize", True),
     **_of("include_reasoning separate_reasoning", True),
 }
-_GUIDED = _UnsupportedParameter()  # guided_json, guided_choice and so on
+_GUIDED = _UnsupportedParameter()  # guided_whitespace_pattern and so on
 
 
 def refuse_unsupported(extra: Mapping[str, object], n: int) -> None:
@@ -84,7 +84,8 @@ def refuse_unsupported(extra: Mapping[str, object], n: int) -> None:
     `n` is the number of answers to each prompt.
     """
     for name, value in extra.items():
-        parameter = _GUIDED if name.startswith("guided_") else _UNSUPPORTED.get(name)
+        guided = name.startswith("guided_") and name != "guided_decoding_backend"
+        parameter = _GUIDED if guided else _UNSUPPORTED.get(name)
         if parameter is None or value is None or _is_neutral(value, parameter.neutral):
             continue
         if (name, value) == ("best_of", n):

@@ -13,6 +13,7 @@ computing all logits.
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,16 @@ def choose(logits: Tensor, draw: Draw) -> int:
     tokens = _kept((logits - highest) / draw.temperature, draw)
     scores = logits[tokens] + draw.temperature * noise(draw.key, tokens)
     return int(tokens[scores.argmax()])
+
+
+def allowed_only(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Return fp32 `logits` `[vocab]` with -inf for all tokens but those whose bits are set.
+
+    Bit `token % 32` of the int32 word `token // 32` of `allowed`, on the CPU, is that of a token.
+    """
+    bits = np.unpackbits(allowed.numpy().view(np.uint8), bitorder="little")[: len(logits)]
+    kept = torch.from_numpy(bits.view(np.bool_)).to(logits.device)
+    return logits.masked_fill(~kept, -torch.inf)
 
 
 def key_of(seed: int, position: int) -> int:

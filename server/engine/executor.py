@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from concurrent.futures import wait
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from pruners.variant import base_spec
 from server.engine.backends.base import Decoder, Segment
 from server.engine.draw import Draw
+from server.engine.mask_worker import Masks, MaskWorker
 from server.engine.scheduler import ScheduledTokens
 from server.engine.sequence import Sequence
 
@@ -21,12 +23,14 @@ class SequenceOutput:
 
     `hidden` is `[count, hidden]`. `scores` has one entry for the last token that is no draft and
     one for each draft: the next token, or fp32 logits `[vocab]` where the request needs them. It is
-    empty while there are more tokens to read.
+    empty while there are more tokens to read. `masks` are the tokens that a constraint allows, of
+    each entry (see `TokenConstraint.masks`).
     """
 
     scheduled: ScheduledTokens
     hidden: Tensor
     scores: list[int | Tensor]
+    masks: Tensor | None = None
 
 
 class Executor:
@@ -45,6 +49,7 @@ class Executor:
         self._decoder = decoder
         self._end = end
         self._on_step_failure = on_step_failure
+        self._mask_worker = MaskWorker()
 
     def run(self, scheduled: list[ScheduledTokens]) -> list[SequenceOutput]:
         """Run the decoder, in parts after a failure; return the outputs of what succeeded.
@@ -76,10 +81,12 @@ class Executor:
         """Run one pass of the decoder. If it fails, the caches are as they were before."""
         caches = [item.sequence.cache for item in scheduled]
         before = [cache.processed for cache in caches if cache is not None]
+        masks = self._mask_worker.begin(scheduled)
         try:
             hidden = self._decoder.forward([_segment(item) for item in scheduled])
-            return self._outputs(scheduled, hidden)
+            return self._outputs(scheduled, hidden, masks.result())
         except Exception:
+            wait([masks])
             for cache, processed in zip(caches, before, strict=True):
                 assert cache is not None
                 cache.rewind(cache.processed - processed)
@@ -95,11 +102,13 @@ class Executor:
             finally:
                 cache.close()
 
-    def _outputs(self, scheduled: list[ScheduledTokens], hidden: Tensor) -> list[SequenceOutput]:
+    def _outputs(
+        self, scheduled: list[ScheduledTokens], hidden: Tensor, masks: Masks
+    ) -> list[SequenceOutput]:
         """Compute scores where there are no more tokens to read; `hidden` is `[rows, hidden]`."""
         counts = [item.count for item in scheduled]
         outputs = [
-            SequenceOutput(item, rows, [])
+            SequenceOutput(item, rows, [], masks.get(item.sequence))
             for item, rows in zip(scheduled, hidden.split(counts), strict=True)
         ]
         end = 0
@@ -113,7 +122,7 @@ class Executor:
                 continue
             count = 1 + len(output.scheduled.drafts)
             for position, row in enumerate(range(end - count, end), len(sequence.output)):
-                if sequence.needs_logits(position):
+                if output.masks is not None or sequence.needs_logits(position):
                     in_logits.append((output, row))
                 else:
                     drawn.append((output, row))

@@ -15,6 +15,7 @@ import torch
 from pruners.variant import VariantSpec
 from server.engine.backends.base import Decoder
 from server.engine.cache.eviction import evict
+from server.engine.constraint import ConstraintError
 from server.engine.executor import Executor, SequenceOutput
 from server.engine.pooling import EmbeddingError
 from server.engine.sampling import SamplingError
@@ -153,7 +154,8 @@ class Runner:
         sequence.cache.rewind(len(drafts))
         accepted = 0
         for row, score in enumerate(output.scores):
-            token, logprob = choose_token(sequence, score)
+            allowed = None if output.masks is None else output.masks[row]
+            token, logprob = choose_token(sequence, score, allowed)
             confirmed = row < len(drafts) and token == drafts[row]
             if confirmed:
                 accepted += 1
@@ -165,8 +167,8 @@ class Runner:
             if not confirmed or sequence.cache is None:
                 break
         if drafts:
-            by_variant = item.drafted_by_variant
-            sequence.lookup.record_verified(len(drafts), accepted, by_lookup=not by_variant)
+            by_lookup, by_variant = (item.drafted_by == by for by in ("lookup", "variant"))
+            sequence.lookup.record_verified(len(drafts), accepted, by_lookup)
             if by_variant and self.drafter is not None:
                 self.drafter.record_verified(len(drafts), accepted)
 
@@ -182,7 +184,7 @@ class Runner:
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence with an error."""
         message = "the engine failed on this request"
-        if isinstance(error, SamplingError | EmbeddingError):
+        if isinstance(error, SamplingError | EmbeddingError | ConstraintError):
             message = str(error)
             log.warning("%s: %s", sequence.request.request_id, message)
         else:

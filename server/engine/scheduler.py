@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from pruners.variant import VariantSpec
 from server.engine.cache.kv_cache import KVCache
@@ -11,6 +12,7 @@ from server.engine.cache.prefix_cache import WantedPrefix
 from server.engine.cache.sequence_cache import SequenceCache
 from server.engine.reading_depth import ReadingDepths
 from server.engine.sequence import Sequence
+from server.engine.speculation.forced import forced_drafts
 from server.engine.speculation.step_cost import StepCost
 
 
@@ -26,19 +28,28 @@ class SchedulerLimits:
     speculate: bool = True
 
 
+DraftSource = Literal["lookup", "variant", "grammar"]
+"""What drafts come from: the text so far, a variant, or a grammar that leaves no choice."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScheduledTokens:
     """`count` tokens of one sequence that the next step processes with `variant`.
 
-    The last of them are `drafts`, guesses of what follows. `drafted_by_variant` says that a
-    variant made them, not prompt lookup.
+    The last of them are `drafts`, guesses of what follows. `drafted_by` says who made them.
     """
 
     sequence: Sequence
     count: int
     variant: VariantSpec
     drafts: tuple[int, ...] = ()
-    drafted_by_variant: bool = False
+    drafted_by: DraftSource = "lookup"
+
+    @property
+    def gets_token(self) -> bool:
+        """Whether the step, which has not been run yet, leaves nothing to read of the sequence."""
+        request = self.sequence.request
+        return request.max_tokens > 0 and self.sequence.pending <= self.count
 
 
 class Scheduler:
@@ -134,28 +145,37 @@ class Scheduler:
         scheduled: list[ScheduledTokens],
     ) -> int:
         """Schedule the next token of an answer, with drafts behind it; return how many it takes."""
-        drafts = self._drafts(sequence, left, drafted)
+        drafts, source = self._drafts(sequence, left, drafted)
         count = 1 + len(drafts)
         if not self._reserve(sequence, count):
             return 0
         variant = sequence.next_variant()
-        scheduled.append(ScheduledTokens(sequence, count, variant, drafts, bool(drafted)))
+        scheduled.append(ScheduledTokens(sequence, count, variant, tuple(drafts), source))
         return count
 
-    def _drafts(self, sequence: Sequence, left: int, drafted: list[int] | None) -> tuple[int, ...]:
+    def _drafts(
+        self, sequence: Sequence, left: int, drafted: list[int] | None
+    ) -> tuple[list[int], DraftSource]:
+        """Return drafts for a sequence, of which a variant `drafted` some, and who made them."""
         request, cache = sequence.request, sequence.cache
         assert cache is not None
         rows = len(self.running)
         # The last token needs no draft behind it, and every running sequence needs a row.
         limit = min(request.max_tokens - len(sequence.output) - 1, left - rows)
         if not self.limits.speculate or not cache.complete or limit < 1:
-            return ()
+            return [], "lookup"
+        cost = self.cost.draft_cost(rows)
+        source: DraftSource = "lookup"
         if drafted:
-            drafts = drafted[:limit]
+            drafts, source = drafted[:limit], "variant"
+        elif drafts := forced_drafts(request.constraint, cost, limit):
+            source = "grammar"
         else:
-            drafts = sequence.lookup.propose(sequence.history, self.cost.draft_cost(rows), limit)
+            drafts = sequence.lookup.propose(sequence.history, cost, limit)
+        if request.constraint is not None:
+            drafts = drafts[: request.constraint.agreed(drafts)]
         # Nothing is preempted for a draft.
-        return tuple(drafts) if cache.reserve(1 + len(drafts)) else ()
+        return (drafts if cache.reserve(1 + len(drafts)) else []), source
 
     def _reserve(self, sequence: Sequence, count: int) -> bool:
         """Make room for tokens of a sequence; return False if it had to be preempted itself."""

@@ -6,26 +6,35 @@ import torch
 from torch import Tensor
 
 from server.engine.backends.base import Decoder
+from server.engine.draw import allowed_only
 from server.engine.sampling import SamplingError
 from server.engine.sequence import Sequence, TokenLogprob
 
 _LOGIT_ROWS = 128  # prompt positions whose logits are in memory at a time
 
 
-def choose_token(sequence: Sequence, score: int | Tensor) -> tuple[int, TokenLogprob | None]:
+def choose_token(
+    sequence: Sequence, score: int | Tensor, allowed: Tensor | None = None
+) -> tuple[int, TokenLogprob | None]:
     """Return the next token, and its log-probability if the request asks for it.
 
-    `score` is the token already, or fp32 logits `[vocab]` to sample from. Raises `SamplingError` if
-    the highest logit is not a finite number.
+    `score` is the token already, or fp32 logits `[vocab]` to sample from, of which the bits
+    `allowed` (int32) leave some. The log-probability is that among all tokens. Raises
+    `SamplingError` if the highest logit is not a finite number.
     """
     if isinstance(score, int):
         if score < 0:
             raise SamplingError
         return score, None
     request, logits = sequence.request, score
+    if allowed is not None:
+        logits = allowed_only(logits, allowed)
     if len(sequence.output) < request.min_tokens and sequence.end_token_ids:
-        logits = logits.clone()
-        logits[list(sequence.end_token_ids)] = -torch.inf
+        longer = logits.clone()
+        longer[list(sequence.end_token_ids)] = -torch.inf
+        # A text that a constraint leaves no way to go on ends, however short it is.
+        if allowed is None or longer.max() > -torch.inf:
+            logits = longer
     token = sequence.sampler(logits, list(request.prompt), sequence.output)
     if request.logprobs is None:
         return token, None

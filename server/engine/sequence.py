@@ -11,6 +11,7 @@ from pruners.kv import KVBudget, PageSelection
 from pruners.reading.reader import PromptReader
 from pruners.variant import VariantSpec
 from server.engine.cache.sequence_cache import SequenceCache
+from server.engine.constraint import TokenConstraint
 from server.engine.detokenizer import Detokenizer, StopRules
 from server.engine.late_decision import Decide
 from server.engine.pooling import HiddenPool, Pooling
@@ -51,7 +52,7 @@ class GenerationRequest:
     set, embedded if `pooling` is, and nothing is written. `eos_token_ids` is empty for requests
     that ignore them. `logprobs` is the number of alternatives for each written token. `reusable` is
     the number of tokens of the prompt that the prefix cache had for the variant and the reader when
-    the request came.
+    the request came. `constraint` is what the answer must follow, in a state of its own.
     """
 
     request_id: str
@@ -68,6 +69,7 @@ class GenerationRequest:
     reusable: int = 0
     reader: PromptReader | None = None
     pooling: Pooling | None = None
+    constraint: TokenConstraint | None = None
 
     @property
     def needs_all_hidden(self) -> bool:
@@ -97,17 +99,15 @@ class Delta:
 class Sequence:
     """The engine's state of one request.
 
-    Owned by the engine's thread, with three exceptions for other threads: they set `cancelled`,
-    they set `variant` by `narrow`, and they read `progress`, which is replaced as a whole. Once the
-    last delta was emitted nothing changes any more.
+    Owned by the engine's thread. Other threads set `cancelled`, set `variant` by `narrow`, and read
+    `progress`, which is replaced as a whole. Behind the last delta nothing changes any more.
 
     `history` is the prompt and the tokens written since. `variant` is the requested variant, which
     narrowing changes at any time; `effective_variant` is the one that the current step uses.
     `decide` returns the final action; it is called once, right before the prompt is read, and None
-    from then on.
-    `depths` is how deep each token of the prompt is read (see `ReadingDepths`), which is known once
-    it has started; tokens of the answer run through all layers. `reused` is the number of tokens
-    that came from the prefix cache. Times are seconds of `time.monotonic`.
+    from then on. `depths` is how deep each token of the prompt is read (see `ReadingDepths`), known
+    once it has started; tokens of the answer run through all layers. `reused` tokens came from the
+    prefix cache. Times are seconds of `time.monotonic`.
     """
 
     def __init__(

@@ -52,6 +52,7 @@ async def start_chat(
         variant=variant_in_model_name(service, body.model),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         shown=dialect.shown(use),
+        constraint=await service.builder.constraints.compile(body.constraint()),
     )
     active = service.start(parsed, caller_of(request, id_prefix))
     parsers = [_parser(index, body, use, dialect, prompt.end) for index in range(parsed.choices)]

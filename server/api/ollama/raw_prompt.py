@@ -22,6 +22,7 @@ async def start_raw(body: ChatBody, request: Request, parts: ChatParts, id_prefi
         body=body,
         max_tokens=body.max_tokens,
         variant=variant_in_model_name(parts.service, body.model),
+        constraint=await parts.service.builder.constraints.compile(body.constraint()),
     )
     active = parts.service.start(parsed, caller_of(request, id_prefix))
     return ChatRun(parts.service, active, request, body, [PlainAnswer(0)])

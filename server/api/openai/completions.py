@@ -38,6 +38,7 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
             max_tokens=body.max_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             variant=variant_in_model_name(service, body.model),
+            constraint=await service.builder.constraints.compile(body.constraint()),
             logprobs=body.logprobs,
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
         )

@@ -1,11 +1,10 @@
 """From the prompts of a request to tokens, beside the event loop and bounded in time and size."""
 
-import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from server.api.bounded_worker import BoundedWorker
 from server.api.errors import ApiError
 from server.api.prompt.chat_template import (
     Chat,
@@ -18,7 +17,6 @@ from server.api.prompt.encoder import PromptEncoder, context_length_error
 _MAX_ANALYSED_CHARACTERS = 100_000
 _END_CHARACTERS = 64
 _SHORT_CHARACTERS = 2**15  # texts of up to so many are tokenised quickly
-_MAX_QUEUED, _MAX_QUEUED_CHARACTERS = 512, 2**25  # requests that wait for one thread
 _DEFAULT_TEMPLATE_BYTES = 2**24  # that a template may write, where tokens have no longest text
 _MIN_TEMPLATE_BYTES = 2**20
 # Variables of well-known templates, which clients set for any model.
@@ -48,37 +46,6 @@ class EncodingOptions:
     plain: bool
 
 
-class _Worker:
-    """A thread that works for one request at a time, and a bounded queue of others."""
-
-    def __init__(self, name: str) -> None:
-        self._thread = ThreadPoolExecutor(1, name)
-        self._requests = self._characters = 0  # that wait or are worked on
-        self._closed = False
-
-    async def run(self, work: Callable[[], T], characters: int) -> T:
-        """Return what `work`, on so many characters, returns; raise what it raises.
-
-        Raise `ApiError` 503 if too much is waiting, or the worker is closed.
-        """
-        characters_full = self._characters + characters > _MAX_QUEUED_CHARACTERS
-        full = self._requests >= _MAX_QUEUED or (self._requests and characters_full)
-        if full or self._closed:
-            reason = "the server is shutting down" if self._closed else "too many prompts wait"
-            raise ApiError(503, reason, retry_after=1)
-        self._requests += 1
-        self._characters += characters
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        finally:
-            self._requests -= 1
-            self._characters -= characters
-
-    def close(self) -> None:
-        self._closed = True
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-
 class PromptProcessor:
     """Makes tokens of texts, token ids and chats. `context_tokens` bounds each prompt.
 
@@ -99,9 +66,9 @@ class PromptProcessor:
         if encoder.bound is not None:
             fitting = context_tokens * encoder.bound.bytes_per_token
             self._max_template_bytes = max(_MIN_TEMPLATE_BYTES, fitting)
-        self._short_texts = _Worker("short-prompts")
-        self._long_texts = _Worker("long-prompts")
-        self._templates = _Worker("chats")
+        self._short_texts = BoundedWorker("short-prompts")
+        self._long_texts = BoundedWorker("long-prompts")
+        self._templates = BoundedWorker("chats")
 
     async def texts(self, texts: list[str], options: EncodingOptions) -> list[TokenizedPrompt]:
         """Tokenise texts. Raise `ApiError`."""

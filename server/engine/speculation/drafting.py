@@ -68,10 +68,14 @@ class Drafter:
         self._acceptance = updated_acceptance(self._acceptance, proposed, accepted, _WEIGHT)
 
     def suits(self, sequence: Sequence, verify_cost: float) -> bool:
-        """Return whether the base writes likeliest tokens, and prompt lookup has no drafts."""
+        """Return whether the base writes likeliest tokens, and prompt lookup has no drafts.
+
+        A constraint has drafts of its own, and a variant would not know of it.
+        """
         cache = sequence.cache
         return (
             sequence.request.sampling.greedy
+            and sequence.request.constraint is None
             and not sequence.needs_logits(len(sequence.output))
             and sequence.effective_variant.name == BASE
             and cache is not None

@@ -6,13 +6,8 @@ from server.api.errors import ApiError
 from server.api.unsupported_parameters import refuse_unsupported
 
 REFUSED = [
-    ("response_format", {"type": "json_object"}),
-    ("guided_json", {"type": "object"}),
-    ("guided_regex", "a+"),
-    ("guided_choice", ["a", "b"]),
-    ("guided_grammar", "root ::= x"),
+    ("guided_whitespace_pattern", " "),
     ("guided_whatever_comes_next", 1),
-    ("structured_outputs", {"json": {}}),
     ("grammar", "root ::= x"),
     ("json_schema", {"type": "object"}),
     ("functions", [{"name": "f"}]),
@@ -51,7 +46,7 @@ REFUSED = [
 IGNORED = [
     *[(name, None) for name, _ in REFUSED],
     *[(name, False) for name, value in REFUSED if value is not False],
-    ("response_format", {"type": "text"}),
+    ("guided_decoding_backend", "auto"),
     ("best_of", 1),
     ("best_of", 2),
     ("tool_choice", "auto"),

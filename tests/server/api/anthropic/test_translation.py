@@ -14,7 +14,7 @@ def chat(**fields) -> dict:
     body = MessagesBody.model_validate(
         {"model": "m", "max_tokens": 8, "messages": [USER], **fields}
     )
-    return to_chat(body).model_dump(exclude_unset=True)
+    return to_chat(body).model_dump(exclude_unset=True, by_alias=True)
 
 
 def test_a_conversation_with_tools_keeps_its_order():

@@ -11,7 +11,7 @@ USER = {"role": "user", "content": "hi"}
 
 def chat(**fields) -> dict:
     body = OllamaChatBody.model_validate({"model": "m", "messages": [USER], **fields})
-    return chat_to_chat(body, "m").model_dump(exclude_unset=True)
+    return chat_to_chat(body, "m").model_dump(exclude_unset=True, by_alias=True)
 
 
 def test_options_keep_their_meaning():
@@ -76,7 +76,7 @@ def test_thinking_is_a_variable_of_the_template():
 
 def generate(**fields) -> dict:
     body = OllamaGenerateBody.model_validate({"model": "m", "prompt": "hi", **fields})
-    return generate_to_chat(body, "m").model_dump(exclude_unset=True)
+    return generate_to_chat(body, "m").model_dump(exclude_unset=True, by_alias=True)
 
 
 def test_a_prompt_is_a_message():

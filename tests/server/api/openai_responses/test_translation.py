@@ -11,7 +11,7 @@ FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object", "p
 
 def chat(**fields) -> dict:
     body = ResponseBody.model_validate({"model": "m", **fields})
-    return to_chat(body).model_dump(exclude_unset=True)
+    return to_chat(body).model_dump(exclude_unset=True, by_alias=True)
 
 
 def messages(**fields) -> list[dict]:

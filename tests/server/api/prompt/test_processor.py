@@ -63,7 +63,7 @@ def test_a_well_known_variable_that_the_template_does_not_read_is_ignored(proces
 
 
 def test_a_full_queue_refuses_further_prompts(processor, monkeypatch):
-    monkeypatch.setattr("server.api.prompt.processor._MAX_QUEUED", 3)
+    monkeypatch.setattr("server.api.bounded_worker._MAX_QUEUED", 3)
     gate = threading.Event()
 
     async def fill_queue():
