@@ -77,6 +77,7 @@ bench: $(INSTALLED_DEV)
 	$(BIN)/python -m benchmarks.engine $(LLAMA)
 	$(BIN)/python -m benchmarks.variants
 	$(BIN)/python -m benchmarks.streams $(LLAMA)
+	$(BIN)/python -m benchmarks.front_end
 	$(BIN)/python -m benchmarks.burst
 	$(BIN)/python -m benchmarks.controller
 	$(BIN)/python -m benchmarks.shadow

@@ -1,10 +1,10 @@
 """A long mixed load on a live server: `python -m benchmarks.soak`.
 
-1,500 requests, 64 at once: a third is cancelled, a fifth invalid, prompts have 10 to 900 words of
-about one token each, and half of the good requests are one of two twins. It fails (exit code 1) if
-a request that was accepted and not cancelled does not complete, if twins differ, if an invalid
-request is not refused with 400, if slots or cache are still in use at the end, or if the server's
-memory grows by 20 MB or more after the first third.
+2,000 requests, 64 at once: a third is cancelled, a fifth goes beyond limits, prompts have 10 to 900
+words of about one token each, and half of the good requests are one of two twins. It fails (exit
+code 1) if a request that was accepted and not cancelled does not complete, if twins differ, if one
+beyond limits is not refused with 400 or 413, if slots or cache are still in use at the end, or if
+the server's memory grows by 20 MB or more after the first third.
 """
 
 import sys

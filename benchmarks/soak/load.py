@@ -1,4 +1,7 @@
-"""The requests of `benchmarks.soak`: good, cancelled and invalid ones, and what becomes of them."""
+"""The requests of `benchmarks.soak`, and what becomes of them.
+
+Some are good, some are cancelled, and some go beyond limits.
+"""
 
 import asyncio
 import json
@@ -16,11 +19,17 @@ _WORDS = (
     "music", "letter", "paper", "green", "mountain", "ship", "garden", "seldom", "when", "morning",
     "number", "table", "old", "write", "little", "city", "water",
 )  # fmt: skip
-_INVALID: tuple[dict[str, object], ...] = (
-    {"temperature": -1}, {"top_p": 7}, {"max_tokens": -5}, {"max_tokens": 10**7}, {"stop": ""},
-    {"n": 10**6}, {"trimtab": {"variant": "nope"}}, {"logit_bias": {"999999999": 1}},
-    {"seed": "x"}, {"stop_token_ids": [-1]}, {"prompt": 5, "messages": 5}, {"min_p": 3},
+_LONG = "water " * 20_000
+_BEYOND: tuple[dict[str, object], ...] = (
+    {"user": "x" * (5 * 2**20)},
+    {"prompt": _LONG, "messages": [{"role": "user", "content": _LONG}]},
+    {"max_tokens": 10**7}, {"n": 10**6}, {"temperature": -1}, {"top_p": 7}, {"min_p": 3},
+    {"stop": ["x"] * 100}, {"stop": "x" * 10_000}, {"stop_token_ids": list(range(5000))},
+    {"logit_bias": {str(token): 1 for token in range(5000)}}, {"seed": "x"},
+    {"trimtab": {"variant": "nope"}}, {"prompt": 5, "messages": 5},
 )  # fmt: skip
+"""What makes a request too much, or wrong."""
+_REFUSALS = (400, 413)
 _MAX_TOKENS = 48
 _MAX_CANCEL_AFTER = 1.5  # seconds at most
 
@@ -29,7 +38,7 @@ _MAX_CANCEL_AFTER = 1.5  # seconds at most
 class SoakRequest:
     """One request. Requests of one `twin` number must get the same text."""
 
-    kind: str  # good, cancelled or invalid
+    kind: str  # good, cancelled or beyond limits
     path: str
     body: dict[str, object]
     twin: int | None = None
@@ -63,7 +72,7 @@ def make_requests(count: int, longest: int, seed: int) -> list[SoakRequest]:
     ]
     for number in range(count // 5):
         path, body = _good(chance, longest)
-        found.append(SoakRequest("invalid", path, body | _INVALID[number % len(_INVALID)]))
+        found.append(SoakRequest("beyond limits", path, body | _BEYOND[number % len(_BEYOND)]))
     pairs = (count - len(found)) // 4
     for number in range(pairs):
         path, body = _good(chance, longest)
@@ -130,12 +139,12 @@ async def _do(client: aiohttp.ClientSession, request: SoakRequest, found: SoakOu
             return "cancelled"
         return f"{status} before"
     status, text, length = await _ask(client, request)
-    right = 400 if request.kind == "invalid" else 200
+    right = _REFUSALS if request.kind == "beyond limits" else (200,)
     if status == 200:
         found.lengths.append(length)
         if request.twin is not None:
             found.texts.setdefault(request.twin, []).append(text)
-    if status not in (right, 503):
+    if status not in (*right, 503):
         found.faults.append(f"{request.kind} {request.path}: {status} {text}"[:300])
     return str(status)
 

@@ -46,7 +46,7 @@ def soak(server: ServerProcess, options: argparse.Namespace) -> dict[str, Any]:
 
 def add_options(options: argparse.ArgumentParser) -> None:
     """What can be chosen."""
-    options.add_argument("--requests", type=int, default=1500)
+    options.add_argument("--requests", type=int, default=2000)
     options.add_argument("--at-once", type=int, default=64)
     options.add_argument("--longest", type=int, default=900, help="words in a prompt")
     options.add_argument("--seed", type=int, default=0)

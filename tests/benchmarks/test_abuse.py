@@ -34,5 +34,6 @@ def test_a_soak_leaves_nothing_behind(tiny_server, options):
     asked = options(run, "--requests", "60", "--at-once", "16", "--longest", "40")
     found = run.soak(tiny_server, asked)
     assert found["faults"] == []
-    assert found["outcomes"]["invalid: 400"] == 12
+    assert found["outcomes"]["beyond limits: 413"] == 1  # a body of 5 MB
+    assert found["outcomes"]["beyond limits: 400"] == 11
     assert found["twins"] == found["equal"] == 7
