@@ -11,6 +11,7 @@ from server.api.access.control import AccessControl
 from server.api.access.scopes import RouteScopes, Scope
 from server.api.chat.start import ChatParts
 from server.api.ingress import IngressMiddleware
+from server.api.model_names import ModelNames
 from server.api.narrowing import AnswerNarrowing
 from server.api.openai import chat, completions, models
 from server.api.openapi.document import router as openapi_router
@@ -102,7 +103,13 @@ def _service(model: LoadedModel, settings: Settings, parts: ServerParts) -> Serv
         parts.engine,
         parts.controller,
         open_analyzer(settings, lambda name: fallbacks.labels(name).inc()),
-        RequestBuilder(model, parts.context_tokens, settings.max_answers, settings.kv_scorer),
+        RequestBuilder(
+            model,
+            ModelNames.of(settings.served_model_name, settings.model, model.name),
+            parts.context_tokens,
+            settings.max_answers,
+            settings.kv_scorer,
+        ),
         parts.request_log,
         AnswerNarrowing(settings.narrow),
     )

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     artefact: Path | None = None
     """Folder with the variants, by `trimtab build`. Without: the shipped one, if it was built for
     this model, or else the one that was learned."""
+    served_model_name: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names of the model, separated by commas: answers have the first, and clients may ask for any.
+    Without: its own name; that, and its name on the hub, may always be asked for."""
     readers: bool = True
     """Whether prompts may be read by the artefact's readers; if not, all are read in full."""
     learn: Literal["idle", "now", "off"] = "idle"
@@ -188,6 +191,14 @@ class Settings(BaseSettings):
         names = value.split(",") if isinstance(value, str) else value
         if isinstance(names, list | tuple) and any(not n or "/" in n or " " in n for n in names):
             raise ValueError("expected names such as models.example,localhost:3000")
+        return names
+
+    @field_validator("served_model_name", mode="before")
+    @classmethod
+    def _parse_names(cls, value: object) -> object:
+        names = value.split(",") if isinstance(value, str) else value
+        if isinstance(names, list | tuple) and any(not n or "@" in n or " " in n for n in names):
+            raise ValueError("expected names without @ and blanks, such as gpt-4o-mini,small")
         return names
 
     @field_validator("cors_origins", mode="before")

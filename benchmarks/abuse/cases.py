@@ -165,7 +165,7 @@ CASES: tuple[Case, ...] = (
     # What is not supported
     _prompts("parameters of other servers", BAD, {"guided_json": {"type": "object"}},
              {"guided_regex": "a+"}, {"structured_outputs": {"regex": "a"}}, {"grammar": "root"},
-             {"best_of": 3}, {"prompt_logprobs": 2}, {"truncate_prompt_tokens": 4},
+             {"best_of": 300}, {"prompt_logprobs": 200}, {"truncate_prompt_tokens": 0},
              {"response_format": {"type": "json_object"}}, {"suffix": "y"}),
     _chats("tools and formats", BAD, {"tools": [{"type": "function"}]},
            {"functions": [{"name": "f"}]}, {"response_format": {"type": "json_schema"}},

@@ -48,7 +48,7 @@ def router(service: Service, parts: ServerParts, readiness: Readiness) -> APIRou
         host, load = parts.monitoring.snapshot(), service.engine.status()
         return JSONResponse(
             {
-                "model": service.model.name,
+                "model": service.served_name,
                 "policy": service.controller.policy_info()["name"],
                 "trouble": readiness.trouble(),
                 "draining": readiness.draining,

@@ -10,10 +10,11 @@ from pruners.reading.reader import FULL
 from server.api.caller import Caller
 from server.api.constrained.compiler import CompiledConstraint, ConstraintCompiler
 from server.api.errors import ApiError
+from server.api.model_names import ModelNames
 from server.api.prompt.processor import TokenizedPrompt
 from server.api.schemas import SamplingBody, TrimtabHints
 from server.engine.cache.prefix_cache import Reusable
-from server.engine.detokenizer import StopRules
+from server.engine.detokenizer import StopRules, special_tokens
 from server.engine.late_decision import EngineAction
 from server.engine.loading.load import LoadedModel
 from server.engine.pooling import Pooling
@@ -27,9 +28,10 @@ class ParsedRequest:
 
     Where `max_tokens` is None, an answer may have `default_max_tokens`, or less if the prompt
     leaves less room; if that is None too, all of the room. `variant` comes from a model name like
-    `base@mix-80`. `logprobs` is the number of alternatives per written token. `pooling`
-    embeds the prompts. `shown` are special tokens whose text belongs to an answer. `constraint` is
-    the form of all answers, if they must have one.
+    `base@mix-80`. `logprobs` is the number of alternatives per written token, `prompt_logprobs`
+    that per token of a prompt. `pooling` embeds the prompts. `shown` are special tokens whose text
+    belongs to an answer. `constraint` is the form of all answers, if they must have one. Of
+    `best_of` answers to a prompt not all are returned.
     """
 
     prompts: list[TokenizedPrompt]
@@ -38,15 +40,16 @@ class ParsedRequest:
     default_max_tokens: int | None = None
     variant: str | None = None
     logprobs: int | None = None
-    prompt_logprobs: bool = False
+    prompt_logprobs: int | None = None
     pooling: Pooling | None = None
     shown: frozenset[int] = frozenset()
     constraint: CompiledConstraint | None = None
+    best_of: int | None = None
 
     @property
     def choices(self) -> int:
-        """The number of answers to each prompt."""
-        return self.body.n or 1
+        """The number of answers that are written to each prompt."""
+        return self.best_of or self.body.n or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,28 +75,34 @@ class RequestBuilder:
     """Validates requests and makes the engine's requests of them.
 
     `context_tokens` bounds a prompt and its answer together, `max_answers` the answers of one
-    HTTP request; `kv_scorer` names the method by which a KV budget is kept. `constraints` compiles
-    the forms that answers must have.
+    HTTP request; `kv_scorer` names the method by which a KV budget is kept. `names` are those by
+    which the model may be asked for. `constraints` compiles the forms that answers must have.
     """
 
     def __init__(
-        self, model: LoadedModel, context_tokens: int, max_answers: int, kv_scorer: str
+        self,
+        model: LoadedModel,
+        names: ModelNames,
+        context_tokens: int,
+        max_answers: int,
+        kv_scorer: str,
     ) -> None:
         self.model = model
+        self.names = names
         self.context_tokens = context_tokens
         self.constraints = ConstraintCompiler(model)
         self.max_answers = max_answers
         self._kv_scorer = kv_scorer
 
-    def check_answer_count(self, prompts: int, body: SamplingBody) -> None:
+    def check_answer_count(self, prompts: int, choices: int) -> None:
         """Raise `ApiError` 400 for more answers than one request may ask for."""
-        if prompts * (body.n or 1) > self.max_answers:
+        if prompts * choices > self.max_answers:
             raise ApiError(400, f"at most {self.max_answers} answers in one call", "n")
 
     def validate(self, parsed: ParsedRequest, caller: Caller) -> ValidatedRequest:
         """Find all that can be wrong with a request. Raise `ApiError` 400."""
         body, prompts = parsed.body, parsed.prompts
-        self.check_answer_count(len(prompts), body)
+        self.check_answer_count(len(prompts), parsed.choices)
         if not prompts or not all(prompt.tokens for prompt in prompts):
             raise ApiError(400, "the prompt is empty", "prompt")
         longest = max(range(len(prompts)), key=lambda index: len(prompts[index].tokens))
@@ -109,7 +118,7 @@ class RequestBuilder:
             longest,
             max_tokens,
             self._preferences(parsed, caller),
-            _stop_rules(body, parsed.shown),
+            self._stop_rules(parsed),
         )
 
     def build(
@@ -175,6 +184,15 @@ class RequestBuilder:
         default = parsed.default_max_tokens
         return room if default is None else min(room, default)
 
+    def _stop_rules(self, parsed: ParsedRequest) -> StopRules:
+        """Return when answers end, and which special tokens they show: all, if none is skipped."""
+        body, shown = parsed.body, parsed.shown
+        if body.skip_special_tokens is False:
+            shown = special_tokens(self.model.tokenizer)
+        strings = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        token_ids = frozenset(body.stop_token_ids or ())
+        return StopRules(strings, token_ids, body.include_stop_str_in_output, shown)
+
     def _check_token_ids(self, field: str, token_ids: Iterable[int]) -> None:
         vocab = self.model.weights.shape.vocab
         unknown = next((token for token in token_ids if token >= vocab), None)
@@ -213,7 +231,7 @@ class RequestBuilder:
         if wanted is not None and wanted != FULL and wanted not in self.model.readers:
             known = ", ".join([FULL, *self.model.readers])
             raise ApiError(400, f"no reader '{wanted}'; there are: {known}", "trimtab.read")
-        if not parsed.prompt_logprobs:
+        if parsed.prompt_logprobs is None:
             return wanted
         if wanted not in (None, FULL):
             message = f"a prompt with log-probabilities is read in full, not by '{wanted}'"
@@ -245,12 +263,6 @@ class RequestBuilder:
             # Answers to one seeded request differ from each other, and each is reproducible.
             seed=None if body.seed is None else body.seed + index,
         )
-
-
-def _stop_rules(body: SamplingBody, shown: frozenset[int]) -> StopRules:
-    strings = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    token_ids = frozenset(body.stop_token_ids or ())
-    return StopRules(strings, token_ids, body.include_stop_str_in_output, shown)
 
 
 def _seconds(milliseconds: float | None) -> float | None:

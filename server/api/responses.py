@@ -39,14 +39,19 @@ Deltas = AsyncGenerator[tuple[int, Delta], None]
 
 @dataclass(slots=True)
 class GeneratedAnswer:
-    """One answer as far as its deltas have come; `tokens` counts those that were written."""
+    """One answer as far as its deltas have come; `token_ids` are those that were written."""
 
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
-    tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that were written."""
+        return len(self.token_ids)
 
     def add(self, delta: Delta) -> None:
         """Append what one step of the engine wrote."""
@@ -55,7 +60,8 @@ class GeneratedAnswer:
 
     def count(self, delta: Delta) -> None:
         """Append all that one step of the engine wrote but its text."""
-        self.tokens += delta.token is not None
+        if delta.token is not None:
+            self.token_ids.append(delta.token)
         if delta.logprob is not None:
             self.logprobs.append(delta.logprob)
         if delta.prompt_logprobs is not None:
@@ -256,6 +262,11 @@ def usage_tail(
             yield {**common, "choices": [], "usage": usage(active, answers)}
 
     return tail
+
+
+def counts_continuously(options: StreamOptions | None) -> bool:
+    """Whether each chunk has the usage so far; as in vLLM, not without `include_usage`."""
+    return bool(options and options.include_usage and options.continuous_usage_stats)
 
 
 def usage(active: ActiveRequest, answers: Iterable[GeneratedAnswer]) -> dict[str, object]:

@@ -96,6 +96,9 @@ class SamplingBody(ConstrainedBody):
     stream: bool | None = None
     # Whether the tokenizer puts its own tokens around the prompt; by default not around a chat.
     add_special_tokens: bool | None = None
+    # How many of the prompt's last tokens are kept; -1: as many as the context has room for.
+    truncate_prompt_tokens: Annotated[Count, Field(ge=-1)] | None = None
+    skip_special_tokens: bool | None = None  # if not, the text of an answer has them
     trimtab: TrimtabHints = TrimtabHints()
 
     @field_validator("trimtab", mode="before")
@@ -104,6 +107,13 @@ class SamplingBody(ConstrainedBody):
         if isinstance(value, dict) and len(value) > len(TrimtabHints.model_fields):
             raise ValueError("some of these fields are not known")
         return {} if value is None else value
+
+    @field_validator("truncate_prompt_tokens")
+    @classmethod
+    def _refuse_nothing(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise ValueError("must be 1 or more, or -1")
+        return value
 
     @field_validator("logit_bias", mode="before")
     @classmethod
@@ -134,7 +144,16 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class CompletionBody(SamplingBody):
+class DetailedBody(SamplingBody):
+    """The parameters of routes whose answers may show their tokens, as vLLM has them."""
+
+    stream_options: StreamOptions | None = None
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+
+class CompletionBody(DetailedBody):
     """The body of `POST /v1/completions`."""
 
     model: str | None = None
@@ -143,5 +162,5 @@ class CompletionBody(SamplingBody):
     max_tokens: Count | None = Field(default=None, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    best_of: Count | None = Field(default=None, ge=1)
     suffix: str | None = None
-    stream_options: StreamOptions | None = None

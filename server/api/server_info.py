@@ -31,7 +31,7 @@ def router(service: Service) -> APIRouter:
                     "params": model.sampling_defaults,
                 },
                 "total_slots": service.engine.status().max_running,
-                "model_alias": model.name,
+                "model_alias": service.served_name,
                 "model_path": model.name,
                 "modalities": {"vision": False, "audio": False},
                 "chat_template": chat_template(service),

@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator
 
 from controller import Analyzer, Controller, IncomingRequest
 from policies import Reason
-from pruners.variant import BASE
 from server.api.active_request import ActiveRequest
 from server.api.caller import Caller
 from server.api.chat.body import ChatBody
@@ -55,6 +54,11 @@ class Service:
     def model(self) -> LoadedModel:
         """The model that is served."""
         return self.builder.model
+
+    @property
+    def served_name(self) -> str:
+        """The name of the model in answers."""
+        return self.builder.names.served
 
     def start(self, parsed: ParsedRequest, caller: Caller) -> ActiveRequest:
         """Validate a request, decide, and queue its answers. Raise `ApiError`.
@@ -182,11 +186,15 @@ def _api_error(error: Exception, wait_seconds: float) -> ApiError | None:
 
 
 def encoding_options(body: SamplingBody, special_tokens: bool) -> EncodingOptions:
-    """Return how a body's text is encoded; `special_tokens` is the route's default."""
-    requested = body.add_special_tokens
-    return EncodingOptions(
-        special_tokens if requested is None else requested, body.trimtab.plain_text
-    )
+    """Return how a body's text is encoded; `special_tokens` is the route's default.
+
+    Where a prompt is to be truncated to what fits, that leaves room for `max_tokens`.
+    """
+    requested, last = body.add_special_tokens, body.truncate_prompt_tokens
+    if last == -1:
+        last = -(body.max_tokens or 1)
+    special = special_tokens if requested is None else requested
+    return EncodingOptions(special, body.trimtab.plain_text, last)
 
 
 def variant_in_model_name(service: Service, model: str | None) -> str | None:
@@ -194,9 +202,4 @@ def variant_in_model_name(service: Service, model: str | None) -> str | None:
 
     Raise `ApiError` 404 for other models.
     """
-    if model is None or model in (service.model.name, BASE):
-        return None
-    name, _, variant = model.rpartition("@")
-    if name == service.model.name and variant in service.model.variants:
-        return variant
-    raise ApiError(404, f"no model '{model}'; see /v1/models", "model", "model_not_found")
+    return service.builder.names.variant_of(model, service.model.variants)

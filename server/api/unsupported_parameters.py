@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from server.api.errors import ApiError
+from server.api.schemas import DetailedBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ _UNSUPPORTED: dict[str, _UnsupportedParameter] = {
     **_of("stop_regex stop_sequences", hint="use stop"),
     **_of("no_stop_trim", hint="use include_stop_str_in_output"),
     # Input
-    **_of("truncate_prompt_tokens truncate chat_template documents prompt_embeds"),
+    **_of("truncate chat_template documents prompt_embeds"),
     **_of("input_ids inputs", hint="use prompt"),
     **_of("images image_data video_data audio_data multimodal_data mm_processor_kwargs"),
     **_of("lora lora_path lora_request adapter_id", hint="use trimtab.variant"),
@@ -72,7 +73,7 @@ _UNSUPPORTED: dict[str, _UnsupportedParameter] = {
     **_of("n_probs top_n_tokens top_logprobs_num", 0, hint="use logprobs"),
     **_of("return_logprob post_sampling_probs details decoder_input_details"),
     **_of("return_token_ids return_tokens return_tokens_as_token_ids return_hidden_states"),
-    **_of("skip_special_tokens spaces_between_special_tokens detokenize", True),
+    **_of("spaces_between_special_tokens detokenize", True),
     **_of("include_reasoning separate_reasoning", True),
 }
 _GUIDED = _UnsupportedParameter()  # guided_whitespace_pattern and so on
@@ -94,6 +95,14 @@ def refuse_unsupported(extra: Mapping[str, object], n: int) -> None:
             continue
         hint = f"; {parameter.hint}" if parameter.hint else ""
         raise ApiError(400, f"{name} is not supported{hint}", name)
+
+
+def check_details(body: DetailedBody) -> None:
+    """Raise `ApiError` 400 for fields that do not go with a stream, or only with one."""
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream: true", "stream_options")
+    if body.stream and body.prompt_logprobs is not None:
+        raise ApiError(400, "prompt_logprobs are not available in a stream", "prompt_logprobs")
 
 
 def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:

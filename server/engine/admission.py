@@ -29,7 +29,7 @@ def check(request: GenerationRequest, vocabulary: int, context: int) -> None:
     _check_ids("the EOS ids", request.eos_token_ids, vocabulary)
     _check_ids("logit_bias", request.sampling.logit_bias, vocabulary)
     check_sampling(request.sampling)
-    if request.prompt_logprobs and request.reader is not None:
+    if request.prompt_logprobs is not None and request.reader is not None:
         raise InvalidRequestError("a prompt with log-probabilities is read in full, by no reader")
     if request.pooling is not None and (request.reader is not None or request.max_tokens):
         raise InvalidRequestError("a prompt that is embedded is read in full, and not answered")

@@ -133,14 +133,15 @@ class Runner:
         sequence = output.scheduled.sequence
         request, cache = sequence.request, sequence.cache
         assert cache is not None
-        if request.prompt_logprobs and not sequence.output:
+        if request.prompt_logprobs is not None and not sequence.output:
             first = sequence.computed - len(output.hidden)
             sequence.prompt_logprobs += score_prompt(self.decoder, sequence, first, output.hidden)
         if sequence.pool is not None:
             sequence.pool.add(sequence.computed - len(output.hidden), output.hidden)
         evict(cache, self.decoder.weights, output.scheduled.variant, sequence.prompt_read)
         if request.max_tokens == 0 and sequence.prompt_read:
-            scores = tuple(sequence.prompt_logprobs) if request.prompt_logprobs else None
+            wanted = request.prompt_logprobs is not None
+            scores = tuple(sequence.prompt_logprobs) if wanted else None
             embedding = None if sequence.pool is None else sequence.pool.vector()
             self.scheduler.remove(sequence)
             end = FinishReason.LENGTH

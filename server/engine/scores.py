@@ -55,7 +55,7 @@ def score_prompt(
     for at in range(0, len(targets), _LOGIT_ROWS):
         part = targets[at : at + _LOGIT_ROWS]
         logits = decoder.logits(hidden[at : at + len(part)])
-        logprobs += _logprobs(logits, part, request.logprobs or 0)
+        logprobs += _logprobs(logits, part, request.prompt_logprobs or 0)
     return logprobs
 
 
@@ -66,15 +66,17 @@ def _logprobs(logits: Tensor, tokens: list[int], top: int) -> list[TokenLogprob]
     so that a client may compare them for equality.
     """
     scores = logits.log_softmax(-1)
-    picked = scores.gather(1, torch.tensor(tokens, device=scores.device)[:, None])[:, 0].tolist()
+    chosen = torch.tensor(tokens, device=scores.device)[:, None]
+    picked = scores.gather(1, chosen)[:, 0].tolist()
     if not all(map(math.isfinite, picked)):
         raise SamplingError
+    ranks = (1 + (scores > scores.gather(1, chosen)).sum(-1)).tolist()
     values, ids = scores.topk(min(top, scores.shape[1]), dim=-1)
     logprobs = []
-    for token, logprob, row, names in zip(
-        tokens, picked, values.tolist(), ids.tolist(), strict=True
+    for token, logprob, rank, row, names in zip(
+        tokens, picked, ranks, values.tolist(), ids.tolist(), strict=True
     ):
         best = dict(zip(names, row, strict=True))
         likeliest = tuple({token: logprob, **best}.items())
-        logprobs.append(TokenLogprob(token, logprob, likeliest, top))
+        logprobs.append(TokenLogprob(token, logprob, likeliest, top, rank))
     return logprobs

@@ -35,12 +35,14 @@ class TokenLogprob:
     """A token's log-probability in nats, and those of the `requested` most likely tokens.
 
     `top` holds the token itself first, then the alternatives, each with its log-probability.
+    `rank` is the token's place among all, 1 for the most likely one.
     """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...]
     requested: int
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class GenerationRequest:
     eos_token_ids: frozenset[int] = frozenset()
     min_tokens: int = 0
     logprobs: int | None = None
-    prompt_logprobs: bool = False
+    prompt_logprobs: int | None = None
     reusable: int = 0
     reader: PromptReader | None = None
     pooling: Pooling | None = None
@@ -74,7 +76,7 @@ class GenerationRequest:
     @property
     def needs_all_hidden(self) -> bool:
         """Return whether the final hidden state of each token of the prompt is needed."""
-        return self.prompt_logprobs or self.pooling is Pooling.MEAN
+        return self.prompt_logprobs is not None or self.pooling is Pooling.MEAN
 
     @property
     def takes_prefix(self) -> bool:

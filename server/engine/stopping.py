@@ -16,7 +16,8 @@ def append_token(sequence: Sequence, token: int, logprob: TokenLogprob | None) -
     prompt_logprobs = None
     if not sequence.output:
         sequence.first_token_at = now
-        prompt_logprobs = tuple(sequence.prompt_logprobs) if request.prompt_logprobs else None
+        if request.prompt_logprobs is not None:
+            prompt_logprobs = tuple(sequence.prompt_logprobs)
     sequence.last_token_at = now
     constraint = request.constraint
     if constraint is not None:

@@ -18,7 +18,7 @@ def router(parts: ChatParts) -> APIRouter:
     @routes.post("/v1/messages")
     async def messages(body: MessagesBody, request: Request) -> Response:
         run = await start_chat(to_chat(body), request, parts, "msg")
-        model = body.model or parts.service.model.name
+        model = body.model or parts.service.served_name
         if body.stream:
             return await run.stream(MessageEvents(run, model).texts())
         (answer,) = await run.answers()

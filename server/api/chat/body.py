@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from server.api.schemas import Count, SamplingBody, StreamOptions
+from server.api.schemas import Count, DetailedBody
 from server.api.tools.bodies import CallId, Calls, ToolChoice, Tools
 
 MAX_MESSAGES = 4096  # and parts of a message
@@ -46,7 +46,7 @@ class ChatMessage(BaseModel):
         return {"role": self.role, **given, "content": content or ""}
 
 
-class ChatBody(SamplingBody):
+class ChatBody(DetailedBody):
     """The body of `POST /v1/chat/completions`."""
 
     model: str | None = None
@@ -63,4 +63,3 @@ class ChatBody(SamplingBody):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    stream_options: StreamOptions | None = None

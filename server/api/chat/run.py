@@ -28,8 +28,9 @@ from server.engine.sequence import Delta
 class ChatRun:
     """The answers to one chat. Use `answers`, or `stream` with a writer that reads `events`.
 
-    `parsers` has one for each answer. `progress` are the answers as far as `events` has told; their
-    tokens and log-probabilities may be ahead of their text.
+    `parsers` has one for each answer; `prompt` are the tokens of the chat. `progress` are the
+    answers as far as `events` has told; their tokens and log-probabilities may be ahead of their
+    text.
     """
 
     service: Service
@@ -37,6 +38,7 @@ class ChatRun:
     request: Request
     body: ChatBody
     parsers: list[AnswerParser]
+    prompt: list[int]
     progress: list[ChatAnswer] = field(init=False)
     _deltas: Deltas | None = field(init=False, default=None)
 

@@ -20,7 +20,7 @@ from server.api.service import Service, encoding_options, variant_in_model_name
 from server.api.tools.dialect import ChatDialect
 from server.api.tools.parsed_answer import ParsedAnswer
 from server.api.tools.tool_use import ToolUse, tool_use
-from server.api.unsupported_parameters import refuse_unsupported
+from server.api.unsupported_parameters import check_details, refuse_unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,13 @@ async def start_chat(
         max_tokens=body.max_completion_tokens or body.max_tokens,
         variant=variant_in_model_name(service, body.model),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
         shown=dialect.shown(use),
         constraint=await service.builder.constraints.compile(body.constraint()),
     )
     active = service.start(parsed, caller_of(request, id_prefix))
     parsers = [_parser(index, body, use, dialect, prompt.end) for index in range(parsed.choices)]
-    return ChatRun(service, active, request, body, parsers)
+    return ChatRun(service, active, request, body, parsers, prompt.tokens)
 
 
 def _parser(
@@ -74,8 +75,7 @@ def _parser(
 def _check(body: ChatBody) -> None:
     """Raise `ApiError` 400 for fields that do not fit together or are not supported."""
     refuse_unsupported(body.model_extra or {}, body.n or 1)
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options needs stream: true", "stream_options")
+    check_details(body)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
     if not body.messages:
@@ -106,6 +106,8 @@ def _tool_use(body: ChatBody) -> ToolUse | None:
 
 def _encoding(body: ChatBody) -> EncodingOptions:
     """Return how the text of a chat is encoded: its template writes the special tokens."""
+    if body.max_completion_tokens is not None:  # which has the last word on the room that is left
+        body = body.model_copy(update={"max_tokens": body.max_completion_tokens})
     return encoding_options(body, special_tokens=False)
 
 

@@ -27,12 +27,13 @@ class ModelCards:
     def listed(self) -> list[dict[str, Any]]:
         """Return the cards of all models, as `/api/tags` has them."""
         model = self._service.model
-        names = [model.name, *(f"{model.name}@{variant}" for variant in model.variants)]
+        served = self._service.served_name
+        names = [served, *(f"{served}@{variant}" for variant in model.variants)]
         return [self._card(name) for name in names]
 
     def running(self) -> list[dict[str, Any]]:
         """Return the card of the one loaded model, as `/api/ps` has it."""
-        card = self._card(self._service.model.name)
+        card = self._card(self._service.served_name)
         on_gpu = self._service.model.weights.device.type == "cuda"
         size_vram = card["size"] if on_gpu else 0
         context = self._service.builder.context_tokens

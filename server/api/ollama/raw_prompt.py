@@ -17,12 +17,14 @@ async def start_raw(body: ChatBody, request: Request, parts: ChatParts, id_prefi
     refuse_unsupported(body.model_extra or {}, 1)
     (message,) = body.messages
     text = message.for_template()["content"]
+    options = encoding_options(body, special_tokens=True)
+    (prompt,) = await parts.prompts.texts([text], options)
     parsed = ParsedRequest(
-        prompts=await parts.prompts.texts([text], encoding_options(body, special_tokens=True)),
+        prompts=[prompt],
         body=body,
         max_tokens=body.max_tokens,
         variant=variant_in_model_name(parts.service, body.model),
         constraint=await parts.service.builder.constraints.compile(body.constraint()),
     )
     active = parts.service.start(parsed, caller_of(request, id_prefix))
-    return ChatRun(parts.service, active, request, body, [PlainAnswer(0)])
+    return ChatRun(parts.service, active, request, body, [PlainAnswer(0)], prompt.tokens)

@@ -43,7 +43,7 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
 
 def model_of(service: Service, name: str) -> str:
     """Return a model's name without the tag `latest`, which Ollama's clients add."""
-    return name.removesuffix(_LATEST) if service.model.name != name else name
+    return name.removesuffix(_LATEST) if service.served_name != name else name
 
 
 def chat_to_chat(body: OllamaChatBody, model: str) -> ChatBody:

@@ -22,9 +22,10 @@ from server.api.chat.run import ChatRun
 from server.api.chat.start import ChatParts, start_chat
 from server.api.error_envelope import envelope
 from server.api.openai.chat_logprobs import logprob_entries
+from server.api.openai.prompt_scores import prompt_scores
 from server.api.openai.token_text import TokenText
 from server.api.request_body import JsonRoute
-from server.api.responses import DONE, respond, sse, usage, usage_tail
+from server.api.responses import DONE, counts_continuously, respond, sse, usage, usage_tail
 from server.engine.sequence import TokenLogprob
 
 
@@ -36,12 +37,12 @@ def router(parts: ChatParts) -> APIRouter:
     @routes.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
         run = await start_chat(body, request, parts)
-        active, model = run.active, parts.service.model
+        active, service = run.active, parts.service
         common: dict[str, object] = {
             "id": active.request_id,
             "created": active.created,
-            "model": model.name,
-            "system_fingerprint": model.fingerprint,
+            "model": service.served_name,
+            "system_fingerprint": service.model.fingerprint,
         }
         if body.stream:
             common["object"] = "chat.completion.chunk"
@@ -49,15 +50,20 @@ def router(parts: ChatParts) -> APIRouter:
         answers = await run.answers()
         head = {**common, "object": "chat.completion", "usage": usage(active, answers)}
         head["trimtab"] = active.disclosure()
+        if body.prompt_logprobs is not None:
+            head["prompt_logprobs"] = prompt_scores(texts, answers[0].prompt_logprobs)
+        if body.return_token_ids:
+            head["prompt_token_ids"] = run.prompt
 
         def choice(index: int, answer: ChatAnswer) -> dict[str, object]:
-            return {
+            found: dict[str, object] = {
                 "index": index,
                 "message": _message(answer),
-                "logprobs": _logprobs(texts, answer.logprobs) if body.logprobs else None,
+                "logprobs": _logprobs(texts, body, answer.logprobs) if body.logprobs else None,
                 "finish_reason": answer.finish_reason,
                 "stop_reason": answer.stop_reason,
             }
+            return {**found, "token_ids": answer.token_ids} if body.return_token_ids else found
 
         return await respond(active, head, choice, answers, large=bool(body.logprobs))
 
@@ -86,22 +92,27 @@ def _message(answer: ChatAnswer) -> dict[str, object]:
 class _ChunkWriter:
     """Writes the chunks of a streamed chat; `common` are the fields of every chunk.
 
-    `scored` is the number of log-probabilities of each answer that were sent.
+    `scored` and `sent` are the numbers of log-probabilities and of token ids of each answer that
+    were sent.
     """
 
     tokens: TokenText
     run: ChatRun
     common: dict[str, object]
     scored: list[int] = field(init=False)
+    sent: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         """Start with nothing sent."""
         self.scored = [0] * len(self.run.progress)
+        self.sent = [0] * len(self.run.progress)
 
     async def texts(self) -> AsyncIterator[str]:
         """Yield the events of the stream, to the last."""
         for index in range(len(self.run.progress)):
             first = self._chunk(index, {"role": "assistant", "content": ""})
+            if self.run.body.return_token_ids:
+                first["prompt_token_ids"] = self.run.prompt
             yield sse({**first, "trimtab": self.run.active.disclosure()})
         async for event in self.run.events():
             if isinstance(event, AnswerFailed):
@@ -120,8 +131,11 @@ class _ChunkWriter:
         fields: dict[str, object] = {}
         answer, sent = self.run.progress[event.index], self.scored[event.index]
         if self.run.body.logprobs and len(answer.logprobs) > sent:
-            fields["logprobs"] = _logprobs(self.tokens, answer.logprobs[sent:])
+            fields["logprobs"] = _logprobs(self.tokens, self.run.body, answer.logprobs[sent:])
             self.scored[event.index] = len(answer.logprobs)
+        if self.run.body.return_token_ids:
+            fields["token_ids"] = answer.token_ids[self.sent[event.index] :]
+            self.sent[event.index] = len(answer.token_ids)
         if not isinstance(event, AnswerEnded):
             return self._chunk(event.index, _delta(event), **fields)
         fields |= {"finish_reason": event.finish_reason, "stop_reason": event.stop_reason}
@@ -132,8 +146,7 @@ class _ChunkWriter:
         """Return a chunk with one choice, in which `fields` replace the defaults."""
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **fields}
         chunk: dict[str, object] = {**self.common, "choices": [choice]}
-        options = self.run.body.stream_options
-        if options is not None and options.continuous_usage_stats:
+        if counts_continuously(self.run.body.stream_options):
             chunk["usage"] = usage(self.run.active, [self.run.progress[index]])
         return chunk
 
@@ -154,6 +167,6 @@ def _delta(event: ChatEvent) -> dict[str, object]:
     return {}
 
 
-def _logprobs(texts: TokenText, tokens: list[TokenLogprob]) -> dict[str, object]:
+def _logprobs(texts: TokenText, body: ChatBody, tokens: list[TokenLogprob]) -> dict[str, object]:
     """Return the `logprobs` object of some tokens."""
-    return {"content": logprob_entries(texts, tokens)}
+    return {"content": logprob_entries(texts, tokens, bool(body.return_tokens_as_token_ids))}

@@ -2,16 +2,22 @@
 
 from collections.abc import Sequence
 
-from server.api.openai.token_text import MIN_LOGPROB, TokenText, shown
+from server.api.openai.token_text import MIN_LOGPROB, TokenText, id_name, shown
 from server.engine.sequence import TokenLogprob
 
 
-def logprob_entries(texts: TokenText, tokens: Sequence[TokenLogprob]) -> list[dict[str, object]]:
-    """Return an object for each token, with its bytes and the likeliest tokens in its place."""
+def logprob_entries(
+    texts: TokenText, tokens: Sequence[TokenLogprob], as_ids: bool = False
+) -> list[dict[str, object]]:
+    """Return an object for each token, with its bytes and the likeliest tokens in its place.
+
+    With `as_ids` tokens are named `token_id:N`.
+    """
 
     def entry(token: int, logprob: float) -> dict[str, object]:
         data = texts.data(token)
-        return {"token": shown(data), "logprob": max(logprob, MIN_LOGPROB), "bytes": list(data)}
+        name = id_name(token) if as_ids else shown(data)
+        return {"token": name, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(data)}
 
     return [
         {

@@ -10,15 +10,25 @@ from fastapi.responses import Response
 from server.api.active_request import ActiveRequest
 from server.api.caller import caller_of
 from server.api.errors import ApiError
+from server.api.openai.best_answers import best_answers
 from server.api.openai.completion_logprobs import CompletionLogprobs
+from server.api.openai.prompt_scores import prompt_scores
 from server.api.openai.token_text import TokenText
 from server.api.prompt.processor import PromptProcessor, TokenizedPrompt
 from server.api.request_body import JsonRoute
 from server.api.request_builder import ParsedRequest, RequestBuilder
-from server.api.responses import GeneratedAnswer, collect, respond, stream, usage, usage_tail
+from server.api.responses import (
+    GeneratedAnswer,
+    collect,
+    counts_continuously,
+    respond,
+    stream,
+    usage,
+    usage_tail,
+)
 from server.api.schemas import CompletionBody
 from server.api.service import Service, encoding_options, variant_in_model_name
-from server.api.unsupported_parameters import refuse_unsupported
+from server.api.unsupported_parameters import check_details, refuse_unsupported
 from server.engine.sequence import Delta
 
 DEFAULT_MAX_TOKENS = 16
@@ -32,6 +42,8 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
     @routes.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
         _check(body)
+        best_of = body.best_of if body.best_of != (body.n or 1) else None
+        scored = best_of is not None and body.logprobs is None  # to compare the answers
         parsed = ParsedRequest(
             prompts=await _prompts(service.builder, prompts, body),
             body=body,
@@ -39,15 +51,16 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
             default_max_tokens=DEFAULT_MAX_TOKENS,
             variant=variant_in_model_name(service, body.model),
             constraint=await service.builder.constraints.compile(body.constraint()),
-            logprobs=body.logprobs,
-            prompt_logprobs=bool(body.echo) and body.logprobs is not None,
+            logprobs=0 if scored else body.logprobs,
+            prompt_logprobs=_prompt_logprobs(body),
+            best_of=best_of,
         )
         active = service.start(parsed, caller_of(request, "cmpl"))
         common: dict[str, object] = {
             "id": active.request_id,
             "object": "text_completion",
             "created": active.created,
-            "model": service.model.name,
+            "model": service.served_name,
             "system_fingerprint": service.model.fingerprint,
         }
         writer = _CompletionWriter(texts, active, body, parsed.prompts, common)
@@ -56,7 +69,9 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
             return await stream(service, active, request, writer.chunks, tail=tail)
         answers = await collect(service, active, request)
         head = {**common, "usage": usage(active, answers), "trimtab": active.disclosure()}
-        large = body.logprobs is not None
+        if best_of is not None:
+            answers = best_answers(answers, best_of, body.n or 1)
+        large = parsed.logprobs is not None or parsed.prompt_logprobs is not None
         return await respond(active, head, writer.choice, answers, large)
 
     return routes
@@ -66,8 +81,8 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
 class _CompletionWriter:
     """Writes the answers of a request, whole or in chunks; `common` are the fields of all chunks.
 
-    `logprobs` and `echoed` are the state of a stream: the tokens of each answer that wait for
-    their text, and the answers whose prompts were echoed.
+    `logprobs`, `echoed` and `sent` are the state of a stream: the tokens of each answer that wait
+    for their text, the answers whose prompts were echoed, and how many token ids were sent of each.
     """
 
     texts: TokenText
@@ -77,39 +92,48 @@ class _CompletionWriter:
     common: dict[str, object]
     logprobs: list[CompletionLogprobs] = field(init=False)
     echoed: set[int] = field(default_factory=set)
+    sent: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Start the stream's state."""
-        self.logprobs = [CompletionLogprobs(self.texts) for _ in self.active.generations]
+        self.logprobs = [self._no_logprobs() for _ in self.active.generations]
 
     def choice(self, index: int, answer: GeneratedAnswer) -> dict[str, object]:
         """Return a whole answer as a choice."""
         text = answer.text
-        logprobs = CompletionLogprobs(self.texts)
+        logprobs = self._no_logprobs()
+        scored, prompt = self.body.logprobs is not None, self._prompt(index).tokens
         if self.body.echo:
             text = self._prompt_text(index) + text
-            if self.body.logprobs is not None:
-                logprobs.add_prompt(self._prompt(index).tokens, answer.prompt_logprobs)
+            if scored:
+                logprobs.add_prompt(prompt, answer.prompt_logprobs)
         for token in answer.logprobs:
             logprobs.add_written(token)
-        scored = self.body.logprobs is not None
-        return {
+        choice: dict[str, object] = {
             "index": index,
             "text": text,
             "logprobs": logprobs.take(len(text), ended=True) if scored else None,
             "finish_reason": answer.finish_reason,
             "stop_reason": answer.stop_reason,
         }
+        if self.body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_scores(self.texts, answer.prompt_logprobs)
+        if self.body.return_token_ids:
+            choice |= {"token_ids": answer.token_ids, "prompt_token_ids": prompt}
+        return choice
 
     def chunks(
         self, index: int, delta: Delta, answer: GeneratedAnswer
     ) -> Iterable[dict[str, object]]:
         """Yield the chunk of a delta, if it has text or the end."""
-        ended = delta.finish_reason is not None
-        text = delta.text
+        ended, text, scored = delta.finish_reason is not None, delta.text, self.body.logprobs
         if self.body.echo and index not in self.echoed:
+            if scored is not None and delta.prompt_logprobs is None:
+                return  # it is not read yet
             self.echoed.add(index)
             text = self._prompt_text(index) + text
+            if delta.prompt_logprobs is not None:
+                self.logprobs[index].add_prompt(self._prompt(index).tokens, delta.prompt_logprobs)
         if delta.logprob is not None:
             self.logprobs[index].add_written(delta.logprob)
         if not text and not ended:
@@ -121,18 +145,28 @@ class _CompletionWriter:
             "finish_reason": None if delta.finish_reason is None else delta.finish_reason.value,
             "stop_reason": delta.stop_reason,
         }
-        if self.body.logprobs is not None:
-            choice["logprobs"] = self.logprobs[index].take(len(answer.text), ended)
+        if scored is not None:
+            echoed = len(self._prompt_text(index)) if self.body.echo else 0
+            choice["logprobs"] = self.logprobs[index].take(echoed + len(answer.text), ended)
+        if self.body.return_token_ids:
+            choice["token_ids"] = answer.token_ids[self.sent.get(index, 0) :]
+            if index not in self.sent:
+                choice["prompt_token_ids"] = self._prompt(index).tokens
+            self.sent[index] = len(answer.token_ids)
         chunk: dict[str, object] = {**self.common, "choices": [choice]}
         if answer.tokens <= 1 or ended:
             chunk["trimtab"] = self.active.disclosure()
-        options = self.body.stream_options
-        if options is not None and options.continuous_usage_stats:
+        if counts_continuously(self.body.stream_options):
             chunk["usage"] = usage(self.active, [answer])
         yield chunk
 
+    def _no_logprobs(self) -> CompletionLogprobs:
+        shows_special = self.body.skip_special_tokens is False
+        as_ids = bool(self.body.return_tokens_as_token_ids)
+        return CompletionLogprobs(self.texts, as_ids, shows_special)
+
     def _prompt(self, index: int) -> TokenizedPrompt:
-        return self.prompts[index // self.active.choices]
+        return self.prompts[index // (self.body.n or 1)]
 
     def _prompt_text(self, index: int) -> str:
         """Return an answer's prompt as its tokens have it, special tokens included."""
@@ -145,12 +179,22 @@ def _check(body: CompletionBody) -> None:
     refuse_unsupported(body.model_extra or {}, body.n or 1)
     if body.suffix:
         raise ApiError(400, "suffix is not supported", "suffix")
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options needs stream: true", "stream_options")
-    if body.stream and body.echo and body.logprobs is not None:
-        raise ApiError(400, "echo with logprobs cannot be streamed", "stream")
-    if body.max_tokens == 0 and (not body.echo or body.stream):
-        raise ApiError(400, "max_tokens 0 needs echo, and no stream", "max_tokens")
+    check_details(body)
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
+        raise ApiError(400, "max_tokens 0 needs echo or prompt_logprobs", "max_tokens")
+    if body.best_of is not None and body.best_of < (body.n or 1):
+        raise ApiError(400, "best_of must be n or more", "best_of")
+    if body.stream and body.best_of not in (None, body.n or 1):
+        raise ApiError(
+            400, "the best answers are known at the end: best_of has no stream", "best_of"
+        )
+
+
+def _prompt_logprobs(body: CompletionBody) -> int | None:
+    """Return how many alternatives are asked for beside each token of the prompt."""
+    echoed = body.logprobs if body.echo else None
+    asked = [count for count in (echoed, body.prompt_logprobs) if count is not None]
+    return max(asked, default=None)
 
 
 async def _prompts(
@@ -158,11 +202,13 @@ async def _prompts(
 ) -> list[TokenizedPrompt]:
     """Tokenise the prompts, which are texts or token ids. Raise `ApiError`."""
     entries = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    choices = body.best_of or body.n or 1
     if not entries:
         raise ApiError(400, "the prompt is empty", "prompt")
     if isinstance(entries[0], str):
-        builder.check_answer_count(len(entries), body)
+        builder.check_answer_count(len(entries), choices)
         return await prompts.texts(entries, encoding_options(body, special_tokens=True))
     ids = cast(list[list[int]], entries if isinstance(entries[0], list) else [entries])
-    builder.check_answer_count(len(ids), body)
-    return await prompts.ids(ids)
+    builder.check_answer_count(len(ids), choices)
+    options = encoding_options(body, special_tokens=False)
+    return await prompts.ids(ids, options.keep_last)

@@ -50,7 +50,7 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
         found = await embed(service, tokenized, body.pooling, request)
 
         def serialise() -> bytes:
-            return to_json(_response(service.model.name, body.encoding_format, found))
+            return to_json(_response(service.served_name, body.encoding_format, found))
 
         content = await asyncio.to_thread(serialise)  # which takes long for many vectors
         return Response(content, media_type="application/json", headers=found.active.headers())

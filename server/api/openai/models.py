@@ -5,7 +5,7 @@ import time
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.api.errors import ApiError
+from pruners.variant import BASE
 from server.api.reader_cards import reader_cards
 from server.api.service import Service
 
@@ -14,7 +14,7 @@ def router(service: Service) -> APIRouter:
     """Return the routes of `GET /v1/models` and `GET /v1/models/NAME`."""
     routes = APIRouter()
     started = int(time.time())
-    model = service.model
+    model, names = service.model, service.builder.names
 
     def card(name: str, variant: str) -> dict[str, object]:
         quality = model.artefact.table.quality.get(variant) if model.artefact is not None else None
@@ -34,20 +34,15 @@ def router(service: Service) -> APIRouter:
             },
         }
 
-    def cards() -> dict[str, dict[str, object]]:
-        pinned = {f"{model.name}@{name}": name for name in model.variants}
-        names = {model.name: next(iter(model.variants)), **pinned}
-        return {name: card(name, variant) for name, variant in names.items()}
-
     @routes.get("/v1/models")
     async def models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": list(cards().values())})
+        pinned = {f"{names.served}@{variant}": variant for variant in model.variants}
+        listed = {**dict.fromkeys((names.served, *names.listed), BASE), **pinned}
+        cards = [card(name, variant) for name, variant in listed.items()]
+        return JSONResponse({"object": "list", "data": cards})
 
     @routes.get("/v1/models/{name:path}")
     async def model_card(name: str) -> JSONResponse:
-        card = cards().get(name)
-        if card is None:
-            raise ApiError(404, f"no model '{name}'; see /v1/models", "model", "model_not_found")
-        return JSONResponse(card)
+        return JSONResponse(card(name, names.variant_of(name, model.variants) or BASE))
 
     return routes

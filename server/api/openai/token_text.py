@@ -95,6 +95,11 @@ class TextOffsets:
         return bool(self._decoder.getstate()[0])
 
 
+def id_name(token: int) -> str:
+    """Return a name for a token that no other has, as vLLM writes it; texts may be equal."""
+    return f"token_id:{token}"
+
+
 def shown(data: bytes) -> str:
     """Return bytes as text, or escaped (`bytes:\\xe2\\x80`) if they are not UTF-8."""
     try:

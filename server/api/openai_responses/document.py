@@ -25,6 +25,7 @@ class ResponseDocument:
         self._run = run
         self._body = body
         self._model = run.service.model
+        self._name = run.service.served_name
 
     def begun(self) -> dict[str, Any]:
         """Return the response before it has any output."""
@@ -58,7 +59,7 @@ class ResponseDocument:
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
-            "model": self._model.name,
+            "model": self._name,
             "output": list(output),
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,

@@ -9,6 +9,7 @@ from server.api.prompt.text_bound import text_bound
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_CUT_TOKENS = 64  # before those that are kept of a text: where it is cut, tokens are others
 # Marks around control tokens that are text: characters for private use, which no text needs.
 _OPEN, _CLOSE = "\U000f0000", "\U000f0001"
 
@@ -38,22 +39,28 @@ class PromptEncoder:
         self._prefix, self._suffix = self._special_affixes()
         self.bound = text_bound(tokenizer)
 
-    def encode(self, text: str, special: bool) -> list[int]:
+    def encode(self, text: str, special: bool, keep_last: int | None = None) -> list[int]:
         """Return the ids of a text, in which control tokens may be marked as text (`mark`).
 
         `special` adds the tokens that the tokenizer puts around a text, each once: a text that
         begins with BOS gets no second one. Raise `ApiError` 400 for a text that cannot fit the
         context, or that holds a token without an embedding.
+
+        With `keep_last` so many of its last tokens are kept, those around the text among them.
         """
+        if keep_last is not None:
+            text = self._end_of(text, keep_last)
         min_tokens = 0 if self.bound is None else self.bound.min_tokens(text)
-        if min_tokens > self._context_tokens:
+        if min_tokens > self._context_tokens and keep_last is None:
             raise context_length_error(
                 self._context_tokens, f"the prompt has at least {min_tokens}"
             )
         marked = _OPEN in text or _CLOSE in text
-        tokens = self._marked_ids(text) if marked else self._ids(text)
+        tokens = self._marked_ids(text) if marked else self._ids(text, keep_last is None)
+        prefix, suffix = (self._prefix, self._suffix) if special else ([], [])
+        if keep_last is not None:
+            tokens = tokens[-max(1, keep_last - len(prefix) - len(suffix)) :]
         if special:
-            prefix, suffix = self._prefix, self._suffix
             if tokens[: len(prefix)] != prefix:
                 tokens = prefix + tokens
             if suffix and tokens[-len(suffix) :] != suffix:
@@ -90,13 +97,22 @@ class PromptEncoder:
             return {key: self.mark_data(entry) for key, entry in value.items()}
         return value
 
-    def _ids(self, text: str) -> list[int]:
+    def _end_of(self, text: str, tokens: int) -> str:
+        """Return the end of a text that surely has so many tokens, and some more.
+
+        So the last tokens are those of the whole text, and a long text takes no longer.
+        """
+        if self.bound is None:
+            return text
+        return text[-(tokens + _CUT_TOKENS) * self.bound.bytes_per_token :]
+
+    def _ids(self, text: str, bounded: bool = True) -> list[int]:
         if self._fast is None:
             tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         else:
             # `encode` would hold the GIL all the while; a batch of one does not.
             (encoding,) = self._fast.encode_batch_fast([text], add_special_tokens=False)
-            if len(encoding) > self._context_tokens:
+            if bounded and len(encoding) > self._context_tokens:
                 raise context_length_error(self._context_tokens, f"the prompt has {len(encoding)}")
             tokens = encoding.ids
         return tokens

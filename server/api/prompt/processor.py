@@ -40,10 +40,13 @@ class EncodingOptions:
     """How text becomes tokens.
 
     `special` puts the tokenizer's own tokens around it; `plain` makes control tokens in it text.
+    Of the tokens the last `keep_last` are kept; if that is below 0, as many as leave room for so
+    many tokens of an answer; if None, all.
     """
 
     special: bool
     plain: bool
+    keep_last: int | None = None
 
 
 class PromptProcessor:
@@ -78,11 +81,19 @@ class PromptProcessor:
 
         return await self._run(work, sum(map(len, texts)))
 
-    async def ids(self, prompts: list[list[int]]) -> list[TokenizedPrompt]:
-        """Check prompts of token ids. Raise `ApiError` for ids that the model does not have."""
+    async def ids(
+        self, prompts: list[list[int]], keep_last: int | None = None
+    ) -> list[TokenizedPrompt]:
+        """Check prompts of token ids. Raise `ApiError` for ids that the model does not have.
+
+        `keep_last` is as `EncodingOptions` has it.
+        """
+        kept = self._kept(keep_last)
 
         def work() -> list[TokenizedPrompt]:
-            return [self._check_ids(tokens) for tokens in prompts]
+            return [
+                self._check_ids(tokens if kept is None else tokens[-kept:]) for tokens in prompts
+            ]
 
         return await self._run(work, sum(map(len, prompts)))
 
@@ -90,7 +101,7 @@ class PromptProcessor:
         """Render a chat with the model's template and tokenise it. Raise `ApiError`."""
         text = await self.rendered(chat, options)
         # Control tokens in a plain chat were marked before it was rendered.
-        encoding = EncodingOptions(options.special, plain=False)
+        encoding = replace(options, plain=False)
         prompt = await self._run(lambda: self._encode(text, encoding), len(text))
         # The analyzer reads what the user wrote, not the template's frame around it.
         analysed = _written(chat)[:_MAX_ANALYSED_CHARACTERS]
@@ -147,8 +158,21 @@ class PromptProcessor:
 
     def _encode(self, text: str, options: EncodingOptions) -> TokenizedPrompt:
         marked = self._encoder.mark(text) if options.plain else text
-        tokens = self._encoder.encode(marked, options.special)
+        tokens = self._encoder.encode(marked, options.special, self._kept(options.keep_last))
         return TokenizedPrompt(tokens, text[:_MAX_ANALYSED_CHARACTERS])
+
+    def _kept(self, keep_last: int | None) -> int | None:
+        """Return how many tokens of a prompt are kept, None for all. Raise `ApiError` 400."""
+        if keep_last is None:
+            return None
+        kept = keep_last if keep_last > 0 else self._context_tokens + keep_last
+        if 0 < kept <= self._context_tokens:
+            return kept
+        raise ApiError(
+            400,
+            f"the context of {self._context_tokens} tokens leaves no room for that",
+            "truncate_prompt_tokens",
+        )
 
     def _check_ids(self, tokens: list[int]) -> TokenizedPrompt:
         if len(tokens) > self._context_tokens:

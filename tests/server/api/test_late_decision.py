@@ -10,6 +10,7 @@ from controller.audit import AuditLog
 from policies import Action, Objectives, Observation, Reason
 from server.api.caller import Caller
 from server.api.errors import ApiError
+from server.api.model_names import ModelNames
 from server.api.narrowing import AnswerNarrowing
 from server.api.prompt.processor import TokenizedPrompt
 from server.api.request_builder import ParsedRequest, RequestBuilder
@@ -97,7 +98,9 @@ def _service(controller, tmp_path, running=4):
         lambda: Snapshot(0.0),
         AuditLog(tmp_path / "audit.jsonl"),
     )
-    builder = RequestBuilder(model, context_tokens=256, max_answers=8, kv_scorer="snap")
+    builder = RequestBuilder(
+        model, ModelNames("tiny"), context_tokens=256, max_answers=8, kv_scorer="snap"
+    )
     narrowing = AnswerNarrowing(always=False)
     return Service(engine, controller, lambda text: None, builder, log, narrowing)
 

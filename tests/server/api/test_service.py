@@ -10,6 +10,7 @@ from policies import Action, Reason
 from pruners.reading.reader import FULL
 from server.api.caller import Caller
 from server.api.errors import ApiError
+from server.api.model_names import ModelNames
 from server.api.prompt.processor import TokenizedPrompt
 from server.api.request_builder import ParsedRequest, RequestBuilder
 from server.api.schemas import CompletionBody
@@ -93,7 +94,9 @@ def _service(engine, controller):
         weights=SimpleNamespace(shape=SimpleNamespace(vocab=100)),
     )
     narrowing = SimpleNamespace(apply=lambda *_: None, register=lambda *_: None)
-    builder = RequestBuilder(model, context_tokens=64, max_answers=8, kv_scorer="quest")
+    builder = RequestBuilder(
+        model, ModelNames("tiny"), context_tokens=64, max_answers=8, kv_scorer="quest"
+    )
     return Service(engine, controller, lambda text: text, builder, _RequestLog(), narrowing)
 
 
@@ -165,7 +168,7 @@ def test_the_engine_gets_the_reader_of_the_action_and_what_is_cached_for_it():
 )
 def test_the_controller_is_told_how_the_prompt_is_to_be_read(hints, scored, reader, pinned):
     controller = _Controller()
-    parsed = replace(_parsed(trimtab=hints), prompt_logprobs=scored)
+    parsed = replace(_parsed(trimtab=hints), prompt_logprobs=0 if scored else None)
     _service(_Engine(), controller).start(parsed, Caller("request"))
     preferences = controller.arrival.preferences
     assert (preferences.reader, preferences.pinned) == (reader, pinned)
@@ -175,7 +178,7 @@ def test_the_controller_is_told_how_the_prompt_is_to_be_read(hints, scored, read
     ("reader", "scored", "said"), [("deep", False, "full, read-70"), ("read-70", True, "in full")]
 )
 def test_a_reader_that_cannot_be_had_is_named_with_what_can(reader, scored, said):
-    parsed = replace(_parsed(trimtab={"read": reader}), prompt_logprobs=scored)
+    parsed = replace(_parsed(trimtab={"read": reader}), prompt_logprobs=0 if scored else None)
     with pytest.raises(ApiError, match=said) as raised:
         _service(_Engine(), _Controller()).start(parsed, Caller("request"))
     assert (raised.value.status, raised.value.param) == (400, "trimtab.read")

@@ -20,8 +20,8 @@ WEIGHTS = weights_of(tiny_model())
 KINDS = {
     "plain": {},
     "sampled": {"sampling": SamplingParams(temperature=0.8, top_p=0.9, seed=3)},
-    "scored": {"logprobs": 2, "prompt_logprobs": True},
-    "scored-only": {"logprobs": 2, "prompt_logprobs": True, "max_tokens": 0},
+    "scored": {"logprobs": 2, "prompt_logprobs": 2},
+    "scored-only": {"logprobs": 2, "prompt_logprobs": 2, "max_tokens": 0},
     "stops": {"stop": StopRules(("xyzzy", "qq"), frozenset({3})), "min_tokens": 30},
     "budget": {"kv_budget": make_eviction(48)},
     "budget-key-diff": {"kv_budget": make_eviction(64, "key-diff")},

@@ -247,7 +247,7 @@ def test_a_reader_of_all_layers_reads_in_full():
 
 
 def test_a_scored_prompt_has_no_reader():
-    request = GenerationRequest("scored", (1, 2), 1, BASE, prompt_logprobs=True, reader=SHALLOW)
+    request = GenerationRequest("scored", (1, 2), 1, BASE, prompt_logprobs=0, reader=SHALLOW)
     with pytest.raises(InvalidRequestError, match="in full"):
         check(request, 384, 512)
     check(replace(request, reader=None), 384, 512)

@@ -89,7 +89,7 @@ def test_seeded_sampling_does_not_depend_on_the_batch():
 def test_prompt_and_token_logprobs_equal_transformers():
     prompt = list(range(40, 110))
     runner, variants = fresh(step_tokens=32)
-    _, recorder = submit(runner, prompt, variants["base"], 4, logprobs=3, prompt_logprobs=True)
+    _, recorder = submit(runner, prompt, variants["base"], 4, logprobs=3, prompt_logprobs=3)
     run(runner)
     tokens = prompt + recorder.tokens
     scores = tiny_model()(torch.tensor([tokens])).logits[0].log_softmax(-1)
@@ -152,7 +152,7 @@ def test_a_prompt_that_fills_the_context_can_be_read_without_writing(scored):
     prompt = [(31 * i) % 384 for i in range(model.config.max_position_embeddings)]
     runner, variants = fresh(capacity=len(prompt))
     sequence, recorder = submit(
-        runner, prompt, variants["base"], 0, prompt_logprobs=scored, logprobs=1
+        runner, prompt, variants["base"], 0, prompt_logprobs=1 if scored else None, logprobs=1
     )
     run(runner)
     (only,) = recorder.deltas

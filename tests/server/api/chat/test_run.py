@@ -67,7 +67,7 @@ class _Client:
 
 def _run(deltas, parsers, alive=True):
     active = SimpleNamespace(final=True, headers=lambda: {})
-    return ChatRun(_Service(deltas, alive), active, _Client(), None, parsers)
+    return ChatRun(_Service(deltas, alive), active, _Client(), None, parsers, [1])
 
 
 async def _listed(run):

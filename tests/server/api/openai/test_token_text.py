@@ -44,7 +44,7 @@ BOTH = pytest.mark.parametrize("tokenizer", [BYTES, PIECES], ids=["byte-level", 
 
 
 def scores_of(tokens):
-    return [TokenLogprob(token, -1.0, ((token, -1.0),), 1) for token in tokens]
+    return [TokenLogprob(token, -1.0, ((token, -1.0),), 1, 1) for token in tokens]
 
 
 def logprobs_of_answer(tokenizer, tokens):
@@ -160,6 +160,6 @@ def test_tokens_cut_off_by_a_stop_string_have_the_offset_of_the_texts_end():
 
 def test_impossible_tokens_are_finite_in_json():
     scores = CompletionLogprobs(TokenText(BYTES))
-    scores.add_written(TokenLogprob(5, -math.inf, ((5, -math.inf),), 1))
+    scores.add_written(TokenLogprob(5, -math.inf, ((5, -math.inf),), 1, 9))
     found = scores.take(9, ended=True)
     assert found["token_logprobs"] == [-9999.0]

@@ -67,7 +67,7 @@ def test_a_budget_neither_gives_nor_takes(runner):
 
 def test_positions_that_are_scored_are_computed(runner):
     answer(runner, PROMPT)
-    assert answer(runner, PROMPT, prompt_logprobs=True)[0].reused == 0
+    assert answer(runner, PROMPT, prompt_logprobs=0)[0].reused == 0
 
 
 def test_a_failed_step_leaves_nothing_to_start_from(runner, monkeypatch):
