@@ -18,10 +18,12 @@ export function duration(milliseconds) {
   return milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
 }
 
+const crowd = (waiting) => `because ${counted(waiting, "was", "were")} waiting`;
+
 const REASONS = {
   pinned: () => "as you asked",
   base_fits: () => "since nothing spoke against it",
-  queue: ({ waiting }) => (waiting ? `because ${counted(waiting, "was", "were")} waiting` : "because many requests were coming"),
+  queue: ({ waiting }) => (waiting ? crowd(waiting) : "because many requests were coming"),
   ttft: () => "to begin the answer in time",
   tpot: () => "to write as fast as wished",
   deadline: () => "to end the answer in time",
@@ -29,7 +31,7 @@ const REASONS = {
   thermal: () => "because the machine is hot",
   energy: () => "to save energy, as the server is set",
   memory: () => "because memory was short",
-  least_bad: () => "as the best there was: nothing keeps all wishes now",
+  least_bad: ({ waiting }) => `${waiting ? crowd(waiting) : "as the best there was"}; nothing keeps all wishes now`,
   fixed: () => "as the server is set",
   dwell: () => "as shortly before, so that it does not change back and forth",
   floor: () => "refused: too many were waiting to keep time and quality",

@@ -22,7 +22,7 @@ SIZES = {"desktop": (1280, 860), "phone": (360, 740)}
 COLOURS = 256
 QUESTION = "Write a short Python function that adds two numbers."
 SECOND = "Name three things to do in Paris. Use a list."
-BEFORE, BEHIND, BUSY_TOKENS = 22, 12, 60
+BEFORE, BEHIND, BUSY_TOKENS = 18, 3, 60
 
 
 def main() -> None:
