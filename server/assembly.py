@@ -23,6 +23,7 @@ from policies.registry import named_policy
 from pruners.artefact.table import Table
 from pruners.kv import QUEST
 from pruners.variant import BASE, VariantSpec
+from server.api.model_names import ModelNames
 from server.api.prompt.chat_template import open_template
 from server.api.prompt.encoder import PromptEncoder
 from server.api.prompt.processor import PromptProcessor
@@ -139,13 +140,14 @@ def assemble(model: LoadedModel, settings: Settings, sampler: Sampler | None) ->
         metrics, controller, shadow, monitoring.snapshot, _open_audit_log(settings, metrics),
         settings.audit_prompts,
     )  # fmt: skip
+    served = ModelNames.of(settings.served_model_name, settings.model, model.name).served
     if settings.otlp_traces_endpoint is not None:
-        request_log.tracing = open_tracing(settings.otlp_traces_endpoint, model.name)
+        request_log.tracing = open_tracing(settings.otlp_traces_endpoint, served)
     set_model_metrics(model, metrics, controller)
     metrics.policy.info(controller.policy_info())
     context_tokens = min(model.weights.context, runner.decoder.cache.arena.capacity)
     if settings.metrics_compat == "vllm":
-        monitoring.add_vllm_names(model.name, context_tokens, runner.decoder.cache)
+        monitoring.add_vllm_names(served, context_tokens, runner.decoder.cache)
     prompts = _prompt_processor(model, context_tokens)
     running = RunningServer(
         model, runner, engine, controller,

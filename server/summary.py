@@ -19,7 +19,7 @@ def summarize(model: LoadedModel, settings: Settings, parts: ServerParts) -> Sum
     variants = [BASE, *(name for name in model.variants if name != BASE)]
     taken = ", taken as tokens come" if model.weights.device.type == "cpu" else ""
     summary = {
-        "model": model.name,
+        "model": ", ".join(settings.served_model_name) or model.name,
         "weights": f"{model.weights.precision}, {size_text(_weight_bytes(model))}",
         "runs on": _device(parts),
         "KV cache": f"room for {cache.arena.capacity:,} tokens "

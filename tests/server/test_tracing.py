@@ -65,6 +65,7 @@ def told(varied_folders, tmp_path_factory):
     server = ServerProcess(
         "--model", str(varied_folders[0]), log=log, TRIMTAB_THREADS="1",
         TRIMTAB_OTLP_TRACES_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="100",
+        TRIMTAB_SERVED_MODEL_NAME="served,other",
     )  # fmt: skip
     server.wait()
     body = {"prompt": f"hello {SECRET}", "max_tokens": 6, "ignore_eos": True, "seed": 3}
@@ -130,7 +131,9 @@ def test_the_attributes_are_those_of_the_answer(told):
     whole = [found for found in answers if found["gen_ai.response.finish_reasons"] == ["length"]]
     usage = body["usage"]
     assert [found["gen_ai.response.id"] for found in whole] == [body["id"]] * 2
+    assert {span.name for span in named(receiver.spans, "chat ")} == {"chat served"}
     for found in whole:
+        assert found["gen_ai.response.model"] == "served"
         assert found["gen_ai.operation.name"] == "text_completion"
         assert found["gen_ai.usage.input_tokens"] == usage["prompt_tokens"]
         assert found["gen_ai.usage.output_tokens"] == 6

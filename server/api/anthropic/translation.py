@@ -114,9 +114,9 @@ def _assistant(blocks: list[ContentBlock]) -> dict[str, Any]:
             case RedactedThinkingBlock():
                 pass
             case _:
-                message = f"messages: an assistant's message has no {block.type}"
-                raise ApiError(400, message, "messages")
-    message = {"role": "assistant", "content": join(texts)}
+                refusal = f"messages: an assistant's message has no {block.type}"
+                raise ApiError(400, refusal, "messages")
+    message: dict[str, Any] = {"role": "assistant", "content": join(texts)}
     if thoughts:
         message["reasoning_content"] = join(thoughts)
     if calls:

@@ -40,11 +40,11 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
         refuse_unsupported(body.model_extra or {}, 1)
         entries = [body.input] if isinstance(body.input, str) else body.input
         if entries and isinstance(entries[0], int):
-            entries = [cast(list[int], entries)]
+            entries = [entries]
         check_embedding(service, body.model, body.dimensions, len(entries))
         if isinstance(entries[0], str):
             options = EncodingOptions(special=True, plain=False)
-            tokenized = await prompts.texts(cast(list[str], entries), options)
+            tokenized = await prompts.texts(entries, options)
         else:
             tokenized = await prompts.ids(cast(list[list[int]], entries))
         found = await embed(service, tokenized, body.pooling, request)
