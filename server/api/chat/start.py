@@ -8,6 +8,7 @@ from server.api.caller import caller_of
 from server.api.chat.body import ChatBody
 from server.api.chat.parser import AnswerParser, PlainAnswer
 from server.api.chat.run import ChatRun
+from server.api.constrained.constraint import OutputConstraint
 from server.api.errors import ApiError
 from server.api.prompt.processor import (
     Chat,
@@ -17,6 +18,7 @@ from server.api.prompt.processor import (
 )
 from server.api.request_builder import ParsedRequest
 from server.api.service import Service, encoding_options, variant_in_model_name
+from server.api.tools.call_schema import answer_constraint
 from server.api.tools.dialect import ChatDialect
 from server.api.tools.parsed_answer import ParsedAnswer
 from server.api.tools.tool_use import ToolUse, tool_use
@@ -39,12 +41,9 @@ async def start_chat(
 
     The request's id begins with `id_prefix`, unless the client gave one.
     """
-    _check(body)
+    plan = _plan(parts, body)
     service, dialect = parts.service, parts.dialect
-    use = _tool_use(body)
-    if use is not None and use.required:
-        raise ApiError(400, "tool_choice: calls cannot be required yet", "tool_choice")
-    prompt = await _prompt(parts, body, use)
+    prompt = await parts.prompts.chat(plan.chat, _encoding(body))
     parsed = ParsedRequest(
         prompts=[prompt],
         body=body,
@@ -52,24 +51,21 @@ async def start_chat(
         variant=variant_in_model_name(service, body.model),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
-        shown=dialect.shown(use),
-        constraint=await service.builder.constraints.compile(body.constraint()),
+        shown=dialect.shown(plan.use),
+        constraint=await service.builder.constraints.compile(plan.constraint),
     )
     active = service.start(parsed, caller_of(request, id_prefix))
-    parsers = [_parser(index, body, use, dialect, prompt.end) for index in range(parsed.choices)]
+    separates = body.separate_reasoning is not False and plan.constraint is None
+
+    def parser(index: int) -> AnswerParser:
+        splitter = dialect.splitter(plan.use, prompt.end, separates)
+        if splitter is None:
+            return PlainAnswer(index)
+        shown = body.include_reasoning is not False
+        return ParsedAnswer(index, splitter, plan.chat.beginning, dialect.form.short_ids, shown)
+
+    parsers = [parser(index) for index in range(parsed.choices)]
     return ChatRun(service, active, request, body, parsers, prompt.tokens)
-
-
-def _parser(
-    index: int, body: ChatBody, use: ToolUse | None, dialect: ChatDialect, prompt_end: str
-) -> AnswerParser:
-    """Return the parser of answer `index` to a prompt."""
-    splitter = dialect.splitter(use, prompt_end, body.separate_reasoning is not False)
-    if splitter is None:
-        return PlainAnswer(index)
-    beginning = "" if use is None else dialect.beginning(use)
-    shows_reasoning = body.include_reasoning is not False
-    return ParsedAnswer(index, splitter, beginning, dialect.form.short_ids, shows_reasoning)
 
 
 def _check(body: ChatBody) -> None:
@@ -84,24 +80,31 @@ def _check(body: ChatBody) -> None:
 
 async def chat_prompt(parts: ChatParts, body: ChatBody) -> TokenizedPrompt:
     """Return the prompt of a chat that is not answered. Raise `ApiError`."""
-    _check(body)
-    return await _prompt(parts, body, _tool_use(body))
+    return await parts.prompts.chat(_plan(parts, body).chat, _encoding(body))
 
 
 async def rendered_chat(parts: ChatParts, body: ChatBody) -> str:
     """Return the text of a chat that is not answered. Raise `ApiError`."""
+    return await parts.prompts.rendered(_plan(parts, body).chat, _encoding(body))
+
+
+@dataclass(frozen=True, slots=True)
+class _PlannedChat:
+    """What the template renders, the tools that may be called, and the form of the answer."""
+
+    chat: Chat
+    use: ToolUse | None
+    constraint: OutputConstraint | None
+
+
+def _plan(parts: ChatParts, body: ChatBody) -> _PlannedChat:
+    """Check a chat; return what is to be done. Raise `ApiError`."""
     _check(body)
-    return await parts.prompts.rendered(_chat(parts, body, _tool_use(body)), _encoding(body))
-
-
-async def _prompt(parts: ChatParts, body: ChatBody, use: ToolUse | None) -> TokenizedPrompt:
-    """Render and tokenise the messages. Raise `ApiError`."""
-    return await parts.prompts.chat(_chat(parts, body, use), _encoding(body))
-
-
-def _tool_use(body: ChatBody) -> ToolUse | None:
-    """Return the tools that an answer may call. Raise `ApiError`."""
-    return tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+    dialect = parts.dialect
+    use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+    constraint = answer_constraint(use, dialect.form, body.constraint())
+    chat = dialect.prepare(_chat(parts, body), use, constraint is not None)
+    return _PlannedChat(chat, use, constraint)
 
 
 def _encoding(body: ChatBody) -> EncodingOptions:
@@ -111,8 +114,8 @@ def _encoding(body: ChatBody) -> EncodingOptions:
     return encoding_options(body, special_tokens=False)
 
 
-def _chat(parts: ChatParts, body: ChatBody, use: ToolUse | None) -> Chat:
-    """Return what the template renders. Raise `ApiError`."""
+def _chat(parts: ChatParts, body: ChatBody) -> Chat:
+    """Return the chat as it came. Raise `ApiError`."""
     continue_final = body.continue_final_message
     add_generation_prompt = body.add_generation_prompt
     if continue_final and "add_generation_prompt" not in body.model_fields_set:
@@ -125,10 +128,9 @@ def _chat(parts: ChatParts, body: ChatBody, use: ToolUse | None) -> Chat:
         )
     efforts = parts.dialect.reasoning_variables(body.reasoning_effort)
     variables = {**efforts, **(body.chat_template_kwargs or {})}
-    chat = Chat(
+    return Chat(
         messages=[message.for_template() for message in body.messages],
         variables=variables,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final,
     )
-    return parts.dialect.prepare(chat, use)

@@ -2,13 +2,31 @@
 
 from typing import Any
 
+from server.api.constrained.constraint import OutputConstraint
+from server.api.constrained.fields import json_schema
+from server.api.errors import ApiError
 from server.api.tools.bodies import FunctionBody
 from server.api.tools.tool_form import ToolForm
 from server.api.tools.tool_use import ToolUse, parameters
 
-MAX_PARALLEL = 16  # calls in one answer that must call tools
+MAX_PARALLEL = 8  # calls in one answer that must call tools
 # Beside these, a schema's `properties` are not all that an object may have.
 _OPEN = {"$ref", "allOf", "anyOf", "oneOf", "if", "patternProperties", "unevaluatedProperties"}
+
+
+def answer_constraint(
+    use: ToolUse | None, form: ToolForm, asked: OutputConstraint | None
+) -> OutputConstraint | None:
+    """Return the form of an answer: the one `asked` for, or that of calls which must be.
+
+    Raise `ApiError` 400 if both are asked for.
+    """
+    if use is None or not use.required:
+        return asked
+    if asked is not None:
+        message = f"{asked.param} and a tool that must be called exclude each other"
+        raise ApiError(400, message, asked.param)
+    return json_schema(call_schema(use, form), "tools")
 
 
 def call_schema(use: ToolUse, form: ToolForm) -> dict[str, Any]:

@@ -37,8 +37,13 @@ class ChatDialect:
     tool_marks: frozenset[int] = frozenset()
     reasoning_marks: frozenset[int] = frozenset()
 
-    def prepare(self, chat: Chat, use: ToolUse | None) -> Chat:
-        """Return a chat as the template takes it, with the tools that may be used."""
+    def prepare(self, chat: Chat, use: ToolUse | None, constrained: bool = False) -> Chat:
+        """Return a chat as the template takes it, with the tools that may be used.
+
+        The form of a `constrained` answer leaves no room for reasoning.
+        """
+        if constrained and self.reasoning is not None:
+            chat = replace(chat, ended_reasoning=(self.reasoning.begin, self.reasoning.end))
         messages = adapt_history(chat.messages, self.form, self.abilities)
         if use is None:
             return replace(chat, messages=messages)
@@ -48,8 +53,6 @@ class ChatDialect:
         else:
             chat = replace(chat, messages=messages)
             chat = with_tools(chat, use.for_template(), self.abilities.tools)
-        if use.required and self.reasoning is not None:
-            chat = replace(chat, ended_reasoning=(self.reasoning.begin, self.reasoning.end))
         return replace(chat, beginning=self.beginning(use))
 
     def beginning(self, use: ToolUse) -> str:
@@ -68,7 +71,7 @@ class ChatDialect:
         if use is not None:
             several = use.parallel and self.abilities.several
             tools = ToolParser(self.form, use.functions, None if several else 1)
-        if self.reasoning is not None and separate_reasoning and (use is None or not use.required):
+        if self.reasoning is not None and separate_reasoning:
             inside = prompt_end.rstrip().endswith(self.reasoning.begin)
             reasoning = ReasoningParser(self.reasoning, inside)
         return None if tools is None and reasoning is None else AnswerSplitter(reasoning, tools)

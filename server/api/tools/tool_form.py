@@ -34,11 +34,11 @@ class ToolForm:
 
     @property
     def around(self) -> tuple[str, str]:
-        """What usually stands before and behind a value, with its line breaks."""
+        """What usually stands before and behind a value, with line breaks around a single call."""
         if self.bare:
             return "", ""
         before, behind = self.marks[0]
-        return (f"{before}\n", f"\n{behind}") if behind else (before, "")
+        return (before, behind) if self.in_list else (f"{before}\n", f"\n{behind}")
 
     def before_arguments(self, name: str) -> str:
         """Return what stands before the arguments of a call."""

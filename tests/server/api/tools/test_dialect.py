@@ -78,7 +78,7 @@ def use(choice=None, parallel=None):
 
 def render(opened, name, messages, used=None, **variables):
     template, dialect = opened(name)
-    chat = dialect.prepare(Chat(messages, variables), used)
+    chat = dialect.prepare(Chat(messages, variables), used, used is not None and used.required)
     return chat.with_beginning(template.render(chat, 2**20))
 
 
