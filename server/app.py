@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 
+from pruners.reading.reader import FULL
 from pruners.variant import BASE
 from server.api import adapters, errors, generate, monitoring, page, server_info
 from server.api.access.control import AccessControl
@@ -15,6 +16,8 @@ from server.api.model_names import ModelNames
 from server.api.narrowing import AnswerNarrowing
 from server.api.openai import chat, completions, models
 from server.api.openapi.document import router as openapi_router
+from server.api.openapi.limits import ModelLimits
+from server.api.prompt.chat_template import ChatTemplate
 from server.api.readiness import Readiness
 from server.api.request_builder import RequestBuilder
 from server.api.route_aliases import RouteAliases
@@ -67,7 +70,8 @@ def create_app(model: LoadedModel, settings: Settings, sampler: Sampler | None =
     for scope, routers in _routers(chats, parts, readiness, settings.public_metrics).items():
         for router in routers:
             app.include_router(router, tags=[scope])
-    app.include_router(openapi_router(app, access.has_keys), tags=[Scope.INFER])
+    described = openapi_router(app, access.has_keys, _limits(service, parts))
+    app.include_router(described, tags=[Scope.INFER])
     return app
 
 
@@ -95,6 +99,19 @@ def _routers(
         ],
         Scope.ADMIN: [],
     }
+
+
+def _limits(service: Service, parts: ServerParts) -> ModelLimits:
+    """Return the bounds of bodies that depend on the model."""
+    model, template = service.model, parts.prompts.template
+    return ModelLimits(
+        parts.context_tokens,
+        model.weights.shape.vocab,
+        service.builder.max_answers,
+        tuple(model.variants),
+        (FULL, *model.readers),
+        tuple(template.variables) if isinstance(template, ChatTemplate) else (),
+    )
 
 
 def _service(model: LoadedModel, settings: Settings, parts: ServerParts) -> Service:

@@ -18,16 +18,17 @@ def error_body(
 ) -> dict[str, object]:
     """Return the body of an error response of a route, as the clients of its API expect it."""
     if path == _ANTHROPIC_PATH or path.startswith(f"{_ANTHROPIC_PATH}/"):
-        return anthropic_error(status, message)
+        return anthropic_error(status, message, code)
     if path.startswith(_OLLAMA_PATHS):
-        return {"error": one_line(message)}
+        return {"error": one_line(message), **({} if code is None else {"code": code})}
     return envelope(status, message, param, code)
 
 
-def anthropic_error(status: int, message: str) -> dict[str, object]:
-    """Return the body of an error response as Anthropic's API has it."""
+def anthropic_error(status: int, message: str, code: str | None = None) -> dict[str, object]:
+    """Return the body of an error response as Anthropic's API has it, and OpenAI's `code`."""
     kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": one_line(message)}}
+    error = {"type": kind, "message": one_line(message)}
+    return {"type": "error", "error": error if code is None else {**error, "code": code}}
 
 
 def envelope(

@@ -32,6 +32,15 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
 
+DOES_NOT_FIT = "does_not_fit"
+"""The code of a 400 whose fields are right one by one, as the API's description has them."""
+
+
+def misfit(message: str, param: str | None = None) -> ApiError:
+    """Return the error for values that do not fit together, or not with the model."""
+    return ApiError(400, message, param, DOES_NOT_FIT)
+
+
 def install(app: FastAPI) -> None:
     """Make the app send every error in the envelope, and log it in one line."""
 

@@ -9,7 +9,7 @@ from pruners.kv import make_kv_budget
 from pruners.reading.reader import FULL
 from server.api.caller import Caller
 from server.api.constrained.compiler import CompiledConstraint, ConstraintCompiler
-from server.api.errors import ApiError
+from server.api.errors import ApiError, misfit
 from server.api.model_names import ModelNames
 from server.api.prompt.processor import TokenizedPrompt
 from server.api.schemas import SamplingBody, TrimtabHints
@@ -97,20 +97,18 @@ class RequestBuilder:
     def check_answer_count(self, prompts: int, choices: int) -> None:
         """Raise `ApiError` 400 for more answers than one request may ask for."""
         if prompts * choices > self.max_answers:
-            raise ApiError(400, f"at most {self.max_answers} answers in one call", "n")
+            raise misfit(f"at most {self.max_answers} answers in one call", "n")
 
     def validate(self, parsed: ParsedRequest, caller: Caller) -> ValidatedRequest:
         """Find all that can be wrong with a request. Raise `ApiError` 400."""
         body, prompts = parsed.body, parsed.prompts
         self.check_answer_count(len(prompts), parsed.choices)
         if not prompts or not all(prompt.tokens for prompt in prompts):
-            raise ApiError(400, "the prompt is empty", "prompt")
+            raise misfit("the prompt is empty", "prompt")
         longest = max(range(len(prompts)), key=lambda index: len(prompts[index].tokens))
         max_tokens = self._max_tokens(parsed, len(prompts[longest].tokens))
         if body.min_tokens > max_tokens:
-            raise ApiError(
-                400, f"min_tokens is above the {max_tokens} tokens to write", "min_tokens"
-            )
+            raise misfit(f"min_tokens is above the {max_tokens} tokens to write", "min_tokens")
         self._check_token_ids("stop_token_ids", body.stop_token_ids or ())
         self._check_token_ids("logit_bias", body.logit_bias or ())
         return ValidatedRequest(
@@ -213,7 +211,7 @@ class RequestBuilder:
             try:
                 make_kv_budget(hints.kv_budget, self._kv_scorer)
             except ValueError as error:
-                raise ApiError(400, str(error), "trimtab.kv_budget") from error
+                raise misfit(str(error), "trimtab.kv_budget") from error
         objectives = Objectives(
             ttft=_seconds(caller.ttft_ms if hints.ttft_ms is None else hints.ttft_ms),
             tpot=_seconds(caller.tpot_ms if hints.tpot_ms is None else hints.tpot_ms),
@@ -235,7 +233,7 @@ class RequestBuilder:
             return wanted
         if wanted not in (None, FULL):
             message = f"a prompt with log-probabilities is read in full, not by '{wanted}'"
-            raise ApiError(400, message, "trimtab.read")
+            raise misfit(message, "trimtab.read")
         return FULL
 
     def _sampling(self, body: SamplingBody, index: int) -> SamplingParams:

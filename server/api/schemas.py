@@ -1,27 +1,50 @@
 """The request bodies. Unknown fields are accepted, since clients send many; but not in `trimtab`.
 
-Every list and mapping has a bound, and its check stops at the first invalid entry.
+Every list, mapping and text has a bound, and a list's check stops at the first invalid entry. No
+value is taken for one of another type, but 5.0 is 5. `server.api.openapi` describes the bodies to
+clients; bounds that depend on the model are marked by name for it.
 """
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+)
 
 from server.api.constrained.fields import ConstrainedBody
+from server.api.openapi.limits import Limit, limited_by
+from server.api.strict_body import RequestBody
 
 MAX_IDS = 1024  # in stop_token_ids and logit_bias
+MAX_TEXT = 2**24  # characters; the context of the model and the size of bodies are other bounds
+MAX_NAME = 512
 
+
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(le=2**31)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
-NamedId = Annotated[int, Field(ge=0, lt=2**31)]  # keys of JSON objects are strings
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
-StopString = Annotated[str, Field(max_length=512)]
+TokenId = Annotated[
+    int, Field(ge=0, lt=2**31, strict=True, json_schema_extra=limited_by(Limit.TOKEN))
+]
+NamedId = Annotated[int, Field(ge=0, lt=2**31, strict=False)]  # keys of JSON objects are strings
+TokenIds = Annotated[
+    list[TokenId],
+    Field(max_length=2**20, fail_fast=True, json_schema_extra=limited_by(Limit.PROMPT)),
+]
+StopString = Annotated[str, Field(min_length=1, max_length=512)]
 Stop = Annotated[
     Annotated[StopString, Tag("text")]
     | Annotated[list[StopString], Field(max_length=16, fail_fast=True), Tag("list")],
     Discriminator(lambda value: "text" if isinstance(value, str) else "list"),
 ]
+
+
+_PROMPTS = Field(max_length=2**16, fail_fast=True, json_schema_extra=limited_by(Limit.PROMPTS))
 
 
 def _prompt_type(value: object) -> str | None:
@@ -35,10 +58,10 @@ def _prompt_type(value: object) -> str | None:
 
 
 AnyPrompt = Annotated[
-    Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(fail_fast=True), Tag("texts")]
+    Annotated[Text, Tag("text")]
+    | Annotated[list[Text], _PROMPTS, Tag("texts")]
     | Annotated[TokenIds, Tag("tokens")]
-    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("ids")],
+    | Annotated[list[TokenIds], _PROMPTS, Tag("ids")],
     Discriminator(
         _prompt_type,
         custom_error_type="prompt_type",
@@ -47,7 +70,10 @@ AnyPrompt = Annotated[
 ]
 
 
-class TrimtabHints(BaseModel):
+WrittenTokens = Annotated[Count, Field(json_schema_extra=limited_by(Limit.CONTEXT))]
+
+
+class TrimtabHints(RequestBody):
     """What a request may ask of the controller: pins, objectives, a bound on the loss.
 
     `variant` and `kv_budget` (cached tokens) pin the action. `read` names the reader of the prompt,
@@ -57,11 +83,11 @@ class TrimtabHints(BaseModel):
     or begin another one.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid")
 
-    variant: str | None = None
+    variant: Annotated[Name, Field(json_schema_extra=limited_by(Limit.VARIANT))] | None = None
     kv_budget: Count | None = Field(default=None, ge=32)
-    read: str | None = None
+    read: Annotated[Name, Field(json_schema_extra=limited_by(Limit.READER))] | None = None
     ttft_ms: float | None = Field(default=None, gt=0)
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)
@@ -73,7 +99,7 @@ class TrimtabHints(BaseModel):
 class SamplingBody(ConstrainedBody):
     """The parameters that all routes for generation share."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     temperature: Temperature | None = None
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -82,7 +108,13 @@ class SamplingBody(ConstrainedBody):
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[NamedId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        Annotated[
+            dict[NamedId, Annotated[float, Field(ge=-100, le=100)]],
+            Field(json_schema_extra=limited_by(Limit.TOKEN_NAMES)),
+        ]
+        | None
+    ) = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stop | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)] | None = (
@@ -91,15 +123,17 @@ class SamplingBody(ConstrainedBody):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: Count = Field(default=0, ge=0)
-    max_tokens: Count | None = Field(default=None, ge=1)
-    n: Count | None = Field(default=None, ge=1)
+    max_tokens: Annotated[WrittenTokens, Field(ge=1)] | None = None
+    n: Annotated[Count, Field(ge=1, json_schema_extra=limited_by(Limit.ANSWERS))] | None = None
     stream: bool | None = None
     # Whether the tokenizer puts its own tokens around the prompt; by default not around a chat.
     add_special_tokens: bool | None = None
     # How many of the prompt's last tokens are kept; -1: as many as the context has room for.
     truncate_prompt_tokens: Annotated[Count, Field(ge=-1)] | None = None
     skip_special_tokens: bool | None = None  # if not, the text of an answer has them
-    trimtab: TrimtabHints = TrimtabHints()
+    trimtab: Annotated[TrimtabHints, Field(json_schema_extra=limited_by(Limit.OR_NULL))] = (
+        TrimtabHints()
+    )
 
     @field_validator("trimtab", mode="before")
     @classmethod
@@ -122,22 +156,23 @@ class SamplingBody(ConstrainedBody):
             raise ValueError(f"at most {MAX_IDS} tokens can have a bias")
         return value
 
-    @field_validator("stop")
-    @classmethod
-    def _refuse_empty_stop(cls, value: Stop | None) -> Stop | None:
-        if value == "" or (isinstance(value, list) and "" in value):
-            raise ValueError("a stop string cannot be empty")
-        return value
-
 
 class GenerateBody(SamplingBody):
     """The body of `POST /generate`."""
 
-    model: str | None = None
-    prompt: str
+    model: Name | None = None
+    prompt: Text
+    n: Annotated[int, Field(json_schema_extra={"const": 1})] | None = None
+
+    @field_validator("n")
+    @classmethod
+    def _check_count(cls, value: int | None) -> int | None:
+        if value not in (None, 1):
+            raise ValueError("/generate gives one answer; use /v1/completions for more")
+        return value
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(RequestBody):
     """`stream_options` of the OpenAI API; `continuous_usage_stats` as vLLM has it."""
 
     include_usage: bool | None = None
@@ -156,11 +191,11 @@ class DetailedBody(SamplingBody):
 class CompletionBody(DetailedBody):
     """The body of `POST /v1/completions`."""
 
-    model: str | None = None
+    model: Name | None = None
     prompt: AnyPrompt
     # 0 is allowed with `echo`: the prompt is scored and nothing is written.
-    max_tokens: Count | None = Field(default=None, ge=0)
+    max_tokens: Annotated[WrittenTokens, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20)
     best_of: Count | None = Field(default=None, ge=1)
-    suffix: str | None = None
+    suffix: Annotated[Text, Field(json_schema_extra={"enum": [""]})] | None = None

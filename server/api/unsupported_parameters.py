@@ -6,7 +6,7 @@ Parameters that only concern speed, caching or accounting are ignored, and so ar
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from server.api.errors import ApiError
+from server.api.errors import ApiError, misfit
 from server.api.schemas import DetailedBody
 
 
@@ -100,9 +100,9 @@ def refuse_unsupported(extra: Mapping[str, object], n: int) -> None:
 def check_details(body: DetailedBody) -> None:
     """Raise `ApiError` 400 for fields that do not go with a stream, or only with one."""
     if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options needs stream: true", "stream_options")
+        raise misfit("stream_options needs stream: true", "stream_options")
     if body.stream and body.prompt_logprobs is not None:
-        raise ApiError(400, "prompt_logprobs are not available in a stream", "prompt_logprobs")
+        raise misfit("prompt_logprobs are not available in a stream", "prompt_logprobs")
 
 
 def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:

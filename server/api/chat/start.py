@@ -9,7 +9,7 @@ from server.api.chat.body import ChatBody
 from server.api.chat.parser import AnswerParser, PlainAnswer
 from server.api.chat.run import ChatRun
 from server.api.constrained.constraint import OutputConstraint
-from server.api.errors import ApiError
+from server.api.errors import ApiError, misfit
 from server.api.prompt.processor import (
     Chat,
     EncodingOptions,
@@ -73,7 +73,7 @@ def _check(body: ChatBody) -> None:
     refuse_unsupported(body.model_extra or {}, body.n or 1)
     check_details(body)
     if body.top_logprobs and not body.logprobs:
-        raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+        raise misfit("top_logprobs needs logprobs: true", "top_logprobs")
     if not body.messages:
         raise ApiError(400, "messages is empty", "messages")
 
@@ -121,8 +121,7 @@ def _chat(parts: ChatParts, body: ChatBody) -> Chat:
     if continue_final and "add_generation_prompt" not in body.model_fields_set:
         add_generation_prompt = False
     if continue_final and add_generation_prompt:
-        raise ApiError(
-            400,
+        raise misfit(
             "continue_final_message and add_generation_prompt exclude each other",
             "continue_final_message",
         )

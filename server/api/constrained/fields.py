@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.api.constrained.constraint import OutputConstraint
 from server.api.errors import ApiError
+from server.api.strict_body import RequestBody
 
 MAX_CHOICES = 1024
 MAX_SOURCE_CHARACTERS = 2**18  # of a schema, an expression, a grammar
@@ -48,7 +49,7 @@ class StructuredOutputs(BaseModel):
     disable_any_whitespace: bool = False
 
 
-class ConstrainedBody(BaseModel):
+class ConstrainedBody(RequestBody):
     """The fields by which a body constrains its answers; at most one form may be asked for."""
 
     response_format: ResponseFormat | None = None

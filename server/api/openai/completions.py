@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from server.api.active_request import ActiveRequest
 from server.api.caller import caller_of
-from server.api.errors import ApiError
+from server.api.errors import ApiError, misfit
 from server.api.openai.best_answers import best_answers
 from server.api.openai.completion_logprobs import CompletionLogprobs
 from server.api.openai.prompt_scores import prompt_scores
@@ -181,13 +181,11 @@ def _check(body: CompletionBody) -> None:
         raise ApiError(400, "suffix is not supported", "suffix")
     check_details(body)
     if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
-        raise ApiError(400, "max_tokens 0 needs echo or prompt_logprobs", "max_tokens")
+        raise misfit("max_tokens 0 needs echo or prompt_logprobs", "max_tokens")
     if body.best_of is not None and body.best_of < (body.n or 1):
-        raise ApiError(400, "best_of must be n or more", "best_of")
+        raise misfit("best_of must be n or more", "best_of")
     if body.stream and body.best_of not in (None, body.n or 1):
-        raise ApiError(
-            400, "the best answers are known at the end: best_of has no stream", "best_of"
-        )
+        raise misfit("the best answers are known at the end: best_of has no stream", "best_of")
 
 
 def _prompt_logprobs(body: CompletionBody) -> int | None:

@@ -14,10 +14,16 @@ from server.api.openapi.adapter_answers import (
     error_schema,
 )
 from server.api.openapi.answers import ANSWERS, SCHEMAS
+from server.api.openapi.limits import ModelLimits, state_limits
 
 Json = dict[str, Any]
 
-_DESCRIPTION = "Errors have the form of the route's own API. Tags are the scopes that a key needs."
+_DESCRIPTION = (
+    "Errors have the form of the route's own API. Tags are the scopes that a key needs. Each field "
+    "is described by itself: values that do not fit together, or not with the model, get 400 with "
+    "the code `does_not_fit` or `context_length_exceeded`. Unknown fields are ignored; parameters "
+    "of other servers that would change the answer are refused by name."
+)
 _ERRORS = {
     400: "Something in the request is wrong, does not fit or is not supported.",
     401: "A valid API key is needed.",
@@ -47,7 +53,7 @@ _RETRY: Json = {
 _CHALLENGE: Json = {"WWW-Authenticate": {"description": "`Bearer`.", "schema": {"type": "string"}}}
 
 
-def router(app: FastAPI, has_keys: bool) -> APIRouter:
+def router(app: FastAPI, has_keys: bool, limits: ModelLimits) -> APIRouter:
     """Return the route of `GET /openapi.json`. `has_keys`: whether requests need a key."""
     routes = APIRouter()
     made: Json = {}
@@ -55,13 +61,13 @@ def router(app: FastAPI, has_keys: bool) -> APIRouter:
     @routes.get("/openapi.json", include_in_schema=False)
     async def document() -> JSONResponse:
         if not made:
-            made.update(describe(app, has_keys))
+            made.update(describe(app, has_keys, limits))
         return JSONResponse(made)
 
     return routes
 
 
-def describe(app: FastAPI, has_keys: bool) -> Json:
+def describe(app: FastAPI, has_keys: bool, limits: ModelLimits) -> Json:
     """Return the description of an application's routes, in OpenAPI 3.1."""
     document: Json = get_openapi(
         title=app.title,
@@ -72,7 +78,8 @@ def describe(app: FastAPI, has_keys: bool) -> Json:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):  # which nothing sends
         schemas.pop(name, None)
-    schemas.update(SCHEMAS | ADAPTER_SCHEMAS)
+    bodies = state_limits(schemas, limits.keywords())
+    document["components"]["schemas"] = bodies | SCHEMAS | ADAPTER_SCHEMAS
     if has_keys:
         document["components"]["securitySchemes"] = _KEYS
     for path, operations in document["paths"].items():

@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING, Any
 
-from server.api.errors import ApiError
+from server.api.errors import ApiError, misfit
 from server.api.prompt.text_bound import text_bound
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class PromptEncoder:
         A mark without its partner splits the text like a pair of marks.
         """
         if self._fast is None:
-            raise ApiError(400, "plain_text is not supported with this model's tokenizer")
+            raise misfit("plain_text is not supported with this model's tokenizer")
         pieces = self._marks.split(text)
         if len(pieces) > 2 * self._context_tokens:  # every second piece has at least one token
             raise context_length_error(
@@ -136,7 +136,7 @@ class PromptEncoder:
             is_marked = at % 2 == 1
             ids = self._ids_inside(piece, as_text=is_marked)
             if is_marked and self._tokenizer.convert_tokens_to_ids(piece) in ids:
-                raise ApiError(400, f"this tokenizer cannot write '{piece}' as plain text")
+                raise misfit(f"this tokenizer cannot write '{piece}' as plain text")
             tokens += ids
         return tokens
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from server.api.bounded_worker import BoundedWorker
-from server.api.errors import ApiError
+from server.api.errors import ApiError, misfit
 from server.api.prompt.chat_template import (
     Chat,
     ChatTemplate,
@@ -111,7 +111,7 @@ class PromptProcessor:
         """Return the text that the model's template makes of a chat. Raise `ApiError`."""
         template = self.template
         if isinstance(template, TemplateFailedError):
-            raise ApiError(400, str(template), "messages")
+            raise misfit(str(template), "messages")
         chat = replace(chat, variables=_checked_variables(chat.variables, template))
         rendered = await self._render(template, chat, options, len(_written(chat)))
         return chat.with_beginning(rendered)
@@ -154,7 +154,7 @@ class PromptProcessor:
             raise context_length_error(self._context_tokens, reason) from error
         except TemplateFailedError as error:
             message = f"the chat template refused the messages: {error}"
-            raise ApiError(400, message, "messages") from error
+            raise misfit(message, "messages") from error
 
     def _encode(self, text: str, options: EncodingOptions) -> TokenizedPrompt:
         marked = self._encoder.mark(text) if options.plain else text
@@ -205,4 +205,4 @@ def _check_roles(messages: list[dict[str, Any]]) -> None:
     for message in messages:
         if message["role"] not in _PLAIN_TEXT_ROLES:
             known = ", ".join(sorted(_PLAIN_TEXT_ROLES))
-            raise ApiError(400, f"with plain_text, a role is one of {known}", "messages")
+            raise misfit(f"with plain_text, a role is one of {known}", "messages")

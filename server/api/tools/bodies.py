@@ -3,7 +3,10 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator
+
+from server.api.schemas import Text
+from server.api.strict_body import RequestBody
 
 MAX_TOOLS = 128
 MAX_CALLS = 128  # in one message
@@ -14,7 +17,7 @@ ToolName = Annotated[str, Field(pattern=_NAME)]
 CallId = Annotated[str, Field(max_length=256)]
 
 
-class FunctionBody(BaseModel):
+class FunctionBody(RequestBody):
     """A function that the model may call: its `parameters` are a JSON schema of an object."""
 
     model_config = ConfigDict(extra="ignore")
@@ -36,34 +39,34 @@ class FunctionBody(BaseModel):
         return value
 
 
-class ToolBody(BaseModel):
+class ToolBody(RequestBody):
     """A tool, which must be a function."""
 
     type: Literal["function"]
     function: FunctionBody
 
 
-class ChosenFunction(BaseModel):
+class ChosenFunction(RequestBody):
     """The name of a function."""
 
     name: ToolName
 
 
-class ChosenTool(BaseModel):
+class ChosenTool(RequestBody):
     """The one tool that is to be called."""
 
     type: Literal["function"]
     function: ChosenFunction
 
 
-class AllowedToolList(BaseModel):
+class AllowedToolList(RequestBody):
     """Some of the tools, and whether one of them must be called."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[ChosenTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
-class AllowedTools(BaseModel):
+class AllowedTools(RequestBody):
     """The tools that may be called in this answer."""
 
     type: Literal["allowed_tools"]
@@ -86,14 +89,14 @@ ToolChoice = Annotated[
 ]
 
 
-class CalledFunction(BaseModel):
+class CalledFunction(RequestBody):
     """What was called: `arguments` is JSON text."""
 
     name: Annotated[str, Field(max_length=256)]
-    arguments: str = ""
+    arguments: Text = ""
 
 
-class CallBody(BaseModel):
+class CallBody(RequestBody):
     """A call in a message of the assistant."""
 
     model_config = ConfigDict(extra="ignore")

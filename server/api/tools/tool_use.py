@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from server.api.errors import ApiError
+from server.api.errors import misfit
 from server.api.tools.bodies import AllowedTools, ChosenTool, FunctionBody, ToolBody, ToolChoice
 
 
@@ -48,7 +48,7 @@ def tool_use(
     """
     functions = _by_name(tools or [])
     if not functions and choice not in (None, "none", "auto"):
-        raise ApiError(400, "tool_choice needs tools", "tool_choice")
+        raise misfit("tool_choice needs tools", "tool_choice")
     if not functions or choice == "none":
         return None
     required = choice == "required"
@@ -67,7 +67,7 @@ def _by_name(tools: list[ToolBody]) -> dict[str, FunctionBody]:
     functions: dict[str, FunctionBody] = {}
     for tool in tools:
         if tool.function.name in functions:
-            raise ApiError(400, f"tools: two are called '{tool.function.name}'", "tools")
+            raise misfit(f"tools: two are called '{tool.function.name}'", "tools")
         functions[tool.function.name] = tool.function
     return functions
 
@@ -75,5 +75,5 @@ def _by_name(tools: list[ToolBody]) -> dict[str, FunctionBody]:
 def _known(functions: Mapping[str, FunctionBody], chosen: ChosenTool) -> FunctionBody:
     name = chosen.function.name
     if name not in functions:
-        raise ApiError(400, f"tool_choice: no tool '{name}' in tools", "tool_choice")
+        raise misfit(f"tool_choice: no tool '{name}' in tools", "tool_choice")
     return functions[name]
