@@ -113,6 +113,9 @@ class ServerMetrics:
         self.request_failures = make.counter(
             "engine_request_failures_total", "Requests that the engine ended with an error."
         )
+        self.engine_restarts = make.counter(
+            "engine_restarts_total", "Times that the engine broke and started again."
+        )
 
     def _add_decisions(self, make: _MetricFactory) -> None:
         """Decisions of the controller."""
@@ -208,9 +211,10 @@ class ServerMetrics:
         """Count bytes of the KV cache that went back to the system, by what they held."""
         self.kv_cache_given_back.labels(what).inc(size)
 
-    def count_failure(self, what: Literal["step", "request"]) -> None:
-        """Count a step or a request that failed in the engine."""
-        (self.step_failures if what == "step" else self.request_failures).inc()
+    def count_failure(self, what: Literal["step", "request", "engine"]) -> None:
+        """Count a step or a request that failed in the engine, or that it started again."""
+        counters = {"request": self.request_failures, "engine": self.engine_restarts}
+        counters.get(what, self.step_failures).inc()
 
     def count_request(self, request: FinishedRequest) -> None:
         """Count a request that ended."""

@@ -63,7 +63,7 @@ class Executor:
             self._on_step_failure()
         outputs = self._run_in_parts(scheduled)
         if not outputs:
-            self._check_decoder()
+            self.check_decoder()
         return outputs
 
     def _run_in_parts(self, scheduled: list[ScheduledTokens]) -> list[SequenceOutput]:
@@ -92,8 +92,8 @@ class Executor:
                 cache.rewind(cache.processed - processed)
             raise
 
-    def _check_decoder(self) -> None:
-        """Raise if the decoder fails on another sequence, too: then the requests are not why."""
+    def check_decoder(self) -> None:
+        """Raise if the decoder fails on a sequence of its own: then the requests are not why."""
         weights, cache = self._decoder.weights, self._decoder.cache.open()
         if cache.reserve(1):
             try:

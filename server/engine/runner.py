@@ -28,8 +28,13 @@ from server.engine.stopping import append_token
 
 log = logging.getLogger(__name__)
 
-Failure = Literal["step", "request"]
-"""What failed: a whole `step`, or what was done for one `request`."""
+Failure = Literal["step", "request", "engine"]
+"""What failed: a `step`, what was done for one `request`, or the `engine`, which began anew."""
+_MAX_LOST_STEPS = 10  # in a row
+
+
+class BrokenEngineError(RuntimeError):
+    """No step serves any request any more, though the decoder works."""
 
 
 @contextmanager
@@ -60,31 +65,44 @@ class Runner:
         self.scheduler = scheduler
         self.drafter = drafter
         self.on_failure: Callable[[Failure], None] = lambda failure: None
+        self._faults = 0  # of the present step
+        self._lost_steps = 0  # the latest ones, in which the engine failed on every request
         self._executor = Executor(decoder, self._fail, lambda: self.on_failure("step"))
 
     def step(self, on_step: StepListener | None = None) -> bool:
         """Process one batch; return False if there was nothing to do.
 
         `on_step` is called after each pass of the decoder. Raises only if the decoder fails
-        whatever it is given.
+        whatever it is given, or if many steps in a row served no request.
         """
         with self.threads():
             scheduled = self._schedule(on_step)
             if not scheduled:
                 return False
+            self._faults = 0
             outputs = self._run(scheduled, on_step)
             self._postprocess(outputs)
             for item in scheduled:
                 item.sequence.publish_progress()
+            self._lost_steps = self._lost_steps + 1 if self._faults >= len(scheduled) else 0
+            if self._lost_steps >= _MAX_LOST_STEPS:
+                raise BrokenEngineError(f"{self._lost_steps} steps failed one after the other")
             return True
+
+    def reset(self) -> None:
+        """Forget all requests and all that is cached. Raises if the decoder does not work."""
+        self._lost_steps = 0
+        self.scheduler.reset()
+        with self.threads():
+            self._executor.check_decoder()
 
     def threads(self) -> AbstractContextManager[None]:
         """Return a context in which PyTorch has as many threads as suit the decoder."""
         return torch_threads(self.decoder.torch_threads or torch.get_num_threads())
 
     def _schedule(self, on_step: StepListener | None) -> list[ScheduledTokens]:
-        for sequence in self.scheduler.begin_step():
-            sequence.emit(Delta(finish_reason=FinishReason.ABORT))
+        for sequence, end in self.scheduler.begin_step():
+            sequence.emit(end)
         scheduled = self.scheduler.schedule(self._draft(on_step))
         while self.scheduler.failed_admissions:
             self._fail(*self.scheduler.failed_admissions.pop())
@@ -190,6 +208,7 @@ class Runner:
             log.warning("%s: %s", sequence.request.request_id, message)
         else:
             log.error("%s failed", sequence.request.request_id, exc_info=error)
+            self._faults += 1
         self.on_failure("request")
         self.scheduler.remove(sequence, reuse_cache=False)
         try:

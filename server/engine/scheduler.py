@@ -1,4 +1,7 @@
-"""Which tokens the next step processes: running answers first, then prompts, in arrival order."""
+"""Which tokens the next step processes: running answers first, then prompts.
+
+Who waits is admitted in the order of arrivals, and clients with keys in turn (see `FairQueue`).
+"""
 
 import threading
 import time
@@ -10,8 +13,10 @@ from pruners.variant import VariantSpec
 from server.engine.cache.kv_cache import KVCache
 from server.engine.cache.prefix_cache import WantedPrefix
 from server.engine.cache.sequence_cache import SequenceCache
+from server.engine.early_end import early_end
+from server.engine.fair_queue import FairQueue
 from server.engine.reading_depth import ReadingDepths
-from server.engine.sequence import Sequence
+from server.engine.sequence import Delta, Sequence
 from server.engine.speculation.forced import forced_drafts
 from server.engine.speculation.step_cost import StepCost
 
@@ -67,7 +72,7 @@ class Scheduler:
         self.cache = cache
         self.limits = limits
         self.reading = reading or ReadingDepths(cache.shape.layers)
-        self.waiting: list[Sequence] = []
+        self.waiting = FairQueue()
         self.running: list[Sequence] = []
         self.failed_admissions: list[tuple[Sequence, Exception]] = []
         self.preemptions = 0
@@ -80,9 +85,9 @@ class Scheduler:
             return tuple(self.running), tuple(self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence behind the others."""
+        """Queue a sequence behind the others of its client."""
         with self._lock:
-            self.waiting.append(sequence)
+            self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence, reuse_cache: bool = True) -> None:
         """Take a sequence out, wherever it is.
@@ -94,26 +99,33 @@ class Scheduler:
         with self._lock:
             if sequence in self.running:
                 self.running.remove(sequence)
-            elif sequence in self.waiting:
+            else:
                 self.waiting.remove(sequence)
         self._release(sequence, reuse_cache)
 
-    def begin_step(self) -> list[Sequence]:
-        """Apply what other threads asked for: narrow sequences, and take out the cancelled ones.
+    def reset(self) -> None:
+        """Forget all sequences and all that is cached, in whatever state they are."""
+        with self._lock:
+            forgotten = (*self.running, *self.waiting)
+            self.running, self.waiting = [], FairQueue()
+        for sequence in forgotten:
+            sequence.ended, sequence.cache = True, None
+            sequence.publish_progress()
+        self.failed_admissions.clear()
+        self.cache.clear()
 
-        Return the cancelled sequences.
+    def begin_step(self) -> list[tuple[Sequence, Delta]]:
+        """Narrow sequences, as other threads asked for, and take out those that end early.
+
+        Return the latter, each with its last delta.
         """
-        cancelled = dict.fromkeys(s for s in (*self.running, *self.waiting) if s.cancelled)
-        if cancelled:
-            with self._lock:
-                self.running = [s for s in self.running if s not in cancelled]
-                self.waiting = [s for s in self.waiting if s not in cancelled]
-        for sequence in cancelled:
-            sequence.ended = True
-            self._release(sequence)
+        now = time.monotonic()
+        ends = [(s, end) for s in (*self.running, *self.waiting) if (end := early_end(s, now))]
+        for sequence, _ in ends:
+            self.remove(sequence)
         for sequence in (*self.running, *self.waiting):
             sequence.effective_variant = sequence.variant
-        return list(cancelled)
+        return ends
 
     def schedule(self, drafts: Mapping[Sequence, list[int]]) -> list[ScheduledTokens]:
         """Return the tokens of the next step; `drafts` are those of a variant, where it made some.
@@ -191,24 +203,24 @@ class Scheduler:
         sequence.restart()
         with self._lock:
             self.running.remove(sequence)
-            self.waiting.insert(0, sequence)
+            self.waiting.put_back(sequence)
         self._release(sequence)
         self.preemptions += 1
 
     def _admit(self, left: int, scheduled: list[ScheduledTokens]) -> None:
         while self.waiting and len(self.running) < self.limits.max_running and left > 0:
-            sequence = self.waiting[0]
+            sequence = self.waiting.first()
             try:
                 if not self._open_cache(sequence):
                     break
             except Exception as error:
                 with self._lock:
-                    self.waiting.pop(0)
+                    self.waiting.take()
                 self.failed_admissions.append((sequence, error))
                 continue
             sequence.started_at = sequence.started_at or time.monotonic()
             with self._lock:
-                self.running.append(self.waiting.pop(0))
+                self.running.append(self.waiting.take())
             count = min(left, sequence.max_chunk)
             scheduled.append(ScheduledTokens(sequence, count, sequence.next_variant()))
             left -= count

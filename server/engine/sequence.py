@@ -16,6 +16,7 @@ from server.engine.detokenizer import Detokenizer, StopRules
 from server.engine.late_decision import Decide
 from server.engine.pooling import HiddenPool, Pooling
 from server.engine.progress import Progress
+from server.engine.queue_terms import NO_TERMS, QueueTerms
 from server.engine.reading_depth import depth_changes, full_depths, shallow_tokens
 from server.engine.sampling import SamplingParams, TokenSampler
 from server.engine.speculation.prompt_lookup import PromptLookup
@@ -28,6 +29,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
+    REFUSED = "refused"  # it waited, and had to go before anything was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class GenerationRequest:
     set, embedded if `pooling` is, and nothing is written. `eos_token_ids` is empty for requests
     that ignore them. `logprobs` is the number of alternatives for each written token. `reusable` is
     the number of tokens of the prompt that the prefix cache had for the variant and the reader when
-    the request came. `constraint` is what the answer must follow, in a state of its own.
+    the request came. `constraint` is what the answer must follow, in a state of its own; `terms`
+    are how it waits.
     """
 
     request_id: str
@@ -72,6 +75,7 @@ class GenerationRequest:
     reader: PromptReader | None = None
     pooling: Pooling | None = None
     constraint: TokenConstraint | None = None
+    terms: QueueTerms = NO_TERMS
 
     @property
     def needs_all_hidden(self) -> bool:
@@ -101,8 +105,9 @@ class Delta:
 class Sequence:
     """The engine's state of one request.
 
-    Owned by the engine's thread. Other threads set `cancelled`, set `variant` by `narrow`, and read
-    `progress`, which is replaced as a whole. Behind the last delta nothing changes any more.
+    Owned by the engine's thread. Other threads set `cancelled`, `displaced` (it gives way to another
+    client while it waits) and, by `narrow`, `variant`, and they read `progress`, which is replaced
+    as a whole. Behind the last delta nothing changes any more.
 
     `history` is the prompt and the tokens written since. `variant` is the requested variant, which
     narrowing changes at any time; `effective_variant` is the one that the current step uses.
@@ -130,7 +135,7 @@ class Sequence:
         self.prompt_logprobs: list[TokenLogprob] = []
         self.pool = None if request.pooling is None else HiddenPool(request.pooling)
         self.cache: SequenceCache | None = None
-        self.cancelled = False
+        self.cancelled = self.displaced = False
         self.ended = False
         self.reused = 0
         self.depths = full_depths(len(request.prompt))

@@ -38,6 +38,7 @@ SERVER_METRICS = {
     "trimtab_variant_trusted": "gauge",
     "trimtab_audit_lines_lost_total": "counter",
     "trimtab_engine_request_failures_total": "counter",
+    "trimtab_engine_restarts_total": "counter",
     "trimtab_engine_step_failures_total": "counter",
     "trimtab_policy_info": "gauge",
     "trimtab_requests_running": "gauge",

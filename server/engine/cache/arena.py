@@ -75,6 +75,12 @@ class Arena:
         self.held -= sum(size for _, size in found)
         return found
 
+    def emptied(self) -> "Arena":
+        """Return an arena of the same memory in which every slot is free."""
+        fresh = Arena(self.capacity)
+        fresh.held, fresh._held = self.held, self._held
+        return fresh
+
     def _may_take(self, start: int, size: int, may_take: Callable[[int], bool]) -> bool:
         new = self._new(start, size)
         return new == 0 or may_take(new)

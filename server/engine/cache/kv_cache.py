@@ -45,6 +45,14 @@ class KVCache(KVStorage):
         """Take the `size` slots right behind `end`; return False if they are not free."""
         return self.arena.extend(end, size, grant_all if must_grow else self._may_take)
 
+    def clear(self) -> None:
+        """Forget all sequences and prefixes, in whatever state they are, and begin anew.
+
+        Caches that were opened before must not be used any more; closing them does no harm.
+        """
+        self.prefixes = PrefixCache()
+        self.arena = self.arena.emptied()
+
     def open(self, budget: KVBudget | None = None) -> SequenceCache:
         """Return an empty cache for one sequence, with a KV budget or without."""
         return SequenceCache(self, budget)

@@ -29,7 +29,7 @@ class SequenceCache:
     """
 
     def __init__(self, storage: KVStorage, budget: KVBudget | None) -> None:
-        self._storage = storage
+        self._storage, self._arena = storage, storage.arena
         self.eviction = eviction = budget if isinstance(budget, Eviction) else None
         self.selection = budget if isinstance(budget, PageSelection) else None
         self.page_bounds: PageBounds | None = None
@@ -79,7 +79,7 @@ class SequenceCache:
         for tensor in self._storage.tensors():
             old = tensor[:, :, self.start : self.start + self.cached]
             tensor[:, :, start : start + self.cached] = old
-        self._storage.arena.release(self.start, self.size)
+        self._arena.release(self.start, self.size)
         self.start, self.size = start, size
         return True
 
@@ -166,14 +166,14 @@ class SequenceCache:
 
     def close(self) -> None:
         """Give the region back. The sequence may be processed again from its first token."""
-        self._storage.arena.release(self.start, self.size)
+        self._arena.release(self.start, self.size)
         self.size = self.processed = self.cached = 0
         self.positions = self.prompt_length = self.page_bounds = None
         self.evict_while_reading = False
 
     def _shrink(self, tokens: int) -> None:
         size = min(self.size, _rounded_up(tokens))
-        self._storage.arena.release(self.start + size, self.size - size)
+        self._arena.release(self.start + size, self.size - size)
         self.size = size
 
 

@@ -151,9 +151,9 @@ def test_after_a_preemption_no_deeper_prefix_is_taken():
         runner.step()
     runner.scheduler._preempt(sequence)
     forget(runner)
-    _, other = submit(runner, PROMPT, BASE, 1)
-    waiting = runner.scheduler.waiting
-    waiting.reverse()  # it goes first, and leaves a prefix that was read in full
+    ahead, other = submit(runner, PROMPT, BASE, 1)
+    runner.scheduler.waiting.remove(ahead)
+    runner.scheduler.waiting.put_back(ahead)  # it leaves a prefix that was read in full
     run(runner)
     assert len(other.tokens) == 1
     assert recorder.tokens == reference(tiny_model(), as_read(PROMPT, SHALLOW), 12)
