@@ -4,10 +4,9 @@ from controller.analyzer import Analyzer, PromptFeatures
 from controller.catalogue import Catalogue
 from controller.controller import Controller, Decision
 from controller.engine_status import EngineStatus, SequenceStatus, StepRecord
+from controller.incoming import IncomingRequest, RequestPreferences
 from controller.observer import (
     ControllerSettings,
-    IncomingRequest,
-    RequestPreferences,
     StatusSources,
 )
 from controller.shield import ShieldSettings

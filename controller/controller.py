@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from controller.catalogue import Catalogue
 from controller.engine_status import EngineStatus, StepRecord
-from controller.observer import ControllerSettings, IncomingRequest, Observer, StatusSources
+from controller.incoming import IncomingRequest
+from controller.observer import ControllerSettings, Observer, StatusSources
 from controller.quality_guard import QualityGuard
 from controller.sensitivity import Sensitivity
 from controller.step_time_model import StepTimeModel
@@ -56,6 +57,11 @@ class Decision:
     def only_choice(self) -> bool:
         """Whether the request names the action, or there is no other."""
         return self.reason is Reason.PINNED or len(self.observation.candidates) == 1
+
+    @property
+    def work(self) -> float:
+        """The predicted time that the action takes of a machine with full batches, in seconds."""
+        return self.chosen.cost * self.observation.work
 
     @property
     def refused(self) -> bool:
@@ -156,6 +162,11 @@ class Controller:
         """Choose for a request that is served even if it is too late."""
         action, reason = self._choose(observation)
         return action, Reason.LEAST_BAD if reason in REFUSED else reason
+
+    def predict_wait(self) -> float:
+        """Return the seconds that a request behind all others would wait now."""
+        with self._lock:
+            return self._observer.predict_wait()
 
     def observe(self, request: IncomingRequest) -> Observation:
         """Return what the policy is shown for a request, which counts as arriving now."""

@@ -5,12 +5,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from controller.analyzer import PromptFeatures
 from controller.catalogue import Catalogue
 from controller.engine_status import EngineStatus
 from controller.forecast import Forecast
+from controller.incoming import IncomingRequest
 from controller.quality_guard import QualityGuard
 from controller.reading import IncomingPrompt, ServedChoice
 from controller.sensitivity import Sensitivity
@@ -21,55 +19,8 @@ from policies.candidates import RequestTokens, add_kv_loss, add_reader_loss, bui
 from policies.estimators import RequestEstimators
 from policies.estimators.dwell import DwellTracker
 from policies.observation import HOT_CELSIUS, Constraint
-from pruners.reading.reader import FULL
 from pruners.variant import BASE
 from telemetry import Snapshot
-
-
-@dataclass(frozen=True, slots=True)
-class RequestPreferences:
-    """What a request asks of the controller: objectives, and an action or parts of it by name.
-
-    A named `variant` or `kv_budget` (tokens) is a pin: it wins over the policy, and the prompt is
-    read in full unless a `reader` is named as well. A `reader` alone, a reader's name or `full`,
-    leaves the rest to the policy.
-    """
-
-    objectives: Objectives = field(default_factory=Objectives)
-    variant: str | None = None
-    kv_budget: int | None = None
-    reader: str | None = None
-
-    @property
-    def pinned(self) -> Action | None:
-        """The action that the request names; None if it names none. The default is the base."""
-        if self.variant is None and self.kv_budget is None:
-            return None
-        variant = BASE if self.variant is None else self.variant
-        return Action(variant, self.kv_budget, None if self.reader == FULL else self.reader)
-
-
-@dataclass(frozen=True, slots=True)
-class IncomingRequest:
-    """A request as the controller sees it.
-
-    `reusable` and `full_from` are as `IncomingPrompt` has them. Readers that are missing in
-    `full_from` are not used, so that a request without it is read in full.
-    """
-
-    features: PromptFeatures
-    prompt_tokens: int
-    max_tokens: int
-    preferences: RequestPreferences = field(default_factory=RequestPreferences)
-    reusable: Mapping[tuple[str, str | None], int] = field(default_factory=dict)
-    full_from: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    def allows(self, action: Action) -> bool:
-        """Return whether an action's reader is known for the prompt, and the one that is named."""
-        reader, named = action.reader, self.preferences.reader
-        if named is not None and reader != (None if named == FULL else named):
-            return False
-        return reader is None or reader in self.full_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +113,12 @@ class Observer:
             rank=rank,
             draw=self._random.random(),
             waiting=moment.status.waiting,
+            work=moment.work,
         )
+
+    def predict_wait(self) -> float:
+        """Return the seconds that a request behind all others would wait now."""
+        return self._forecast(self._sources.engine()).wait
 
     def observe_start(
         self, request: IncomingRequest, first: Observation, others: EngineStatus, waited: float
@@ -202,7 +158,8 @@ class Observer:
 
     def _read_moment(self, request: IncomingRequest, status: EngineStatus) -> _Moment:
         output = int(self.estimators.answer_length.expected(request.max_tokens))
-        tokens, forecast = RequestTokens(request.prompt_tokens, output), self._forecast(status)
+        tokens = RequestTokens(request.prompt_tokens, output)
+        forecast = self._forecast(status.ahead_of(request.client))
         base, cached = self._catalogue.variants[BASE], request.reusable.get((BASE, None), 0)
         return _Moment(
             status,

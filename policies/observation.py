@@ -140,7 +140,8 @@ class Observation:
     in smaller requests than this one. `draw` is a random number in [0, 1), for policies that
     explore. `queued` are the seconds in the queue that the candidates' `ttft` and `total` count,
     None for `wait`: they are others for a request that was accepted before and starts now.
-    `waiting` are the other requests in the queue. Field names are keys of the audit log.
+    `waiting` are the other requests in the queue. `work` is what the request takes of a machine
+    with full batches of the base, in seconds. Field names are keys of the audit log.
     """
 
     candidates: tuple[Candidate, ...]
@@ -159,6 +160,7 @@ class Observation:
     draw: float = 0.0
     queued: float | None = None
     waiting: int = 0
+    work: float = 0.0
 
     @property
     def accepted(self) -> bool:

@@ -116,7 +116,7 @@ def _limits(service: Service, parts: ServerParts) -> ModelLimits:
 
 def _service(model: LoadedModel, settings: Settings, parts: ServerParts) -> Service:
     fallbacks = parts.monitoring.metrics.analyzer_fallbacks
-    return Service(
+    service = Service(
         parts.engine,
         parts.controller,
         open_analyzer(settings, lambda name: fallbacks.labels(name).inc()),
@@ -126,10 +126,13 @@ def _service(model: LoadedModel, settings: Settings, parts: ServerParts) -> Serv
             parts.context_tokens,
             settings.max_answers,
             settings.kv_scorer,
+            settings.answer_seconds,
         ),
         parts.request_log,
         AnswerNarrowing(settings.narrow),
     )
+    service.max_wait = settings.max_waiting_seconds
+    return service
 
 
 def _lifespan(parts: ServerParts) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     """Requests that may wait; further ones get status 503."""
     max_waiting_tokens: int = Field(default=131_072, ge=1)
     """Prompt tokens that may wait, over all requests; further requests get status 503."""
+    max_waiting_seconds: float = Field(default=120.0, gt=0)
+    """Predicted time in the queue beyond which a request gets status 503 at once."""
     step_tokens: int = Field(default=256, ge=16)
     """Tokens that one step of the engine processes, over all requests."""
     kv_tokens: int | None = Field(default=None, ge=512)
@@ -156,6 +158,10 @@ class Settings(BaseSettings):
     """Whether the audit log may contain the text of prompts."""
     telemetry_seconds: float = Field(default=0.5, gt=0)
     """Time between readings of the machine."""
+    access_log: bool = True
+    """Whether each request is a line in the log."""
+    log_format: Literal["text", "json"] = "text"
+    """How log lines look: `text`, or `json` with one object in each line."""
     metrics_compat: Literal["vllm"] | None = None
     """`vllm`: `/metrics` also has vLLM's names, for tools that ask for them."""
     otlp_traces_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/\s]+\S*$")
@@ -171,6 +177,8 @@ class Settings(BaseSettings):
     """Time that a client has to send the headers of a request."""
     body_seconds: float = Field(default=30.0, gt=0)
     """Time that a client has to send the body of a request."""
+    answer_seconds: float | None = Field(default=None, gt=0)
+    """Time from a request's arrival on at which its answer is cut. Without: no limit."""
     stall_seconds: float | None = Field(default=None, gt=0)
     """Time of one step after which `/health` answers 503. Without: 5 s, or ten full steps if they
     take longer."""

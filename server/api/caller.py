@@ -1,12 +1,12 @@
 """Who sends a request, and what its headers ask for."""
 
 import math
-import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
 from server.api.errors import ApiError
+from server.api.request_notes import RequestNotes, notes_of
 
 _MAX_MS = 1e9
 _TTFT, _TPOT = "x-slo-ttft-ms", "x-slo-tpot-ms"
@@ -17,13 +17,14 @@ class Caller:
     """What a request says of itself outside of its body.
 
     `client` is a short hash of its API key, or "-". `ttft_ms` and `tpot_ms` are objectives by
-    headers; those of the body win.
+    headers; those of the body win. `notes` are what else is known of the request.
     """
 
     request_id: str
     client: str = "-"
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    notes: RequestNotes = field(default_factory=RequestNotes, compare=False)
 
 
 def caller_of(request: Request, id_prefix: str) -> Caller:
@@ -32,13 +33,14 @@ def caller_of(request: Request, id_prefix: str) -> Caller:
     The id is the client's `X-Request-Id` if that is plain and short, else a new one that begins
     with `id_prefix`. The key's hash is in the state of the scope, where access control puts it.
     """
-    client_id = request.headers.get("x-request-id", "")
-    if not (
-        client_id and len(client_id) <= 128 and client_id.isascii() and client_id.isprintable()
-    ):
-        client_id = f"{id_prefix}-{uuid.uuid4().hex}"
-    client = str(request.scope.get("state", {}).get("client", "-"))
-    return Caller(client_id, client, _milliseconds(request, _TTFT), _milliseconds(request, _TPOT))
+    notes = notes_of(request.scope)
+    return Caller(
+        notes.request_id(id_prefix),
+        str(request.scope["state"].get("client", "-")),
+        _milliseconds(request, _TTFT),
+        _milliseconds(request, _TPOT),
+        notes,
+    )
 
 
 def _milliseconds(request: Request, header: str) -> float | None:

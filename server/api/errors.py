@@ -1,6 +1,7 @@
 """Error responses: in the envelope of the OpenAI API, or as the route's own API has them."""
 
 import logging
+import math
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -62,7 +63,7 @@ def install(app: FastAPI) -> None:
     async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
         headers = {}
         if error.retry_after is not None:
-            headers["Retry-After"] = str(max(1, round(error.retry_after)))
+            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         return answer(request, error.status, error.message, error.param, error.code, headers)
 
     @app.exception_handler(RequestValidationError)

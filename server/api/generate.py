@@ -12,7 +12,12 @@ from server.api.request_body import JsonRoute
 from server.api.request_builder import ParsedRequest
 from server.api.responses import GeneratedAnswer, collect, stream, usage
 from server.api.schemas import GenerateBody
-from server.api.service import Service, encoding_options, variant_in_model_name
+from server.api.service import (
+    Service,
+    encoding_options,
+    estimated_tokens,
+    variant_in_model_name,
+)
 from server.api.unsupported_parameters import refuse_unsupported
 from server.engine.sequence import Delta
 
@@ -28,6 +33,8 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
         if (body.n or 1) != 1:
             raise ApiError(400, "/generate gives one answer; use /v1/completions for more", "n")
         refuse_unsupported(body.model_extra or {}, 1)
+        caller = caller_of(request, "gen")
+        service.keep_place(caller, [estimated_tokens(body.prompt)])
         parsed = ParsedRequest(
             prompts=await prompts.texts([body.prompt], encoding_options(body, True)),
             body=body,
@@ -36,7 +43,7 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
             variant=variant_in_model_name(service, body.model),
             constraint=await service.builder.constraints.compile(body.constraint()),
         )
-        active = service.start(parsed, caller_of(request, "gen"))
+        active = service.start(parsed, caller)
 
         def result(answer: GeneratedAnswer) -> dict[str, object]:
             return {

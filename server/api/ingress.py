@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from server.api.access.control import HEALTH, AccessControl, Refusal
+from server.api.access.control import AccessControl, Refusal
 from server.api.error_envelope import error_body
 from server.api.plain_response import send_json
 from server.api.readiness import DRAINING
@@ -18,7 +18,7 @@ class IngressMiddleware:
     """ASGI middleware that refuses requests before their routes see them.
 
     Bodies are counted as they arrive, so that memory holds a bounded number of bytes. While
-    `draining()`, new work and `/health` get 503.
+    `draining()`, new work gets 503.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class IngressMiddleware:
         body = bytearray()
         try:
             await self._read(scope["headers"], receive, body)
-            if self._draining() and (scope["method"] == "POST" or scope["path"] == HEALTH):
+            if self._draining() and scope["method"] == "POST":
                 raise _RequestRefusedError(503, DRAINING, retry_after=1)
             await self._app(scope, _replayed(bytes(body), receive), send)
         except _RequestRefusedError as error:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from server.api.errors import ApiError
-from server.api.readiness import Readiness
+from server.api.error_envelope import envelope
+from server.api.readiness import Readiness, ServerState
 from server.engine.engine import Engine
 from telemetry import MetricsRegistry
 
@@ -17,11 +17,13 @@ def health_router(engine: Engine, readiness: Readiness) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> JSONResponse:
-        trouble = readiness.trouble()
-        if trouble is not None:
-            raise ApiError(503, trouble, retry_after=1)
-        load = engine.status()
-        return JSONResponse({"status": "ok", "running": load.running, "waiting": load.waiting})
+        state, load = readiness.state, engine.status()
+        body: dict[str, object] = {"status": state.value}
+        body |= {"running": load.running, "waiting": load.waiting}
+        if state is ServerState.READY:
+            return JSONResponse(body)
+        error = envelope(503, readiness.trouble() or state.value)
+        return JSONResponse({**body, **error}, 503, {"Retry-After": "1"})
 
     return routes
 

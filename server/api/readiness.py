@@ -1,12 +1,23 @@
 """Whether the server takes requests, and if not, why."""
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from server.engine.engine import Engine
 
 DRAINING = "the server is shutting down"
+
+
+class ServerState(StrEnum):
+    """What `/health` calls the state of the server; `loading` comes before there is an engine."""
+
+    READY = "ready"
+    DRAINING = "draining"  # it ends what runs, and takes nothing new
+    STALLED = "stalled"  # one step takes far too long
+    RESTARTING = "restarting"  # the engine broke, and is about to start again
+    FAILED = "failed"  # the engine broke for good; the process ends
 
 
 class Readiness:
@@ -30,13 +41,26 @@ class Readiness:
         """Whether the engine's current step takes longer than any should."""
         return self._engine.stalled_seconds > self._stall_seconds()
 
+    @property
+    def state(self) -> ServerState:
+        """The state of the server now."""
+        return self._found()[0]
+
     def trouble(self) -> str | None:
         """Return why no requests are taken now, or None if they are."""
+        return self._found()[1]
+
+    def _found(self) -> tuple[ServerState, str | None]:
         if self.failure is not None:
-            return self.failure
+            return ServerState.FAILED, self.failure
         if self.draining:
-            return DRAINING
+            return ServerState.DRAINING, DRAINING
+        if self._engine.restarting:
+            return ServerState.RESTARTING, "the engine broke and starts again"
         if self.stalled:
             seconds = self._engine.stalled_seconds
-            return f"the engine has been busy with one step for {seconds:.1f} s"
-        return None if self._engine.alive else "the engine is not running"
+            what = f"the engine has been busy with one step for {seconds:.1f} s"
+            return ServerState.STALLED, what
+        if not self._engine.alive:
+            return ServerState.FAILED, "the engine is not running"
+        return ServerState.READY, None

@@ -18,6 +18,7 @@ from server.engine.detokenizer import StopRules, special_tokens
 from server.engine.late_decision import EngineAction
 from server.engine.loading.load import LoadedModel
 from server.engine.pooling import Pooling
+from server.engine.queue_terms import QueueTerms
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import GenerationRequest
 
@@ -74,9 +75,10 @@ class ValidatedRequest:
 class RequestBuilder:
     """Validates requests and makes the engine's requests of them.
 
-    `context_tokens` bounds a prompt and its answer together, `max_answers` the answers of one
-    HTTP request; `kv_scorer` names the method by which a KV budget is kept. `names` are those by
-    which the model may be asked for. `constraints` compiles the forms that answers must have.
+    `context_tokens` bounds a prompt and its answer together, `max_answers` the answers of one HTTP
+    request, `answer_seconds` the time of an answer from the request's arrival on; `kv_scorer` names
+    the method by which a KV budget is kept. `names` are those by which the model may be asked for.
+    `constraints` compiles the forms that answers must have.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class RequestBuilder:
         context_tokens: int,
         max_answers: int,
         kv_scorer: str,
+        answer_seconds: float | None = None,
     ) -> None:
         self.model = model
         self.names = names
@@ -93,6 +96,7 @@ class RequestBuilder:
         self.constraints = ConstraintCompiler(model)
         self.max_answers = max_answers
         self._kv_scorer = kv_scorer
+        self._answer_seconds = answer_seconds
 
     def check_answer_count(self, prompts: int, choices: int) -> None:
         """Raise `ApiError` 400 for more answers than one request may ask for."""
@@ -125,10 +129,12 @@ class RequestBuilder:
         action: Action,
         request_id: str,
         reusable: Sequence[Reusable],
+        terms: QueueTerms,
     ) -> list[GenerationRequest]:
         """Make one request of the engine for each answer, those of one prompt in a row.
 
-        `reusable` tells for each prompt how many of its tokens are cached.
+        `reusable` tells for each prompt how many of its tokens are cached; each answer waits on the
+        same `terms`.
         """
         parsed, body, engine_action = valid.parsed, valid.parsed.body, self.engine_action(action)
         eos = frozenset[int]() if body.ignore_eos else self.model.eos_token_ids
@@ -152,9 +158,17 @@ class RequestBuilder:
                 reusable=reusable[prompt].get((action.variant, action.reader), 0),
                 reader=engine_action.reader,
                 constraint=None if grammar is None else grammar.matcher(ends),
+                terms=terms,
             )
             requests.append(request)
         return requests
+
+    def terms(self, valid: ValidatedRequest, caller: Caller, work: float) -> QueueTerms:
+        """Return on what terms each answer waits that takes `work` (see `QueueTerms`)."""
+        asked = _seconds(valid.parsed.body.trimtab.timeout_ms)
+        bounds = [bound for bound in (asked, self._answer_seconds) if bound is not None]
+        ends_at = caller.notes.arrived + min(bounds) if bounds else None
+        return QueueTerms(caller.client, work, ends_at)
 
     def engine_action(self, action: Action) -> EngineAction:
         """Return an action of the controller as the engine takes it. Called from any thread."""

@@ -28,7 +28,7 @@ from server.engine.sequence import Delta, FinishReason, TokenLogprob
 
 DONE = "data: [DONE]\n\n"
 """The last event of a stream in OpenAI's format."""
-FAILURES = (FinishReason.ERROR, FinishReason.ABORT)
+FAILURES = (FinishReason.ERROR, FinishReason.ABORT, FinishReason.REFUSED)
 """How answers end that are not whole."""
 
 T = TypeVar("T")
@@ -122,8 +122,10 @@ async def _unless_disconnected(work: Coroutine[Any, Any, T], request: Request) -
 
 
 def failure_of(service: Service, delta: Delta) -> ApiError:
-    """Return the error of an answer that failed: 503 where all do, since the server is ending."""
+    """Return the error of an answer that failed: 503 where that is no fault of the request."""
     message = delta.error or "the answer was aborted"
+    if delta.finish_reason is FinishReason.REFUSED:
+        return ApiError(503, message, retry_after=service.controller.predict_wait())
     if service.engine.alive:
         return ApiError(500, message)
     return ApiError(503, message, retry_after=1)

@@ -77,10 +77,10 @@ class TrimtabHints(RequestBody):
     """What a request may ask of the controller: pins, objectives, a bound on the loss.
 
     `variant` and `kv_budget` (cached tokens) pin the action. `read` names the reader of the prompt,
-    or `full`. `max_loss` is in nats per token against the base. `narrow` allows a narrower variant
-    within the answer. Names of control tokens in a prompt or message act as control tokens, as in
-    other servers; with `plain_text` they are text, so that what users write cannot end their turn
-    or begin another one.
+    or `full`. `max_loss` is in nats per token against the base. `deadline_ms` is an objective; the
+    answer is cut at `timeout_ms`. `narrow` allows a narrower variant within the answer. Names of
+    control tokens in a prompt or message act as control tokens, as in other servers; with
+    `plain_text` they are text, so that what users write cannot end their turn or begin another one.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -92,6 +92,7 @@ class TrimtabHints(RequestBody):
     tpot_ms: float | None = Field(default=None, gt=0)
     max_loss: float | None = Field(default=None, ge=0)
     deadline_ms: float | None = Field(default=None, gt=0)
+    timeout_ms: float | None = Field(default=None, gt=0)
     narrow: bool = False
     plain_text: bool = False
 

@@ -1,7 +1,8 @@
 """The way of a request, whatever its wire format: validate, decide, submit, stream, log."""
 
+import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from controller import Analyzer, Controller, IncomingRequest
 from policies import Reason
@@ -17,7 +18,13 @@ from server.api.request_log import RequestLog
 from server.api.schemas import SamplingBody
 from server.engine.admission import InvalidRequestError
 from server.engine.cache.prefix_cache import Reusable
-from server.engine.engine import Engine, EngineStoppedError, Generation, QueueFullError
+from server.engine.engine import (
+    Engine,
+    EngineStoppedError,
+    Generation,
+    QueueFullError,
+    QueuePlace,
+)
 from server.engine.loading.load import LoadedModel
 from server.engine.sequence import Delta, FinishReason
 
@@ -25,6 +32,7 @@ _REFUSALS = {
     Reason.LATE: "too many are waiting to answer a request of this size in time",
     Reason.FLOOR: "too many are waiting to keep both the objectives and max_loss",
 }
+_CHARACTERS_PER_TOKEN = 4  # of common text, before it is tokenised
 
 
 class Service:
@@ -47,6 +55,7 @@ class Service:
         self.controller = controller
         self.builder = builder
         self.request_log = request_log
+        self.max_wait = math.inf  # predicted seconds; who would wait longer is refused
         self._analyzer = analyzer
         self._narrowing = narrowing
 
@@ -60,27 +69,41 @@ class Service:
         """The name of the model in answers."""
         return self.builder.names.served
 
+    def keep_place(self, caller: Caller, tokens: Sequence[int]) -> None:
+        """Keep a place in the queue for a request while its prompts are made. Raise `ApiError` 503.
+
+        So it counts before its tokens are known: `tokens` are estimates, one for each prompt.
+        `start`, or the end of the HTTP request, gives the place up.
+        """
+        place = QueuePlace(len(tokens), sum(tokens), caller.client)
+        try:
+            self.engine.keep_place(place)
+        except (QueueFullError, EngineStoppedError) as error:
+            raise self._unavailable(error) from error
+        caller.notes.place = place
+
     def start(self, parsed: ParsedRequest, caller: Caller) -> ActiveRequest:
-        """Validate a request, decide, and queue its answers. Raise `ApiError`.
+        """Validate a request, decide, and queue its answers, all at once. Raise `ApiError`.
 
         What is invalid is found before the decision. What goes wrong after it is logged as a
         refusal, so that each decision has an end.
         """
+        caller.notes.give_up_place()
         valid = self.builder.validate(parsed, caller)
+        self._check_fits(parsed)
         reusable = [self.engine.reusable(prompt.tokens) for prompt in parsed.prompts]
-        incoming, text = self._incoming(valid, reusable[valid.longest])
-        active = self._decide(valid, incoming, text, caller)
+        incoming, text = self._incoming(valid, reusable[valid.longest], caller.client)
+        active = caller.notes.active = self._decide(valid, incoming, text, caller)
         try:
             self._submit(valid, active, incoming, reusable)
         except Exception as error:
-            for generation in active.generations:
-                generation.cancel()
             self.request_log.log_decision(active)
             self.request_log.log_refusal(active)
-            api_error = _api_error(error, active.first.observation.wait)
-            if api_error is None:
-                raise
-            raise api_error from error
+            if isinstance(error, QueueFullError | EngineStoppedError):
+                raise self._unavailable(error, active.first.observation.wait) from error
+            if isinstance(error, InvalidRequestError):
+                raise ApiError(400, str(error)) from error
+            raise
         self._narrowing.apply(active.first, self.model.variants[active.first.action.variant])
         self._narrowing.register(active, parsed.body.trimtab.narrow)
         return active
@@ -118,7 +141,9 @@ class Service:
         self.request_log.log_decision(active)
         self.request_log.log_answer(active, generation, reason)
 
-    def _incoming(self, valid: ValidatedRequest, reusable: Reusable) -> tuple[IncomingRequest, str]:
+    def _incoming(
+        self, valid: ValidatedRequest, reusable: Reusable, client: str
+    ) -> tuple[IncomingRequest, str]:
         """Return what the controller is told, and the text whose features those are."""
         text = max((prompt.text for prompt in valid.parsed.prompts), key=len)
         tokens = valid.longest_prompt.tokens
@@ -130,6 +155,7 @@ class Service:
             valid.preferences,
             reusable,
             self.controller.catalogue.full_from(tokens),
+            client,
         )
         return incoming, text
 
@@ -160,29 +186,42 @@ class Service:
     ) -> None:
         """Queue all answers.
 
-        Raise `QueueFullError`, `EngineStoppedError` or `InvalidRequestError`.
+        Raise `QueueFullError` or `EngineStoppedError`.
         """
         decision = active.decision
         if decision.refused:
             raise QueueFullError(_REFUSALS[decision.reason])
+        wait = decision.observation.wait
+        if wait > self.max_wait:
+            raise QueueFullError(f"the queue takes {wait:.0f} s, the limit is {self.max_wait:g} s")
         decide = None
         if not active.final:
             prompt = valid.longest_prompt.tokens
             decide = LateDecision(
                 active, incoming, prompt, self.engine, self.controller, self.builder
             )
-        requests = self.builder.build(valid, decision.action, active.request_id, reusable)
-        for request in requests:
-            active.add(self.engine.submit(request, active.inbox, decide))
+        terms = self.builder.terms(valid, active.caller, decision.work)
+        requests = self.builder.build(valid, decision.action, active.request_id, reusable, terms)
+        for generation in self.engine.submit_all(requests, active.inbox, decide):
+            active.add(generation)
+
+    def _check_fits(self, parsed: ParsedRequest) -> None:
+        """Raise `ApiError` 400 if all answers of a request could never wait together."""
+        tokens = sum(len(prompt.tokens) for prompt in parsed.prompts)
+        try:
+            self.engine.check_fits(len(parsed.prompts) * parsed.choices, tokens * parsed.choices)
+        except InvalidRequestError as error:
+            raise ApiError(400, str(error)) from error
+
+    def _unavailable(self, error: Exception, wait: float | None = None) -> ApiError:
+        """Return what a client is told that may try again after the predicted wait."""
+        predicted = self.controller.predict_wait() if wait is None else wait
+        return ApiError(503, str(error), retry_after=predicted)
 
 
-def _api_error(error: Exception, wait_seconds: float) -> ApiError | None:
-    """Return what a client is told of an error of the engine; None for any other error."""
-    if isinstance(error, (QueueFullError, EngineStoppedError)):
-        return ApiError(503, str(error), retry_after=max(1.0, wait_seconds))
-    if isinstance(error, InvalidRequestError):
-        return ApiError(400, str(error))
-    return None
+def estimated_tokens(text: str) -> int:
+    """Return how many tokens a text may have."""
+    return len(text) // _CHARACTERS_PER_TOKEN
 
 
 def encoding_options(body: SamplingBody, special_tokens: bool) -> EncodingOptions:

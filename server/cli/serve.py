@@ -14,6 +14,7 @@ import typer
 
 from server.cli.options import UsageError
 from server.engine.loading.stages import stage
+from server.log_format import use_format
 from server.settings import (
     Settings,
     default_text,
@@ -49,6 +50,7 @@ def serve(config: Path | None, **options: str | bool | None) -> None:
     An option goes before a variable, and a variable before the file.
     """
     settings = read_settings(options, os.environ, config)
+    use_format(settings.log_format)
     for line in unknown_variables(os.environ):
         log.warning("%s", line)
     _check_address(settings.host, settings.port)

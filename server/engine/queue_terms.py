@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-NO_CLIENT = "-"
-"""Stands for all clients that have no key."""
+from controller.engine_status import NO_CLIENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,14 @@ class RestartBudget:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._times: deque[float] = deque(maxlen=_MOST)
+        self._times: deque[float] = deque()
 
     def take(self) -> float | None:
         """Return the pause before the next restart, in seconds; None if there is none left."""
         now = self._clock()
         while self._times and now - self._times[0] > _WITHIN_SECONDS:
             self._times.popleft()
-        if len(self._times) == _MOST:
+        if len(self._times) >= _MOST:
             return None
         pause = _FIRST_PAUSE_SECONDS * 2 ** len(self._times)
         self._times.append(now)

@@ -105,9 +105,9 @@ class Delta:
 class Sequence:
     """The engine's state of one request.
 
-    Owned by the engine's thread. Other threads set `cancelled`, `displaced` (it gives way to another
-    client while it waits) and, by `narrow`, `variant`, and they read `progress`, which is replaced
-    as a whole. Behind the last delta nothing changes any more.
+    Owned by the engine's thread. Other threads set `cancelled`, `displaced` (it gives way to
+    another client) and, by `narrow`, `variant`, and read `progress`, which is replaced as a whole.
+    Behind the last delta nothing changes any more.
 
     `history` is the prompt and the tokens written since. `variant` is the requested variant, which
     narrowing changes at any time; `effective_variant` is the one that the current step uses.
@@ -124,20 +124,16 @@ class Sequence:
         emit: Callable[[Delta], None],
         decide: Decide | None = None,
     ) -> None:
-        self.decide = decide
+        self.decide, self.detokenizer = decide, detokenizer
         self._adopt(request)
-        self.detokenizer = detokenizer
-        self.emit = emit
-        self.sampler = TokenSampler(request.sampling)
-        self.output: list[int] = []
-        self.history = list(request.prompt)
+        self.emit, self.sampler = emit, TokenSampler(request.sampling)
+        self.output, self.history = list[int](), list(request.prompt)
         self.lookup = PromptLookup()
         self.prompt_logprobs: list[TokenLogprob] = []
         self.pool = None if request.pooling is None else HiddenPool(request.pooling)
         self.cache: SequenceCache | None = None
         self.cancelled = self.displaced = False
-        self.ended = False
-        self.reused = 0
+        self.ended, self.reused = False, 0
         self.depths = full_depths(len(request.prompt))
         self._depth_changes: list[int] = []  # first tokens that are read less or more deep
         self._recompute_end = 0  # tokens that were computed before a preemption
@@ -223,8 +219,7 @@ class Sequence:
     def start_reading(self, depths: bytes, copied: bytes) -> None:
         """Fix how deep each token of the prompt is read: `depths`, as its reader asks for.
 
-        The first tokens are `copied` from the prefix cache, where they may have been read deeper.
-        After a preemption they are read as deep, in a step of their own.
+        The first are `copied` from the prefix cache, maybe deeper, as they are after a preemption.
         """
         self.reused = len(copied)
         self.depths = copied + depths[len(copied) :]

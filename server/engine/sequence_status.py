@@ -36,6 +36,8 @@ def status_of(sequence: Sequence, running: bool) -> SequenceStatus:
         cache_limit=min(total, limit),
         shallow_left=shallow,
         depth=depth,
+        client=request.terms.client,
+        work=request.terms.work,
     )
 
 

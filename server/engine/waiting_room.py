@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from controller.engine_status import NO_CLIENT
 from server.engine.admission import InvalidRequestError
-from server.engine.queue_terms import NO_CLIENT
 from server.engine.sequence import Sequence
 
 

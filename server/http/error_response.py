@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from server.api.error_envelope import envelope
+from server.api.request_notes import ID_HEADER, RequestNotes, client_id_of
 
 
 class RejectedError(Exception):
@@ -19,12 +20,21 @@ class RejectedError(Exception):
 
 
 def error_response(
-    status: int, message: str, headers: Iterable[tuple[bytes, bytes]], retry_after: int | None
+    status: int,
+    message: str,
+    headers: Iterable[tuple[bytes, bytes]],
+    retry_after: int | None,
+    sent: Iterable[tuple[bytes, bytes]] | None,
 ) -> bytes:
-    """Return a whole response with the error envelope, after which the connection is closed."""
+    """Return a whole response with the error envelope, after which the connection is closed.
+
+    It has the request's id, by its header among those that were `sent`, or a new one.
+    """
+    request_id = RequestNotes(client_id_of(sent or ())).request_id("req")
     body = json.dumps(envelope(status, message)).encode()
     fields = [
         *headers,
+        (ID_HEADER, request_id.encode()),
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"connection", b"close"),

@@ -260,8 +260,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._finish()
 
     def _write_refusal(self, status: int, message: str, retry_after: int | None) -> None:
-        date = self.server_state.default_headers
-        self.transport.write(error_response(status, message, date, retry_after))
+        date, sent = self.server_state.default_headers, self.headers
+        self.transport.write(error_response(status, message, date, retry_after, sent))
 
     def _finish(self) -> None:
         """Close when the client has read its response, or after a while.

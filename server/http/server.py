@@ -153,13 +153,14 @@ def serve(front: StartupFront, settings: Settings, limiter: ConnectionLimiter) -
 def server_config(
     front: StartupFront, settings: Settings, limiter: ConnectionLimiter
 ) -> uvicorn.Config:
-    """Return uvicorn's configuration: only `HttpProtocol`, and no log line for each request."""
+    """Return uvicorn's configuration: only `HttpProtocol`, and log lines as all others are."""
     return uvicorn.Config(
         front,
         host=settings.host,
         port=settings.port,
         http=functools.partial(HttpProtocol, limiter),  # type: ignore[arg-type]
         ws="none",
+        log_config=None,
         log_level="warning",
         access_log=False,
     )

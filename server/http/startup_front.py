@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from server.api.access.control import HEALTH, AccessControl
+from server.api.access_log import AccessLog
 from server.api.error_envelope import envelope
 from server.api.ingress import IngressMiddleware
 from server.api.page_files import PAGE_HEADERS, page_file
@@ -38,6 +39,7 @@ class StartupFront:
         self._load = load
         self._screen = screen
         self._lifespan = AsyncExitStack()  # of the application
+        self._logged = AccessLog(self._dispatch, settings.access_log)
         self._loading = IngressMiddleware(
             self._answer,
             settings.max_body_bytes,
@@ -60,7 +62,11 @@ class StartupFront:
         """Answer one request, or run until the server ends."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
-        elif self.app is None:
+        else:
+            await self._logged(scope, receive, send)
+
+    async def _dispatch(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        if self.app is None:
             await self._loading(scope, receive, send)
         else:
             await self.app(scope, receive, send)

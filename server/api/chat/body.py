@@ -36,16 +36,20 @@ class ChatMessage(RequestBody):
     tool_calls: Calls | None = None
     tool_call_id: CallId | None = None
 
+    @property
+    def text(self) -> str:
+        """Return the content as one string."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
     def for_template(self) -> dict[str, Any]:
-        """Return the message as chat templates expect it, with its content as one string."""
-        content = self.content
-        if isinstance(content, list):
-            content = "".join(part.text for part in content)
+        """Return the message as chat templates expect it."""
         fields = {**(self.model_extra or {}), "tool_call_id": self.tool_call_id}
         if self.tool_calls:
             fields["tool_calls"] = [call.model_dump(exclude_none=True) for call in self.tool_calls]
         given = {name: value for name, value in fields.items() if value is not None}
-        return {"role": self.role, **given, "content": content or ""}
+        return {"role": self.role, **given, "content": self.text}
 
 
 class ChatBody(DetailedBody):

@@ -17,7 +17,12 @@ from server.api.prompt.processor import (
     TokenizedPrompt,
 )
 from server.api.request_builder import ParsedRequest
-from server.api.service import Service, encoding_options, variant_in_model_name
+from server.api.service import (
+    Service,
+    encoding_options,
+    estimated_tokens,
+    variant_in_model_name,
+)
 from server.api.tools.call_schema import answer_constraint
 from server.api.tools.dialect import ChatDialect
 from server.api.tools.parsed_answer import ParsedAnswer
@@ -42,7 +47,8 @@ async def start_chat(
     The request's id begins with `id_prefix`, unless the client gave one.
     """
     plan = _plan(parts, body)
-    service, dialect = parts.service, parts.dialect
+    service, dialect, caller = parts.service, parts.dialect, caller_of(request, id_prefix)
+    service.keep_place(caller, [sum(estimated_tokens(m.text) for m in body.messages)])
     prompt = await parts.prompts.chat(plan.chat, _encoding(body))
     parsed = ParsedRequest(
         prompts=[prompt],
@@ -54,7 +60,7 @@ async def start_chat(
         shown=dialect.shown(plan.use),
         constraint=await service.builder.constraints.compile(plan.constraint),
     )
-    active = service.start(parsed, caller_of(request, id_prefix))
+    active = service.start(parsed, caller)
     separates = body.separate_reasoning is not False and plan.constraint is None
 
     def parser(index: int) -> AnswerParser:

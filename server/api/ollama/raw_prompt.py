@@ -8,7 +8,7 @@ from server.api.chat.parser import PlainAnswer
 from server.api.chat.run import ChatRun
 from server.api.chat.start import ChatParts
 from server.api.request_builder import ParsedRequest
-from server.api.service import encoding_options, variant_in_model_name
+from server.api.service import encoding_options, estimated_tokens, variant_in_model_name
 from server.api.unsupported_parameters import refuse_unsupported
 
 
@@ -16,9 +16,10 @@ async def start_raw(body: ChatBody, request: Request, parts: ChatParts, id_prefi
     """Start the answer to a body whose one message is the prompt. Raise `ApiError`."""
     refuse_unsupported(body.model_extra or {}, 1)
     (message,) = body.messages
-    text = message.for_template()["content"]
+    caller = caller_of(request, id_prefix)
+    parts.service.keep_place(caller, [estimated_tokens(message.text)])
     options = encoding_options(body, special_tokens=True)
-    (prompt,) = await parts.prompts.texts([text], options)
+    (prompt,) = await parts.prompts.texts([message.text], options)
     parsed = ParsedRequest(
         prompts=[prompt],
         body=body,
@@ -26,5 +27,5 @@ async def start_raw(body: ChatBody, request: Request, parts: ChatParts, id_prefi
         variant=variant_in_model_name(parts.service, body.model),
         constraint=await parts.service.builder.constraints.compile(body.constraint()),
     )
-    active = parts.service.start(parsed, caller_of(request, id_prefix))
+    active = parts.service.start(parsed, caller)
     return ChatRun(parts.service, active, request, body, [PlainAnswer(0)], prompt.tokens)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.api.active_request import ActiveRequest
-from server.api.caller import caller_of
+from server.api.caller import Caller, caller_of
 from server.api.errors import ApiError, misfit
 from server.api.openai.best_answers import best_answers
 from server.api.openai.completion_logprobs import CompletionLogprobs
@@ -16,7 +16,7 @@ from server.api.openai.prompt_scores import prompt_scores
 from server.api.openai.token_text import TokenText
 from server.api.prompt.processor import PromptProcessor, TokenizedPrompt
 from server.api.request_body import JsonRoute
-from server.api.request_builder import ParsedRequest, RequestBuilder
+from server.api.request_builder import ParsedRequest
 from server.api.responses import (
     GeneratedAnswer,
     collect,
@@ -27,7 +27,12 @@ from server.api.responses import (
     usage_tail,
 )
 from server.api.schemas import CompletionBody
-from server.api.service import Service, encoding_options, variant_in_model_name
+from server.api.service import (
+    Service,
+    encoding_options,
+    estimated_tokens,
+    variant_in_model_name,
+)
 from server.api.unsupported_parameters import check_details, refuse_unsupported
 from server.engine.sequence import Delta
 
@@ -44,8 +49,9 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
         _check(body)
         best_of = body.best_of if body.best_of != (body.n or 1) else None
         scored = best_of is not None and body.logprobs is None  # to compare the answers
+        caller = caller_of(request, "cmpl")
         parsed = ParsedRequest(
-            prompts=await _prompts(service.builder, prompts, body),
+            prompts=await _prompts(service, prompts, body, caller),
             body=body,
             max_tokens=body.max_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
@@ -55,7 +61,7 @@ def router(service: Service, prompts: PromptProcessor) -> APIRouter:
             prompt_logprobs=_prompt_logprobs(body),
             best_of=best_of,
         )
-        active = service.start(parsed, caller_of(request, "cmpl"))
+        active = service.start(parsed, caller)
         common: dict[str, object] = {
             "id": active.request_id,
             "object": "text_completion",
@@ -196,7 +202,7 @@ def _prompt_logprobs(body: CompletionBody) -> int | None:
 
 
 async def _prompts(
-    builder: RequestBuilder, prompts: PromptProcessor, body: CompletionBody
+    service: Service, prompts: PromptProcessor, body: CompletionBody, caller: Caller
 ) -> list[TokenizedPrompt]:
     """Tokenise the prompts, which are texts or token ids. Raise `ApiError`."""
     entries = [body.prompt] if isinstance(body.prompt, str) else body.prompt
@@ -204,9 +210,11 @@ async def _prompts(
     if not entries:
         raise ApiError(400, "the prompt is empty", "prompt")
     if isinstance(entries[0], str):
-        builder.check_answer_count(len(entries), choices)
+        service.builder.check_answer_count(len(entries), choices)
+        service.keep_place(caller, [estimated_tokens(text) for text in entries])
         return await prompts.texts(entries, encoding_options(body, special_tokens=True))
     ids = cast(list[list[int]], entries if isinstance(entries[0], list) else [entries])
-    builder.check_answer_count(len(ids), choices)
+    service.builder.check_answer_count(len(ids), choices)
+    service.keep_place(caller, [len(one) for one in ids])
     options = encoding_options(body, special_tokens=False)
     return await prompts.ids(ids, options.keep_last)

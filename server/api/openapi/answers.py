@@ -62,7 +62,11 @@ SCHEMAS: Json = {
 """Schemas that others refer to, beside those of the bodies."""
 
 ANSWERS: dict[str, dict[str, Json]] = {
-    "/health": {"application/json": _object({"status": {"const": "ok"}})},
+    "/health": {
+        "application/json": _object(
+            {"status": {"const": "ready"}, "running": _COUNT, "waiting": _COUNT}
+        )
+    },
     "/metrics": {"text/plain": _TEXT},
     "/v1/models": {
         "application/json": _object({"object": {"const": "list"}, "data": _list(_ref("ModelCard"))})

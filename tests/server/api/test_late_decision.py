@@ -39,6 +39,7 @@ def _decision(action, reason=Reason.TTFT, wait=0.0):
         seconds=1e-4,
         masked=[],
         propensities={},
+        work=1.0,
         refused=False,
         only_choice=reason is Reason.PINNED,
     )

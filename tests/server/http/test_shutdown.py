@@ -128,9 +128,11 @@ def test_after_a_signal_running_requests_finish_and_new_ones_are_refused(start_s
         refused = post(server.url)
         assert server.engine.status().sequences
         server.pause = 0.0
+        assert health.json()["status"] == "draining"
         for response in (health, refused):
             assert response.status_code == 503
             assert response.headers["retry-after"] == "1"
+            assert response.headers["x-request-id"].startswith("req-")
             assert response.json()["error"]["message"] == ENDING
         assert answer.result().json()["usage"]["completion_tokens"] == 200
         assert events.result()[-1] == "[DONE]"
@@ -139,7 +141,9 @@ def test_after_a_signal_running_requests_finish_and_new_ones_are_refused(start_s
         assert server.server.exit_code == 0
         assert silent.recv(1) == b""
         for client in half:
-            assert client.recv(100).startswith(b"HTTP/1.1 503")
+            said = client.recv(1000)
+            assert said.startswith(b"HTTP/1.1 503")
+            assert b"\r\nx-request-id: req-" in said
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -180,11 +184,12 @@ def test_health_fails_while_a_step_hangs_and_recovers(start_server, caplog):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert found.status_code == 503
+        assert found.json()["status"] == "stalled"
         assert found.headers["retry-after"] == "1"
         assert "one step for" in found.json()["error"]["message"]
         assert answer.result().status_code == 200
     time.sleep(0.3)
-    assert server.health().status_code == 200
+    assert server.health().json()["status"] == "ready"
     found = [r.message for r in caplog.records if r.name == "server.http.server"]
     assert len(found) == 2, found
 
@@ -192,6 +197,7 @@ def test_health_fails_while_a_step_hangs_and_recovers(start_server, caplog):
 def test_when_the_engine_dies_all_requests_get_an_error_and_the_process_ends(
     start_server, caplog, monkeypatch
 ):
+    monkeypatch.setattr("server.engine.recovery._MOST", 0)
     server = start_server(drain_seconds=30)
     server.pause = 0.05
     with ThreadPoolExecutor(2) as pool, caplog.at_level(logging.CRITICAL, "server.http"):
@@ -208,6 +214,34 @@ def test_when_the_engine_dies_all_requests_get_an_error_and_the_process_ends(
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.CRITICAL] == [
         f"ending: {server.engine.failure}"
     ]
+
+
+def test_an_engine_that_breaks_ends_its_requests_and_is_back_for_others(start_server, monkeypatch):
+    server = start_server(drain_seconds=30)
+    server.pause = 0.05
+    whole = server.engine._step
+    with ThreadPoolExecutor(2) as pool:
+        answer, events = pool.submit(post, server.url), pool.submit(stream, server.url)
+        server.wait_until_busy(2)
+        monkeypatch.setattr(server.engine, "_step", lambda: 1 / 0)
+        broken = answer.result()
+        assert broken.status_code == 503
+        assert "ZeroDivisionError" in broken.json()["error"]["message"]
+        assert "ZeroDivisionError" in json.loads(events.result()[-2])["error"]["message"]
+        assert events.result()[-1] == "[DONE]"
+        monkeypatch.setattr(server.engine, "_step", whole)
+        health, refused = server.health(), post(server.url)
+        assert (health.status_code, health.json()["status"]) == (503, "restarting")
+        assert refused.status_code == 503
+    server.pause = 0.0
+    deadline = time.monotonic() + 10
+    while server.health().status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert post(server.url).json()["usage"]["completion_tokens"] == 200
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert "trimtab_engine_restarts_total 1.0" in metrics
+    assert not server.server.should_exit
 
 
 def test_a_second_signal_ends_the_process_at_once(tiny_folder, tmp_path):

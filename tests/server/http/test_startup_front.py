@@ -86,7 +86,7 @@ def application(server_closed):
 
     @app.get("/health")
     async def health():
-        return {"status": "ok"}
+        return {"status": "ready"}
 
     return app
 
@@ -119,7 +119,7 @@ def test_while_it_loads_everything_is_503_and_then_the_same_socket_serves():
     deadline = time.monotonic() + 10
     while server.client.get("/health").status_code != 200:
         assert time.monotonic() < deadline
-    assert server.client.get("/health").json() == {"status": "ok"}
+    assert server.client.get("/health").json() == {"status": "ready"}
     server.end()
     assert closed == [True]
 
