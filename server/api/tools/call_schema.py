@@ -1,5 +1,6 @@
 """The JSON schema of what follows the beginning of an answer that must call a tool."""
 
+import json
 from typing import Any
 
 from server.api.constrained.constraint import OutputConstraint
@@ -51,10 +52,30 @@ def call_schema(use: ToolUse, form: ToolForm) -> dict[str, Any]:
 
 
 def _closed(function: FunctionBody) -> dict[str, Any]:
+    """Return the schema of a function's arguments, in which objects have no unnamed members.
+
+    A model that is free to add some may never come to an end. Objects that a schema combines of
+    several parts stay open.
+    """
     schema = parameters(function)
-    if _OPEN & schema.keys():
+    if '"allOf"' in json.dumps(schema):
         return schema
-    return {"additionalProperties": False, **schema}
+    closed: dict[str, Any] = _close(schema)
+    return closed
+
+
+def _close(schema: Any) -> Any:  # noqa: ANN401
+    if not isinstance(schema, dict):
+        return schema
+    closed = dict(schema)
+    for key in ("properties", "$defs", "definitions"):
+        if isinstance(schema.get(key), dict):
+            closed[key] = {name: _close(part) for name, part in schema[key].items()}
+    if "items" in schema:
+        closed["items"] = _close(schema["items"])
+    if isinstance(schema.get("properties"), dict) and not _OPEN & schema.keys():
+        closed = {"additionalProperties": False, **closed}
+    return closed
 
 
 def _moved(value: Any, place: str) -> Any:  # noqa: ANN401

@@ -72,6 +72,27 @@ def test_only_one_call_may_stand_alone():
     assert not accepts(both, "json", [call("now", {})] * 2)
 
 
+def test_objects_within_objects_have_no_unnamed_members():
+    point = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    nested = FunctionBody(
+        name="draw",
+        parameters={
+            "properties": {
+                "at": {"$ref": "#/$defs/point"},
+                "path": {"type": "array", "items": point},
+                "free": {"type": "object"},
+                "own": {**point, "additionalProperties": True},
+            },
+            "$defs": {"point": point},
+        },
+    )
+    use = ToolUse({"draw": nested}, True)
+    more = {"x": 1, "y": 2}
+    for name, value in {"at": more, "path": [more]}.items():
+        assert not accepts(use, "json", {name: value})
+    assert accepts(use, "json", {"at": {"x": 1}, "path": [{"x": 1}], "free": more, "own": more})
+
+
 def test_schemas_that_combine_others_stay_open():
     open_one = FunctionBody(
         name="open",
