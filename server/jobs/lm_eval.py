@@ -25,7 +25,7 @@ class HarnessRequest:
     """What the harness shall do.
 
     `tasks` are its own names, or those of tasks in the folder `include`. `limit` is the number of
-    questions of each task, `shots` that of requestples before a question; None leaves both to it.
+    questions of each task, `shots` that of examples before a question; None leaves both to it.
     """
 
     tasks: tuple[str, ...]
