@@ -9,7 +9,7 @@ from pruners.reading.reader import FULL
 from pruners.variant import BASE
 from server.api.active_request import ActiveRequest
 from server.api.caller import caller_of
-from server.api.errors import ApiError
+from server.api.errors import misfit
 from server.api.prompt.processor import TokenizedPrompt
 from server.api.request_builder import ParsedRequest
 from server.api.responses import FAILURES, failure_of, until_disconnected
@@ -39,14 +39,14 @@ def check_embedding(
 ) -> None:
     """Raise `ApiError` for a variant, which does not embed, shorter vectors, or too many inputs."""
     if variant_in_model_name(service, model) not in (None, BASE):
-        raise ApiError(400, "embeddings are those of the base; leave the variant out", "model")
+        raise misfit("embeddings are those of the base; leave the variant out", "model")
     hidden = service.model.weights.shape.hidden
     if dimensions not in (None, hidden):
         message = f"this model's embeddings have {hidden} dimensions and cannot be shortened"
-        raise ApiError(400, message, "dimensions")
+        raise misfit(message, "dimensions")
     if not 0 < inputs <= _MAX_INPUTS:
         reason = f"at most {_MAX_INPUTS} inputs in one call" if inputs else "input is empty"
-        raise ApiError(400, reason, "input")
+        raise misfit(reason, "input")
 
 
 async def embed(

@@ -36,10 +36,17 @@ class ApiError(Exception):
 DOES_NOT_FIT = "does_not_fit"
 """The code of a 400 whose fields are right one by one, as the API's description has them."""
 
+UNSUPPORTED = "unsupported_parameter"
+
 
 def misfit(message: str, param: str | None = None) -> ApiError:
     """Return the error for values that do not fit together, or not with the model."""
     return ApiError(400, message, param, DOES_NOT_FIT)
+
+
+def unsupported(message: str, param: str) -> ApiError:
+    """Return the error for a parameter that would change the answer and is not supported."""
+    return ApiError(400, message, param, UNSUPPORTED)
 
 
 def install(app: FastAPI) -> None:

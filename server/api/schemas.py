@@ -130,7 +130,9 @@ class SamplingBody(ConstrainedBody):
     # Whether the tokenizer puts its own tokens around the prompt; by default not around a chat.
     add_special_tokens: bool | None = None
     # How many of the prompt's last tokens are kept; -1: as many as the context has room for.
-    truncate_prompt_tokens: Annotated[Count, Field(ge=-1)] | None = None
+    truncate_prompt_tokens: (
+        Annotated[Count, Field(ge=-1, json_schema_extra={"not": {"const": 0}})] | None
+    ) = None
     skip_special_tokens: bool | None = None  # if not, the text of an answer has them
     trimtab: Annotated[TrimtabHints, Field(json_schema_extra=limited_by(Limit.OR_NULL))] = (
         TrimtabHints()

@@ -2,14 +2,16 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from server.api.schemas import TokenId
+from server.api.chat.body import MAX_MESSAGES
+from server.api.schemas import Name, Text, TokenId
+from server.api.strict_body import RequestBody
 
 MAX_TOKENS = 2**16  # in one call
 
 
-class TokenizeBody(BaseModel):
+class TokenizeBody(RequestBody):
     """The body of `POST /tokenize`: a `prompt` or `messages` (vLLM), or `content` (llama.cpp).
 
     Special tokens are put around a prompt by default, and not around the others. Undeclared fields
@@ -18,10 +20,10 @@ class TokenizeBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str | None = None
-    prompt: str | None = None
-    content: str | None = None
-    messages: list[Any] | None = None
+    model: Name | None = None
+    prompt: Text | None = None
+    content: Text | None = None
+    messages: Annotated[list[Any], Field(max_length=MAX_MESSAGES)] | None = None
     add_special_tokens: bool | None = None
     add_special: bool = False
     parse_special: bool = True
@@ -29,8 +31,16 @@ class TokenizeBody(BaseModel):
     with_pieces: bool = False
 
 
-class DetokenizeBody(BaseModel):
+class TemplateBody(RequestBody):
+    """The body of `POST /apply-template`; undeclared fields are those of a chat."""
+
+    model_config = ConfigDict(extra="allow")
+
+    messages: Annotated[list[Any], Field(max_length=MAX_MESSAGES)]
+
+
+class DetokenizeBody(RequestBody):
     """The body of `POST /detokenize`."""
 
-    model: str | None = None
+    model: Name | None = None
     tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENS, fail_fast=True)]

@@ -6,16 +6,15 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.api.chat.body import ChatBody
 from server.api.chat.start import ChatParts, chat_prompt, rendered_chat
 from server.api.chat.translated import chat_body
-from server.api.errors import ApiError
+from server.api.errors import misfit
 from server.api.openai.token_text import TokenText
 from server.api.prompt.processor import EncodingOptions
 from server.api.request_body import JsonRoute
 from server.api.server_info import chat_template
 from server.api.service import variant_in_model_name
-from server.api.token_bodies import DetokenizeBody, TokenizeBody
+from server.api.token_bodies import DetokenizeBody, TemplateBody, TokenizeBody
 
 _OWN_FIELDS = set(TokenizeBody.model_fields) - {"model", "messages", "add_special_tokens"}
 
@@ -46,14 +45,14 @@ def router(parts: ChatParts) -> APIRouter:
         variant_in_model_name(service, body.model)
         vocab = service.model.weights.shape.vocab
         if body.tokens and max(body.tokens) >= vocab:
-            raise ApiError(400, f"tokens: no token {max(body.tokens)} of {vocab}", "tokens")
+            raise misfit(f"tokens: no token {max(body.tokens)} of {vocab}", "tokens")
         parts_of_text = await asyncio.to_thread(texts.prompt, body.tokens)
         text = b"".join(parts_of_text).decode(errors="replace")
         return JSONResponse({"prompt": text, "content": text})
 
     @routes.post("/apply-template")
-    async def apply_template(body: ChatBody) -> JSONResponse:
-        return JSONResponse({"prompt": await rendered_chat(parts, body)})
+    async def apply_template(body: TemplateBody) -> JSONResponse:
+        return JSONResponse({"prompt": await rendered_chat(parts, chat_body(body.model_dump()))})
 
     return routes
 
@@ -84,7 +83,7 @@ async def _tokens(parts: ChatParts, body: TokenizeBody) -> list[int]:
     """Return the ids of what a body holds. Raise `ApiError`."""
     given = [name for name in ("prompt", "content", "messages") if getattr(body, name) is not None]
     if len(given) != 1:
-        raise ApiError(400, "one of prompt, content and messages is needed", "prompt")
+        raise misfit("one of prompt, content and messages is needed", "prompt")
     if body.messages is not None:
         fields = body.model_dump(exclude=_OWN_FIELDS, exclude_none=True)
         return (await chat_prompt(parts, chat_body(fields))).tokens

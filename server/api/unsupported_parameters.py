@@ -6,7 +6,7 @@ Parameters that only concern speed, caching or accounting are ignored, and so ar
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from server.api.errors import ApiError, misfit
+from server.api.errors import misfit, unsupported
 from server.api.schemas import DetailedBody
 
 
@@ -94,7 +94,7 @@ def refuse_unsupported(extra: Mapping[str, object], n: int) -> None:
         if name == "tools" and extra.get("tool_choice") == "none":
             continue
         hint = f"; {parameter.hint}" if parameter.hint else ""
-        raise ApiError(400, f"{name} is not supported{hint}", name)
+        raise unsupported(f"{name} is not supported{hint}", name)
 
 
 def check_details(body: DetailedBody) -> None:

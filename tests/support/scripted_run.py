@@ -35,7 +35,7 @@ class ScriptedRun:
 
     def __init__(self, events: Sequence[ChatEvent]) -> None:
         self._events = events
-        self.progress = [ChatAnswer(tokens=11)]
+        self.progress = [ChatAnswer(token_ids=[1] * 11)]
         request = SimpleNamespace(prompt=(5,) * 7)
         sequence = SimpleNamespace(
             request=request, reused=3, arrived=10.0, started_at=10.5, first_token_at=11.0,
@@ -48,7 +48,9 @@ class ScriptedRun:
             disclosure=lambda: {"variant": "base"},
         )  # fmt: skip
         tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: text.split())
-        self.service: Any = SimpleNamespace(model=SimpleNamespace(name="m", tokenizer=tokenizer))
+        self.service: Any = SimpleNamespace(
+            served_name="m", model=SimpleNamespace(name="m", tokenizer=tokenizer)
+        )
 
     async def events(self) -> AsyncIterator[ChatEvent]:
         """Yield the events."""

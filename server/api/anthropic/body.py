@@ -2,54 +2,55 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from server.api.chat.body import MAX_MESSAGES
-from server.api.schemas import Count, StopString, Temperature, TrimtabHints
+from server.api.schemas import Count, Name, StopString, Temperature, Text, TrimtabHints
+from server.api.strict_body import RequestBody
 from server.api.tools.bodies import MAX_TOOLS
 
 
-class TextBlock(BaseModel):
+class TextBlock(RequestBody):
     """Text in a message, a system prompt or the result of a tool."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
-class ThinkingBlock(BaseModel):
+class ThinkingBlock(RequestBody):
     """What the assistant thought before it spoke."""
 
     type: Literal["thinking"]
-    thinking: str
+    thinking: Text
 
 
-class RedactedThinkingBlock(BaseModel):
+class RedactedThinkingBlock(RequestBody):
     """Thoughts of another server that cannot be read; they are left out."""
 
     type: Literal["redacted_thinking"]
 
 
-class ToolUseBlock(BaseModel):
+class ToolUseBlock(RequestBody):
     """A call of a tool by the assistant."""
 
     type: Literal["tool_use"]
-    id: str
-    name: str
+    id: Name
+    name: Name
     input: dict[str, Any]
 
 
 TextBlocks = Annotated[list[TextBlock], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 TextContent = Annotated[
-    Annotated[str, Tag("text")] | Annotated[TextBlocks, Tag("blocks")],
+    Annotated[Text, Tag("text")] | Annotated[TextBlocks, Tag("blocks")],
     Discriminator(lambda value: "text" if isinstance(value, str) else "blocks"),
 ]
 
 
-class ToolResultBlock(BaseModel):
+class ToolResultBlock(RequestBody):
     """What a tool returned."""
 
     type: Literal["tool_result"]
-    tool_use_id: str
+    tool_use_id: Name
     content: TextContent | None = None
     is_error: bool | None = None
 
@@ -61,61 +62,64 @@ ContentBlock = Annotated[
 ContentBlocks = Annotated[list[ContentBlock], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
-class TurnBody(BaseModel):
+class TurnBody(RequestBody):
     """A message of the user or of the assistant."""
 
     role: Literal["user", "assistant"]
     content: Annotated[
-        Annotated[str, Tag("text")] | Annotated[ContentBlocks, Tag("blocks")],
+        Annotated[Text, Tag("text")] | Annotated[ContentBlocks, Tag("blocks")],
         Discriminator(lambda value: "text" if isinstance(value, str) else "blocks"),
     ]
 
 
-class ClientTool(BaseModel):
+class ClientTool(RequestBody):
     """A tool that the client runs. Tools that a server would run have another `type`."""
 
     type: Literal["custom"] | None = None
-    name: str
-    description: str | None = None
+    name: Name
+    description: Text | None = None
     input_schema: dict[str, Any]
 
 
-class ToolChoiceBody(BaseModel):
+class ToolChoiceBody(RequestBody):
     """Whether and which tools are called."""
 
     type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
+    name: Name | None = None
     disable_parallel_tool_use: bool | None = None
 
 
-class ThinkingOption(BaseModel):
+class ThinkingOption(RequestBody):
     """Whether the model thinks. Nothing keeps to `budget_tokens` but `max_tokens`."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Annotated[Count, Field(ge=0)] | None = None
 
 
-class JsonSchemaFormat(BaseModel):
+class JsonSchemaFormat(RequestBody):
     """The schema that an answer keeps to."""
 
     type: Literal["json_schema"]
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
 
 
-class OutputConfig(BaseModel):
+class OutputConfig(RequestBody):
     """The form of the answer, and how much the model should think."""
 
     format: JsonSchemaFormat | None = None
-    effort: str | None = None
+    effort: Name | None = None
 
 
-class CountTokensBody(BaseModel):
+class CountTokensBody(RequestBody):
     """The body of `POST /v1/messages/count_tokens`: what a prompt is made of."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
-    model: str | None = None
-    messages: Annotated[list[TurnBody], Field(max_length=MAX_MESSAGES, fail_fast=True)]
+    model: Name | None = None
+    messages: Annotated[
+        list[TurnBody],
+        Field(max_length=MAX_MESSAGES, fail_fast=True, json_schema_extra={"minItems": 1}),
+    ]
     system: TextContent | None = None
     tools: Annotated[list[ClientTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoiceBody | None = None

@@ -19,7 +19,7 @@ from server.api.anthropic.body import (
 )
 from server.api.chat.body import ChatBody
 from server.api.chat.translated import chat_body, join
-from server.api.errors import ApiError
+from server.api.errors import misfit
 from server.api.unsupported_parameters import refuse_unsupported
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -86,7 +86,7 @@ def _user(blocks: list[ContentBlock]) -> Iterator[dict[str, Any]]:
             texts.append(block.text)
             continue
         if not isinstance(block, ToolResultBlock):
-            raise ApiError(400, f"messages: a user's message has no {block.type}", "messages")
+            raise misfit(f"messages: a user's message has no {block.type}", "messages")
         if texts:
             yield {"role": "user", "content": join(texts)}
             texts = []
@@ -115,7 +115,7 @@ def _assistant(blocks: list[ContentBlock]) -> dict[str, Any]:
                 pass
             case _:
                 refusal = f"messages: an assistant's message has no {block.type}"
-                raise ApiError(400, refusal, "messages")
+                raise misfit(refusal, "messages")
     message: dict[str, Any] = {"role": "assistant", "content": join(texts)}
     if thoughts:
         message["reasoning_content"] = join(thoughts)
@@ -142,5 +142,5 @@ def _choice(choice: ToolChoiceBody | None) -> object:
     if choice.type != "tool":
         return _CHOICES[choice.type]
     if choice.name is None:
-        raise ApiError(400, "tool_choice: which tool? name is missing", "tool_choice")
+        raise misfit("tool_choice: which tool? name is missing", "tool_choice")
     return {"type": "function", "function": {"name": choice.name}}

@@ -9,7 +9,7 @@ from server.api.chat.body import ChatBody
 from server.api.chat.parser import AnswerParser, PlainAnswer
 from server.api.chat.run import ChatRun
 from server.api.constrained.constraint import OutputConstraint
-from server.api.errors import ApiError, misfit
+from server.api.errors import misfit
 from server.api.prompt.processor import (
     Chat,
     EncodingOptions,
@@ -81,7 +81,7 @@ def _check(body: ChatBody) -> None:
     if body.top_logprobs and not body.logprobs:
         raise misfit("top_logprobs needs logprobs: true", "top_logprobs")
     if not body.messages:
-        raise ApiError(400, "messages is empty", "messages")
+        raise misfit("messages is empty", "messages")
 
 
 async def chat_prompt(parts: ChatParts, body: ChatBody) -> TokenizedPrompt:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from server.api.chat.body import ChatBody
-from server.api.errors import ApiError
+from server.api.errors import misfit
 
 
 def chat_body(fields: Mapping[str, object]) -> ChatBody:
@@ -19,7 +19,7 @@ def chat_body(fields: Mapping[str, object]) -> ChatBody:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         reason = str(first["msg"]).removeprefix("Value error, ")
-        raise ApiError(400, f"{where}: {reason}" if where else reason, where or None) from error
+        raise misfit(f"{where}: {reason}" if where else reason, where or None) from error
 
 
 def join(parts: list[str]) -> str:

@@ -12,7 +12,7 @@ from server.api.bounded_worker import BoundedWorker
 from server.api.constrained.constraint import OutputConstraint
 from server.api.constrained.matcher import GrammarMatcher
 from server.api.constrained.vocabulary import GrammarVocabulary
-from server.api.errors import ApiError
+from server.api.errors import ApiError, misfit
 from server.engine.constraint import ConstraintError
 
 if TYPE_CHECKING:
@@ -158,4 +158,4 @@ def _refused(constraint: OutputConstraint, reason: str) -> ApiError:
     """Return the error for a constraint that cannot be compiled."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     message = " ".join(lines)[:_MESSAGE] or "it cannot be compiled"
-    return ApiError(400, f"{constraint.param}: {message}", constraint.param)
+    return misfit(f"{constraint.param}: {message}", constraint.param)

@@ -3,10 +3,10 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from server.api.constrained.constraint import OutputConstraint
-from server.api.errors import ApiError
+from server.api.errors import misfit
 from server.api.strict_body import RequestBody
 
 MAX_CHOICES = 1024
@@ -18,16 +18,16 @@ SchemaOrText = Schema | SourceText
 Choices = Annotated[list[SourceText], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
 
 
-class NamedSchema(BaseModel):
+class NamedSchema(RequestBody):
     """`json_schema` of OpenAI's `response_format`. The schema holds whether `strict` or not."""
 
     name: str | None = Field(default=None, max_length=256)
-    description: str | None = None
+    description: SourceText | None = None
     json_schema: Schema | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(RequestBody):
     """OpenAI's `response_format`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -36,7 +36,7 @@ class ResponseFormat(BaseModel):
     json_schema: NamedSchema | None = None
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(RequestBody):
     """vLLM's `structured_outputs`: exactly one form, and options for JSON."""
 
     model_config = ConfigDict(extra="forbid")
@@ -75,7 +75,7 @@ class ConstrainedBody(RequestBody):
         ]
         if len(found) > 1:
             names = ", ".join(one.param for one in found)
-            raise ApiError(400, f"only one form of the answer may be asked for: {names}", names)
+            raise misfit(f"only one form of the answer may be asked for: {names}", names)
         return found[0] if found else None
 
 
@@ -88,15 +88,13 @@ def json_schema(schema: Schema | str, param: str, blanks: bool = True) -> Output
         try:
             parsed = json.loads(schema)
         except (ValueError, RecursionError) as error:
-            raise ApiError(400, f"{param} is not valid JSON: {error}", param) from error
+            raise misfit(f"{param} is not valid JSON: {error}", param) from error
         if not isinstance(parsed, dict):
-            raise ApiError(400, f"{param} must be a JSON Schema, which is an object", param)
+            raise misfit(f"{param} must be a JSON Schema, which is an object", param)
         schema = parsed
     text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
     if len(text) > MAX_SOURCE_CHARACTERS:
-        raise ApiError(
-            400, f"{param} has more than {MAX_SOURCE_CHARACTERS} characters of JSON", param
-        )
+        raise misfit(f"{param} has more than {MAX_SOURCE_CHARACTERS} characters of JSON", param)
     return OutputConstraint("json_schema", text, blanks, param)
 
 
@@ -111,8 +109,7 @@ def _of_response_format(wanted: ResponseFormat | None) -> list[OutputConstraint]
     if wanted.type == "json_object":
         return [OutputConstraint("json_object")]
     if wanted.json_schema is None or wanted.json_schema.json_schema is None:
-        raise ApiError(
-            400,
+        raise misfit(
             "response_format of type json_schema needs json_schema.schema",
             "response_format.json_schema",
         )
@@ -137,8 +134,7 @@ def _of_structured_outputs(wanted: StructuredOutputs) -> list[OutputConstraint]:
         param = "structured_outputs.json_object"
         found.append(OutputConstraint("json_object", blanks=blanks, param=param))
     if not found:
-        raise ApiError(
-            400,
+        raise misfit(
             "structured_outputs needs one of json, json_object, regex, choice and grammar",
             "structured_outputs",
         )

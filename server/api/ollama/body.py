@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from server.api.chat.body import MAX_MESSAGES
-from server.api.schemas import TrimtabHints
+from server.api.schemas import Name, Text, TrimtabHints
+from server.api.strict_body import RequestBody
 from server.api.tools.bodies import MAX_TOOLS
 
 KeepAlive = Annotated[str, Field(max_length=64)] | float
@@ -17,12 +18,12 @@ AnswerFormat = Annotated[
 """`json`, or a JSON schema."""
 
 
-class _OllamaBody(BaseModel):
+class _OllamaBody(RequestBody):
     """What all bodies have; `keep_alive` has no effect, since the model stays loaded."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
-    model: str
+    model: Name
     options: Annotated[dict[str, Any], Field(max_length=64)] | None = None
     keep_alive: KeepAlive | None = None
 
@@ -36,47 +37,49 @@ class AnswerBody(_OllamaBody):
     trimtab: TrimtabHints | None = None
 
 
-class CalledTool(BaseModel):
+class CalledTool(RequestBody):
     """A tool and its arguments as an object."""
 
-    name: str
+    name: Name
     arguments: dict[str, Any]
 
 
-class OllamaToolCall(BaseModel):
+class OllamaToolCall(RequestBody):
     """A call in a message of the assistant."""
 
-    id: str | None = None
+    id: Name | None = None
     function: CalledTool
 
 
-class OllamaMessage(BaseModel):
+class OllamaMessage(RequestBody):
     """A message of a chat."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str | None = None
-    thinking: str | None = None
+    content: Text | None = None
+    thinking: Text | None = None
     images: Annotated[list[str], Field(max_length=0)] | None = None
     tool_calls: Annotated[list[OllamaToolCall], Field(max_length=MAX_TOOLS)] | None = None
-    tool_name: str | None = None
-    tool_call_id: str | None = None
+    tool_name: Name | None = None
+    tool_call_id: Name | None = None
 
 
 class OllamaChatBody(AnswerBody):
     """The body of `POST /api/chat`."""
 
-    messages: Annotated[list[OllamaMessage], Field(max_length=MAX_MESSAGES, fail_fast=True)] = []
+    messages: Annotated[list[OllamaMessage], Field(max_length=MAX_MESSAGES, fail_fast=True)] = (
+        Field(default=[])
+    )
     tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
 
 
 class OllamaGenerateBody(AnswerBody):
     """The body of `POST /api/generate`."""
 
-    prompt: str | None = None
-    system: str | None = None
+    prompt: Text | None = None
+    system: Text | None = None
     raw: bool | None = None
-    suffix: str | None = None
-    template: str | None = None
+    suffix: Text | None = None
+    template: Text | None = None
     context: Annotated[list[Any], Field(max_length=0)] | None = None
     images: Annotated[list[str], Field(max_length=0)] | None = None
 
@@ -85,7 +88,8 @@ class OllamaEmbedBody(_OllamaBody):
     """The body of `POST /api/embed`."""
 
     input: Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[str], Field(fail_fast=True), Tag("texts")],
+        Annotated[Text, Tag("text")]
+        | Annotated[list[Text], Field(max_length=2**16, fail_fast=True), Tag("texts")],
         Discriminator(lambda value: "text" if isinstance(value, str) else "texts"),
     ]
     truncate: bool | None = None
@@ -95,11 +99,11 @@ class OllamaEmbedBody(_OllamaBody):
 class OllamaEmbeddingsBody(_OllamaBody):
     """The body of `POST /api/embeddings`, the older form for one prompt."""
 
-    prompt: str
+    prompt: Text
 
 
-class OllamaShowBody(BaseModel):
+class OllamaShowBody(RequestBody):
     """The body of `POST /api/show`; older clients call the model `name`."""
 
-    model: str | None = None
-    name: str | None = None
+    model: Name | None = None
+    name: Name | None = None

@@ -5,7 +5,7 @@ from typing import Any
 
 from pruners.variant import BASE
 from server.api.chat.start import ChatParts
-from server.api.errors import ApiError
+from server.api.errors import misfit
 from server.api.ollama.writer import timestamp
 from server.api.prompt.chat_template import ChatTemplate
 from server.api.server_info import chat_template
@@ -42,7 +42,7 @@ class ModelCards:
     def shown(self, name: str | None) -> dict[str, Any]:
         """Return all that is told of a model. Raise `ApiError` 404 for another one."""
         if name is None:
-            raise ApiError(400, "model: which one?", "model")
+            raise misfit("model: which one?", "model")
         shape = self._service.model.weights.shape
         template = chat_template(self._service)
         return {

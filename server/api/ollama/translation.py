@@ -6,7 +6,7 @@ from typing import Any
 
 from server.api.chat.body import ChatBody
 from server.api.chat.translated import chat_body
-from server.api.errors import ApiError
+from server.api.errors import misfit, unsupported
 from server.api.ollama.body import AnswerBody, OllamaChatBody, OllamaGenerateBody, OllamaMessage
 from server.api.service import Service
 from server.api.unsupported_parameters import refuse_unsupported
@@ -62,9 +62,9 @@ def generate_to_chat(body: OllamaGenerateBody, model: str) -> ChatBody:
     """
     for name in ("suffix", "template"):
         if getattr(body, name):
-            raise ApiError(400, f"{name} is not supported", name)
+            raise unsupported(f"{name} is not supported", name)
     if body.raw and body.system:
-        raise ApiError(400, "a raw prompt has no system message of its own", "system")
+        raise misfit("a raw prompt has no system message of its own", "system")
     messages = [{"role": "user", "content": body.prompt}]
     if body.system:
         messages.insert(0, {"role": "system", "content": body.system})
@@ -104,7 +104,7 @@ def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
         elif value is not None and value not in _NEUTRAL.get(name, ()):
             known = ", ".join(field for field in _OPTIONS if _OPTIONS[field] is not None)
             message = f"options: {name[:64]} is not supported; there are {known}"
-            raise ApiError(400, message, f"options.{name[:64]}")
+            raise misfit(message, f"options.{name[:64]}")
     limit = fields.get("max_tokens")
     if isinstance(limit, int) and limit < 0:
         del fields["max_tokens"]

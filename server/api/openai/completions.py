@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from server.api.active_request import ActiveRequest
 from server.api.caller import Caller, caller_of
-from server.api.errors import ApiError, misfit
+from server.api.errors import ApiError, misfit, unsupported
 from server.api.openai.best_answers import best_answers
 from server.api.openai.completion_logprobs import CompletionLogprobs
 from server.api.openai.prompt_scores import prompt_scores
@@ -184,7 +184,7 @@ def _check(body: CompletionBody) -> None:
     """Raise `ApiError` 400 for fields that do not fit together or are not supported."""
     refuse_unsupported(body.model_extra or {}, body.n or 1)
     if body.suffix:
-        raise ApiError(400, "suffix is not supported", "suffix")
+        raise unsupported("suffix is not supported", "suffix")
     check_details(body)
     if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
         raise misfit("max_tokens 0 needs echo or prompt_logprobs", "max_tokens")

@@ -6,29 +6,30 @@ from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic_core import to_json
 from torch import Tensor
 
 from server.api.embedder import Embeddings, check_embedding, embed
 from server.api.prompt.processor import EncodingOptions, PromptProcessor
 from server.api.request_body import JsonRoute
-from server.api.schemas import AnyPrompt, Count
+from server.api.schemas import AnyPrompt, Count, Name
 from server.api.service import Service
+from server.api.strict_body import RequestBody
 from server.api.unsupported_parameters import refuse_unsupported
 from server.engine.pooling import Pooling
 
 
-class EmbeddingBody(BaseModel):
+class EmbeddingBody(RequestBody):
     """The body of `POST /v1/embeddings`; `pooling` is an addition."""
 
     model_config = ConfigDict(extra="allow")
 
-    model: str | None = None
+    model: Name | None = None
     input: AnyPrompt
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[Count, Field(ge=1)] | None = None
-    pooling: Pooling = Pooling.MEAN
+    pooling: Annotated[Pooling, Field(strict=False)] = Pooling.MEAN
 
 
 def router(service: Service, prompts: PromptProcessor) -> APIRouter:

@@ -2,38 +2,39 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from server.api.chat.body import MAX_MESSAGES
-from server.api.schemas import Count, Temperature, TrimtabHints
+from server.api.schemas import Count, Name, Temperature, Text, TrimtabHints
+from server.api.strict_body import RequestBody
 from server.api.tools.bodies import MAX_TOOLS
 
 ShortText = Annotated[str, Field(max_length=512)]
 
 
-class InputTextPart(BaseModel):
+class InputTextPart(RequestBody):
     """Text in a message or in what a tool returned."""
 
     type: Literal["input_text", "output_text", "text"]
-    text: str
+    text: Text
 
 
-class RefusalPart(BaseModel):
+class RefusalPart(RequestBody):
     """What the assistant said instead of an answer."""
 
     type: Literal["refusal"]
-    refusal: str
+    refusal: Text
 
 
 InputPart = Annotated[InputTextPart | RefusalPart, Field(discriminator="type")]
 InputParts = Annotated[list[InputPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 InputContent = Annotated[
-    Annotated[str, Tag("text")] | Annotated[InputParts, Tag("parts")],
+    Annotated[Text, Tag("text")] | Annotated[InputParts, Tag("parts")],
     Discriminator(lambda value: "text" if isinstance(value, str) else "parts"),
 ]
 
 
-class MessageItem(BaseModel):
+class MessageItem(RequestBody):
     """A message of the conversation."""
 
     type: Literal["message"] = "message"
@@ -41,31 +42,31 @@ class MessageItem(BaseModel):
     content: InputContent
 
 
-class FunctionCallItem(BaseModel):
+class FunctionCallItem(RequestBody):
     """A call of a tool by the assistant; `arguments` is JSON text."""
 
     type: Literal["function_call"]
-    call_id: str
-    name: str
-    arguments: str
+    call_id: Name
+    name: Name
+    arguments: Text
 
 
-class FunctionCallOutputItem(BaseModel):
+class FunctionCallOutputItem(RequestBody):
     """What a tool returned."""
 
     type: Literal["function_call_output"]
-    call_id: str
+    call_id: Name
     output: InputContent
 
 
-class ReasoningPart(BaseModel):
+class ReasoningPart(RequestBody):
     """A part of what the assistant thought."""
 
     type: Literal["reasoning_text", "summary_text"]
-    text: str
+    text: Text
 
 
-class ReasoningItem(BaseModel):
+class ReasoningItem(RequestBody):
     """What the assistant thought before it spoke; a summary counts if there is nothing else."""
 
     type: Literal["reasoning"]
@@ -93,27 +94,27 @@ InputItem = Annotated[
     ),
 ]
 ResponseInput = Annotated[
-    Annotated[str, Tag("text")]
+    Annotated[Text, Tag("text")]
     | Annotated[list[InputItem], Field(max_length=MAX_MESSAGES, fail_fast=True), Tag("items")],
     Discriminator(lambda value: "text" if isinstance(value, str) else "items"),
 ]
 
 
-class FunctionTool(BaseModel):
+class FunctionTool(RequestBody):
     """A function that the client runs."""
 
     type: Literal["function"]
-    name: str
-    description: str | None = None
+    name: Name
+    description: Text | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class NamedFunction(BaseModel):
+class NamedFunction(RequestBody):
     """The one function that is to be called."""
 
     type: Literal["function"]
-    name: str
+    name: Name
 
 
 FunctionChoice = Annotated[
@@ -123,29 +124,29 @@ FunctionChoice = Annotated[
 ]
 
 
-class PlainText(BaseModel):
+class PlainText(RequestBody):
     """Text of any form."""
 
     type: Literal["text"]
 
 
-class JsonObjectText(BaseModel):
+class JsonObjectText(RequestBody):
     """Any JSON object."""
 
     type: Literal["json_object"]
 
 
-class JsonSchemaText(BaseModel):
+class JsonSchemaText(RequestBody):
     """JSON that keeps to a schema."""
 
     type: Literal["json_schema"]
     name: ShortText
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    description: str | None = None
+    description: Text | None = None
     strict: bool | None = None
 
 
-class TextOption(BaseModel):
+class TextOption(RequestBody):
     """The form of the answer's text."""
 
     format: (
@@ -154,21 +155,21 @@ class TextOption(BaseModel):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ReasoningOption(BaseModel):
+class ReasoningOption(RequestBody):
     """How much the model should think, for templates that read it."""
 
     effort: ShortText | None = None
     summary: ShortText | None = None
 
 
-class ResponseBody(BaseModel):
+class ResponseBody(RequestBody):
     """The body of `POST /v1/responses`; `trimtab` is an addition."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
-    model: str | None = None
+    model: Name | None = None
     input: ResponseInput
-    instructions: str | None = None
+    instructions: Text | None = None
     max_output_tokens: Annotated[Count, Field(ge=1)] | None = None
     temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -184,6 +185,6 @@ class ResponseBody(BaseModel):
     truncation: Literal["auto", "disabled"] | None = None
     store: bool | None = None
     background: bool | None = None
-    previous_response_id: str | None = None
+    previous_response_id: Name | None = None
     metadata: dict[ShortText, ShortText] | None = Field(default=None, max_length=16)
     trimtab: TrimtabHints | None = None

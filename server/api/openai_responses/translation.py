@@ -6,7 +6,7 @@ from typing import Any
 
 from server.api.chat.body import ChatBody
 from server.api.chat.translated import chat_body, join
-from server.api.errors import ApiError
+from server.api.errors import misfit, unsupported
 from server.api.openai_responses.body import (
     FunctionCallItem,
     FunctionCallOutputItem,
@@ -71,12 +71,12 @@ def _check(body: ResponseBody) -> None:
         ("background", body.background),
     ):
         if given:
-            raise ApiError(400, f"{name} is not supported: {_STATELESS}", name)
+            raise unsupported(f"{name} is not supported: {_STATELESS}", name)
     if body.truncation == "auto":
         message = "truncation 'auto' is not supported; shorten the input"
-        raise ApiError(400, message, "truncation")
+        raise misfit(message, "truncation")
     if body.top_logprobs and not asks_logprobs(body):
-        raise ApiError(400, f"top_logprobs needs '{LOGPROBS}' in include", "top_logprobs")
+        raise misfit(f"top_logprobs needs '{LOGPROBS}' in include", "top_logprobs")
     refuse_unsupported(extra, 1)
 
 

@@ -33,11 +33,11 @@ ADAPTER_ANSWERS: dict[str, dict[str, Json]] = {
     "/v1/embeddings": {"application/json": _with("object", "data", "model", "usage")},
     "/v1/responses": {
         "application/json": _with("id", "object", "status", "output", "usage"),
-        "text/event-stream": _TEXT,
+        "text/event-stream": {"description": "Server-sent events."},
     },
     "/v1/messages": {
         "application/json": _with("id", "type", "role", "content", "stop_reason", "usage"),
-        "text/event-stream": _TEXT,
+        "text/event-stream": {"description": "Server-sent events."},
     },
     "/v1/messages/count_tokens": {"application/json": _with("input_tokens")},
     "/api/chat": {

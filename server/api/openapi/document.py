@@ -21,8 +21,8 @@ Json = dict[str, Any]
 _DESCRIPTION = (
     "Errors have the form of the route's own API. Tags are the scopes that a key needs. Each field "
     "is described by itself: values that do not fit together, or not with the model, get 400 with "
-    "the code `does_not_fit` or `context_length_exceeded`. Unknown fields are ignored; parameters "
-    "of other servers that would change the answer are refused by name."
+    "the code `does_not_fit` or `context_length_exceeded`. Unknown fields are ignored; what would "
+    "change the answer and is not supported gets 400 with the code `unsupported_parameter`."
 )
 _ERRORS = {
     400: "Something in the request is wrong, does not fit or is not supported.",

@@ -3,7 +3,7 @@
 import schemathesis
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-MISFITS = {"does_not_fit", "context_length_exceeded"}
+MISFITS = {"does_not_fit", "context_length_exceeded", "unsupported_parameter"}
 """Codes of fields that are right one by one; the document says that they may be refused."""
 
 
