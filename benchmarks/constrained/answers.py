@@ -1,7 +1,8 @@
 """Answers by JSON Schema over HTTP, each checked: `python -m benchmarks.constrained.answers`.
 
 Chats of mixed schemas, in turn streamed and whole, greedy and sampled, are sent to a server of the
-default model, eight at once. Each answer must end by itself, parse, and be valid by `jsonschema`.
+default model, eight at once. Each answer must end by itself, parse, and be valid by `jsonschema`;
+those of schemas without bounds, whose names have `free`, may be cut by `max_tokens`.
 Prints how many do, by schema, and what was wrong with the others.
 """
 
@@ -116,11 +117,14 @@ def main() -> None:
     for answer in wrong:
         console.print(f"{answer.schema}: {answer.problem}: {answer.text[:300]!r}", markup=False)
     good = len(answers) - len(wrong)
+    cut = [one for one in wrong if one.finish_reason == "length" and "free" in one.schema]
     console.print(f"{good} of {len(answers)} answers ended, parse and are valid")
+    console.print(f"{len(cut)} of schemas without bounds were cut by max_tokens")
     result = {
         "machine": describe(),
         "answers": len(answers),
         "valid": good,
+        "cut_without_bounds": len(cut),
         "wrong": dict(Counter(answer.schema for answer in wrong)),
         "finish_reasons": dict(Counter(answer.finish_reason for answer in answers)),
     }

@@ -26,7 +26,8 @@ class Draw(NamedTuple):
     """How one token is drawn. `key` has 64 bits; draws with different keys are independent.
 
     With `temperature` 0 the likeliest token is taken. `top_k` 0, `top_p` 1 and `min_p` 0 switch
-    these filters off.
+    these filters off. `allowed` is a token mask, int32 `[words]` on the CPU (see `allowed_only`),
+    which leaves some tokens before all else; None: all.
     """
 
     temperature: float = 0.0
@@ -34,6 +35,7 @@ class Draw(NamedTuple):
     top_p: float = 1.0
     min_p: float = 0.0
     key: int = 0
+    allowed: Tensor | None = None
 
     @property
     def is_filtered(self) -> bool:
@@ -46,6 +48,8 @@ def choose(logits: Tensor, draw: Draw) -> int:
 
     It is -1 if the highest logit is not a finite number. Of equal scores the first token wins.
     """
+    if draw.allowed is not None:
+        logits = allowed_only(logits, draw.allowed)
     highest, token = logits.max(0)
     if not math.isfinite(highest):
         return -1

@@ -122,11 +122,14 @@ class Executor:
                 continue
             count = 1 + len(output.scheduled.drafts)
             for position, row in enumerate(range(end - count, end), len(sequence.output)):
-                if output.masks is not None or sequence.needs_logits(position):
+                if sequence.needs_logits(position):
                     in_logits.append((output, row))
                 else:
                     drawn.append((output, row))
-                    draws.append(sequence.sampler.draw(position))
+                    draw = sequence.sampler.draw(position)
+                    if output.masks is not None:
+                        draw = draw._replace(allowed=output.masks[position - len(sequence.output)])
+                    draws.append(draw)
         # Of one sequence, the rows that need logits are the first ones.
         for pairs in (in_logits, drawn):
             if not pairs:

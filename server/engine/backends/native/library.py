@@ -19,6 +19,7 @@ from server.engine.backends.native.structures import (
     HeadScreenStruct,
     MatrixStruct,
     ModelStruct,
+    address_of,
 )
 from server.engine.draw import Draw
 
@@ -177,6 +178,7 @@ def draw_structs(draws: Sequence[Draw], matrix: MatrixStruct) -> ctypes.Array[Dr
                 draw.min_p,
                 draw.top_k if draw.top_k < matrix.outputs else 0,
                 draw.key,
+                address_of(draw.allowed),
             )
             for draw in draws
         )

@@ -40,6 +40,7 @@ class DrawStruct(Structure):
         *((name, c_float) for name in ("temperature", "top_p", "min_p")),
         ("top_k", c_int32),
         ("key", c_uint64),
+        ("allowed", c_void_p),
     )
 
 

@@ -133,7 +133,7 @@ class PyTorchDecoder:
 
         `hidden` is `[rows, hidden]`.
         """
-        if not any(draw.temperature for draw in draws):
+        if not any(draw.temperature or draw.allowed is not None for draw in draws):
             return self.argmax(hidden)
         return [choose(row, draw) for row, draw in zip(self.logits(hidden), draws, strict=True)]
 

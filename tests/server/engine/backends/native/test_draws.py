@@ -1,5 +1,6 @@
 """Draws of the native kernels, with and without head screening, against `draw.choose`."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,6 +68,40 @@ def test_draws_are_those_of_all_logits(isa, bits, biased):
         expected = [choose(row, one) for row, one in zip(logits, draws, strict=True)]
         assert engine.draw(head.matrix, None, head.x, draws) == expected
         assert engine.draw(head.matrix, head.coarse, head.x, draws) == expected
+
+
+def masks_of(outputs, share, rows, seed=0):
+    """Masks of `rows` rows that allow about a share of the outputs, one at least."""
+    generator = torch.Generator().manual_seed(seed)
+    allowed = torch.rand(rows, outputs, generator=generator) < share
+    allowed[torch.arange(rows), torch.randint(outputs, (rows,), generator=generator)] = True
+    padded = torch.nn.functional.pad(allowed, (0, -outputs % 32)).numpy()
+    return torch.from_numpy(np.packbits(padded, axis=1, bitorder="little").view(np.int32))
+
+
+@each_isa
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
+@pytest.mark.parametrize(("bits", "biased"), [(8, False), (8, True), (4, False)])
+def test_draws_keep_to_token_masks(isa, bits, biased, share):
+    engine, head = NativeEngine(2, isa), Head(bits, biased=biased)
+    logits = head.logits(engine)
+    for position in range(2 if isa == "portable" else 12):
+        masks = masks_of(OUTPUTS, share, len(KINDS), position)
+        draws = [
+            one if row % 5 == 4 else one._replace(allowed=masks[row])
+            for row, one in enumerate(draws_at(position))
+        ]
+        expected = [choose(row, one) for row, one in zip(logits, draws, strict=True)]
+        assert engine.draw(head.matrix, None, head.x, draws) == expected
+        assert engine.draw(head.matrix, head.coarse, head.x, draws) == expected
+
+
+def test_a_mask_that_allows_nothing_draws_nothing():
+    engine, head = NativeEngine(2), Head()
+    nothing = torch.zeros(-(-OUTPUTS // 32), dtype=torch.int32)
+    draws = [one._replace(allowed=nothing) for one in draws_at(0)]
+    for coarse in (None, head.coarse):
+        assert engine.draw(head.matrix, coarse, head.x, draws) == [-1] * len(draws)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -98,6 +98,10 @@ def record_draws(folder: Path) -> None:
             for given in (head_screen_struct(screen), None):
                 engine.draw(matrix_struct(packed), given, x, [Draw()] * rows)
                 engine.draw(matrix_struct(packed), given, 0.4 * x, draws)
+                words = (rows, -(-outputs // 32))
+                masks = torch.randint(-(2**31), 2**31, words, generator=generator).int()
+                masked = [one._replace(allowed=masks[row]) for row, one in enumerate(draws)]
+                engine.draw(matrix_struct(packed), given, x, masked)
 
 
 def recorded(

@@ -7,7 +7,22 @@
 //   2. an output block is computed exactly if coarse score + error >= best for any of its outputs
 //
 // The result is the same as without, for the highest output (no noise) and for samples alike. As
-// SVD-softmax (Shim et al., 2017), but with a bound. Rows with filters: see `FilteredDraw`.
+// SVD-softmax (Shim et al., 2017), but with a bound. Rows with filters: see `FilteredDraw`. Of
+// output blocks in which nothing is allowed to a row, nothing is read for it.
+
+// Return which of the 16 outputs of a block a draw may take, as bits.
+TRIM_INLINE uint32_t allowed_bits(const TrimDraw& draw, int64_t block) {
+  if (!draw.allowed) return 0xffff;
+  return draw.allowed[block / 2] >> (16 * (block % 2)) & 0xffff;
+}
+
+// values[0..16) = -inf for the outputs of a block that a draw may not take.
+TRIM_INLINE void remove_others(const TrimDraw& draw, int64_t block, float* values) {
+  const uint32_t bits = allowed_bits(draw, block);
+  if (bits == 0xffff) return;
+  for (int o = 0; o < 16; ++o)
+    if (!(bits >> o & 1)) values[o] = -INFINITY;
+}
 
 // values[0..16) += the noise of an output block.
 TRIM_INLINE void add_noise(const TrimDraw& draw, int64_t block, float* values) {
@@ -108,10 +123,15 @@ class DrawOutputs {
     }
   }
 
-  // values[m] = the values of an output block for row first + m; -inf for outputs that are none.
+  // values[m] = the values of an output block for row first + m; -inf for outputs that are none, or
+  // that the row's draw may not take.
   void compute(int64_t block, int64_t first, int n, bool is_coarse, float (*values)[16]) const {
+    uint32_t allowed = 0;
+    for (int m = 0; m < n; ++m) allowed |= allowed_bits(draws_[first + m], block);
     for (int m = 0; m < n; ++m) set_to_bias(matrix_, block, 1, values[m]);
-    if (is_coarse) {
+    if (!allowed) {
+      // nothing to compute
+    } else if (is_coarse) {
       coarse_.add_values(first, n, block, values);
     } else {
       Tile tile;
@@ -123,12 +143,14 @@ class DrawOutputs {
     }
     for (int64_t o = matrix_.outputs; o < 16 * (block + 1); ++o)
       for (int m = 0; m < n; ++m) values[m][o - 16 * block] = -INFINITY;
+    for (int m = 0; m < n; ++m) remove_others(draws_[first + m], block, values[m]);
   }
 
   void note_bounds(const float* values, int64_t row, int64_t block, bool is_coarse) {
     const v8f low = load8(values), high = load8(values + 8);
     const RowBounds out = bounds(row);
     const float highest = max_element8(max8(low, high));
+    if (highest == -INFINITY) return out.clear(block);
     out.highest[block] = out.upper[block] = out.lower[block] = highest;
     out.mass[block] = FilteredDraw::mass(draws_[row], values, highest);
     if (!is_coarse) return;

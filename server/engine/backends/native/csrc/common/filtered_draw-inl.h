@@ -26,10 +26,12 @@ struct RowBounds {
     for (int i = 0; i < kFields; ++i) *fields[i] = data + (row * kFields + i) * n;
   }
   void pad(int64_t blocks) {
-    for (int64_t b = blocks; b < padded(blocks); ++b) {
-      upper[b] = lower[b] = highest[b] = -INFINITY;
-      mass[b] = error[b] = 0;
-    }
+    for (int64_t b = blocks; b < padded(blocks); ++b) clear(b);
+  }
+  // Note that a block has no outputs.
+  void clear(int64_t block) const {
+    upper[block] = lower[block] = highest[block] = -INFINITY;
+    mass[block] = error[block] = 0;
   }
 };
 
@@ -144,7 +146,8 @@ class FilteredDraw {
 
   int64_t count_candidates(float floor) const {
     int64_t count = 0;
-    for (int64_t b = 0; b < blocks_; ++b) count += bounds_.upper[b] >= floor;
+    for (int64_t b = 0; b < blocks_; ++b)
+      count += bounds_.upper[b] >= floor && bounds_.upper[b] > -INFINITY;
     return count;
   }
 
@@ -155,6 +158,7 @@ class FilteredDraw {
     below_.clear();
     is_all_ = true;
     for (int64_t b = 0; b < blocks_; ++b) {
+      if (bounds_.upper[b] == -INFINITY) continue;
       if (!(bounds_.upper[b] >= floor)) {
         is_all_ = false;
         continue;

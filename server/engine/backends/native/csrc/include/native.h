@@ -65,12 +65,14 @@ typedef struct {
 //   value + temperature * noise(key, output)
 //
 // of those that the filters leave. The noise is that of Gumbel's distribution, so this is a sample
-// of the softmax of value / temperature. `server/engine/draw.py` defines noise and filters.
+// of the softmax of value / temperature. `server/engine/draw.py` defines noise and filters. Outputs
+// whose bit in `allowed` is not set are as if their value were -inf.
 typedef struct {
-  float temperature;   // 0: the highest output; filters do not matter
-  float top_p, min_p;  // 1 and 0: switched off
-  int32_t top_k;       // 0: switched off
-  uint32_t key[2];     // the lower half first
+  float temperature;        // 0: the highest output; filters do not matter
+  float top_p, min_p;       // 1 and 0: switched off
+  int32_t top_k;            // 0: switched off
+  uint32_t key[2];          // the lower half first
+  const uint32_t* allowed;  // [outputs / 32, rounded up]: 32 outputs a word; null: all outputs
 } TrimDraw;
 
 // The part of a correction that is applied before a sub-block:
