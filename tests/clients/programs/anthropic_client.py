@@ -1,6 +1,7 @@
 """Anthropic's own library: messages, streams, tools in the history, counts and errors."""
 
 import asyncio
+import json
 
 import anthropic
 import pytest
@@ -102,3 +103,30 @@ def test_the_async_client_does_the_same(url, client, model):
 
     plain = client.messages.create(model=model, messages=HELLO, **SHORT)
     assert asyncio.run(ask()) == plain.content[0].text
+
+
+def test_a_tool_that_must_be_called_is_called(client, model):
+    asked = {"model": model, "messages": HELLO, "tools": [TOOL], "max_tokens": 200}
+    asked["extra_body"] = {"temperature": 0}
+    for choice in ({"type": "any"}, {"type": "tool", "name": "weather"}):
+        found = client.messages.create(tool_choice=choice, **asked)
+        call = found.content[-1]
+        assert (call.type, call.name) == ("tool_use", "weather")
+        assert isinstance(call.input["city"], str)
+        assert found.stop_reason == "tool_use"
+    with client.messages.stream(tool_choice={"type": "any"}, **asked) as stream:
+        assert isinstance(stream.get_final_message().content[-1].input["city"], str)
+
+
+def test_an_answer_keeps_to_a_schema(client, model):
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
+    found = client.messages.create(
+        model=model, messages=HELLO, max_tokens=30,
+        output_config={"format": {"type": "json_schema", "schema": schema}},
+    )  # fmt: skip
+    assert json.loads(found.content[0].text)["colour"] in ("red", "green")

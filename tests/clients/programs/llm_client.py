@@ -53,3 +53,10 @@ def test_a_prompt_is_answered(home, way, stream):
 def test_a_conversation_goes_on(home):
     run(home, "-m", "chats", "-o", "max_tokens", "12", "Name three colours.")
     assert run(home, "-c", "-o", "max_tokens", "12", "And one more?").strip()
+
+
+@pytest.mark.parametrize("way", ["chats", "responses"])
+def test_an_answer_keeps_to_a_schema(home, way):
+    options = ["-m", way, "-o", "max_tokens", "200", "-o", "temperature", "0"]
+    options += ["--schema", "ready bool"]
+    assert isinstance(json.loads(run(home, *options, "Are you ready?"))["ready"], bool)

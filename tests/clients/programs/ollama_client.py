@@ -1,6 +1,7 @@
 """Ollama's own library: chats, prompts, streams, embeddings, models and errors."""
 
 import asyncio
+import json
 import math
 
 import ollama
@@ -99,3 +100,18 @@ def test_the_async_client_does_the_same(url, client, model):
         asyncio.run(ask())
         == client.chat(model=model, messages=HELLO, options=SHORT).message.content
     )
+
+
+def test_an_answer_keeps_to_a_format(client, model):
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
+    found = client.chat(model=model, messages=HELLO, format=schema, options={"num_predict": 30})
+    assert json.loads(found.message.content)["colour"] in ("red", "green")
+    raw = client.generate(
+        model=model, prompt="JSON:", raw=True, format=schema, options={"num_predict": 30}
+    )
+    assert json.loads(raw.response)["colour"] in ("red", "green")

@@ -1,8 +1,11 @@
 """The Responses API by OpenAI's own library: whole, streamed, with tools, and stateless."""
 
 import asyncio
+import json
+from typing import Literal
 
 import openai
+import pydantic
 import pytest
 
 SHORT = {"max_output_tokens": 16, "temperature": 0}
@@ -105,3 +108,32 @@ def test_the_async_client_does_the_same(url, client, model):
 
     plain = client.responses.create(model=model, input="Name three colours.", **SHORT)
     assert asyncio.run(ask()) == plain.output_text
+
+
+def test_a_tool_that_must_be_called_is_called(client, model):
+    asked = {"model": model, "input": "How is the weather in Paris?", "tools": [TOOL]}
+    for choice in ("required", {"type": "function", "name": "weather"}):
+        found = client.responses.create(
+            tool_choice=choice, max_output_tokens=200, temperature=0, **asked
+        )
+        call = found.output[-1]
+        assert (call.type, call.name) == ("function_call", "weather")
+        assert isinstance(json.loads(call.arguments)["city"], str)
+    with client.responses.stream(
+        tool_choice="required", max_output_tokens=200, temperature=0, **asked
+    ) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_response()
+    assert "response.function_call_arguments.delta" in kinds
+    assert isinstance(json.loads(final.output[-1].arguments)["city"], str)
+
+
+class Colour(pydantic.BaseModel):
+    colour: Literal["red", "green"]
+
+
+def test_an_answer_is_parsed(client, model):
+    found = client.responses.parse(
+        model=model, input="Name a colour.", text_format=Colour, max_output_tokens=30
+    )
+    assert found.output_parsed.colour in ("red", "green")
