@@ -12,7 +12,7 @@ CSRC_FILES := $(wildcard $(CSRC)/*/*.* $(CSRC)/*/*/*.*)
 CLIENTS := .venv-clients
 INSTALLED_CLIENTS := $(CLIENTS)/.installed
 
-.PHONY: install serve test test-fast test-arm clients lint docs screenshots sanitize bench gpu-check artefact clean
+.PHONY: install serve test test-fast test-arm test-clients clients lint docs screenshots sanitize bench gpu-check artefact clean
 
 install: $(INSTALLED)
 
@@ -20,10 +20,9 @@ serve: $(INSTALLED)
 	$(BIN)/trimtab serve --model "$(MODEL)" --port $(PORT)
 
 # One thread: for tiny models more threads only wait for each other, ten times as long on a busy machine.
-# Where the client libraries cannot be installed, their tests are skipped.
+# Without the client libraries (`make clients`, 2 GB) their tests are skipped.
 test: $(INSTALLED_DEV)
 	$(BIN)/trimtab pull
-	-$(MAKE) clients
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The quick loop: all but tests that are marked slow or browser; they need no model and no network.
@@ -43,6 +42,10 @@ build/arm/check_vectors: $(ARM_OBJECTS)
 
 test-arm: $(INSTALLED_DEV) build/arm/check_vectors
 	$(BIN)/python -m pytest -rs tests/server/engine/backends/native/test_vectors.py
+
+# Real clients against a live server: five minutes more.
+test-clients: $(INSTALLED_DEV) clients
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/clients
 
 # The libraries of clients that tests/clients runs, in an environment of their own.
 clients: $(INSTALLED_CLIENTS)
