@@ -72,10 +72,12 @@ class Service:
     def keep_place(self, caller: Caller, tokens: Sequence[int]) -> None:
         """Keep a place in the queue for a request while its prompts are made. Raise `ApiError` 503.
 
-        So it counts before its tokens are known: `tokens` are estimates, one for each prompt.
+        So it counts before its tokens are known: `tokens` are estimates, one for each prompt. No
+        prompt counts more than the context, beyond which it is refused as invalid later.
         `start`, or the end of the HTTP request, gives the place up.
         """
-        place = QueuePlace(len(tokens), sum(tokens), caller.client)
+        most = self.builder.context_tokens
+        place = QueuePlace(len(tokens), sum(min(count, most) for count in tokens), caller.client)
         try:
             self.engine.keep_place(place)
         except (QueueFullError, EngineStoppedError) as error:

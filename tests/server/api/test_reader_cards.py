@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from pruners.artefact.table import Accuracy, Table
 from pruners.variant import base_spec
+from server.api.model_names import ModelNames
 from server.api.openai import models
 from server.api.reader_cards import reader_cards
 from tests.support.artefacts import artefact_with_readers
@@ -55,7 +56,7 @@ def test_what_was_not_measured_is_absent():
 
 def test_every_model_of_the_list_has_the_readers():
     model, app = _model(), FastAPI()
-    builder = SimpleNamespace(context_tokens=128)
+    builder = SimpleNamespace(context_tokens=128, names=ModelNames("tiny"))
     app.include_router(models.router(SimpleNamespace(model=model, builder=builder)))
     with TestClient(app) as client:
         listed: httpx.Response = client.get("/v1/models")

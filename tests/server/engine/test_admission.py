@@ -67,7 +67,7 @@ def test_an_id_outside_the_vocabulary_is_refused(engine, token, field, where):
     [
         ({"prompt": ()}, "empty"),
         ({"max_tokens": -1}, "negative"),
-        ({"prompt": (5,) * CONTEXT, "max_tokens": 1}, "context is 512"),
+        ({"prompt": (5,) * CONTEXT, "max_tokens": 1}, "context length is 512"),
         *(
             (sampling(**{name: value}), name)
             for name, values in {
