@@ -14,11 +14,16 @@ class RequestBody(BaseModel):
     @classmethod
     def _take_whole_numbers(cls, fields: object) -> object:
         """Some clients write all numbers with a point: 5.0 is as good as 5."""
-        if not isinstance(fields, dict) or not any(type(one) is float for one in fields.values()):
+        if not isinstance(fields, dict) or not {float, list} & set(map(type, fields.values())):
             return fields
         return {name: _whole(value) for name, value in fields.items()}
 
 
 def _whole(value: object) -> object:
-    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT
-    return int(value) if is_whole else value  # type: ignore[call-overload]
+    """Return a value, or a list's entries, with whole numbers as such."""
+    if isinstance(value, list):
+        has_any = {float, list} & set(map(type, value))
+        return [_whole(entry) for entry in value] if has_any else value
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        return int(value)
+    return value

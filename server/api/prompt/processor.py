@@ -168,8 +168,7 @@ class PromptProcessor:
         kept = keep_last if keep_last > 0 else self._context_tokens + keep_last
         if 0 < kept <= self._context_tokens:
             return kept
-        raise ApiError(
-            400,
+        raise misfit(
             f"the context of {self._context_tokens} tokens leaves no room for that",
             "truncate_prompt_tokens",
         )
